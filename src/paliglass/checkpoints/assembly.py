@@ -1,0 +1,103 @@
+"""Weights → model, strictly: built without memory, filled tensor by tensor, nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from paliglass.checkpoints.layouts import EMBEDDING, HEAD
+from paliglass.config import PaliGemmaConfig
+from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype or its name; None and "auto" stand for the checkpoint's own."""
+    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
+        return None if dtype == "auto" else dtype  # type: ignore[return-value]
+    if dtype not in DTYPES:
+        raise PaliglassError(f"dtype {dtype!r} is unknown: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """A device or its name; "auto" takes cuda, then mps, then cpu. One that is absent is refused."""
+    if isinstance(device, torch.device):
+        return device
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise PaliglassError(f"device {device!r} is unknown: choose auto, cpu, cuda, mps") from None
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise PaliglassError("device cuda: this torch sees no CUDA GPU; use --device cpu")
+    if parsed.type == "mps" and not mps:
+        raise PaliglassError("device mps: this torch sees no Apple GPU; use --device cpu")
+    return parsed
+
+
+def skeleton(config: PaliGemmaConfig) -> PaliGemmaForConditionalGeneration:
+    """The model on torch's meta device: every shape, no memory."""
+    with torch.device("meta"):
+        return PaliGemmaForConditionalGeneration(config)
+
+
+def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """What a checkpoint must hold. The tied head is the embedding and is not counted twice."""
+    return {name: p.shape for name, p in model.named_parameters() if name != HEAD}
+
+
+def assemble(
+    config: PaliGemmaConfig,
+    tensors: Iterable[tuple[str, str, Tensor]],
+    source: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> PaliGemmaForConditionalGeneration:
+    """Fills a model with (our name, the file's name, tensor) triples, each used once.
+
+    Tensors that already have the dtype and device are taken as they are, so a memory-mapped file
+    stays mapped and nothing is copied.
+
+    Raises CheckpointError naming every missing, surplus or wrongly shaped tensor.
+    """
+    model = skeleton(config)
+    missing = expected_shapes(model)
+    surplus: list[str] = []
+    head: Tensor | None = None
+    for name, key, tensor in tensors:
+        if name == HEAD:
+            head = tensor
+            continue
+        if name not in missing:
+            surplus.append(key)
+            continue
+        if tensor.shape != missing[name]:
+            raise CheckpointError(
+                f"{source}: {key} has shape {list(tensor.shape)}, "
+                f"config.json asks for {list(missing[name])}"
+            )
+        del missing[name]
+        path, _, leaf = name.rpartition(".")
+        value = tensor.to(device=device, dtype=dtype or tensor.dtype)
+        module = model.get_submodule(path)
+        setattr(module, leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
+    problems = [("lacks", sorted(missing)), ("holds, beyond the model,", sorted(surplus))]
+    for what, names in problems:
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(f"{source}: {what} {', '.join(names[:3])}{more}")
+    model.tie_weights()
+    embedding = model.get_parameter(EMBEDDING)
+    if head is not None and not torch.equal(head.to(embedding), embedding):
+        raise CheckpointError(
+            f"{source}: lm_head.weight differs from embed_tokens.weight; "
+            "PaliGemma's output layer is its embedding (tied weights)"
+        )
+    return model.eval()

@@ -1,0 +1,141 @@
+"""A folder in transformers' layout → model and tokenizer; a hub id is fetched into one first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
+from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.layouts import HEAD, module_name
+from paliglass.checkpoints.memory import require_memory
+from paliglass.config import PaliGemmaConfig
+from paliglass.errors import CheckpointError, ConfigError
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load_hf_model(
+    model_path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> tuple[PaliGemmaForConditionalGeneration, Tokenizer]:
+    """Model and tokenizer of a transformers folder, of a hub id, or of "mini".
+
+    Strict: a missing, surplus or wrongly shaped tensor is an error that names it. The weights are
+    memory-mapped; they take memory as they are touched, about the file's size in all.
+
+    Args:
+        model_path: the folder (one safetensors file or shards with their index), or a hub id.
+        device: "auto" (cuda, mps, cpu), or one of them.
+        dtype: None or "auto" keeps the file's; or a dtype or its name to convert to.
+
+    Raises CheckpointError, ConfigError: what is wrong, where, and what to do.
+    """
+    folder = locate(model_path)
+    return load_model(folder, device, dtype), load_tokenizer(folder)
+
+
+def load_model(
+    folder: Path, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+) -> PaliGemmaForConditionalGeneration:
+    """The model alone; see `load_hf_model`."""
+    config = read_config(folder)
+    target, wanted = parse_device(device), parse_dtype(dtype)
+    require_memory(folder.name, tensor_sizes(folder), wanted, target)
+    return assemble(config, read_tensors(folder), str(folder), wanted, target)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises CheckpointError naming it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: there is no {path.name}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: is not a JSON object")
+    return data
+
+
+def read_config(folder: Path) -> PaliGemmaConfig:
+    """config.json, checked."""
+    path = folder / "config.json"
+    try:
+        return PaliGemmaConfig.from_dict(read_json(path))
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """tokenizer.json."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: there is no tokenizer.json (a sentencepiece tokenizer.model alone is not "
+            "read; transformers' AutoTokenizer.save_pretrained writes the other)"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise CheckpointError(f"{path}: is not a tokenizer ({error})") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, all present; pickles are refused, never opened."""
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        if any(file.parent != folder for file in files):
+            raise CheckpointError(f"{folder / INDEX}: names files outside its folder")
+    else:
+        files = [folder / "model.safetensors"]
+    absent = [file.name for file in files if not file.is_file()]
+    if not absent:
+        return files
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: {pickles[0]} is a pickle, which can run code when opened; paliglass reads "
+            "safetensors only (transformers' save_pretrained writes them)"
+        )
+    raise CheckpointError(f"{folder}: there is no {', '.join(absent)}")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: is truncated or not safetensors ({error}); copy or download it again"
+        ) from None
+
+
+def tensor_sizes(folder: Path) -> list[tuple[int, str]]:
+    """(number of elements, dtype name) of every tensor, from the headers; the tied head not."""
+    sizes = []
+    for file in weight_files(folder):
+        with _open(file) as shard:
+            for key in shard.keys():
+                if module_name(key) != HEAD:
+                    part = shard.get_slice(key)
+                    sizes.append((torch.Size(part.get_shape()).numel(), part.get_dtype()))
+    return sizes
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+    """(our name, the file's name, memory-mapped tensor) for every tensor of every shard."""
+    for file in weight_files(folder):
+        with _open(file) as shard:
+            for key in shard.keys():
+                yield module_name(key), key, shard.get_tensor(key)

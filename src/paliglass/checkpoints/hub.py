@@ -1,0 +1,60 @@
+"""Where a model's folder is: shipped in the package, on disk, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from paliglass.errors import CheckpointError
+
+MINI = Path(__file__).parents[1] / "mini"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate(model: str | Path) -> Path:
+    """The folder (or .npz file) of a model: "mini", a path, or a hub id, which is downloaded.
+
+    Raises CheckpointError where there is nothing, or the hub will not give it: what to do then.
+    """
+    if str(model) == "mini":
+        return MINI
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if _HUB_ID.fullmatch(str(model)):
+        return download(str(model))
+    raise CheckpointError(
+        f"{model}: no such folder (give one with config.json and model.safetensors, a big_vision "
+        ".npz, a hub id like google/paligemma2-3b-mix-224, or mini)"
+    )
+
+
+def download(repo_id: str) -> Path:
+    """Fetches a repository's JSON and safetensors files into huggingface_hub's cache."""
+    # Imported here: it takes a good part of a second, and most runs need no network.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{repo_id}: is gated; accept its licence at https://huggingface.co/{repo_id}, then "
+            "log in with `hf auth login` or set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{repo_id}: neither a folder here nor a repository on the hub (a private one needs "
+            "`hf auth login`)"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{repo_id}: is not a folder here, and the hub cannot be reached ({reason}); "
+            "`--model mini` works offline"
+        ) from None

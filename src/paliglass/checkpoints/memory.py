@@ -1,0 +1,61 @@
+"""How much memory a model needs, said before it is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from paliglass.errors import PaliglassError
+
+# safetensors' names of dtypes.
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as decimal gigabytes or megabytes, the unit that files are sold in."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes free on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def require_memory(
+    name: str,
+    sizes: Sequence[tuple[int, str]],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> None:
+    """Refuses a model that will not fit, with the figure and the choices that would.
+
+    Raises PaliglassError. The need counted is that of the weights; activations and cache of one
+    picture add a few per cent.
+    """
+
+    def need(item: int | None) -> int:
+        return sum(count * (item or _BYTES.get(kind, 4)) for count, kind in sizes)
+
+    free = available_memory(device)
+    wanted = need(dtype.itemsize if dtype else None)
+    if free is None or wanted <= free:
+        return
+    smaller = "--dtype bfloat16" if need(2) < wanted else "a smaller model"
+    figure = f" needs {gigabytes(need(2))}" if need(2) < wanted else ""
+    raise PaliglassError(
+        f"{name}: the weights need {gigabytes(wanted)}, {device.type} has {gigabytes(free)} free; "
+        f"{smaller}{figure}"
+    )

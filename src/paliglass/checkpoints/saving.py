@@ -1,0 +1,140 @@
+"""Model and processor → a folder in transformers' layout, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paliglass.checkpoints.folder import INDEX
+from paliglass.checkpoints.layouts import HEAD
+from paliglass.errors import CheckpointError
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
+
+CHECKSUMS = "checksums.json"
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name only when the block has ended well.
+
+    Raises CheckpointError where something is there already: nothing is overwritten.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already; choose a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_json(path: Path, data: object) -> None:
+    """JSON that diffs well, put in place in one step."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def save_folder(
+    model: PaliGemmaForConditionalGeneration,
+    folder: str | Path,
+    processor: PaliGemmaProcessor | None = None,
+) -> None:
+    """Writes what transformers' `from_pretrained` and `paliglass.load` read.
+
+    config.json, model.safetensors (or shards of up to 5 GB with their index), checksums.json (the
+    SHA-256 of every tensor, for `paliglass verify`); with a processor also tokenizer.json and what
+    AutoProcessor needs. The tied head is not stored twice.
+    """
+    with new_folder(Path(folder)) as target:
+        state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
+        shards = _shards(state)
+        total = sum(tensor.nbytes for tensor in state.values())
+        if len(shards) == 1:
+            save_file(state, target / "model.safetensors", {"format": "pt"})
+        else:
+            weight_map = {}
+            for i, names in enumerate(shards, 1):
+                file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+                save_file({name: state[name] for name in names}, target / file, {"format": "pt"})
+                weight_map.update(dict.fromkeys(names, file))
+            metadata = {"total_size": total}
+            write_json(target / INDEX, {"metadata": metadata, "weight_map": weight_map})
+        write_json(target / CHECKSUMS, {name: digest(tensor) for name, tensor in state.items()})
+        dtype = str(model.dtype).removeprefix("torch.")
+        write_json(target / "config.json", {**model.config.to_dict(), "dtype": dtype})
+        if processor is not None:
+            processor.tokenizer.save(str(target / "tokenizer.json"))
+            for name, data in processor_files(processor).items():
+                write_json(target / name, data)
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return hashlib.sha256(data).hexdigest()
+
+
+def _shards(state: dict[str, Tensor]) -> list[list[str]]:
+    """Names in groups of at most MAX_SHARD_BYTES."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
+    """The settings files from which transformers' AutoProcessor builds its PaliGemmaProcessor."""
+    side = processor.image_size
+    return {
+        "preprocessor_config.json": {
+            "image_processor_type": "SiglipImageProcessor",
+            "processor_class": "PaliGemmaProcessor",
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": None,
+            "image_mean": processor.image_mean.tolist(),
+            "image_std": processor.image_std.tolist(),
+            "image_seq_length": processor.num_image_tokens,
+            "resample": int(processor.resample),
+            "rescale_factor": 1 / 255,
+            "size": {"height": side, "width": side},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "PaliGemmaProcessor",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "extra_special_tokens": {"image_token": IMAGE_TOKEN},
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "left",
+            "model_max_length": 1_000_000_000,
+        },
+    }

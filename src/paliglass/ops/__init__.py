@@ -1,0 +1,1 @@
+"""What the towers share and the lessons teach: attention, positions, masks, norms, cache, losses."""

@@ -1,0 +1,61 @@
+"""Scaled dot-product attention (arXiv 1706.03762), the one place where tokens meet.
+
+`attend_reference` is the formula, line by line; `Attention` is what the model runs, over torch's
+fused kernel. A test holds the two together. Multi-head, grouped-query (arXiv 2305.13245) and
+multi-query (arXiv 1911.02150) attention are the same code: H query heads, K key/value heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(cap(Q·Kᵀ·scale) where the mask allows)·V, with `cap(x) = c·tanh(x / c)`.
+
+    query: B × H × T × head_dim; key, value: B × K × S × head_dim, K a divisor of H: query heads
+    0 … H/K − 1 read key head 0, and so on. mask: B or 1 × 1 × T × S, True = may see.
+    Returns the output, B × H × T × head_dim, and the weights, B × H × T × S.
+    """
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap:  # big_vision writes "no cap" as 0
+        scores = (scores / softcap).tanh() * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return weights @ value, weights
+
+
+class Attention(nn.Module):
+    """Attention without parameters. A forward hook on it sees q, k, v (after RoPE) and the mask."""
+
+    def __init__(self, scale: float, softcap: float | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.softcap = softcap
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Shapes as in `attend_reference`. Returns B × T × (H · head_dim), heads side by side."""
+        if self.softcap:  # the fused kernel has no place for the cap
+            output, _ = attend_reference(query, key, value, mask, self.scale, self.softcap)
+        else:
+            output = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                scale=self.scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        return output.transpose(1, 2).flatten(2)

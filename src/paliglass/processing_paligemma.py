@@ -1,0 +1,249 @@
+"""1 · Pictures and prompts → tensors, exactly as transformers' processor makes them.
+
+    <image> × N · pictures   <bos>   prompt   \\n   | suffix   <eos>
+    token_type_ids       0 … 0                      | 1 … 1
+    labels            −100 … −100                   | ids
+
+- a picture is squashed to the model's square with Pillow's bicubic filter and scaled to [−1, 1]
+- `<loc0001>`, `<image>`, `<eos>` … in a user's prompt are text like any other, unless let through;
+  in a suffix, which is training data, they are the tokens
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
+
+from paliglass.config import PaliGemmaConfig
+from paliglass.errors import CheckpointError, PromptError
+from paliglass.ops.losses import IGNORE
+from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
+
+IMAGE_TOKEN = "<image>"
+LOCATION_TOKENS = tuple(f"<loc{i:04}>" for i in range(1024))
+SEGMENT_TOKENS = tuple(f"<seg{i:03}>" for i in range(128))
+
+
+class PaliGemmaProcessor:
+    """Makes a model's inputs.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`, or one of transformers' fast tokenizers. Location,
+            segment and image tokens are added where they are missing.
+        num_image_tokens: N, placeholders per picture.
+        image_size: side of the model's square, in pixels.
+        image_mean, image_std: what is subtracted from numbers in [0, 1], and what divides them.
+        resample: Pillow's filter.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        num_image_tokens: int,
+        image_size: int,
+        *,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        resample: int = Image.Resampling.BICUBIC,
+    ) -> None:
+        self.tokenizer: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        self.num_image_tokens = num_image_tokens
+        self.image_size = image_size
+        self.image_mean = np.asarray(image_mean, dtype=np.float32)
+        self.image_std = np.asarray(image_std, dtype=np.float32)
+        self.resample = Image.Resampling(resample)
+        if self.tokenizer.token_to_id(SEGMENT_TOKENS[-1]) is None:
+            self.tokenizer.add_tokens([*LOCATION_TOKENS, *SEGMENT_TOKENS])
+        if self.tokenizer.token_to_id(IMAGE_TOKEN) is None:
+            image_token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
+            self.tokenizer.add_special_tokens([image_token])
+        self.image_token_id = self._id(IMAGE_TOKEN)
+        self.pad_token_id, self.bos_token_id = self._id("<pad>"), self._id("<bos>")
+        self.eos_token_id = self._id("<eos>")
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        special = {token.content for token in added if token.special}
+        special.update(LOCATION_TOKENS, SEGMENT_TOKENS)
+        self._special = re.compile("|".join(map(re.escape, sorted(special))))
+
+    @classmethod
+    def from_folder(cls, folder: Path, tokenizer: Any, config: PaliGemmaConfig) -> Self:
+        """A processor as a checkpoint's preprocessor_config.json asks, or PaliGemma's usual one."""
+        settings: dict[str, Any] = {}
+        path = folder / "preprocessor_config.json"
+        if path.is_file():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            settings = {
+                key: data[key] for key in ("image_mean", "image_std", "resample") if key in data
+            }
+            size = data.get("size", {})
+            side = config.vision_config.image_size
+            if {size.get("height", side), size.get("width", side)} != {side}:
+                raise CheckpointError(
+                    f"{path}: size is {size}, but config.json says image_size {side}"
+                )
+        return cls(tokenizer, config.num_image_tokens, config.vision_config.image_size, **settings)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        images: Pictures | None = None,
+        suffix: str | Sequence[str] | None = None,
+        padding: Literal["longest", "max_length"] = "longest",
+        max_length: int | None = None,
+        padding_side: Literal["left", "right"] = "left",
+        allow_special_tokens: bool = False,
+    ) -> dict[str, Tensor]:
+        """A batch of B prompts, with the pictures each of them is about.
+
+        Args:
+            text: the prompts, without `<image>`, `<bos>` or the closing newline.
+            images: as many entries as prompts, each a picture or a list of pictures; with a single
+                prompt (a string) also one picture, or a list of pictures for it.
+            suffix: the answers to train on.
+            padding: to the batch's longest row, or to `max_length`.
+            padding_side: "left", as transformers pads this model; both sides give equal results.
+            allow_special_tokens: let `<loc0001>` and the like in `text` be tokens.
+
+        Returns:
+            pixel_values N × 3 × S × S (float32; absent without pictures); input_ids,
+            attention_mask, token_type_ids B × T (int64); labels B × T with a suffix.
+
+        Raises:
+            PictureError, PromptError: a picture that cannot be read; numbers that do not match; a
+                row longer than `max_length`.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [[] for _ in texts] if images is None else picture_rows(images)
+        pictures = [picture for row in rows for picture in row]
+        if isinstance(text, str):  # all of them belong to the one prompt
+            rows = [pictures]
+        if len(rows) != len(texts):
+            raise PromptError(
+                f"{len(rows)} pictures for {len(texts)} prompts: give one for each, "
+                "or a list of pictures for each"
+            )
+        batch = self.words(
+            texts,
+            [len(row) for row in rows],
+            [suffix] if isinstance(suffix, str) else suffix,
+            padding=padding,
+            max_length=max_length,
+            padding_side=padding_side,
+            allow_special_tokens=allow_special_tokens,
+        )
+        if pictures:
+            batch["pixel_values"] = torch.stack([self.pixels(picture) for picture in pictures])
+        return batch
+
+    def words(
+        self,
+        prompts: Sequence[str],
+        num_pictures: Sequence[int],
+        suffixes: Sequence[str] | None = None,
+        *,
+        padding: Literal["longest", "max_length"] = "longest",
+        max_length: int | None = None,
+        padding_side: Literal["left", "right"] = "left",
+        allow_special_tokens: bool = False,
+    ) -> dict[str, Tensor]:
+        """The batch without its pixels: each prompt with places for its number of pictures."""
+        if suffixes is not None and len(suffixes) != len(prompts):
+            raise PromptError(f"{len(suffixes)} suffixes for {len(prompts)} prompts")
+        rows, types = [], []
+        for i, (prompt, count) in enumerate(zip(prompts, num_pictures, strict=True)):
+            prefix = self.encode_prefix(prompt, count, allow_special_tokens)
+            answer = [] if suffixes is None else self.encode_suffix(suffixes[i])
+            rows.append(prefix + answer)
+            types.append([0] * len(prefix) + [1] * len(answer))
+
+        length = max(map(len, rows), default=0)
+        if max_length is not None and length > max_length:
+            raise PromptError(f"a prompt of {length} tokens is longer than max_length {max_length}")
+        if padding == "max_length":
+            if max_length is None:
+                raise PromptError('padding="max_length" needs max_length')
+            length = max_length
+
+        def padded(lists: Sequence[Sequence[int]], fill: int) -> Tensor:
+            out = torch.full((len(lists), length), fill, dtype=torch.long)
+            for i, row in enumerate(lists):
+                start = length - len(row) if padding_side == "left" else 0
+                out[i, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+            return out
+
+        batch = {
+            "input_ids": padded(rows, self.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0),
+            "token_type_ids": padded(types, 0),
+        }
+        if suffixes is not None:
+            is_suffix = batch["token_type_ids"] == 1
+            batch["labels"] = batch["input_ids"].masked_fill(~is_suffix, IGNORE)
+        return batch
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """A picture → 3 × S × S, float32, [−1, 1] with the usual mean and deviation."""
+        square = load_picture(picture).resize((self.image_size,) * 2, self.resample)
+        values = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
+        values = (values - self.image_mean) / self.image_std
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+    def encode_prefix(
+        self, prompt: str, num_pictures: int = 1, allow_special_tokens: bool = False
+    ) -> list[int]:
+        """The ids the model is given: pictures' places, `<bos>`, the prompt, a newline."""
+        if allow_special_tokens:
+            words = self._encode(prompt + "\n")
+            if self.image_token_id in words:
+                raise PromptError(
+                    f"the prompt holds {IMAGE_TOKEN}; pictures get their places by themselves"
+                )
+        else:
+            words = self._encode_plain(prompt + "\n")
+        places = [self.image_token_id] * (num_pictures * self.num_image_tokens)
+        return [*places, self.bos_token_id, *words]
+
+    def encode_suffix(self, suffix: str) -> list[int]:
+        """The ids the model is to answer, `<eos>` last."""
+        return [*self._encode(suffix), self.eos_token_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids → text up to the first `<eos>`: location and segment tokens stay, others go."""
+        ids = [int(i) for i in ids]
+        if self.eos_token_id in ids:
+            ids = ids[: ids.index(self.eos_token_id)]
+        hidden = {self.pad_token_id, self.bos_token_id, self.image_token_id}
+        # Not special tokens are skipped but these: a file may mark <loc0001> as special.
+        text: str = self.tokenizer.decode(
+            [i for i in ids if i not in hidden], skip_special_tokens=False
+        )
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Encodes with a seam after the `<` of everything that would become a special token."""
+        ids: list[int] = []
+        start = 0
+        for match in self._special.finditer(text):
+            seam = match.start() + 1
+            ids += self._encode(text[start:seam])
+            start = seam
+        return ids + self._encode(text[start:])
+
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"the tokenizer has no {token}: it is not PaliGemma's")
+        return int(found)

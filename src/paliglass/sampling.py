@@ -1,0 +1,79 @@
+"""5 · Logits → the next token. Pure functions over B × V; `choose` strings them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen.
+
+    temperature: 0 takes the likeliest (greedy); 1 samples from the model's own distribution, less
+    is bolder, more is more even. top_k, top_p: sample only among the k likeliest, or among the
+    fewest that together reach probability p (nucleus sampling, arXiv 1904.09751). seed: the same
+    seed, prompt and machine give the same tokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be 1 or more")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A source of random numbers for one generation."""
+        generator = torch.Generator(device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """B × V → B × V with all but the k largest of each row at −inf."""
+    smallest_kept = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """B × V → B × V with all but the fewest likeliest tokens that reach probability p at −inf.
+
+    The token that crosses p is kept, so at least one always is.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    reached_before = probabilities.cumsum(-1) - probabilities
+    ordered = ordered.masked_fill(reached_before >= p, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order, ordered)
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Picks a token for each row: ids B, and their log-probabilities B.
+
+    The log-probabilities are the model's own, before temperature and filters, in float32 through
+    log-sum-exp: exponentials of raw logits would overflow.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        ids = logits.argmax(-1)
+    else:
+        scaled = logits / sampling.temperature
+        if sampling.top_k is not None:
+            scaled = keep_top_k(scaled, sampling.top_k)
+        if sampling.top_p is not None:
+            scaled = keep_top_p(scaled, sampling.top_p)
+        ids = scaled.softmax(-1).multinomial(1, generator=generator)[:, 0]
+    log_probabilities = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+    return ids, log_probabilities

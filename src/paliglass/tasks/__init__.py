@@ -1,0 +1,1 @@
+"""7 · What is asked and what comes back: prompts, boxes, typed results, drawings."""
