@@ -6,14 +6,21 @@ m.caption("picture.png")
 m.detect("picture.png", ["dog", "apple"])
 """
 
-from paliglass.checkpoints import load_big_vision, load_hf_model
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from paliglass.config import PRESETS, GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
-from paliglass.model import PaliGemma, load
-from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tasks.boxes import Box
 from paliglass.tasks.results import Detection
+
+if TYPE_CHECKING:
+    from paliglass.checkpoints import load_big_vision, load_hf_model
+    from paliglass.model import PaliGemma, load
+    from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+    from paliglass.processing_paligemma import PaliGemmaProcessor
 
 __version__ = "0.1.0"
 
@@ -33,3 +40,23 @@ __all__ = [
     "load_big_vision",
     "load_hf_model",
 ]
+
+# What needs torch is imported on first use: `paliglass --help` should not wait two seconds for it.
+_NEEDS_TORCH = {
+    "PaliGemma": "paliglass.model",
+    "PaliGemmaForConditionalGeneration": "paliglass.modeling_paligemma",
+    "PaliGemmaProcessor": "paliglass.processing_paligemma",
+    "load": "paliglass.model",
+    "load_big_vision": "paliglass.checkpoints",
+    "load_hf_model": "paliglass.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_NEEDS_TORCH[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

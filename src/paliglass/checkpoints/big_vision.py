@@ -50,6 +50,12 @@ def load_big_vision(
         return assemble(config, _convert(arrays, config), str(path), wanted, target)
 
 
+def read_big_vision_config(path: str | Path) -> PaliGemmaConfig:
+    """The configuration alone, from the shapes of the arrays; no array is read."""
+    with _Arrays(Path(path)) as arrays:
+        return infer_config(arrays.shapes, str(path))
+
+
 class _Arrays:
     """Reads one array at a time, as a tensor, and remembers which have been asked for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from paliglass.errors import CheckpointError
@@ -10,9 +11,13 @@ from paliglass.errors import CheckpointError
 MINI = Path(__file__).parents[1] / "mini"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
+NEEDED = ("*.json", "*.safetensors")
 
-def locate(model: str | Path) -> Path:
+
+def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
     """The folder (or .npz file) of a model: "mini", a path, or a hub id, which is downloaded.
+
+    files: patterns of what to download.
 
     Raises CheckpointError where there is nothing, or the hub will not give it: what to do then.
     """
@@ -22,14 +27,14 @@ def locate(model: str | Path) -> Path:
     if path.exists():
         return path
     if _HUB_ID.fullmatch(str(model)):
-        return download(str(model))
+        return download(str(model), files)
     raise CheckpointError(
         f"{model}: no such folder (give one with config.json and model.safetensors, a big_vision "
         ".npz, a hub id like google/paligemma2-3b-mix-224, or mini)"
     )
 
 
-def download(repo_id: str) -> Path:
+def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
     """Fetches a repository's JSON and safetensors files into huggingface_hub's cache."""
     # Imported here: it takes a good part of a second, and most runs need no network.
     from huggingface_hub import snapshot_download
@@ -41,7 +46,7 @@ def download(repo_id: str) -> Path:
     )
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(repo_id, allow_patterns=list(files)))
     except GatedRepoError:
         raise CheckpointError(
             f"{repo_id}: is gated; accept its licence at https://huggingface.co/{repo_id}, then "

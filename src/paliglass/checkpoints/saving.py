@@ -32,8 +32,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises CheckpointError where something is there already: nothing is overwritten.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists already; choose a new folder")
+    refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -42,6 +41,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises CheckpointError where there is a file, or a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already; choose a new folder")
 
 
 def write_json(path: Path, data: object) -> None:

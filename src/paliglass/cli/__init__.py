@@ -1,0 +1,18 @@
+"""The command line. Modules that need torch are imported inside commands: help comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paliglass.cli import tasks, models  # isort: skip  # in this order, help lists their commands
+from paliglass.cli.app import app
+
+__all__ = ["app", "main", "models", "tasks"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command line, by default this process's own.
+
+    Always ends in SystemExit: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+    """
+    app(args=arguments, prog_name="paliglass")

@@ -1,0 +1,160 @@
+"""info, convert, verify: what a model is, in which layout, and whether it is right."""
+
+from __future__ import annotations
+
+import json as json_text
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paliglass.cli.app import command, fail
+from paliglass.cli.options import MODEL_HELP, Dtype
+
+if TYPE_CHECKING:
+    from paliglass.info import ModelInfo
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@command
+def info(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a preset, as paligemma-3b-224.")],
+    json: Json = False,
+) -> None:
+    """Tell a model's sizes and the memory it needs, without loading its weights."""
+    from paliglass.info import read_info
+
+    found = read_info(model)
+    if json:
+        print(json_text.dumps({"model": model, **found.to_dict()}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(model), title_justify="left", show_header=False)
+    for name, value in _info_rows(found):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
+    from paliglass.checkpoints.memory import gigabytes
+
+    vision, text = info.config.vision_config, info.config.text_config
+    picture = info.config.num_image_tokens
+    parts = {
+        "vision tower": (
+            f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, MLP "
+            f"{vision.intermediate_size}, {vision.num_attention_heads} heads of {vision.head_dim}"
+        ),
+        "picture": (
+            f"{vision.image_size} × {vision.image_size} pixels in patches of {vision.patch_size}: "
+            f"{picture} tokens"
+        ),
+        "projector": f"{vision.hidden_size} → {text.hidden_size}",
+        "decoder": (
+            f"{'Gemma 2' if text.has_post_norms else 'Gemma'}, {text.num_hidden_layers} layers, "
+            f"width {text.hidden_size}, MLP {text.intermediate_size}"
+        ),
+        "heads": (
+            f"{text.num_attention_heads} query, {text.num_key_value_heads} key/value, "
+            f"of {text.head_dim}"
+        ),
+        "vocabulary": f"{info.config.real_vocab_size:,} ({text.vocab_size:,} rows)",
+        "longest sequence": f"{text.max_position_embeddings:,} tokens",
+    }
+    rows = list(parts.items())
+    rows += [
+        (f"parameters, {part.replace('_', ' ')}", f"{count:,}")
+        for part, count in {**info.parameters, "all": info.total_parameters}.items()
+    ]
+    rows += [(f"weights in {dtype}", gigabytes(size)) for dtype, size in info.memory.items()]
+    rows += [
+        (f"cache in {dtype}", f"{size:,} bytes a token, {gigabytes(size * picture)} a picture")
+        for dtype, size in info.cache.items()
+    ]
+    return rows
+
+
+@command
+def convert(
+    source: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    target: Annotated[Path, typer.Argument(help="The new folder.")],
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="For an .npz: a tokenizer.json or its folder."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="For an .npz: what its arrays do not tell, as attn_logit_softcapping=50.",
+        ),
+    ] = None,
+) -> None:
+    """Write any checkpoint as a folder in transformers' layout, whole or not at all."""
+    overrides = dict(map(_setting, settings or []))
+    from paliglass.checkpoints.saving import refuse_existing, save_folder
+    from paliglass.model import load
+
+    refuse_existing(target)
+    model = load(source, device="cpu", dtype=dtype.value, tokenizer=tokenizer, **overrides)
+    save_folder(model.model, target, model.processor)
+    size = sum(entry.stat().st_size for entry in os.scandir(target))
+    from paliglass.checkpoints.memory import gigabytes
+
+    print(f"{target}: {gigabytes(size)}; check it with: paliglass verify {target}")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value a number, true, false or none."""
+    name, equals, value = text.partition("=")
+    try:
+        if not (name and equals):
+            raise ValueError
+        return name, json_text.loads("null" if value.lower() == "none" else value)
+    except ValueError:
+        raise typer.BadParameter(
+            f"--set {text}: give NAME=VALUE with a number, true, false or none"
+        ) from None
+
+
+@command
+def verify(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    against: Annotated[
+        str | None, typer.Option(help="What transformers is to load instead of MODEL.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare every layer's output with transformers', and the weights with their checksums."""
+    from paliglass.verify import verify as compare
+
+    report = compare(model, against)
+    if json:
+        print(json_text.dumps(report.to_dict()))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title="largest differences from transformers", title_justify="left")
+        table.add_column("layer")
+        for column in ("difference", "largest output", ""):
+            table.add_column(column, justify="right")
+        for row in report.rows:
+            verdict = "ok" if row.ok else "[bold red]DIFFERS[/]"
+            table.add_row(row.name, f"{row.difference:.1e}", f"{row.scale:.1e}", verdict)
+        console = Console()
+        console.print(table)
+        console.print(f"weights: {report.integrity}", markup=False, highlight=False)
+        for problem in report.problems:
+            console.print(f"wrong: {problem}", style="bold red", markup=False, highlight=False)
+    if not report.ok:
+        fail(f"{model}: NOT VERIFIED, {len(report.problems)} problems: {report.problems[0]}")
+    if not json:
+        print(f"{model}: verified, {len(report.rows)} layers agree")

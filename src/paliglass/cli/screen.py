@@ -1,0 +1,73 @@
+"""Where a run's output goes: answers to stdout, complaints and a progress bar to stderr."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from paliglass.cli.app import complain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+
+class Screen:
+    """Shows a progress bar while its block runs, for several pictures and at a terminal only."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def __enter__(self) -> Self:
+        if self.total > 1 and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            progress = Progress(
+                *Progress.get_default_columns()[:2],
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                # Else rich would send stdout's lines to stderr, away from a pipe.
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bar = progress, progress.add_task("pictures", total=self.total)
+            progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None
+
+    def answer(self, text: str | Table) -> None:
+        """Prints to stdout; at a terminal, above the bar."""
+        if self._bar is not None and sys.stdout.isatty():
+            self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(text, str):
+            print(text, flush=True)
+        else:
+            from rich.console import Console
+
+            Console().print(text)
+
+    def complain(self, message: str) -> None:
+        """One line on stderr; at a terminal, above the bar."""
+        if self._bar is None:
+            complain(message)
+        else:
+            line = f"error: {' '.join(message.split())}"
+            self._bar[0].console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def advance(self, pictures: int = 1) -> None:
+        if self._bar is not None:
+            self._bar[0].advance(self._bar[1], pictures)

@@ -1,0 +1,1 @@
+"""Training: the tokenizer, pre-training on the picture world, evaluation. Inference needs none."""

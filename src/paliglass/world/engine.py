@@ -1,0 +1,71 @@
+"""The world: an endless, repeatable supply of scenes, one for each index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from paliglass.errors import PaliglassError
+from paliglass.world.concepts import PATCH_CLASSES
+from paliglass.world.scenes import Scene, compose
+from paliglass.world.sources import Art, Split, default_cache, load_art
+from paliglass.world.tasks import Example, examples
+
+__all__ = ["World"]
+
+_SPLIT_NUMBERS: dict[str, int] = {"train": 0, "test": 1, "style": 2}
+
+
+class World:
+    """Scenes of one split, each determined by (seed, split, index, size) alone.
+
+    The splits: "train"; "test", new scenes of the training vendors with held-out words, fonts
+    and handwritten digits; "style", the same with the stickers of held-out vendors.
+
+    It can be pickled, and holds no state that a worker process would have to share.
+
+    Args:
+        cache: folder for fetched and rendered art; `.cache/world` by default.
+        split: "train", "test" or "style".
+        seed: another seed gives another world of the same kind.
+        size: side of the scenes in pixels.
+        art: what to compose scenes of, in place of the split's own.
+
+    Raises:
+        PaliglassError: no such split, or the art cannot be had.
+    """
+
+    def __init__(
+        self,
+        cache: Path | str | None = None,
+        split: Split = "train",
+        seed: int = 0,
+        size: int = 128,
+        *,
+        art: Art | None = None,
+    ) -> None:
+        if split not in _SPLIT_NUMBERS:
+            raise PaliglassError(f"no split {split!r}: take one of {', '.join(_SPLIT_NUMBERS)}")
+        self.split = split
+        self.seed = seed
+        self.size = size
+        folder = default_cache() if cache is None else Path(cache)
+        self.art = load_art(folder, split, size) if art is None else art
+
+    @property
+    def patch_classes(self) -> tuple[str, ...]:
+        """The names of the classes that `Scene.patch_labels` gives."""
+        return PATCH_CLASSES
+
+    def scene(self, index: int) -> Scene:
+        """The scene at `index`."""
+        return compose(self._rng(index, 0), self.art, self.size, held_out=self.split != "train")
+
+    def sample(self, index: int, prompts: int = 4) -> tuple[Scene, list[Example]]:
+        """The scene at `index` with that many different prompts about it."""
+        scene = self.scene(index)
+        return scene, examples(scene, self._rng(index, 1), prompts)
+
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, _SPLIT_NUMBERS[self.split], index, stream))
