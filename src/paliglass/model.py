@@ -226,9 +226,11 @@ class PaliGemma:
         said = ""
         for step in generate_steps(self.model, batch, max_new_tokens, Sampling(**sampling)):
             ids += step.ids.tolist()
+            # A run of byte tokens is decoded as one: what it says is certain only when it is over.
+            if self.processor.is_byte(ids[-1]):
+                continue
             text = self.processor.decode(ids)
-            # A character may take several byte tokens; wait until it is whole.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(said):
+            if len(text) > len(said):
                 yield text[len(said) :]
                 said = text
         rest = self.processor.decode(ids)[len(said) :]

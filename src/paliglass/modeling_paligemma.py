@@ -121,13 +121,16 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         else:
             slots = kv_cache.reserve(is_token)
             positions = slots + 1
+            is_suffix = torch.ones_like(input_ids)
             mask = cached_mask(slots, kv_cache.max_length)
             key_positions = torch.arange(1, kv_cache.max_length + 1, device=mask.device)[None]
 
         text = self.config.text_config
         masks = [mask] * text.num_hidden_layers
         if text.sliding_window is not None:
-            narrow = sliding_window(mask, positions, key_positions, text.sliding_window)
+            narrow = sliding_window(
+                mask, positions, key_positions, is_suffix, text.sliding_window
+            )
             masks = [narrow if text.layer_window(i) else mask for i in range(len(masks))]
         return self.language_model.model(embeddings, positions, masks, kv_cache)
 

@@ -228,6 +228,10 @@ class PaliGemmaProcessor:
         )
         return text
 
+    def is_byte(self, token_id: int) -> bool:
+        """Whether an id stands for one byte, such as `<0x0A>`, of a text the vocabulary lacks."""
+        return re.fullmatch(r"<0x[0-9A-F]{2}>", self.tokenizer.id_to_token(token_id)) is not None
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paliglass.cli import tasks, models  # isort: skip  # in this order, help lists their commands
+from paliglass.cli import tasks, models  # isort: skip  (the order in which help lists them)
 from paliglass.cli.app import app
 
 __all__ = ["app", "main", "models", "tasks"]

@@ -1,4 +1,4 @@
-"""The options that the picture commands share; see `app.command` for how a class becomes options."""
+"""Options that commands share; see `app.command` for how a class becomes options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PicturesAndText = Annotated[
         metavar="PICTURE|TEXT",
         show_default=False,
         help="Files, folders, quoted patterns like 'photos/*.jpg', or - for standard input. The "
-        "last one is the text, unless an option gives it.",
+        "last one is the text, unless an option gives that.",
     ),
 ]
 Language = Annotated[str, typer.Option("--lang", help="ISO code of the answer's language.")]

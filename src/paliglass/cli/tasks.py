@@ -46,7 +46,7 @@ def ask(
     pictures: PicturesAndText,
     *,
     question: Annotated[
-        str | None, typer.Option("--question", "-q", help="The question, if not the last word.")
+        str | None, typer.Option("--question", "-q", help="The question, if not the last argument.")
     ] = None,
     lang: Language = "en",
     run: RunOptions,
@@ -69,7 +69,7 @@ def detect(
     *,
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", "-l", help="What to find, if not the last word; repeatable."),
+        typer.Option("--label", "-l", help="What to find, if not the last argument; repeatable."),
     ] = None,
     run: RunOptions,
     output: OutputOptions,
@@ -96,7 +96,7 @@ def generate(
     pictures: PicturesAndText,
     *,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The prompt, if not the last word.")
+        str | None, typer.Option("--prompt", "-p", help="The prompt, if not the last argument.")
     ] = None,
     run: RunOptions,
     output: OutputOptions,

@@ -38,11 +38,13 @@ def cached_mask(slots: Tensor, num_slots: int) -> Tensor:
     return (keys <= slots[..., None])[:, None]
 
 
-def sliding_window(mask: Tensor, positions: Tensor, key_positions: Tensor, window: int) -> Tensor:
-    """Hides keys that lie `window` or more positions in the past (Gemma 2, arXiv 2408.00118).
+def sliding_window(
+    mask: Tensor, positions: Tensor, key_positions: Tensor, is_suffix: Tensor, window: int
+) -> Tensor:
+    """Hides from the suffix what lies `window` or more positions in the past (arXiv 2408.00118).
 
-    positions: B × T of the queries, key_positions: B × S. Keys ahead of a query, which only a
-    prefix token can see, stay visible; PaliGemma 2 was trained without any window.
+    positions, is_suffix: B × T of the queries; key_positions: B × S. The prefix goes on seeing
+    itself whole, as in transformers; PaliGemma 2 was trained without any window.
     """
     distance = positions[:, :, None] - key_positions[:, None, :]
-    return mask & (distance < window)[:, None]
+    return mask & ((distance < window) | ~is_suffix.bool()[:, :, None])[:, None]

@@ -1,9 +1,9 @@
 """Where the art comes from: pinned npm packages, checked by hash, kept as plain arrays.
 
 Each tarball is fetched with `npm pack`, compared with the sha512 in this file and read in memory,
-member by member and by exact name: nothing is ever unpacked onto the disk. Icons are rendered
-once and kept as `VENDOR-PIXELS.npz` (arrays only, no pickles), so that later runs need neither
-npm nor a renderer.
+member by member and by exact name: it is never unpacked. What is needed of it is kept under names
+of our own (drawings as `VENDOR-VERSION-PIXELS.npz`, arrays only, no pickles), so that later runs
+need neither npm nor a renderer.
 """
 
 from __future__ import annotations
@@ -279,9 +279,7 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
         digits=_digits(cache, held_out=split != "train"),
         fonts=tuple(
             ImageFont.truetype(
-                io.BytesIO(read_members(fetch(source, cache), source.members)[0]),
-                pixels * 2 // 5,
-                layout_engine=ImageFont.Layout.BASIC,
+                _font_file(source, cache), pixels * 2 // 5, layout_engine=ImageFont.Layout.BASIC
             )
             for source in fonts
         ),
@@ -327,6 +325,16 @@ def _render(svg: str, pixels: int) -> Image.Image:
         ) from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+
+def _font_file(source: Source, cache: Path) -> Path:
+    """The type face as a file of its own: fonts opened from memory cannot be pickled."""
+    path = cache / f"{source.family}-{source.version}.ttf"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(read_members(fetch(source, cache), source.members)[0])
+        partial.replace(path)
+    return path
 
 
 def _digits(cache: Path, *, held_out: bool) -> tuple[NDArray[np.uint8], ...]:

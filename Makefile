@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Python 3.11 or newer is all they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two test processes of one thread each: small models gain nothing from more threads.
+TEST_PROCESSES ?= 2
+
+.PHONY: demo test check mini clean
+
+demo: $(VENV)/.installed
+	$(BIN)/paliglass caption assets/scene.png
+	$(BIN)/paliglass ask assets/scene.png "what is in the picture?"
+	$(BIN)/paliglass detect assets/scene.png "dog ; apple" --out demo_output
+
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Trains the shipped model from nothing (an hour or two on two cores); RUN keeps its checkpoints.
+RUN ?= runs/mini
+mini: $(VENV)/.installed-test
+	$(BIN)/python -m paliglass.training.pretrain --out $(RUN)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are newer than pyproject.toml once what it asks for is installed.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[train,test,dev]'
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,83 @@
+"""What a model is and what it needs, from its configuration alone: no weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from paliglass.checkpoints.assembly import DTYPES, skeleton
+from paliglass.checkpoints.big_vision import read_big_vision_config
+from paliglass.checkpoints.folder import read_config
+from paliglass.checkpoints.hub import locate
+from paliglass.config import PRESETS, PaliGemmaConfig
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Sizes of a model.
+
+    parameters: numbers by part; the output layer is the embedding and is counted once. memory:
+    bytes of the weights by dtype; int8 means one byte for each number of a matrix and a float32
+    scale for each of its rows, vectors and convolution in bfloat16. cache: bytes that one token of
+    one sequence takes in the key/value cache, by dtype; see `KVCache`.
+    """
+
+    config: PaliGemmaConfig
+    parameters: dict[str, int]
+    memory: dict[str, int]
+    cache: dict[str, int]
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        return {
+            "parameters": {**self.parameters, "total": self.total_parameters},
+            "memory_bytes": self.memory,
+            "cache_bytes_per_token": self.cache,
+            "image_tokens": self.config.num_image_tokens,
+            "config": self.config.to_dict(),
+        }
+
+
+def read_info(model: str | Path) -> ModelInfo:
+    """Describes "mini", a folder, a hub id, a big_vision .npz or the name of a preset.
+
+    Of a hub repository only the JSON files are fetched. Raises PaliglassError.
+    """
+    if str(model) in PRESETS and not Path(model).exists():
+        return describe(PRESETS[str(model)])
+    path = locate(model, ("*.json",))
+    return describe(read_big_vision_config(path) if path.suffix == ".npz" else read_config(path))
+
+
+def describe(config: PaliGemmaConfig) -> ModelInfo:
+    """Counts on torch's meta device, where a model has shapes and no memory."""
+    model = skeleton(config)
+    table = model.language_model.model.embed_tokens.weight.numel()
+    parameters = {
+        "vision_tower": _count(model.vision_tower),
+        "projector": _count(model.multi_modal_projector),
+        "embedding": table,
+        "decoder": _count(model.language_model) - table,
+    }
+    total = sum(parameters.values())
+    sizes = {name: dtype.itemsize for name, dtype in DTYPES.items() if name != "float16"}
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    in_matrices = sum(matrix.numel() for matrix in matrices)
+    rows = sum(len(matrix) for matrix in matrices)
+    memory = {name: total * size for name, size in sizes.items()}
+    memory["int8"] = in_matrices + 4 * rows + 2 * (total - in_matrices)
+    text = config.text_config
+    numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    cache = {name: numbers * size for name, size in sizes.items()}
+    return ModelInfo(config, parameters, memory, cache)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

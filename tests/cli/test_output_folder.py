@@ -1,0 +1,166 @@
+"""--out and --resume: whatever kills a run, nothing is lost and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from paliglass import Box, Detection
+from paliglass.cli.pictures import open_picture
+from paliglass.model import PaliGemma
+from tests.cli.helpers import picture, results
+
+
+@pytest.fixture
+def pictures():
+    """Five pictures in d/."""
+    return [str(picture(f"d/{i}.png", size=(20 + 9 * i, 30))) for i in range(5)]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the pictures that a run opens."""
+    names = []
+
+    def spy(name):
+        names.append(name)
+        return open_picture(name)
+
+    monkeypatch.setattr("paliglass.cli.tasks.open_picture", spy)
+    return names
+
+
+def files(records):
+    return [record["file"] for record in records]
+
+
+def test_results_are_the_lines_of_json(cli, pictures):
+    printed = cli("caption", "d", "--json", "--out", "o")
+    assert printed.code == 0
+    assert results("o") == printed.records()
+    assert files(results("o")) == pictures
+
+
+def test_existing_results_are_refused_with_the_way_on(cli, pictures):
+    cli("caption", "d", "--out", "o")
+    before = Path("o/results.jsonl").read_bytes()
+    result = cli("caption", "d", "--out", "o")
+    assert result.code == 1
+    assert "--resume" in result.err
+    assert Path("o/results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, -1], ids=["boundary", "one byte", "half", "no newline"])
+def test_resume_after_a_kill_gives_the_same_results(cli, pictures, opened, cut):
+    cli("caption", "d", "--out", "o")
+    path = Path("o/results.jsonl")
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
+    opened.clear()
+    assert cli("caption", "d", "--out", "o", "--resume").code == 0
+    assert path.read_bytes() == whole
+    assert opened == pictures[2:]
+
+
+def test_resume_tries_broken_pictures_again(cli, pictures, opened):
+    good = Path(pictures[1]).read_bytes()
+    Path(pictures[1]).write_bytes(b"broken")
+    assert cli("caption", "d", "--out", "o").code == 1
+    Path(pictures[1]).write_bytes(good)
+    opened.clear()
+    assert cli("caption", "d", "--out", "o", "--resume").code == 0
+    assert opened == [pictures[1]]
+    assert sorted(files(results("o"))) == pictures
+
+
+def test_resume_with_nothing_left_loads_no_model(cli, pictures, monkeypatch):
+    cli("caption", "d", "--out", "o")
+    monkeypatch.setattr("paliglass.model.load", None)
+    result = cli("caption", "d", "--out", "o", "--resume")
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "all 5 pictures are in o/results.jsonl already\n"
+
+
+def test_resume_of_another_job_is_refused(cli, pictures):
+    cli("ask", "d", "what is it?", "--out", "o")
+    for other in (["ask", "d", "why?"], ["caption", "d"], ["ask", "d", "what is it?", "-m", "x"]):
+        result = cli(*other, "--out", "o", "--resume")
+        assert result.code == 1
+        assert "choose another folder" in result.err
+
+
+def test_a_damaged_line_is_named(cli, pictures):
+    cli("caption", "d", "--out", "o")
+    path = Path("o/results.jsonl")
+    for damage in ("{}", "[1]", '{"file": 3}', "x"):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+        result = cli("caption", "d", "--out", "o", "--resume")
+        assert result.code == 1
+        assert "line 2 is not a result" in result.err
+
+
+def test_an_error_in_the_middle_keeps_what_was_done(cli, pictures, monkeypatch):
+    answer = PaliGemma.generate
+    calls = []
+
+    def fails_at_third(self, images, prompts, **options):
+        calls.append(images)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(self, images, prompts, **options)
+
+    monkeypatch.setattr(PaliGemma, "generate", fails_at_third)
+    result = cli("caption", "d", "--out", "o", "--batch-size", "1")
+    assert result.code == 130
+    hint = "2 of 5 pictures done, results are in o; --resume goes on"
+    assert result.err == f"error: interrupted; {hint}\n"
+    assert files(results("o")) == pictures[:2]
+    assert cli("caption", "d", "--out", "o", "--resume").code == 0
+    assert files(results("o")) == pictures
+
+
+def test_drawings_are_named_after_pictures_and_none_is_overwritten(cli, monkeypatch):
+    def detect(self, images, labels, **options):
+        return [[Detection("x", Box(2, 2, 20, 20), 0.5)] for _ in images]
+
+    monkeypatch.setattr(PaliGemma, "detect", detect)
+    picture("a/one.png", "red", (64, 48))
+    picture("b/one.png", "blue", (32, 24))
+    picture("b/two.jpg", "lime", (32, 24))
+    assert cli("detect", "a", "x", "--out", ".").code == 0
+    assert cli("detect", "a", "b", "x", "--out", ".", "--resume").code == 0
+    drawn = {record["file"]: record["drawing"] for record in results(".")}
+    assert drawn == {
+        "a/one.png": "one.detect.png",
+        "b/one.png": "one-2.detect.png",
+        "b/two.jpg": "two.detect.png",
+    }
+    for file, drawing in drawn.items():
+        with Image.open(file) as before, Image.open(drawing) as after:
+            assert after.size == before.size
+            assert after.convert("RGB").tobytes() != before.convert("RGB").tobytes()
+    assert not list(Path().glob(".*.tmp"))
+
+
+def test_names_that_are_no_text_resume(cli, opened):
+    name = str(picture("caf\udce9.png"))
+    cli("caption", name, "--out", "o")
+    [record] = results("o")
+    assert record["file"] == name
+    opened.clear()
+    cli("caption", name, "--out", "o", "--resume")
+    assert opened == []
+
+
+def test_answers_keep_their_letters(cli, pictures, monkeypatch):
+    answer = 'ein Hündchen\n\t"犬" \\n'
+    monkeypatch.setattr(PaliGemma, "generate", lambda self, images, prompts, **_: [answer])
+    cli("read", pictures[0], "--out", "o")
+    text = Path("o/results.jsonl").read_text(encoding="utf-8")
+    assert json.loads(text)["answer"] == answer
+    assert "Hündchen" in text

@@ -1,0 +1,46 @@
+"""A tiny set of art drawn in code, so that these tests need neither npm nor a network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from paliglass.world.concepts import CONCEPTS
+from paliglass.world.sources import Art
+
+
+def sticker(channel: int, corner: int) -> Image.Image:
+    """A solid disc of pure red, green or blue; `corner` tells vendors apart."""
+    picture = Image.new("RGBA", (60, 60))
+    colour = tuple(255 if index == channel else 0 for index in range(3))
+    ImageDraw.Draw(picture).rounded_rectangle((0, 0, 59, 59), corner, fill=(*colour, 255))
+    return picture.convert("RGBa")
+
+
+@pytest.fixture(scope="session")
+def font_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pillow's own face as a file."""
+    face = ImageFont.load_default(20)
+    assert isinstance(face, ImageFont.FreeTypeFont)
+    assert isinstance(face.path, io.BytesIO)
+    path = tmp_path_factory.mktemp("fonts") / "face.ttf"
+    path.write_bytes(face.path.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def art(font_file: Path) -> Art:
+    font = ImageFont.truetype(font_file, 51)
+    ink = np.random.default_rng(0).integers(0, 256, (10, 5, 28, 28), dtype=np.uint8)
+    return Art(
+        stickers={
+            name: tuple(sticker(index % 3, corner) for corner in (30, 22, 14, 6))
+            for index, name in enumerate(CONCEPTS)
+        },
+        digits=tuple(ink),
+        fonts=(font, font, font),
+    )

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paliglass.errors import PaliglassError
+from paliglass.world import PATCH_CLASSES, Scene, World, scenes
+from paliglass.world.concepts import CHARACTERS, COLOURS, CONCEPTS, SHAPES
+from paliglass.world.sources import Art
+
+SIZE = 128
+
+
+def same(one: Scene, other: Scene) -> bool:
+    return (
+        np.array_equal(one.image, other.image)
+        and np.array_equal(one.classes, other.classes)
+        and one.objects == other.objects
+    )
+
+
+def test_a_scene_depends_on_seed_split_and_index_alone(art: Art) -> None:
+    world = World(art=art, seed=3)
+    first = [world.sample(index) for index in range(20)]
+    copy = pickle.loads(pickle.dumps(World(art=art, seed=3)))
+    for index in reversed(range(20)):  # in another order, in another world
+        scene, prompts = copy.sample(index)
+        assert same(scene, first[index][0])
+        assert prompts == first[index][1]
+    assert not same(World(art=art, seed=4).scene(0), first[0][0])
+    assert not same(World(art=art, seed=3, split="test").scene(0), first[0][0])
+
+
+def test_an_unknown_split_is_refused(art: Art) -> None:
+    with pytest.raises(PaliglassError, match="no split 'dev'"):
+        World(split="dev", art=art)  # type: ignore[arg-type]
+
+
+def test_scenes_keep_to_their_bounds(art: Art) -> None:
+    world = World(art=art)
+    kinds: set[str] = set()
+    for index in range(200):
+        scene = world.scene(index)
+        assert scene.image.shape == (SIZE, SIZE, 3)
+        assert scene.image.dtype == np.uint8
+        assert 1 <= len(scene.objects) <= 4
+        assert sum(thing.kind == "word" for thing in scene.objects) <= 1
+        assert [t.centre for t in scene.objects] == sorted(t.centre for t in scene.objects)
+        for thing in scene.objects:
+            kinds.add(thing.kind)
+            x0, y0, x1, y1 = thing.box
+            assert 0 <= x0 < x1 <= SIZE
+            assert 0 <= y0 < y1 <= SIZE
+            assert 0.4 <= thing.visible <= 1
+            assert (thing.colour in COLOURS) == (thing.kind == "shape")
+            if thing.kind == "word":
+                assert 2 <= len(thing.label) <= 6
+                assert set(thing.label) <= set(CHARACTERS)
+                assert thing.visible >= 0.95
+    assert kinds == {"sticker", "shape", "word", "digit"}
+
+
+def test_boxes_are_those_of_the_visible_pixels(art: Art, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On black, the discs' own colour channels tell what is on top, whatever the code says."""
+
+    def black(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(scenes, "_ground", black)
+    monkeypatch.setattr(scenes, "_overlap", lambda a, b: 0.0)  # let things hide one another
+    world = World(art=art)
+    channels = {name: index % 3 for index, name in enumerate(CONCEPTS)}
+    checked = hidden = 0
+    for index in range(600):
+        scene = world.scene(index)
+        if any(thing.kind != "sticker" for thing in scene.objects):
+            continue
+        if len({channels[thing.label] for thing in scene.objects}) < len(scene.objects):
+            continue
+        for thing in scene.objects:
+            rows, columns = np.nonzero(scene.image[..., channels[thing.label]] > 127)
+            box = np.array((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+            # where two soft edges lie on one another, a pixel can go either way
+            assert np.abs(box - thing.box).max() <= (len(scene.objects) > 1)
+            checked += 1
+            hidden += thing.visible < 1
+    assert checked > 100
+    assert hidden > 10
+
+
+def test_patches_are_named_by_what_covers_them() -> None:
+    classes = np.zeros((SIZE, SIZE), np.uint8)
+    dog, cat = PATCH_CLASSES.index("dog"), PATCH_CLASSES.index("cat")
+    classes[0:16, 0:16] = dog
+    classes[16:32, 0:10] = cat  # the cat has the larger part of the patch below
+    classes[16:32, 10:16] = dog
+    classes[0:3, 16:32] = dog  # 3 of 16 rows: not enough
+    scene = Scene(np.zeros((SIZE, SIZE, 3), np.uint8), (), classes)
+    labels = scene.patch_labels(8)
+    assert labels.dtype == np.int64
+    assert labels.shape == (64,)
+    assert {index: int(label) for index, label in enumerate(labels) if label} == {0: dog, 8: cat}
+    assert scene.patch_labels(16).reshape(16, 16)[0, :2].tolist() == [dog, dog]
+
+
+def test_patches_spell_the_word(art: Art) -> None:
+    """Read from left to right, the characters under a word's row of patches are its own."""
+    world = World(art=art)
+    words = 0
+    for index in range(120):
+        scene = world.scene(index)
+        for thing in (t for t in scene.objects if t.kind == "word"):
+            x0, y0, x1, y1 = thing.box
+            ids = dict.fromkeys(scene.classes[(y0 + y1) // 2, x0:x1].tolist())
+            spelt = [PATCH_CLASSES[i].removeprefix("character ") for i in ids if i]
+            assert spelt == list(dict.fromkeys(thing.label))
+            words += 1
+    assert words > 20
+
+
+def test_every_thing_has_a_class_of_its_own() -> None:
+    assert len(set(PATCH_CLASSES)) == len(PATCH_CLASSES)
+    assert len(PATCH_CLASSES) == 1 + len(CONCEPTS) + len(COLOURS) * len(SHAPES) + 10 + 36
