@@ -10,7 +10,7 @@ import paliglass
 
 
 def boolean(text: str) -> bool:
-    """True, true, 1, False, false, 0: what `--do_sample False` means, which bool("False") is not."""
+    """What `--do_sample False` means: bool("False") would be True."""
     if text.lower() not in ("true", "1", "false", "0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return text.lower() in ("true", "1")

@@ -71,7 +71,9 @@ def load_picture(source: Picture) -> Image.Image:
         raise PictureError(f"{name}: {'is empty' if empty else 'is not a picture'}") from None
     except Image.DecompressionBombError:
         raise PictureError(f"{name}: too many pixels; scale the picture down first") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise
+    except PictureError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         raise PictureError(f"{name}: cannot be read ({error})") from None
 
 

@@ -56,6 +56,8 @@ class PaliGemmaProcessor:
         resample: int = Image.Resampling.BICUBIC,
     ) -> None:
         self.tokenizer: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        self.tokenizer.no_truncation()  # a cut prompt would be a silent change
+        self.tokenizer.no_padding()
         self.num_image_tokens = num_image_tokens
         self.image_size = image_size
         self.image_mean = np.asarray(image_mean, dtype=np.float32)
@@ -90,7 +92,15 @@ class PaliGemmaProcessor:
                 raise CheckpointError(
                     f"{path}: size is {size}, but config.json says image_size {side}"
                 )
-        return cls(tokenizer, config.num_image_tokens, config.vision_config.image_size, **settings)
+        processor = cls(
+            tokenizer, config.num_image_tokens, config.vision_config.image_size, **settings
+        )
+        if processor.image_token_id != config.image_token_index:
+            raise CheckpointError(
+                f"{folder}: the tokenizer's {IMAGE_TOKEN} is {processor.image_token_id}, but "
+                f"config.json says image_token_index {config.image_token_index}"
+            )
+        return processor
 
     def __call__(
         self,
@@ -230,7 +240,8 @@ class PaliGemmaProcessor:
 
     def is_byte(self, token_id: int) -> bool:
         """Whether an id stands for one byte, such as `<0x0A>`, of a text the vocabulary lacks."""
-        return re.fullmatch(r"<0x[0-9A-F]{2}>", self.tokenizer.id_to_token(token_id)) is not None
+        token = self.tokenizer.id_to_token(token_id) or ""  # a table may have rows beyond the words
+        return re.fullmatch(r"<0x[0-9A-F]{2}>", token) is not None
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.cli.helpers import picture, results
 
 from paliglass import Box, Detection
 from paliglass.cli.pictures import open_picture
 from paliglass.model import PaliGemma
-from tests.cli.helpers import picture, results
 
 
 @pytest.fixture

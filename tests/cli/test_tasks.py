@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.cli.helpers import picture
 
 from paliglass import Box, Detection, load
 from paliglass.model import PaliGemma
-from tests.cli.helpers import picture
 
-FOUND = [Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875), Detection("a cat", Box(0, 0, 5, 5), 1)]
+FOUND = [
+    Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875),
+    Detection("a cat", Box(0, 0, 5, 5), 1),
+]
 
 
 @pytest.fixture
@@ -35,7 +38,9 @@ def test_every_task_prints_what_the_library_answers(cli, model_folder):
         ("caption", "a.png"): model.caption("a.png", **options),
         ("caption", "a.png", "--lang", "de"): model.caption("a.png", "de", **options),
         ("ask", "a.png", "what is it?"): model.ask("a.png", "what is it?", **options),
-        ("ask", "a.png", "-q", "what?", "--lang", "fr"): model.ask("a.png", "what?", "fr", **options),
+        ("ask", "a.png", "-q", "what?", "--lang", "fr"): model.ask(
+            "a.png", "what?", "fr", **options
+        ),
         ("read", "a.png"): model.read("a.png", **options),
         ("generate", "a.png", "hello"): model.generate("a.png", "hello", **options),
         ("generate", "a.png", "--prompt", ""): model.generate("a.png", "", **options),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD
 from paliglass.config import PaliGemmaConfig
@@ -42,9 +44,26 @@ def parse_device(device: str | torch.device) -> torch.device:
     return parsed
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Skips `normal_`, which has nothing to fill on the meta device.
+
+    Its form for that device imports torch's compiler first: a second, half of a cold start.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **kwargs)
+
+
 def skeleton(config: PaliGemmaConfig) -> PaliGemmaForConditionalGeneration:
     """The model on torch's meta device: every shape, no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         return PaliGemmaForConditionalGeneration(config)
 
 

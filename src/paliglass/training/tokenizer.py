@@ -74,6 +74,24 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
+def emoji_names(cache: Path) -> list[str]:
+    """What Unicode's emoji are called: everyday words beyond those of the world."""
+    # Imported here: training on other data needs no world.
+    from paliglass.world.sources import Source, fetch, read_members
+
+    source = Source(
+        "unicode-emoji-json",
+        "0.9.0",
+        "HdrQW/7SdbXUsTd8uTATv7LvQJkCSgbAgRCDCtOhQ6xn3EAx+xZHQtRniOXWJK3ywIqPegkNhP4U4EbuFsiQng==",
+        licence="MIT",
+        family="names",
+        role="train",
+        members=("package/data-by-emoji.json",),
+    )
+    (data,) = read_members(fetch(source, cache), source.members)
+    return [emoji["name"].lower() for emoji in json.loads(data).values()]
+
+
 def training_texts(world: Any, scenes: int = 3000, prompts: int = 8) -> Iterator[str]:
     """What a world's prompts and answers say, in numbers that let its words become tokens."""
     for index in range(scenes):
@@ -81,23 +99,3 @@ def training_texts(world: Any, scenes: int = 3000, prompts: int = 8) -> Iterator
         for example in examples:
             yield example.prefix
             yield LOCATION.sub("", example.suffix)
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes tokenizer.json, and the tokenizer_config.json that transformers asks for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "GemmaTokenizer",
-        "processor_class": "PaliGemmaProcessor",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "extra_special_tokens": {"image_token": IMAGE_TOKEN},
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 512,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

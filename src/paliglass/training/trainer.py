@@ -1,0 +1,212 @@
+"""One model in training: its recipe, a step, its checkpoints.
+
+- hidden matrices are updated by Muon (orthogonalised momentum, arXiv 2502.16982), the rest by
+  AdamW; rates rise, stay, and fall to zero
+- forward and backward run in bfloat16, three times as fast on a CPU that has it; the optimizers
+  keep float32 weights, as updates are finer than bfloat16's steps
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from paliglass.config import PaliGemmaConfig
+from paliglass.modeling_gemma import GemmaAttention
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.attention import Attention
+from paliglass.training.batches import TASKS, SceneBatch, pixel_values, text_batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The run's settings. It ends at `steps` or after `minutes`, whichever is first reached."""
+
+    minutes: float = 60.0
+    steps: int = 10**9
+    seed: int = 0
+    scenes: int = 32  # per step
+    prompts: int = 8  # per scene, packed; half as many in rows of their own
+    looking: float = 0.15  # share of the run for the vision tower alone
+    separate: float = 0.2  # share at the end with a row for each prompt
+    muon_rate: float = 5e-3
+    adam_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_up: int = 100  # steps
+    decay: float = 0.5  # share of the run in which rates fall to zero
+    patch_weight: float = 0.5  # of the patch head's loss
+    dtype: torch.dtype = torch.bfloat16
+
+
+class MultiQueryAttention(Attention):
+    """`Attention` for one key/value head: the heads' queries in one matrix product.
+
+    On a CPU forward and backward take half the fused kernel's time at these lengths.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Shapes as in `attend_reference`, with K = 1."""
+        scores = query.flatten(1, 2) @ key[:, 0].transpose(-1, -2) * self.scale  # B HT S
+        scores = scores.view(*query.shape[:3], -1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        output = (scores.softmax(-1).flatten(1, 2) @ value[:, 0]).view_as(query)
+        return output.transpose(1, 2).flatten(2)
+
+
+class ModelWithPatchHead(nn.Module):
+    """The model, and the linear layer that says what each patch shows: class scores and a box."""
+
+    def __init__(self, config: PaliGemmaConfig, num_classes: int) -> None:
+        super().__init__()
+        self.model = PaliGemmaForConditionalGeneration(config)
+        self.patch_head = nn.Linear(config.vision_config.hidden_size, num_classes + 4)
+
+
+class Pretrainer:
+    """A model in training: weights, optimizers, the clock.
+
+    Args:
+        config: of a model with one key/value head.
+        num_classes: what a patch can show, the ground included.
+    """
+
+    def __init__(self, config: PaliGemmaConfig, num_classes: int, recipe: Recipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.config = config
+        # The float32 weights, and the copy that computes.
+        self.weights = ModelWithPatchHead(config, num_classes)
+        self.compute = copy.deepcopy(self.weights).to(recipe.dtype)
+        for module in self.compute.model.language_model.modules():
+            if isinstance(module, GemmaAttention):
+                module.attention = MultiQueryAttention(module.attention.scale)
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.weights.named_parameters():
+            hidden = parameter.ndim == 2 and (".layers." in name or "projector" in name)
+            (matrices if hidden else others).append(parameter)
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                torch.optim.Muon(
+                    matrices,
+                    weight_decay=recipe.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                ),
+                recipe.muon_rate,
+            ),
+            (
+                torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+                recipe.adam_rate,
+            ),
+        ]
+        self.step = 0
+        self.elapsed = 0.0  # seconds, over all sittings
+
+    @property
+    def model(self) -> PaliGemmaForConditionalGeneration:
+        """The float32 weights, as a model."""
+        return self.weights.model
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is over, 0 … 1."""
+        recipe = self.recipe
+        return min(1.0, max(self.step / recipe.steps, self.elapsed / (60 * recipe.minutes)))
+
+    def train_step(self, batch: SceneBatch) -> dict[str, tuple[float, int]]:
+        """One update. Returns for each loss its sum and the number of things summed over."""
+        recipe, progress = self.recipe, self.progress
+        with sdpa_kernel(SDPBackend.MATH):  # for short rows faster than the fused kernel
+            loss, report = self._losses(batch, progress)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for master, copied in zip(
+            self.weights.parameters(), self.compute.parameters(), strict=True
+        ):
+            master.grad = None if copied.grad is None else copied.grad.float()
+            copied.grad = None
+        nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0)
+        rate = min(1.0, (self.step + 1) / recipe.warm_up, (1 - progress) / recipe.decay)
+        for optimizer, peak in self.optimizers:
+            optimizer.param_groups[0]["lr"] = peak * rate
+            optimizer.step()
+        self._copy_weights()
+        self.step += 1
+        return report
+
+    def _losses(
+        self, batch: SceneBatch, progress: float
+    ) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+        recipe, model = self.recipe, self.compute.model
+        seen = model.vision_tower(pixel_values(batch.pixels, recipe.dtype))
+        guess = self.compute.patch_head(seen).float()
+        labels = F.cross_entropy(guess[..., :-4].flatten(0, 1), batch.patch_labels.flatten())
+        bounded = ~batch.patch_boxes[..., 0].isnan()
+        boxes = (guess[..., -4:][bounded] - batch.patch_boxes[bounded]).abs().mean()
+        count = len(seen)
+        report = {
+            "patch_label": (labels.item() * count, count),
+            "patch_box": (boxes.item() * count, count),
+        }
+        loss = recipe.patch_weight * (labels + 4 * boxes)
+        if progress < recipe.looking:
+            return loss, report
+
+        packed = progress < 1 - recipe.separate
+        rows = batch.rows if packed else [scene[self.step % 2 :: 2] for scene in batch.rows]
+        text = text_batch(rows, seen.shape[1], packed)
+        features = model.multi_modal_projector(seen).repeat_interleave(text.repeats, dim=0)
+        decoder = model.language_model
+        embeddings = torch.cat((features, decoder.model.embed(text.ids)), dim=1)
+        masks = [text.mask] * self.config.text_config.num_hidden_layers
+        hidden = decoder.model(embeddings, text.positions, masks)[:, seen.shape[1] :]
+        asked = text.labels != -100
+        losses = F.cross_entropy(
+            decoder.logits(hidden[asked]).float(), text.labels[asked], reduction="none"
+        )
+        for i, task in enumerate(TASKS):
+            of_task = text.tasks[asked] == i
+            report[task] = (losses.detach()[of_task].sum().item(), int(of_task.sum()))
+        return loss + losses.mean(), report
+
+    def _copy_weights(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.compute.parameters()), list(self.weights.parameters()))
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder` whole or not at all; what was there is replaced."""
+        new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        weights = dict(self.weights.named_parameters())  # tied weights once
+        save_file({name: p.detach() for name, p in weights.items()}, new / "weights.safetensors")
+        torch.save([o.state_dict() for o, _ in self.optimizers], new / "optimizers.pt")
+        state = {"step": self.step, "elapsed": self.elapsed}
+        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from what `save` wrote."""
+        weights = load_file(folder / "weights.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.weights.named_parameters():
+                parameter.copy_(weights[name])
+        self._copy_weights()
+        states = torch.load(folder / "optimizers.pt", weights_only=True)
+        for (optimizer, _), state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.step, self.elapsed = state["step"], state["elapsed"]

@@ -1,0 +1,101 @@
+"""Exit codes and messages: one line that names the cause, whatever goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.cli.helpers import picture
+
+from paliglass import PaliglassError, __version__
+from paliglass.cli import main
+from paliglass.model import PaliGemma
+
+WRONG = {
+    "no such command": ["paint", "a.png"],
+    "no such option": ["caption", "a.png", "--colour"],
+    "no picture": ["caption"],
+    "no question": ["ask", "a.png"],
+    "a file for a question": ["ask", "a.png", "a.png"],
+    "nothing to find": ["detect", "a.png"],
+    "no prompt": ["generate", "a.png"],
+    "dtype": ["caption", "a.png", "--dtype", "float8"],
+    "batch size": ["caption", "a.png", "--batch-size", "0"],
+    "number of tokens": ["caption", "a.png", "--max-new-tokens", "many"],
+    "temperature": ["caption", "a.png", "--temperature", "-1"],
+    "top-p of 0": ["caption", "a.png", "--temperature", "1", "--top-p", "0"],
+    "top-p without temperature": ["caption", "a.png", "--top-p", "0.9"],
+    "top-k without temperature": ["caption", "a.png", "--top-k", "5"],
+    "resume without a folder": ["caption", "a.png", "--resume"],
+    "out is a file": ["caption", "a.png", "--out", "a.png"],
+    "convert to nowhere": ["convert", "mini"],
+    "no such tokenizer": ["convert", "x.npz", "new", "--tokenizer", "nowhere"],
+    "info of nothing": ["info"],
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG.keys())
+def test_bad_usage_ends_with_2_before_any_model_is_loaded(cli, monkeypatch, arguments):
+    monkeypatch.setattr("paliglass.model.load", None)
+    picture("a.png")
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
+
+
+def test_help_and_version(cli):
+    assert cli("--version") == (0, f"paliglass {__version__}\n", "")
+    for command in ("caption", "ask", "read", "detect", "generate", "info", "convert", "verify"):
+        assert command in cli("--help").out
+        assert "--debug" in cli(command, "--help").out
+
+
+def test_wrong_models_are_one_line(cli):
+    picture("a.png")
+    for model in ("nowhere", "a.png", "."):
+        result = cli("caption", "a.png", "--model", model)
+        assert (result.code, result.out) == (1, "")
+        assert len(result.err.splitlines()) == 1
+        assert result.err.startswith("error: ")
+
+
+def test_an_absent_device_is_one_line(cli):
+    picture("a.png")
+    for device in ("warp", "xla"):
+        result = cli("caption", "a.png", "--device", device)
+        assert result.code == 1
+        assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PaliglassError("two\nlines"), "error: two lines\n"),
+        (MemoryError(), "error: the memory is full; a smaller --batch-size,"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "error: the memory is full;"),
+        (RuntimeError("[enforce fail] can't allocate memory: …"), "error: the memory is full;"),
+        (PermissionError(13, "Permission denied", "x.png"), "error: x.png: Permission denied\n"),
+        (ZeroDivisionError("by 0"), "error: unexpected ZeroDivisionError: by 0 (run again with"),
+        (KeyboardInterrupt(), "error: interrupted; 0 of 1 pictures done\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_happens_is_one_line(cli, monkeypatch, error, said):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(PaliGemma, "generate", fails)
+    picture("a.png")
+    result = cli("caption", "a.png")
+    assert result.code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert result.err.startswith(said)
+    assert len(result.err.splitlines()) == 1
+
+
+def test_debug_shows_where_it_happened(monkeypatch):
+    def fails(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PaliGemma, "generate", fails)
+    picture("a.png")
+    with pytest.raises(ZeroDivisionError):
+        main(["caption", "a.png", "--debug"])

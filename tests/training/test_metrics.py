@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+
+from paliglass.tasks.boxes import Box
+from paliglass.training.evaluate import score
+from paliglass.training.metrics import (
+    Matches,
+    edit_distance,
+    intersection_over_union,
+    match_boxes,
+    match_objects,
+)
+
+LEFT = "<loc0000><loc0000><loc0512><loc0512> dog"
+RIGHT = "<loc0000><loc0512><loc0512><loc1023> dog"
+SINGULAR = {"dogs": "dog", "buses": "bus"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0, 0, 2, 2), (0, 0, 2, 2), 1.0),
+        ((0, 0, 2, 2), (1, 0, 3, 2), 1 / 3),
+        ((0, 0, 2, 2), (2, 0, 4, 2), 0.0),
+        ((0, 0, 4, 4), (1, 1, 3, 3), 0.25),
+    ],
+)
+def test_intersection_over_union(
+    a: tuple[float, ...], b: tuple[float, ...], expected: float
+) -> None:
+    assert intersection_over_union(Box(*a), Box(*b)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [
+        (LEFT, LEFT, Matches(1, 1, 1)),
+        (RIGHT, LEFT, Matches(0, 1, 1)),
+        (f"{LEFT} ; {RIGHT}", f"{RIGHT} ; {LEFT}", Matches(2, 2, 2)),
+        (f"{LEFT} ; {LEFT}", LEFT, Matches(1, 2, 1)),  # a second claim on one thing is wrong
+        (LEFT.replace("dog", "cat"), LEFT, Matches(0, 1, 1)),
+        (LEFT, "", Matches(0, 1, 0)),
+        ("", LEFT, Matches(0, 0, 1)),
+        ("", "", Matches(0, 0, 0)),
+    ],
+)
+def test_boxes_count_with_their_label_and_once(answer: str, truth: str, expected: Matches) -> None:
+    assert match_boxes(answer, truth) == expected
+
+
+def test_the_best_pair_is_matched_first() -> None:
+    # The first claim fits both dogs well enough, but the second fits none but the first dog.
+    near = "<loc0000><loc0000><loc0512><loc0400> dog"
+    truth = f"{LEFT} ; <loc0000><loc0000><loc0512><loc0300> dog"
+    assert match_boxes(f"{near} ; {LEFT}", truth) == Matches(2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("two dogs and a bus", Matches(3, 3, 3)),
+        ("a bus and two dogs", Matches(3, 3, 3)),
+        ("a dog, a cat and a bus", Matches(2, 3, 3)),
+        ("", Matches(0, 0, 3)),
+    ],
+)
+def test_captions_are_compared_as_counted_things(answer: str, expected: Matches) -> None:
+    assert match_objects(answer, "two dogs and a bus", SINGULAR) == expected
+
+
+def test_f1_by_hand() -> None:
+    assert (Matches(1, 2, 1) + Matches(1, 1, 3)).f1 == pytest.approx(2 * 2 / 7)
+    assert Matches().f1 == 1.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"), [("", "", 0), ("STOP", "STOP", 0), ("SHOP", "STOP", 1), ("", "AB", 2)]
+)
+def test_edit_distance(a: str, b: str, expected: int) -> None:
+    assert edit_distance(a, b) == edit_distance(b, a) == expected
+
+
+def test_scores_by_hand() -> None:
+    rows = [
+        ("caption en", "a dog", "a dog"),
+        ("caption en", "a dog", "a dog and a bus"),
+        ("answer en how many dogs are there?", "1", "2"),
+        ("answer en is there a bus?", "yes", "yes"),
+        ("answer en what is in the picture?", "dog", "dog"),
+        ("detect dog", LEFT, LEFT),
+        ("detect bus", LEFT, ""),
+        ("ocr", "SHOP", "STOP"),
+    ]
+    prefixes, answers, truths = (list(column) for column in zip(*rows, strict=True))
+    scores = {
+        name: (row["score"], row["n"])
+        for name, row in score(prefixes, answers, truths, SINGULAR).items()
+    }
+    assert scores == {
+        "caption": (0.5, 2),
+        "caption_f1": (pytest.approx(2 * 2 / 5), 3),
+        "answer": (pytest.approx(2 / 3), 3),
+        "answer_count": (0.0, 1),
+        "answer_presence": (1.0, 1),
+        "answer_names": (1.0, 1),
+        "detect_f1": (pytest.approx(2 / 3), 1),
+        "detect_absent": (0.0, 1),
+        "ocr": (0.0, 1),
+        "ocr_character_errors": (0.25, 4),
+    }

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.training.fake_world import FakeWorld
+
+from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass.ops.attention import Attention
+from paliglass.ops.masks import prefix_lm_mask
+from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.training.batches import Row, SceneBatch, SceneDataset, patch_boxes, text_batch
+from paliglass.training.pretrain import batches
+from paliglass.training.tokenizer import train_tokenizer, training_texts
+from paliglass.training.trainer import MultiQueryAttention, Pretrainer, Recipe
+
+SMALL = PaliGemmaConfig(
+    SigLipConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+    ),
+    GemmaConfig(
+        vocab_size=3201,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    ),
+    image_token_index=3200,
+)
+GRID = 4
+RECIPE = Recipe(steps=8, scenes=4, prompts=4, looking=0.25, separate=0.25, warm_up=1, decay=1.0)
+WORLD = FakeWorld(size=64)
+TOKENIZER = train_tokenizer(training_texts(WORLD, scenes=20, prompts=4))
+PROCESSOR = PaliGemmaProcessor(TOKENIZER, GRID**2, 64)
+
+
+def trainer(**changes: object) -> Pretrainer:
+    recipe = dataclasses.replace(RECIPE, dtype=torch.float32, **changes)  # type: ignore[arg-type]
+    return Pretrainer(SMALL, len(WORLD.patch_classes), recipe)
+
+
+def data(first_step: int = 0) -> list[SceneBatch]:
+    return list(batches(WORLD, PROCESSOR, RECIPE, GRID, first_step, workers=0))
+
+
+def mean(report: dict[str, tuple[float, int]]) -> float:
+    return sum(total for total, _ in report.values()) / sum(count for _, count in report.values())
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0], ids=["looking", "packed", "separate"])
+def test_steps_lower_the_loss_of_a_batch(progress: float) -> None:
+    model = trainer(steps=10**9, looking=0.0 if progress else 1.0, separate=float(progress == 1))
+    batch = data()[0]
+    losses = [mean(model.train_step(batch)) for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_half_precision_trains_too() -> None:
+    model = Pretrainer(SMALL, len(WORLD.patch_classes), dataclasses.replace(RECIPE, looking=0.0))
+    batch = data()[0]
+    losses = [mean(model.train_step(batch)) for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert model.model.dtype == torch.float32
+
+
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
+    unbroken = trainer()
+    expected = [unbroken.train_step(batch) for batch in data()]
+    first = trainer()
+    got = [first.train_step(batch) for batch in data()[:3]]
+    first.save(tmp_path / "checkpoint")
+    second = trainer(seed=1)  # other weights, which the checkpoint replaces
+    second.resume(tmp_path / "checkpoint")
+    got += [second.train_step(batch) for batch in data(second.step)]
+    assert got == expected
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint"]
+
+
+def test_attention_for_one_key_head_equals_the_model_s() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 1, 7, 8), torch.randn(2, 1, 7, 8)
+    mask = torch.rand(2, 1, 5, 7) < 0.7
+    mask[..., 0] = True
+    expected = Attention(0.3)(query, key, value, mask)
+    torch.testing.assert_close(MultiQueryAttention(0.3)(query, key, value, mask), expected)
+
+
+def rows(*lengths: tuple[int, int]) -> list[Row]:
+    """Rows of (prefix, suffix) tokens, ids 10, 11 …"""
+    return [Row(list(range(10, 10 + p + s)), p, task=1) for p, s in lengths]
+
+
+def test_separate_rows_have_the_model_s_own_mask_and_positions() -> None:
+    text = text_batch([rows((2, 2), (1, 3))], num_patches=3, packed=False)
+    is_suffix = torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
+    assert torch.equal(text.mask, prefix_lm_mask(is_suffix, torch.ones_like(is_suffix)))
+    assert text.positions.tolist() == [list(range(1, 8))] * 2
+    assert text.repeats == 2
+    assert text.labels.tolist() == [[-100, 12, 13, -100], [11, 12, 13, -100]]
+
+
+def test_packed_prompts_see_the_picture_and_themselves() -> None:
+    text = text_batch([rows((2, 1), (1, 2)), rows((1, 1))], num_patches=1, packed=True)
+    assert text.ids.tolist() == [[10, 11, 12, 10, 11, 12], [10, 11, 0, 0, 0, 0]]
+    assert text.positions[0].tolist() == [1, 2, 3, 4, 2, 3, 4]
+    assert text.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],  # the picture
+        [1, 1, 1, 0, 0, 0, 0],  # a prefix of two
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],  # its suffix
+        [1, 0, 0, 0, 1, 0, 0],  # the next prompt's prefix
+        [1, 0, 0, 0, 1, 1, 0],
+        [1, 0, 0, 0, 1, 1, 1],
+    ]
+    assert text.labels.tolist() == [
+        [-100, 12, -100, 11, 12, -100],
+        [11, -100, -100, -100, -100, -100],
+    ]
+    assert text.repeats == 1
+
+
+def test_patches_know_the_smallest_box_around_them() -> None:
+    scene, _ = WORLD.sample(0, prompts=1)
+    boxes = patch_boxes(scene, GRID).numpy()
+    labels = scene.patch_labels(GRID)
+    assert np.array_equal(~np.isnan(boxes[:, 0]), labels > 0)
+    expected = np.array(scene.objects[0].box) / 64
+    assert np.allclose(boxes[labels > 0], expected)
+
+
+def test_every_scene_is_seen_once_and_in_order() -> None:
+    dataset = SceneDataset(WORLD, PROCESSOR, RECIPE.prompts, GRID)
+    pixels = torch.cat([batch.pixels for batch in data(first_step=2)])
+    expected = [dataset[i][0].image for i in range(2 * RECIPE.scenes, 8 * RECIPE.scenes)]
+    assert np.array_equal(pixels.numpy(), np.stack(expected))

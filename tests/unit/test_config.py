@@ -1,0 +1,183 @@
+"""Configurations: the published numbers, and nothing that is not understood."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from paliglass import PRESETS, GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass.checkpoints.assembly import skeleton
+from paliglass.errors import ConfigError
+from tests.tiny import GEMMA2, tiny_config
+
+# hidden, layers, MLP, query heads, key/value heads, head_dim, the queries' scale is this ^ -1/2
+DECODERS = {
+    "paligemma-3b": (2048, 18, 16384, 8, 1, 256, 256),
+    "paligemma2-3b": (2304, 26, 9216, 8, 4, 256, 256),
+    "paligemma2-10b": (3584, 42, 14336, 16, 8, 256, 256),
+    "paligemma2-28b": (4608, 46, 36864, 32, 16, 128, 144),
+}
+IMAGE_TOKENS = {224: 256, 448: 1024, 896: 4096}
+PUBLISHED = [(name, size) for name in DECODERS for size in IMAGE_TOKENS]
+
+
+def test_every_published_size_is_a_preset() -> None:
+    assert set(PRESETS) == {f"{name}-{size}" for name, size in PUBLISHED} | {"tiny"}
+
+
+@pytest.mark.parametrize(("name", "size"), PUBLISHED)
+def test_published_numbers(name: str, size: int) -> None:
+    config = PRESETS[f"{name}-{size}"]
+    text, vision = config.text_config, config.vision_config
+    hidden, layers, mlp, heads, kv_heads, head_dim, scalar = DECODERS[name]
+    assert (text.hidden_size, text.num_hidden_layers, text.intermediate_size) == (
+        *(hidden, layers, mlp),
+    )
+    assert (text.num_attention_heads, text.num_key_value_heads) == (heads, kv_heads)
+    assert text.head_dim == head_dim
+    assert text.query_scale == pytest.approx(scalar**-0.5)
+    assert text.has_post_norms == name.startswith("paligemma2")
+    caps = (50.0, 30.0) if text.has_post_norms else (None, None)
+    assert (text.attn_logit_softcapping, text.final_logit_softcapping) == caps
+    assert (text.rope_theta, text.rms_norm_eps) == (10_000, 1e-6)
+    assert text.sliding_window is None
+    assert (text.vocab_size, config.real_vocab_size) == (257_216, 257_152)
+    assert config.image_token_index == 257_152
+    assert (text.pad_token_id, text.eos_token_ids, text.bos_token_id) == (0, (1,), 2)
+    assert (vision.hidden_size, vision.num_hidden_layers) == (1152, 27)
+    assert (vision.intermediate_size, vision.num_attention_heads) == (4304, 16)
+    assert (vision.head_dim, vision.layer_norm_eps) == (72, 1e-6)
+    assert config.num_image_tokens == IMAGE_TOKENS[size]
+
+
+def vision_parameters(image_tokens: int) -> int:
+    width, mlp = 1152, 4304
+    patches = width * 3 * 14 * 14 + width + image_tokens * width
+    attention = 4 * (width * width + width)
+    layer = attention + (width * mlp + mlp) + (mlp * width + width) + 4 * width
+    return patches + 27 * layer + 2 * width
+
+
+def decoder_parameters(name: str) -> int:
+    hidden, layers, mlp, heads, kv_heads, head_dim, _ = DECODERS[name]
+    norms = 4 if name.startswith("paligemma2") else 2
+    attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
+    return 257_216 * hidden + layers * (attention + 3 * hidden * mlp + norms * hidden) + hidden
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_parameter_counts(name: str) -> None:
+    width = DECODERS[name][0]
+    expected = vision_parameters(256) + (1152 * width + width) + decoder_parameters(name)
+    found = sum(p.numel() for p in skeleton(PRESETS[f"{name}-224"]).parameters())
+    assert found == expected
+    if name == "paligemma-3b":
+        assert found == 2_923_466_480  # the published figure
+
+
+def test_larger_pictures_cost_position_embeddings_alone() -> None:
+    small, large = (
+        sum(p.numel() for p in skeleton(PRESETS[f"paligemma-3b-{size}"]).parameters())
+        for size in (224, 896)
+    )
+    assert large - small == (4096 - 256) * 1152
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name: str) -> None:
+    assert PaliGemmaConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+
+
+def test_json_round_trip_of_unusual_settings() -> None:
+    unusual = tiny_config(
+        **GEMMA2, sliding_window=16, eos_token_id=(1, 7), rope_theta=5000.0, head_dim=24
+    )
+    assert PaliGemmaConfig.from_dict(unusual.to_dict()) == unusual
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "num_experts", 8),
+        ("text_config", "num_atention_heads", 8),
+        ("text_config", "hidden_activation", "relu"),
+        ("text_config", "attention_bias", True),
+        ("text_config", "rope_scaling", {"type": "linear", "factor": 2}),
+        ("text_config", "rope_parameters", {"rope_type": "yarn"}),
+        ("text_config", "model_type", "gemma3_text"),
+        ("text_config", "num_key_value_heads", 3),
+        ("vision_config", "hidden_act", "gelu"),
+        ("vision_config", "model_type", "clip_vision_model"),
+        ("vision_config", "num_attention_heads", 5),
+        ("vision_config", "use_class_token", True),
+        (None, "model_type", "llava"),
+        (None, "projection_dim", 17),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(
+    part: str | None, key: str, value: Any
+) -> None:
+    data = PRESETS["tiny"].to_dict()
+    (data if part is None else data[part])[key] = value
+    with pytest.raises(ConfigError) as error:
+        PaliGemmaConfig.from_dict(data)
+    named = "rope_type" if key == "rope_parameters" else key
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_missing_size_is_refused_by_name(part: str) -> None:
+    data = PRESETS["tiny"].to_dict()
+    del data[part]["hidden_size"]
+    with pytest.raises(ConfigError, match="hidden_size"):
+        PaliGemmaConfig.from_dict(data)
+    del data[part]
+    with pytest.raises(ConfigError, match=part):
+        PaliGemmaConfig.from_dict(data)
+
+
+def test_head_dim_is_its_own_setting() -> None:
+    """Heads of Gemma 2B are 256 wide over a width of 2048 / 8, those of Gemma 2 are not width / H."""
+    wide = dataclasses.replace(PRESETS["tiny"].text_config, head_dim=40)
+    model = skeleton(dataclasses.replace(PRESETS["tiny"], text_config=wide))
+    attention = model.language_model.model.layers[0].self_attn
+    assert attention.q_proj.weight.shape == (4 * 40, 48)
+    assert attention.o_proj.weight.shape == (48, 4 * 40)
+
+
+def test_published_gemma2_files_leave_gemma2s_defaults_out() -> None:
+    text = tiny_config(**GEMMA2).text_config.to_dict()
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
+        del text[key]
+    read = GemmaConfig.from_dict(text)
+    assert (read.attn_logit_softcapping, read.final_logit_softcapping) == (50.0, 30.0)
+    assert read.query_pre_attn_scalar == 256
+
+
+def test_no_cap_stays_no_cap() -> None:
+    text = tiny_config(**GEMMA2).text_config.to_dict() | {"final_logit_softcapping": None}
+    assert GemmaConfig.from_dict(text).final_logit_softcapping is None
+
+
+def test_the_window_all_gemma2_files_inherit_is_not_believed() -> None:
+    text = tiny_config(**GEMMA2).text_config.to_dict()
+    assert GemmaConfig.from_dict(text | {"sliding_window": 4096}).sliding_window is None
+    windowed = GemmaConfig.from_dict(
+        {k: v for k, v in text.items() if k != "layer_types"} | {"sliding_window": 8}
+    )
+    assert [windowed.layer_window(layer) for layer in range(3)] == [8, None, 8]
+
+
+def test_the_top_level_width_is_not_believed() -> None:
+    """It is a default of 2048 that PaliGemma 2's files never set."""
+    data = PRESETS["paligemma2-3b-224"].to_dict() | {"hidden_size": 2048}
+    assert PaliGemmaConfig.from_dict(data).text_config.hidden_size == 2304
+
+
+def test_configurations_are_values() -> None:
+    assert SigLipConfig() == SigLipConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SigLipConfig().hidden_size = 1  # type: ignore[misc]
