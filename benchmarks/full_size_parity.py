@@ -98,12 +98,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for runner in RUNNERS:
             target = Path(scratch) / f"{runner}.safetensors"
-            command = [sys.executable, __file__, str(arguments.folder), "--run", runner, str(target)]
+            command = [
+                sys.executable,
+                __file__,
+                str(arguments.folder),
+                "--run",
+                runner,
+                str(target),
+            ]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             report = json.loads(output.splitlines()[-1])
             logits[runner] = load_file(target)["logits"].float()
             print(
-                f"{runner:20} load {report['load_s']:5.1f} s   prefill {report['prefill_s']:5.1f} s   "
+                f"{runner:20} load {report['load_s']:5.1f} s   "
+                f"prefill {report['prefill_s']:5.1f} s   "
                 f"peak {report['peak'] / 1e9:5.2f} GB = {report['peak'] / size:.2f} × file   "
                 f"tokens {report['tokens']}"
             )

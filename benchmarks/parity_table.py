@@ -1,6 +1,6 @@
 """How far from the others: the README's table, from small random models and the original's files.
 
-    python -m benchmarks.parity_table
+python -m benchmarks.parity_table
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.parity.reference import logits_of, pair
+from tests.tiny import GEMMA2, make_batch, tiny_config
 
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.layouts import module_name
 from paliglass.generation import generate
-from tests.parity.reference import logits_of, pair
-from tests.tiny import GEMMA2, make_batch, tiny_config
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "big_vision"
 PG2 = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}

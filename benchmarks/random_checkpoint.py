@@ -47,7 +47,11 @@ def main() -> None:
     offset = 0
     for name, shape in shapes.items():
         size = shape.numel() * dtype.itemsize
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": code,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8

@@ -39,7 +39,9 @@ def test_command_prints_what_the_readme_shows(command: str, expected: str) -> No
     assert NUMBER.sub("#", run.stdout) == NUMBER.sub("#", expected)
     # Scores differ in their last digits from processor to processor.
     shown = [float(number) for number in NUMBER.findall(expected)]
-    assert [float(number) for number in NUMBER.findall(run.stdout)] == pytest.approx(shown, abs=0.02)
+    assert [float(number) for number in NUMBER.findall(run.stdout)] == pytest.approx(
+        shown, abs=0.02
+    )
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))

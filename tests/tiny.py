@@ -1,4 +1,4 @@
-"""Small models, batches, pictures and a tokenizer, made on the spot, for every test that needs one."""
+"""Small models, batches, pictures and a tokenizer, made on the spot."""
 
 from __future__ import annotations
 
@@ -101,8 +101,23 @@ def tiny_tokenizer() -> Tokenizer:
     """Byte-pair encoding in Gemma's style, a few merges, PaliGemma's special tokens not yet in."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     letters = [chr(i) for i in range(33, 127)]
-    merges = [("▁", "c"), ("a", "p"), ("▁c", "ap"), ("e", "n"), ("▁", "en"), ("d", "o"), ("do", "g")]
-    pieces = [*(f"<0x{i:02X}>" for i in range(256)), "\n", "▁", *letters, "é", *map("".join, merges)]
+    merges = [
+        ("▁", "c"),
+        ("a", "p"),
+        ("▁c", "ap"),
+        ("e", "n"),
+        ("▁", "en"),
+        ("d", "o"),
+        ("do", "g"),
+    ]
+    pieces = [
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "\n",
+        "▁",
+        *letters,
+        "é",
+        *map("".join, merges),
+    ]
     vocabulary = {token: i for i, token in enumerate([*special, *pieces])}
     tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)

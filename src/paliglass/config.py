@@ -27,14 +27,13 @@ IGNORED_KEYS = frozenset(
     decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id id2label ignore_index initializer_range
-    is_decoder is_encoder_decoder label2id length_penalty max_length min_length model_type
-    no_repeat_ngram_size num_beam_groups num_beams num_image_tokens num_return_sequences
-    output_attentions output_hidden_states output_scores prefix problem_type
-    projector_hidden_act pruned_heads quantization_config remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype
-    torchscript transformers_version typical_p use_bfloat16 use_bidirectional_attention
-    use_cache vision_use_head
+    is_composition is_decoder is_encoder_decoder label2id length_penalty max_length min_length
+    model_type no_repeat_ngram_size num_beam_groups num_beams num_image_tokens
+    num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type
+    projector_hidden_act pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p unk_token_id use_bfloat16 use_cache vision_use_head
     """.split()
 )
 
@@ -42,6 +41,8 @@ IGNORED_KEYS = frozenset(
 # inherit this value; it is the one window that a checkpoint is not believed about.
 INHERITED_SLIDING_WINDOW = 4096
 
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id")
 
 C = TypeVar("C")
 
@@ -58,21 +59,52 @@ def _from_dict(cls: type[C], data: dict[str, Any], also_ignored: tuple[str, ...]
     return cls(**{key: value for key, value in data.items() if key in known})
 
 
-def _need_keys(where: str, data: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Sizes have no sensible default: another reader of the file may assume another one."""
-    missing = [key for key in keys if key not in data]
+def _section(where: str, data: object, needed: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with all the keys that have no sensible default, to be taken apart."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} is {data!r}, not a JSON object")
+    missing = [key for key in needed if key not in data]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(map(repr, missing))}")
+    _only(data, "quantization_config", None)
+    return dict(data)
 
 
-SIZE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def _require(data: dict[str, Any], key: str, allowed: tuple[object, ...]) -> None:
-    """A setting that transformers has and PaliGemma fixes: refuse any other value of it."""
+def _only(data: dict[str, Any], key: str, *allowed: object) -> None:
+    """A setting that transformers has and PaliGemma fixes: refuses any other value of it."""
     if key in data and data[key] not in allowed:
         choices = " or ".join(repr(value) for value in allowed)
-        raise ConfigError(f"config key {key!r} is {data[key]!r}; PaliGemma has {choices}")
+        raise ConfigError(f"config key {key!r} is {data[key]!r}; paliglass has {choices}")
+
+
+def _check_numbers(config: object) -> None:
+    """Every number of a configuration is one, and positive; ids may be 0, caps and such None."""
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, f.name)
+        kind = f.type if isinstance(f.type, str) else ""
+        if not kind.startswith(("int", "float")) or (value is None and "None" in kind):
+            continue
+        if isinstance(value, tuple) and "tuple" in kind and value:
+            numbers: tuple[object, ...] = value
+        else:
+            numbers = (value,)
+        whole = kind.startswith("int")
+        # Ids count from 0 (or below it: one that never comes); a softcap of 0 means none.
+        any_sign = f.name in (*TOKEN_IDS, "image_token_index") or f.name.endswith("softcapping")
+        for number in numbers:
+            is_number = isinstance(number, int if whole else int | float)
+            if isinstance(number, bool) or not is_number:
+                raise ConfigError(
+                    f"{f.name} is {value!r}; it must be {'an int' if whole else 'a'} number"
+                )
+            if not any_sign and not number > 0:  # type: ignore[operator]
+                raise ConfigError(f"{f.name} is {value!r}; it must be above 0")
+
+
+def _check_multiple(config: object, name: str, of: str) -> None:
+    value, divisor = getattr(config, name), getattr(config, of)
+    if value % divisor:
+        raise ConfigError(f"{name} {value} is not a multiple of {of} {divisor}")
 
 
 @dataclass(frozen=True)
@@ -89,11 +121,8 @@ class SigLipConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
+        _check_numbers(self)
+        _check_multiple(self, "hidden_size", "num_attention_heads")
 
     @property
     def head_dim(self) -> int:
@@ -111,10 +140,11 @@ class SigLipConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        _need_keys("vision_config", data, (*SIZE_KEYS, "patch_size"))
-        _require(data, "model_type", ("siglip_vision_model",))
-        _require(data, "hidden_act", ("gelu_pytorch_tanh",))
-        return _from_dict(cls, data, also_ignored=("hidden_act", "projection_dim"))
+        data = _section("vision_config", data, (*SIZES, "patch_size"))
+        _only(data, "model_type", "siglip_vision_model")
+        _only(data, "hidden_act", "gelu_pytorch_tanh")
+        left_over = ("hidden_act", "projection_dim", "num_positions", "vocab_size")
+        return _from_dict(cls, data, (*left_over, "tie_word_embeddings", *TOKEN_IDS))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -162,10 +192,11 @@ class GemmaConfig:
             raise ConfigError(
                 f"text model_type is {self.model_type!r}; PaliGemma has 'gemma' or 'gemma2'"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        _check_numbers(self)
+        _check_multiple(self, "num_attention_heads", "num_key_value_heads")
+        if self.head_dim % 2:
             raise ConfigError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
+                f"head_dim is {self.head_dim}; rotary positions turn pairs of channels"
             )
 
     @property
@@ -186,21 +217,28 @@ class GemmaConfig:
         """The window of a layer, where one was asked for: Gemma 2 alternates, even layers first."""
         return self.sliding_window if layer % 2 == 0 else None
 
+    @property
+    def layer_types(self) -> list[str]:
+        """transformers' words for the windows of all layers."""
+        windows = map(self.layer_window, range(self.num_hidden_layers))
+        return ["sliding_attention" if window else "full_attention" for window in windows]
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        data = dict(data)
-        _need_keys("text_config", data, (*SIZE_KEYS, "num_key_value_heads", "vocab_size"))
-        _require(data, "attention_bias", (False,))
+        """Reads JSON data; a sliding_window of 4096 is Gemma 2's and stands for none."""
+        data = _section("text_config", data, (*SIZES, "num_key_value_heads", "vocab_size"))
+        _only(data, "attention_bias", False)
+        _only(data, "rope_scaling", None)
+        _only(data, "use_bidirectional_attention", None, True)
         # Gemma 1's first files say "gelu" and mean the tanh form.
-        for key in ("hidden_act", "hidden_activation"):
-            _require(data, key, ("gelu_pytorch_tanh", "gelu", None))
-        rope = data.pop("rope_parameters", None) or {}
-        _require(rope, "rope_type", ("default",))
-        if "rope_theta" in rope:
-            data["rope_theta"] = rope["rope_theta"]
-        _require(data, "rope_scaling", (None,))
+        _only(data, "hidden_act", "gelu_pytorch_tanh", "gelu", None)
+        _only(data, "hidden_activation", "gelu_pytorch_tanh", "gelu", None)
+        if data.get("rope_parameters") is not None:
+            rope = _section("rope_parameters", data["rope_parameters"], ())
+            _only(rope, "rope_type", "default")
+            data["rope_theta"] = rope.get("rope_theta", cls.rope_theta)
         if data.get("model_type") == "gemma2":  # what holds where the file is silent
-            published = GemmaConfig.gemma2_2b()
+            published = cls.gemma2_2b()
             for key in ("attn_logit_softcapping", "final_logit_softcapping"):
                 data.setdefault(key, getattr(published, key))
             data.setdefault("query_pre_attn_scalar", published.query_pre_attn_scalar)
@@ -208,33 +246,23 @@ class GemmaConfig:
             data["sliding_window"] = None
         if isinstance(data.get("eos_token_id"), list):
             data["eos_token_id"] = tuple(data["eos_token_id"])
-        for key in ("pad_token_id", "eos_token_id", "bos_token_id"):
-            if key in data and data[key] is None:
+        for key in TOKEN_IDS:
+            if data.get(key, 0) is None:
                 del data[key]
-        return _from_dict(
-            cls,
-            data,
-            also_ignored=(
-                *("attention_bias", "hidden_act", "hidden_activation", "rope_scaling"),
-                *("layer_types", "tie_word_embeddings"),
-            ),
-        ).checked_as(data)
-
-    def checked_as(self, data: dict[str, Any]) -> Self:
-        """Refuses a pattern of windowed layers other than Gemma 2's own."""
+        left_over = (
+            *("attention_bias", "hidden_act", "hidden_activation", "layer_types"),
+            *("rope_parameters", "rope_scaling", "sliding_window_size", "tie_word_embeddings"),
+        )
+        config = _from_dict(cls, data, (*left_over, "use_bidirectional_attention"))
         types = data.get("layer_types")
-        if self.sliding_window and types is not None:
-            expected = [
-                "sliding_attention" if self.layer_window(layer) else "full_attention"
-                for layer in range(self.num_hidden_layers)
-            ]
-            if list(types) != expected:
-                raise ConfigError(
-                    f"config key 'layer_types' is {types!r}; Gemma 2 has {expected!r}"
-                )
-        return self
+        if config.sliding_window is not None and types not in (None, config.layer_types):
+            raise ConfigError(
+                f"config key 'layer_types' is {types!r}; Gemma 2 has {config.layer_types!r}"
+            )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
+        """The JSON of a transformers folder's text_config."""
         data = dataclasses.asdict(self)
         theta = data.pop("rope_theta")
         data["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
@@ -245,10 +273,7 @@ class GemmaConfig:
         else:
             data["query_pre_attn_scalar"] = self.query_pre_attn_scalar or self.head_dim
             data["hidden_activation"] = "gelu_pytorch_tanh"
-            data["layer_types"] = [
-                "sliding_attention" if self.layer_window(layer) else "full_attention"
-                for layer in range(self.num_hidden_layers)
-            ]
+            data["layer_types"] = self.layer_types
         return data
 
     @classmethod
@@ -289,40 +314,66 @@ class PaliGemmaConfig:
         vocab = self.text_config.vocab_size
         return self.image_token_index if 0 <= vocab - self.image_token_index <= 64 else vocab
 
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Reads config.json's data.
+
+        Raises ConfigError naming the key that is missing, unknown or of an impossible value.
+        """
         if data.get("model_type", "paligemma") != "paligemma":
             raise ConfigError(
                 f"model_type is {data['model_type']!r}; paliglass loads 'paligemma' checkpoints "
                 "(PaliGemma and PaliGemma 2)"
             )
-        parts = dict(data)
-        _need_keys("config", parts, ("vision_config", "text_config"))
-        vision = SigLipConfig.from_dict(parts.pop("vision_config"))
-        text_data = dict(parts.pop("text_config"))
+        data = _section("config", data, ("vision_config", "text_config"))
+        vision = SigLipConfig.from_dict(data.pop("vision_config"))
+        text_data = _section("text_config", data.pop("text_config"), ())
         # The text part inherits what only the top level says.
-        for key in ("pad_token_id", "eos_token_id", "bos_token_id"):
-            if parts.pop(key, None) is not None:
-                text_data.setdefault(key, data[key])
+        for key in TOKEN_IDS:
+            value = data.pop(key, None)
+            if value is not None:
+                text_data.setdefault(key, value)
         text = GemmaConfig.from_dict(text_data)
         if data.get("projection_dim", text.hidden_size) != text.hidden_size:
             raise ConfigError(
                 f"projection_dim is {data['projection_dim']}, but the decoder's hidden_size is "
                 f"{text.hidden_size}: the projector must end at the decoder's width"
             )
-        parts["image_token_index"] = parts.pop(
-            "image_token_id", parts.get("image_token_index", cls.image_token_index)
+        ids = {data.pop(key) for key in ("image_token_id", "image_token_index") if key in data}
+        if len(ids) > 1:
+            raise ConfigError(f"image_token_id and image_token_index differ: {sorted(ids)}")
+        # The top-level hidden_size is a default of 2048 that nobody sets for PaliGemma 2.
+        left_over = ("projection_dim", "hidden_size", "num_hidden_layers", "vocab_size")
+        _from_dict(cls, data, (*left_over, "tie_word_embeddings", "use_bidirectional_attention"))
+        return cls(vision, text, *ids)
+
+    def replace(self, **settings: Any) -> Self:
+        """A copy with some settings of the decoder, the tower or the whole changed, by name.
+
+        A name that both parts have (hidden_size) means the decoder's. Raises ConfigError for a
+        name that neither has.
+        """
+        text, vision, whole = (
+            {f.name for f in dataclasses.fields(c)}
+            for c in (GemmaConfig, SigLipConfig, PaliGemmaConfig)
         )
-        rest = _from_dict(
-            cls,
-            parts,
-            # The top-level hidden_size is a default of 2048 that nobody sets for PaliGemma 2.
-            also_ignored=("projection_dim", "hidden_size", "vocab_size", "tie_word_embeddings"),
+        unknown = sorted(set(settings) - text - vision - whole)
+        if unknown:
+            raise ConfigError(f"there is no setting {unknown[0]!r}")
+        changed = dataclasses.replace(self, **{k: v for k, v in settings.items() if k in whole})
+        of_text = {k: v for k, v in settings.items() if k in text}
+        of_vision = {k: v for k, v in settings.items() if k in vision - text}
+        return dataclasses.replace(
+            changed,
+            text_config=dataclasses.replace(changed.text_config, **of_text),
+            vision_config=dataclasses.replace(changed.vision_config, **of_vision),
         )
-        return dataclasses.replace(rest, vision_config=vision, text_config=text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON of a transformers folder; `from_dict` reads it back equal."""
+        """The JSON of a transformers folder; `from_dict` reads it, a window of 4096 excepted."""
         text, vision = self.text_config, self.vision_config
         return {
             "architectures": ["PaliGemmaForConditionalGeneration"],

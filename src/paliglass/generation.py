@@ -34,7 +34,8 @@ class Step:
 @dataclass(frozen=True)
 class Completion:
     """What a row was answered: ids without `<eos>`, the log-probability of each, and whether
-    `<eos>` ended it (else the limit did)."""
+    `<eos>` ended it (else the limit did).
+    """
 
     ids: list[int]
     log_probs: list[float]
@@ -72,11 +73,13 @@ def generate_steps(
     batch: Mapping[str, Tensor],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
+    first_row: int = 0,
 ) -> Iterator[Step]:
     """Answers a processor's batch, one step at a time, until every row has said `<eos>`.
 
     Stops after `max_new_tokens`, or when the model's length (max_position_embeddings) is full.
     `image_features` in the batch stands for pixel_values that went through the tower before.
+    `first_row` is the batch's place in a longer list: what tells its random numbers from others'.
 
     Raises PromptError for a prompt that leaves no room for an answer.
     """
@@ -93,12 +96,12 @@ def generate_steps(
     if max_new_tokens < 1:
         return
     cache = model.new_cache(rows, prompt_length + max_new_tokens)
-    generator = sampling.generator(model.device)
+    sources = [sampling.source(first_row + row) for row in range(rows)]
     ends = torch.tensor(config.text_config.eos_token_ids, device=model.device)
     running = torch.ones(rows, dtype=torch.bool, device=model.device)
     logits = prefill(model, batch, cache)
     for step in range(max_new_tokens):
-        ids, log_probs = choose(logits[:, : config.real_vocab_size], sampling, generator)
+        ids, log_probs = choose(logits[:, : config.real_vocab_size], sampling, sources)
         yield Step(ids, log_probs, running)
         running = running & ~torch.isin(ids, ends)
         if step + 1 == max_new_tokens or not running.any():
@@ -111,9 +114,10 @@ def generate(
     batch: Mapping[str, Tensor],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
+    first_row: int = 0,
 ) -> list[Completion]:
     """All steps of `generate_steps`, row by row."""
-    steps = list(generate_steps(model, batch, max_new_tokens, sampling))
+    steps = list(generate_steps(model, batch, max_new_tokens, sampling, first_row))
     if not steps:
         return [Completion([], [], False) for _ in batch["input_ids"]]
     ids = torch.stack([step.ids for step in steps], dim=1).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from paliglass.checkpoints.big_vision import load_big_vision
 from paliglass.checkpoints.folder import load_model, load_tokenizer
 from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
-from paliglass.generation import Completion, generate, generate_steps
+from paliglass.generation import Completion, Step, generate, generate_steps
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
 from paliglass.processing_paligemma import PaliGemmaProcessor
@@ -42,34 +43,32 @@ def load(
             "google/paligemma2-3b-mix-224", or a big_vision .npz.
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
-        tokenizer: for an .npz, the folder or tokenizer.json to use; by default the
+        tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
-        overrides: for an .npz, what its arrays' shapes do not tell; see `load_big_vision`.
+        overrides: settings that config.json, or the shapes of an .npz's arrays, do not tell
+            rightly, such as sliding_window=4096; see `PaliGemmaConfig.replace`.
 
     Raises PaliglassError (CheckpointError, ConfigError): one line with the cause and the mend.
     """
     path = locate(model)
-    if path.suffix == ".npz":
-        network = load_big_vision(path, device=device, dtype=dtype, **overrides)
-        folder = Path(tokenizer) if tokenizer is not None else path.parent
-        folder = folder.parent if folder.name == "tokenizer.json" else folder
-        if not (folder / "tokenizer.json").is_file():
+    if path.suffix != ".npz":
+        if tokenizer is not None:
+            raise CheckpointError(f"{path}: a folder has its own tokenizer.json; edit it there")
+        if not path.is_dir():
             raise CheckpointError(
-                f"{path}: an .npz holds no tokenizer; put PaliGemma's tokenizer.json beside it or "
-                "name its folder with tokenizer="
+                f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
-    elif overrides or tokenizer is not None:
-        names = ", ".join([*overrides, *(["tokenizer"] if tokenizer is not None else [])])
-        raise CheckpointError(f"{path}: {names} can be set for a big_vision .npz only")
-    elif not path.is_dir():
+        network = load_model(path, device, dtype, **overrides)
+        return PaliGemma(network, load_processor(path, network.config))
+    source = path.parent if tokenizer is None else Path(tokenizer)
+    if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
         raise CheckpointError(
-            f"{path}: is neither a folder with config.json nor a big_vision .npz file"
+            f"{path}: an .npz holds no tokenizer; put PaliGemma's tokenizer.json beside it or name "
+            "its place with tokenizer="
         )
-    else:
-        folder = path
-        network = load_model(folder, device, dtype)
-    processor = PaliGemmaProcessor.from_folder(folder, load_tokenizer(folder), network.config)
-    return PaliGemma(network, processor)
+    words = load_tokenizer(source)
+    network = load_big_vision(path, device=device, dtype=dtype, **overrides)
+    return PaliGemma(network, make_processor(words, network.config, path))
 
 
 class PaliGemma:
@@ -123,7 +122,7 @@ class PaliGemma:
         self, image: Sequence[Picture], labels: str | Sequence[str], **options: Any
     ) -> list[list[Detection]]: ...
     def detect(self, image: Any, labels: str | Sequence[str], **options: Any) -> Any:
-        """Everything that has one of the labels, with its box in pixels. Options: see `generate`."""
+        """All that has one of the labels, with its box in pixels. Options: see `generate`."""
         pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
         prompt = detect_prompt(labels)
         completions = self.complete(pictures, [prompt] * len(pictures), **options)
@@ -183,34 +182,47 @@ class PaliGemma:
         """Token ids and log-probabilities of the answer to each prompt about its picture(s).
 
         As many pictures (or lists of pictures) as prompts; the rest as in `generate`. A picture
-        that a batch holds several times goes through the vision tower once.
+        given for several prompts in a row goes through the vision tower once.
         """
+        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more")
         chosen = Sampling(**sampling)
         rows = picture_rows(images)
         if len(rows) != len(prompts):
             raise PromptError(f"{len(rows)} pictures for {len(prompts)} prompts")
         completions: list[Completion] = []
+        seen: dict[int, Tensor] = {}
         for start in range(0, len(prompts), batch_size):
             some = slice(start, start + batch_size)
-            batch = self._batch(rows[some], prompts[some], allow_special_tokens)
-            completions += generate(self.model, batch, max_new_tokens, chosen)
+            batch, seen = self._batch(rows[some], prompts[some], allow_special_tokens, seen)
+            completions += generate(self.model, batch, max_new_tokens, chosen, first_row=start)
         return completions
 
     def _batch(
-        self, rows: Sequence[Sequence[Picture]], prompts: Sequence[str], allow_special_tokens: bool
-    ) -> dict[str, Tensor]:
-        """A batch of prompts whose pictures went through the vision tower, each distinct one once."""
+        self,
+        rows: Sequence[Sequence[Picture]],
+        prompts: Sequence[str],
+        allow_special_tokens: bool,
+        seen: Mapping[int, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """A batch of prompts, and the features of its pictures by the pictures' identity.
+
+        Pictures of the last batch, in `seen`, do not go through the vision tower again.
+        """
         counts = [len(row) for row in rows]
         batch = self.processor.words(prompts, counts, allow_special_tokens=allow_special_tokens)
         flat = [picture for row in rows for picture in row]
-        if flat:
-            distinct = {id(picture): picture for picture in flat}
-            pixels = torch.stack([self.processor.pixels(p) for p in distinct.values()])
+        features = {id(picture): seen[id(picture)] for picture in flat if id(picture) in seen}
+        new = {id(picture): picture for picture in flat if id(picture) not in seen}
+        if new:
+            pixels = torch.stack([self.processor.pixels(picture) for picture in new.values()])
             with torch.inference_mode():
-                features = self.model.get_image_features(pixels.to(self.model.device))
-            place = {key: i for i, key in enumerate(distinct)}
-            batch["image_features"] = features[[place[id(picture)] for picture in flat]]
-        return batch
+                encoded = self.model.get_image_features(pixels.to(self.model.device))
+            features.update(zip(new, encoded, strict=True))
+        if flat:
+            batch["image_features"] = torch.stack([features[id(picture)] for picture in flat])
+        return batch, features
 
     def _stream(
         self,
@@ -221,10 +233,15 @@ class PaliGemma:
         allow_special_tokens: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
-        batch = self._batch(rows, prompts, allow_special_tokens)
+        """Checks and prepares at once; the pieces come as the returned iterator is read."""
+        chosen = Sampling(**sampling)
+        batch, _ = self._batch(rows, prompts, allow_special_tokens, {})
+        return self._pieces(generate_steps(self.model, batch, max_new_tokens, chosen))
+
+    def _pieces(self, steps: Iterator[Step]) -> Iterator[str]:
         ids: list[int] = []
         said = ""
-        for step in generate_steps(self.model, batch, max_new_tokens, Sampling(**sampling)):
+        for step in steps:
             ids += step.ids.tolist()
             # A run of byte tokens is decoded as one: what it says is certain only when it is over.
             if self.processor.is_byte(ids[-1]):
@@ -242,9 +259,10 @@ class PaliGemma:
         parsed = parse_boxes(answer)
         if not parsed:
             return []
-        ends = [
-            len(self.processor.decode(completion.ids[: i + 1])) for i in range(len(completion.ids))
-        ]
+        ids = completion.ids
+        ends = [len(self.processor.decode(ids[: i + 1])) for i in range(len(ids))]
+        # An unfinished run of byte tokens decodes to more characters than the finished one.
+        ends = [min(ends[i:]) for i in range(len(ends))]
         width, height = picture.size
         found = []
         for label, box, start, end in parsed:

@@ -27,7 +27,7 @@ from paliglass.ops.masks import cached_mask, prefix_lm_mask, sliding_window
 
 @dataclass
 class PaliGemmaOutput:
-    """logits: B × T × V. kv_cache: what a next call continues from. loss: where labels were given."""
+    """logits: B × T × V. kv_cache: what a next call continues from. loss: with labels only."""
 
     logits: Tensor
     kv_cache: KVCache | None = None
@@ -83,14 +83,14 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         is_image = input_ids == self.config.image_token_index
         # The id of <image> may lie outside the table; its row is never used.
         embeddings = self.language_model.model.embed(input_ids.masked_fill(is_image, 0))
-        if image_features is None:
-            return embeddings
-        places, given = int(is_image.sum()), image_features.shape[0] * image_features.shape[1]
+        places = int(is_image.sum())
+        given = 0 if image_features is None else image_features[..., 0].numel()
         if places != given:
             raise ValueError(
-                f"input_ids hold {places} <image> tokens, the pictures give {given} features "
-                f"({image_features.shape[0]} × {image_features.shape[1]})"
+                f"input_ids hold {places} <image> tokens, the pictures give {given} features"
             )
+        if image_features is None:
+            return embeddings
         return embeddings.masked_scatter(is_image[..., None], image_features.to(embeddings.dtype))
 
     def hidden_states(
@@ -103,22 +103,24 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         kv_cache: KVCache | None = None,
     ) -> Tensor:
         """All of `forward` but the output layer: B × T × D, for those who need few logits."""
-        if image_features is None and pixel_values is not None:
+        is_prompt = kv_cache is None or kv_cache.max_length == 0
+        if is_prompt and image_features is None and pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
-        embeddings = self.merge(input_ids, image_features)
         if attention_mask is None:
             is_token = torch.ones_like(input_ids, dtype=torch.bool)
         else:  # of a longer mask, which tells of the cached tokens too, the last T columns count
             is_token = attention_mask[:, -input_ids.shape[1] :].bool()
 
-        if kv_cache is None or kv_cache.max_length == 0:
+        if kv_cache is None or is_prompt:
+            embeddings = self.merge(input_ids, image_features)
             positions = is_token.long().cumsum(-1).clamp(min=1)
             key_positions = positions
             is_suffix = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             mask = prefix_lm_mask(is_suffix, is_token)
             if kv_cache is not None:
                 kv_cache.reserve(is_token)
-        else:
+        else:  # past the prompt there are words alone: no picture, and no count of its places
+            embeddings = self.language_model.model.embed(input_ids)
             slots = kv_cache.reserve(is_token)
             positions = slots + 1
             is_suffix = torch.ones_like(input_ids)
@@ -128,9 +130,7 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         text = self.config.text_config
         masks = [mask] * text.num_hidden_layers
         if text.sliding_window is not None:
-            narrow = sliding_window(
-                mask, positions, key_positions, is_suffix, text.sliding_window
-            )
+            narrow = sliding_window(mask, positions, key_positions, is_suffix, text.sliding_window)
             masks = [narrow if text.layer_window(i) else mask for i in range(len(masks))]
         return self.language_model.model(embeddings, positions, masks, kv_cache)
 
@@ -150,6 +150,7 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         Args:
             input_ids: B × T; P places of `<image>` for each picture.
             pixel_values: N × 3 × S × S, the pictures of the batch in order, numbers in [−1, 1].
+                With a filled cache they are not looked at again.
             attention_mask: B × T, 0 on padding (on either side). None: no padding. With a filled
                 cache it may also cover the cached tokens; only the last T columns are read.
             token_type_ids: B × T, 1 on the suffix, which is causal. None: all of it is prefix and

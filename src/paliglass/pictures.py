@@ -44,40 +44,43 @@ def load_picture(source: Picture) -> Image.Image:
     Raises PictureError, naming the file, where it is missing, empty, truncated, not a picture, or
     so large once unpacked that it would fill the memory.
     """
-    if isinstance(source, np.ndarray):
-        return _rgb(_from_array(source))
-    if isinstance(source, Image.Image):
-        return _rgb(source)
-    name = "picture (bytes)" if isinstance(source, bytes) else str(Path(source))
+    if not isinstance(source, Image.Image | np.ndarray | bytes | str | os.PathLike):
+        raise PictureError(
+            f"{type(source).__name__} is not a picture: give a path, a PIL image, bytes or an array"
+        )
+    is_path = isinstance(source, str | os.PathLike)
+    name = str(source) if is_path else f"picture ({type(source).__name__})"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # Pillow's remarks on odd metadata; size is checked here
+            if isinstance(source, np.ndarray):
+                return _rgb(_from_array(source), name)
+            if isinstance(source, Image.Image):
+                return _rgb(source, name)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise PictureError(
-                        f"{name}: {width} × {height} pixels is more than {MAX_PIXELS:,}; "
-                        "scale the picture down first"
-                    )
-                return _rgb(image)
+                return _rgb(image, name)
     except FileNotFoundError:
         raise PictureError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise PictureError(f"{name}: is a folder, not a picture") from None
     except UnidentifiedImageError:
-        empty = not (source if isinstance(source, bytes) else Path(source).stat().st_size)
+        empty = source == b"" or (is_path and not Path(name).stat().st_size)
         raise PictureError(f"{name}: {'is empty' if empty else 'is not a picture'}") from None
     except Image.DecompressionBombError:
         raise PictureError(f"{name}: too many pixels; scale the picture down first") from None
-    except PictureError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, NotImplementedError) as error:
+        # What Pillow's decoders raise on broken files.
         raise PictureError(f"{name}: cannot be read ({error})") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise PictureError(
+            f"{name}: {width} × {height} pixels; it must have some, and at most {MAX_PIXELS:,}"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _from_deep(image)
@@ -89,11 +92,15 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit and float greys, which Pillow would clip at 255, to 8 bits."""
-    values = np.asarray(image).astype(np.float64)
-    top = 1.0 if image.mode == "F" and values.max(initial=0) <= 1 else 65535.0
-    if values.max(initial=0) <= 255 and top > 1:
-        top = 255.0
+    """16-bit and float greys, which Pillow would clip at 255, to 8 bits.
+
+    "I;16" is 16-bit. What Pillow calls "I" or "F" does not tell its range: the values do.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    most = values.max(initial=0)
+    top = 65535.0
+    if not image.mode.startswith("I;16") and most <= 255:
+        top = 1.0 if image.mode == "F" and most <= 1 else 255.0
     return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
 
 
@@ -108,8 +115,12 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image:
         if not (array.min() >= 0 and array.max() <= 1):
             raise PictureError("a picture of floats must lie in 0 … 1; give uint8 for 0 … 255")
         array = (array * 255).round().astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = (array.astype(np.float64) / 257).round().astype(np.uint8)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype != np.uint8:
         raise PictureError(
-            f"an array of {array.dtype} is not a picture: give uint8, or floats in 0 … 1"
+            f"an array of {array.dtype} is not a picture: give uint8, uint16, or floats in 0 … 1"
         )
     return Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array)

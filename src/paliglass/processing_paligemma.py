@@ -11,11 +11,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +21,6 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
-from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.ops.losses import IGNORE
 from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
@@ -56,7 +53,8 @@ class PaliGemmaProcessor:
         resample: int = Image.Resampling.BICUBIC,
     ) -> None:
         self.tokenizer: Tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        self.tokenizer.no_truncation()  # a cut prompt would be a silent change
+        # A file may have stored these; they would cut or pad a prompt in silence.
+        self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.num_image_tokens = num_image_tokens
         self.image_size = image_size
@@ -75,32 +73,6 @@ class PaliGemmaProcessor:
         special = {token.content for token in added if token.special}
         special.update(LOCATION_TOKENS, SEGMENT_TOKENS)
         self._special = re.compile("|".join(map(re.escape, sorted(special))))
-
-    @classmethod
-    def from_folder(cls, folder: Path, tokenizer: Any, config: PaliGemmaConfig) -> Self:
-        """A processor as a checkpoint's preprocessor_config.json asks, or PaliGemma's usual one."""
-        settings: dict[str, Any] = {}
-        path = folder / "preprocessor_config.json"
-        if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
-            settings = {
-                key: data[key] for key in ("image_mean", "image_std", "resample") if key in data
-            }
-            size = data.get("size", {})
-            side = config.vision_config.image_size
-            if {size.get("height", side), size.get("width", side)} != {side}:
-                raise CheckpointError(
-                    f"{path}: size is {size}, but config.json says image_size {side}"
-                )
-        processor = cls(
-            tokenizer, config.num_image_tokens, config.vision_config.image_size, **settings
-        )
-        if processor.image_token_id != config.image_token_index:
-            raise CheckpointError(
-                f"{folder}: the tokenizer's {IMAGE_TOKEN} is {processor.image_token_id}, but "
-                f"config.json says image_token_index {config.image_token_index}"
-            )
-        return processor
 
     def __call__(
         self,
@@ -175,6 +147,11 @@ class PaliGemmaProcessor:
             rows.append(prefix + answer)
             types.append([0] * len(prefix) + [1] * len(answer))
 
+        if padding not in ("longest", "max_length") or padding_side not in ("left", "right"):
+            raise PromptError(
+                f"padding is {padding!r} and padding_side {padding_side!r}; "
+                "they must be longest or max_length, and left or right"
+            )
         length = max(map(len, rows), default=0)
         if max_length is not None and length > max_length:
             raise PromptError(f"a prompt of {length} tokens is longer than max_length {max_length}")
@@ -244,7 +221,10 @@ class PaliGemmaProcessor:
         return re.fullmatch(r"<0x[0-9A-F]{2}>", token) is not None
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise PromptError(f"{text!r} is not text that can be written as UTF-8") from None
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:

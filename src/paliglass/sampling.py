@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class Sampling:
     temperature: 0 takes the likeliest (greedy); 1 samples from the model's own distribution, less
     is bolder, more is more even. top_k, top_p: sample only among the k likeliest, or among the
     fewest that together reach probability p (nucleus sampling, arXiv 1904.09751). seed: the same
-    seed, prompt and machine give the same tokens.
+    seed gives the same tokens on the same kind of machine, however prompts are batched.
     """
 
     temperature: float = 0.0
@@ -24,21 +26,16 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """A source of random numbers for one generation."""
-        generator = torch.Generator(device)
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return generator
+    def source(self, row: int) -> np.random.Generator:
+        """The random numbers of one row: what it draws does not depend on the rows beside it."""
+        return np.random.default_rng(None if self.seed is None else (self.seed, row))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -59,7 +56,20 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Samples each row of B × V by inverting its cumulative distribution: ids B.
+
+    uniform: B numbers in [0, 1). The same number gives the same token on every device.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    places = uniform.to(cumulative) * cumulative[:, -1]
+    ids = torch.searchsorted(cumulative, places[:, None], right=True)[:, 0]
+    return ids.clamp(max=logits.shape[-1] - 1)
+
+
+def choose(
+    logits: Tensor, sampling: Sampling, sources: Sequence[np.random.Generator]
+) -> tuple[Tensor, Tensor]:
     """Picks a token for each row: ids B, and their log-probabilities B.
 
     The log-probabilities are the model's own, before temperature and filters, in float32 through
@@ -69,11 +79,12 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
     if sampling.temperature == 0:
         ids = logits.argmax(-1)
     else:
-        scaled = logits / sampling.temperature
+        # Relative to the likeliest: dividing by a tiny temperature then overflows to −inf alone.
+        scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
         if sampling.top_k is not None:
             scaled = keep_top_k(scaled, sampling.top_k)
         if sampling.top_p is not None:
             scaled = keep_top_p(scaled, sampling.top_p)
-        ids = scaled.softmax(-1).multinomial(1, generator=generator)[:, 0]
+        ids = draw(scaled, torch.tensor([source.random() for source in sources]))
     log_probabilities = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
     return ids, log_probabilities

@@ -152,7 +152,7 @@ def _load_transformers(folder: Path) -> nn.Module:
             attn_implementation="eager",  # its other kernels leave Gemma 2's softcap out
             local_files_only=True,
         )
-    except Exception as error:  # noqa: BLE001 - whatever it raises, it is the answer
+    except Exception as error:
         raise PaliglassError(f"transformers cannot load {folder}: {error}") from None
     return model.eval()
 

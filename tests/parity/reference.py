@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import transformers
+from tests.tiny import randomise
 from torch import Tensor
 
 from paliglass import PaliGemmaConfig
 from paliglass.checkpoints.assembly import assemble
 from paliglass.checkpoints.layouts import module_name
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from tests.tiny import randomise
 
 NEVER = 319  # an end-of-sequence id that is never generated: the tiny model's <image>
 

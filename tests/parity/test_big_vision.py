@@ -63,9 +63,7 @@ def same(ours: Tensor, original: Tensor) -> None:
 
 
 @torch.inference_mode()
-def test_vision_tower(
-    model: PaliGemmaForConditionalGeneration, numbers: dict[str, Tensor]
-) -> None:
+def test_vision_tower(model: PaliGemmaForConditionalGeneration, numbers: dict[str, Tensor]) -> None:
     outputs: dict[str, Tensor] = {}
     tower = model.vision_tower.vision_model
     parts = {

@@ -10,11 +10,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-
-from paliglass import PaliGemmaConfig, load_hf_model
-from paliglass.checkpoints import save_folder, saving
-from paliglass.checkpoints.folder import load_model
-from paliglass.config import GemmaConfig
 from tests.parity.reference import logits_of, reference_config, reference_model
 from tests.tiny import (
     GEMMA2,
@@ -26,6 +21,11 @@ from tests.tiny import (
     tiny_tokenizer,
     worded_config,
 )
+
+from paliglass import PaliGemmaConfig, load_hf_model
+from paliglass.checkpoints import save_folder, saving
+from paliglass.checkpoints.folder import load_model
+from paliglass.config import GemmaConfig
 
 decoders = pytest.mark.parametrize("decoder", [{}, GEMMA2], ids=["gemma", "gemma2"])
 

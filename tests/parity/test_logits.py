@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.parity.reference import NEVER, logits_of, pair
+from tests.tiny import GEMMA2, make_batch, tiny_config
 
 from paliglass.checkpoints.layouts import module_name
 from paliglass.generation import generate
-from tests.parity.reference import NEVER, logits_of, pair
-from tests.tiny import GEMMA2, make_batch, tiny_config
 
 DECODERS: dict[str, dict[str, Any]] = {
     "gemma MQA": {"num_key_value_heads": 1},

@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tests.tiny import noise_picture, tiny_processor
 from tokenizers import Tokenizer
 
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from tests.tiny import noise_picture, tiny_processor
 
 SIDE, PLACES = 56, 16
 WORDS = ["cap en", "", "detect dog ; café 犬\u3000!", "  two  spaces ", "a\nb"]

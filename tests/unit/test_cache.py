@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 from torch import Tensor
 
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.kv_cache import KVCache
-from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 
 decoders = pytest.mark.parametrize(
     "decoder",
@@ -74,7 +74,7 @@ def test_several_tokens_at_once_equal_one_by_one(decoder: dict[str, Any]) -> Non
     assert_cached_equals_uncached(tiny_model(config), batch, [3, 1, 4], capacity=40)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3),
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3)]),

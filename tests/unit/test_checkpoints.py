@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.tiny import (
+    GEMMA2,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+    tiny_tokenizer,
+    worded_config,
+)
 from torch import Tensor
 
 from paliglass import PRESETS, load, load_hf_model
@@ -24,7 +33,7 @@ from paliglass.checkpoints.folder import INDEX, load_model
 from paliglass.checkpoints.layouts import module_name
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from tests.tiny import GEMMA2, tiny_config, tiny_model, tiny_processor, worded_config
+from paliglass.processing_paligemma import PaliGemmaProcessor
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "big_vision" / "pg1_ckpt.npz"
 NORM = "language_model.model.norm.weight"
@@ -185,7 +194,8 @@ def test_pickles_are_refused_unopened(folder: Path, name: str) -> None:
 
 def test_pickled_arrays_in_an_npz_are_refused_unopened(tmp_path: Path) -> None:
     np.savez(tmp_path / "trap.npz", embedding=np.array([Trap()], dtype=object))
-    assert "is not" in refusal(tmp_path / "trap.npz")
+    with pytest.raises(CheckpointError, match=r"trap\.npz: is not"):
+        load_big_vision(tmp_path / "trap.npz", device="cpu")
     with np.load(FIXTURE) as file:
         arrays = {key: file[key] for key in file.files}
     arrays["params/llm/final_norm/scale"] = np.array([Trap()], dtype=object)
@@ -244,7 +254,7 @@ def test_a_model_too_large_for_the_memory_is_refused_before_loading(
     )
     message = refusal(folder)
     assert f"need {memory_module.gigabytes(weights)}"[:7] in message
-    assert "--dtype bfloat16 needs" in message
+    assert "dtype bfloat16 needs" in message
 
 
 def test_a_smaller_dtype_fits_where_the_files_does_not(
@@ -327,9 +337,7 @@ def test_bfloat16_comes_as_two_void_bytes(tmp_path: Path, arrays: dict[str, np.n
 
 
 @pytest.mark.parametrize("key", ["llm/final_norm/scale", "img/head/bias", "img/embedding/kernel"])
-def test_a_missing_array_is_named(
-    tmp_path: Path, arrays: dict[str, np.ndarray], key: str
-) -> None:
+def test_a_missing_array_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], key: str) -> None:
     rest = {name: array for name, array in arrays.items() if name != f"params/{key}"}
     with pytest.raises(CheckpointError, match=key):
         from_arrays(tmp_path / "a.npz", rest)
@@ -347,6 +355,13 @@ def test_a_truncated_npz_is_refused(tmp_path: Path, kept: int) -> None:
         load_big_vision(tmp_path / "half.npz", device="cpu")
 
 
+def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(CheckpointError, match="is not a big_vision"):
+        load_big_vision(tmp_path / "array.npz", device="cpu")
+
+
 def test_an_unknown_setting_of_an_npz_is_refused() -> None:
     with pytest.raises(PaliglassError, match="num_experts"):
         load_big_vision(FIXTURE, device="cpu", num_experts=8)
@@ -357,8 +372,54 @@ def test_an_npz_needs_a_tokenizer(tmp_path: Path) -> None:
     assert "tokenizer.json" in refusal(tmp_path / FIXTURE.name)
 
 
-def test_settings_are_for_an_npz_alone(folder: Path) -> None:
-    assert "for a big_vision .npz only" in refusal(folder, rope_theta=5.0)
+def test_a_folder_has_its_own_tokenizer(folder: Path) -> None:
+    assert "has its own tokenizer.json" in refusal(folder, tokenizer=folder)
+
+
+def test_settings_of_a_folder_can_be_overridden(folder: Path) -> None:
+    model = load(folder, device="cpu", rope_theta=5.0).model
+    assert model.config.text_config.rope_theta == 5.0
+    with pytest.raises(PaliglassError, match="num_experts"):
+        load(folder, device="cpu", num_experts=8)
+
+
+def edit_pictures(folder: Path, **settings: Any) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_the_folders_picture_settings_decide(folder: Path) -> None:
+    edit_pictures(folder, image_mean=[0, 0, 0], image_std=[1, 1, 1], resample=0)
+    picture = Image.new("RGB", (2, 2), "black")
+    picture.putpixel((1, 1), (255, 255, 255))
+    pixels = load(folder, device="cpu").processor.pixels(picture)
+    assert set(pixels.unique().tolist()) == {0.0, 1.0}  # nearest neighbour makes no greys
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", {"height": 448, "width": 448}),
+        ("size", {"shortest_edge": 56}),
+        ("do_resize", False),
+        ("do_normalize", False),
+        ("rescale_factor", 1.0),
+        ("resample", 9),
+        ("image_mean", 0.5),
+    ],
+)
+def test_picture_settings_the_model_does_not_have_are_refused(
+    folder: Path, key: str, value: Any
+) -> None:
+    edit_pictures(folder, **{key: value})
+    assert f"preprocessor_config.json: {key} is {value!r}" in refusal(folder)
+
+
+def test_a_tokenizer_whose_image_token_is_another_is_refused(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<another>"])
+    PaliGemmaProcessor(tokenizer, 16, 56).tokenizer.save(str(folder / "tokenizer.json"))
+    assert "image_token_index" in refusal(folder)
 
 
 def test_npz_to_folder_and_back_keeps_every_number(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 import pytest
+from tests.tiny import GEMMA2, tiny_config
 
 from paliglass import PRESETS, GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.checkpoints.assembly import skeleton
 from paliglass.errors import ConfigError
-from tests.tiny import GEMMA2, tiny_config
 
 # hidden, layers, MLP, query heads, key/value heads, head_dim, the queries' scale is this ^ -1/2
 DECODERS = {
@@ -116,9 +116,7 @@ def test_json_round_trip_of_unusual_settings() -> None:
         (None, "projection_dim", 17),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(
-    part: str | None, key: str, value: Any
-) -> None:
+def test_what_is_not_understood_is_refused_by_name(part: str | None, key: str, value: Any) -> None:
     data = PRESETS["tiny"].to_dict()
     (data if part is None else data[part])[key] = value
     with pytest.raises(ConfigError) as error:
@@ -140,7 +138,7 @@ def test_a_missing_size_is_refused_by_name(part: str) -> None:
 
 
 def test_head_dim_is_its_own_setting() -> None:
-    """Heads of Gemma 2B are 256 wide over a width of 2048 / 8, those of Gemma 2 are not width / H."""
+    """Gemma 2B's heads are as wide as width / H says; those of Gemma 2 are not."""
     wide = dataclasses.replace(PRESETS["tiny"].text_config, head_dim=40)
     model = skeleton(dataclasses.replace(PRESETS["tiny"], text_config=wide))
     attention = model.language_model.model.layers[0].self_attn

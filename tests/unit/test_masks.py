@@ -55,9 +55,7 @@ def test_rows_of_a_batch_do_not_mix() -> None:
     padding=st.integers(0, 4),
     left=st.booleans(),
 )
-def test_a_prefix_never_sees_its_answer(
-    prefix: int, suffix: int, padding: int, left: bool
-) -> None:
+def test_a_prefix_never_sees_its_answer(prefix: int, suffix: int, padding: int, left: bool) -> None:
     """No leak: what is to be predicted reaches neither the prefix nor earlier answer tokens."""
     before, after = ("." * padding, "") if left else ("", "." * padding)
     layout = before + "p" * prefix + "s" * suffix + after

@@ -19,9 +19,7 @@ def rotated(x: torch.Tensor, position: int) -> torch.Tensor:
     return apply_rotary(x[None, None, None], cos, sin)[0, 0, 0]
 
 
-@given(
-    distance=st.integers(-50, 50), start=st.integers(60, 4000), shift=st.integers(0, 4000)
-)
+@given(distance=st.integers(-50, 50), start=st.integers(60, 4000), shift=st.integers(0, 4000))
 def test_a_score_depends_on_the_distance_alone(distance: int, start: int, shift: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 16, generator=generator)
@@ -73,9 +71,7 @@ def test_a_fresh_rms_norm_gives_unit_size_whatever_the_scale() -> None:
     x = torch.randn(4, 64)
     for scale in (1e-2, 1.0, 1e4):
         output = RMSNorm(64)(x * scale)
-        torch.testing.assert_close(
-            output.square().mean(-1), torch.ones(4), atol=2e-2, rtol=0
-        )
+        torch.testing.assert_close(output.square().mean(-1), torch.ones(4), atol=2e-2, rtol=0)
 
 
 def test_rms_norm_rounds_once_in_bfloat16() -> None:

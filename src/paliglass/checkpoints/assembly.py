@@ -19,28 +19,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A dtype or its name; None and "auto" stand for the checkpoint's own."""
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
-        return None if dtype == "auto" else dtype  # type: ignore[return-value]
-    if dtype not in DTYPES:
-        raise PaliglassError(f"dtype {dtype!r} is unknown: choose auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    if dtype is None or dtype == "auto":
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise PaliglassError(f"dtype {name!r} is unknown: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def parse_device(device: str | torch.device) -> torch.device:
-    """A device or its name; "auto" takes cuda, then mps, then cpu. One that is absent is refused."""
-    if isinstance(device, torch.device):
-        return device
+    """A device or its name; "auto" takes cuda, then mps, then cpu. Absent ones are refused."""
     mps = torch.backends.mps.is_available()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         parsed = torch.device(device)
-    except RuntimeError:
-        raise PaliglassError(f"device {device!r} is unknown: choose auto, cpu, cuda, mps") from None
-    if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise PaliglassError("device cuda: this torch sees no CUDA GPU; use --device cpu")
+    except (RuntimeError, TypeError):
+        parsed = None
+    if parsed is None or parsed.type not in ("cpu", "cuda", "mps"):
+        raise PaliglassError(f"device {str(device)!r} is unknown: choose auto, cpu, cuda, mps")
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise PaliglassError(f"device {parsed}: this torch sees no such GPU; cpu always works")
     if parsed.type == "mps" and not mps:
-        raise PaliglassError("device mps: this torch sees no Apple GPU; use --device cpu")
+        raise PaliglassError("device mps: this torch sees no Apple GPU; cpu always works")
     return parsed
 
 
@@ -84,12 +85,13 @@ def assemble(
     Tensors that already have the dtype and device are taken as they are, so a memory-mapped file
     stays mapped and nothing is copied.
 
-    Raises CheckpointError naming every missing, surplus or wrongly shaped tensor.
+    Raises CheckpointError naming what is missing, left over or wrongly shaped (three at most).
     """
     model = skeleton(config)
     missing = expected_shapes(model)
     surplus: list[str] = []
     head: Tensor | None = None
+    dtypes: dict[torch.dtype, str] = {}
     for name, key, tensor in tensors:
         if name == HEAD:
             head = tensor
@@ -100,18 +102,26 @@ def assemble(
         if tensor.shape != missing[name]:
             raise CheckpointError(
                 f"{source}: {key} has shape {list(tensor.shape)}, "
-                f"config.json asks for {list(missing[name])}"
+                f"the configuration asks for {list(missing[name])}"
             )
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise CheckpointError(
+                f"{source}: {key} is {tensor.dtype}; quantised checkpoints are not read"
+            )
+        dtypes.setdefault(dtype or tensor.dtype, key)
         del missing[name]
         path, _, leaf = name.rpartition(".")
         value = tensor.to(device=device, dtype=dtype or tensor.dtype)
         module = model.get_submodule(path)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=value.is_floating_point()))
+        setattr(module, leaf, nn.Parameter(value))
     problems = [("lacks", sorted(missing)), ("holds, beyond the model,", sorted(surplus))]
     for what, names in problems:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(f"{source}: {what} {', '.join(names[:3])}{more}")
+    if len(dtypes) > 1:
+        mixture = ", ".join(f"{key} is {kind}" for kind, key in dtypes.items())
+        raise CheckpointError(f"{source}: {mixture}; name one dtype for all, such as bfloat16")
     model.tie_weights()
     embedding = model.get_parameter(EMBEDDING)
     if head is not None and not torch.equal(head.to(embedding), embedding):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
+from paliglass.checkpoints.memory import require_memory
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
-from paliglass.errors import CheckpointError, ConfigError
+from paliglass.errors import CheckpointError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 ENCODER = "img/Transformer/encoderblock/"
@@ -47,6 +49,7 @@ def load_big_vision(
     target, wanted = parse_device(device), parse_dtype(dtype)
     with _Arrays(Path(path)) as arrays:
         config = infer_config(arrays.shapes, str(path), **overrides)
+        require_memory(str(path), arrays.sizes, wanted, target)
         return assemble(config, _convert(arrays, config), str(path), wanted, target)
 
 
@@ -62,11 +65,12 @@ class _Arrays:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = np.load(path, allow_pickle=False)
-            if not isinstance(self._file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive of arrays")
-            self.shapes = {_strip(key): self._shape(key) for key in self._file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(path):  # of a broken archive np.load would leave the file open
+                self._file = np.load(path, allow_pickle=False)
+            headers = {_strip(key): self._header(key) for key in self._file.files}
+            self.shapes = {name: shape for name, (shape, _) in headers.items()}
+            self.sizes = [(math.prod(shape), size) for shape, size in headers.values()]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path}: is not a big_vision .npz ({error})") from None
         self._keys = {_strip(key): key for key in self._file.files}
         self.unread = set(self._keys)
@@ -77,8 +81,8 @@ class _Arrays:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def _shape(self, key: str) -> tuple[int, ...]:
-        """An array's shape from its header, without its data."""
+    def _header(self, key: str) -> tuple[tuple[int, ...], int]:
+        """An array's shape and bytes per number from its header, without its data."""
         with self._file.zip.open(key + ".npy") as member:
             version = np.lib.format.read_magic(member)
             read = (
@@ -86,8 +90,8 @@ class _Arrays:
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            shape: tuple[int, ...] = read(member)[0]
-            return shape
+            shape, _, dtype = read(member)
+            return shape, dtype.itemsize
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._keys:
@@ -95,11 +99,11 @@ class _Arrays:
         self.unread.discard(name)
         try:
             array = self._file[self._keys[name]]
-        except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
+            if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+                return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            return torch.from_numpy(array)
+        except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise CheckpointError(f"{self.path}: {name} cannot be read ({error})") from None
-        if array.dtype.kind == "V" and array.dtype.itemsize == 2:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
 
 
 def _strip(key: str) -> str:
@@ -147,17 +151,7 @@ def infer_config(
             attn_logit_softcapping=published.attn_logit_softcapping,
             final_logit_softcapping=published.final_logit_softcapping,
         )
-    config = PaliGemmaConfig(vision, text)
-    for name, value in overrides.items():
-        if hasattr(text, name):
-            text = dataclasses.replace(text, **{name: value})
-        elif hasattr(vision, name):
-            vision = dataclasses.replace(vision, **{name: value})
-        elif name == "image_token_index":
-            config = dataclasses.replace(config, image_token_index=value)
-        else:
-            raise ConfigError(f"load_big_vision: there is no setting {name!r}")
-    return dataclasses.replace(config, vision_config=vision, text_config=text)
+    return PaliGemmaConfig(vision, text).replace(**overrides)
 
 
 def _convert(arrays: _Arrays, config: PaliGemmaConfig) -> Iterator[tuple[str, str, Tensor]]:

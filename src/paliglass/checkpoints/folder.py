@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def load_hf_model(
     model_path: str | Path,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    **overrides: Any,
 ) -> tuple[PaliGemmaForConditionalGeneration, Tokenizer]:
     """Model and tokenizer of a transformers folder, of a hub id, or of "mini".
 
@@ -38,18 +41,22 @@ def load_hf_model(
         model_path: the folder (one safetensors file or shards with their index), or a hub id.
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the file's; or a dtype or its name to convert to.
+        overrides: settings to change in config.json's, by name (see `PaliGemmaConfig.replace`).
 
     Raises CheckpointError, ConfigError: what is wrong, where, and what to do.
     """
     folder = locate(model_path)
-    return load_model(folder, device, dtype), load_tokenizer(folder)
+    return load_model(folder, device, dtype, **overrides), load_tokenizer(folder)
 
 
 def load_model(
-    folder: Path, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+    folder: Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
     """The model alone; see `load_hf_model`."""
-    config = read_config(folder)
+    config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
     require_memory(folder.name, tensor_sizes(folder), wanted, target)
     return assemble(config, read_tensors(folder), str(folder), wanted, target)
@@ -78,11 +85,11 @@ def read_config(folder: Path) -> PaliGemmaConfig:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """tokenizer.json."""
-    path = folder / "tokenizer.json"
+    """A folder's tokenizer.json, or the file itself."""
+    path = folder / "tokenizer.json" if folder.is_dir() else folder
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: there is no tokenizer.json (a sentencepiece tokenizer.model alone is not "
+            f"{path.parent}: there is no {path.name} (a sentencepiece tokenizer.model alone is not "
             "read; transformers' AutoTokenizer.save_pretrained writes the other)"
         )
     try:
@@ -94,16 +101,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, all present; pickles are refused, never opened."""
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(v, str) for v in weight_map.values()
+        ):
+            raise CheckpointError(f"{folder / INDEX}: weight_map does not name files")
         files = [folder / name for name in sorted(set(weight_map.values()))]
         if any(file.parent != folder for file in files):
             raise CheckpointError(f"{folder / INDEX}: names files outside its folder")
     else:
         files = [folder / "model.safetensors"]
     absent = [file.name for file in files if not file.is_file()]
-    if not absent:
+    pickles = [file.name for file in files if file.suffix in PICKLES]
+    if not absent and not pickles:
         return files
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
+    pickles += sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
             f"{folder}: {pickles[0]} is a pickle, which can run code when opened; paliglass reads "
@@ -121,15 +133,17 @@ def _open(file: Path) -> Any:
         ) from None
 
 
-def tensor_sizes(folder: Path) -> list[tuple[int, str]]:
-    """(number of elements, dtype name) of every tensor, from the headers; the tied head not."""
+def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
+    """(how many numbers, bytes of each) of every tensor, from the headers; the tied head not."""
     sizes = []
     for file in weight_files(folder):
         with _open(file) as shard:
             for key in shard.keys():
                 if module_name(key) != HEAD:
                     part = shard.get_slice(key)
-                    sizes.append((torch.Size(part.get_shape()).numel(), part.get_dtype()))
+                    bits = re.search(r"\d+", part.get_dtype())  # F32, BF16, I8; BOOL has none
+                    stored = int(bits[0]) // 8 if bits else 1
+                    sizes.append((math.prod(part.get_shape()), stored))
     return sizes
 
 

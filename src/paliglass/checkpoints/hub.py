@@ -26,7 +26,7 @@ def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
     path = Path(model).expanduser()
     if path.exists():
         return path
-    if _HUB_ID.fullmatch(str(model)):
+    if _HUB_ID.fullmatch(str(model)) and path.suffix != ".npz":
         return download(str(model), files)
     raise CheckpointError(
         f"{model}: no such folder (give one with config.json and model.safetensors, a big_vision "
@@ -41,6 +41,7 @@ def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -52,7 +53,7 @@ def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
             f"{repo_id}: is gated; accept its licence at https://huggingface.co/{repo_id}, then "
             "log in with `hf auth login` or set HF_TOKEN"
         ) from None
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise CheckpointError(
             f"{repo_id}: neither a folder here nor a repository on the hub (a private one needs "
             "`hf auth login`)"
@@ -61,5 +62,5 @@ def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{repo_id}: is not a folder here, and the hub cannot be reached ({reason}); "
-            "`--model mini` works offline"
+            "the model mini works offline"
         ) from None

@@ -9,9 +9,6 @@ import torch
 
 from paliglass.errors import PaliglassError
 
-# safetensors' names of dtypes.
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
-
 
 def gigabytes(count: float) -> str:
     """Bytes as decimal gigabytes or megabytes, the unit that files are sold in."""
@@ -36,26 +33,27 @@ def available_memory(device: torch.device) -> int | None:
 
 def require_memory(
     name: str,
-    sizes: Sequence[tuple[int, str]],
+    sizes: Sequence[tuple[int, int]],
     dtype: torch.dtype | None,
     device: torch.device,
 ) -> None:
     """Refuses a model that will not fit, with the figure and the choices that would.
+
+    sizes: (how many numbers, bytes of each as stored) of every tensor; dtype: what they become.
 
     Raises PaliglassError. The need counted is that of the weights; activations and cache of one
     picture add a few per cent.
     """
 
     def need(item: int | None) -> int:
-        return sum(count * (item or _BYTES.get(kind, 4)) for count, kind in sizes)
+        return sum(count * (item or stored) for count, stored in sizes)
 
     free = available_memory(device)
     wanted = need(dtype.itemsize if dtype else None)
     if free is None or wanted <= free:
         return
-    smaller = "--dtype bfloat16" if need(2) < wanted else "a smaller model"
-    figure = f" needs {gigabytes(need(2))}" if need(2) < wanted else ""
+    halved = f"dtype bfloat16 needs {gigabytes(need(2))}, " if need(2) < wanted else ""
     raise PaliglassError(
         f"{name}: the weights need {gigabytes(wanted)}, {device.type} has {gigabytes(free)} free; "
-        f"{smaller}{figure}"
+        f"{halved}a smaller model less (`paliglass info MODEL` tells)"
     )

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from paliglass.checkpoints.folder import INDEX
 from paliglass.checkpoints.layouts import HEAD
+from paliglass.checkpoints.processor import processor_files
 from paliglass.errors import CheckpointError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
+from paliglass.processing_paligemma import PaliGemmaProcessor
 
 CHECKSUMS = "checksums.json"
 MAX_SHARD_BYTES = 5_000_000_000
@@ -108,38 +108,3 @@ def _shards(state: dict[str, Tensor]) -> list[list[str]]:
         shards[-1].append(name)
         size += tensor.nbytes
     return shards
-
-
-def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
-    """The settings files from which transformers' AutoProcessor builds its PaliGemmaProcessor."""
-    side = processor.image_size
-    return {
-        "preprocessor_config.json": {
-            "image_processor_type": "SiglipImageProcessor",
-            "processor_class": "PaliGemmaProcessor",
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": None,
-            "image_mean": processor.image_mean.tolist(),
-            "image_std": processor.image_std.tolist(),
-            "image_seq_length": processor.num_image_tokens,
-            "resample": int(processor.resample),
-            "rescale_factor": 1 / 255,
-            "size": {"height": side, "width": side},
-        },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "PaliGemmaProcessor",
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "unk_token": "<unk>",
-            "extra_special_tokens": {"image_token": IMAGE_TOKEN},
-            "add_bos_token": False,
-            "add_eos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "padding_side": "left",
-            "model_max_length": 1_000_000_000,
-        },
-    }

@@ -1,1 +1,1 @@
-"""What the towers share and the lessons teach: attention, positions, masks, norms, cache, losses."""
+"""What the towers share: attention, positions, masks, norms, cache, losses."""

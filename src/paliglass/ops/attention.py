@@ -1,8 +1,9 @@
 """Scaled dot-product attention (arXiv 1706.03762), the one place where tokens meet.
 
-`attend_reference` is the formula, line by line; `Attention` is what the model runs, over torch's
-fused kernel. A test holds the two together. Multi-head, grouped-query (arXiv 2305.13245) and
-multi-query (arXiv 1911.02150) attention are the same code: H query heads, K key/value heads.
+`attend_reference` is the formula, line by line; `Attention` is what the model runs: torch's fused
+kernel, or `attend_capped` where Gemma 2 caps the scores. Tests hold them together. Multi-head,
+grouped-query (arXiv 2305.13245) and multi-query (arXiv 1911.02150) attention are the same code: H
+query heads, K key/value heads.
 """
 
 from __future__ import annotations
@@ -37,6 +38,24 @@ def attend_reference(
     return weights @ value, weights
 
 
+def attend_capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """`attend_reference` with a cap and without copies: a group's queries share one product.
+
+    Returns the output alone, B × H × T × head_dim.
+    """
+    heads, groups = query.shape[1], key.shape[1]
+    grouped = query.reshape(len(query), groups, -1, query.shape[-1])  # B K (H/K · T) head_dim
+    scores = ((grouped @ key.transpose(-1, -2) * scale) / softcap).tanh() * softcap
+    scores = scores.reshape(*scores.shape[:2], heads // groups, -1, key.shape[2])  # B K H/K T S
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    output = weights.flatten(2, 3) @ value
+    return output.reshape(query.shape)
+
+
 class Attention(nn.Module):
     """Attention without parameters. A forward hook on it sees q, k, v (after RoPE) and the mask."""
 
@@ -48,7 +67,7 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Shapes as in `attend_reference`. Returns B × T × (H · head_dim), heads side by side."""
         if self.softcap:  # the fused kernel has no place for the cap
-            output, _ = attend_reference(query, key, value, mask, self.scale, self.softcap)
+            output = attend_capped(query, key, value, mask, self.scale, self.softcap)
         else:
             output = F.scaled_dot_product_attention(
                 query,

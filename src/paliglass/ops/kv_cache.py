@@ -39,10 +39,6 @@ class KVCache:
         self.slots = self.lengths[:, None]  # where the newest tokens go, B × T
         self.max_length = 0  # the longest row, known on the host: no device sync to find it
 
-    @property
-    def batch_size(self) -> int:
-        return self.lengths.shape[0]
-
     def reserve(self, is_token: Tensor) -> Tensor:
         """Takes slots for new tokens. B × T (True = a token, False = padding) → B × T slots.
 

@@ -30,4 +30,6 @@ def suffix_cross_entropy(
     counted = targets != IGNORE
     if reduction == "token_mean":
         return losses.sum() / counted.sum()
+    if reduction != "example_mean":
+        raise ValueError(f"reduction is {reduction!r}; it must be token_mean or example_mean")
     return (losses.sum(-1) / counted.sum(-1).clamp(min=1)).mean()

@@ -6,7 +6,9 @@ import re
 from typing import NamedTuple
 
 BINS = 1024
-_BOX = re.compile(r"((?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4})(?:<seg\d{3}>)*([^<;]*)")
+_BOX = re.compile(
+    r"((?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4})(?:<seg\d{3}>)*((?:(?!<loc\d{4}>)[^;])*)"
+)
 
 
 class Box(NamedTuple):

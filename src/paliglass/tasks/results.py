@@ -12,7 +12,7 @@ from paliglass.tasks.boxes import Box
 class Detection:
     """Something found.
 
-    label: as it was asked for. box: (x0, y0, x1, y1) in pixels of the upright picture. score:
+    label: as the model says it. box: (x0, y0, x1, y1) in pixels of the upright picture. score:
     in (0, 1], the geometric mean of the probabilities of the tokens that name box and label.
     """
 

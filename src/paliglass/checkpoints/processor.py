@@ -1,0 +1,111 @@
+"""A folder's tokenizer and picture settings → the processor, and back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from paliglass.checkpoints.folder import load_tokenizer, read_json
+from paliglass.config import PaliGemmaConfig
+from paliglass.errors import CheckpointError
+from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
+
+
+def load_processor(folder: Path, config: PaliGemmaConfig) -> PaliGemmaProcessor:
+    """The processor that a transformers folder asks for.
+
+    Raises CheckpointError naming file and setting, where it asks for what PaliGemma does not do.
+    """
+    return make_processor(
+        load_tokenizer(folder), config, folder, **_picture_settings(folder, config)
+    )
+
+
+def make_processor(
+    tokenizer: Tokenizer, config: PaliGemmaConfig, source: Path, **settings: Any
+) -> PaliGemmaProcessor:
+    """A processor whose `<image>` is the model's; `source` is named where it is not."""
+    side = config.vision_config.image_size
+    processor = PaliGemmaProcessor(tokenizer, config.num_image_tokens, side, **settings)
+    if processor.image_token_id != config.image_token_index:
+        raise CheckpointError(
+            f"{source}: the tokenizer's {IMAGE_TOKEN} is {processor.image_token_id}, the model's "
+            f"image_token_index {config.image_token_index}"
+        )
+    return processor
+
+
+def _picture_settings(folder: Path, config: PaliGemmaConfig) -> dict[str, Any]:
+    """image_mean, image_std and resample of a folder, where it has them; the rest is checked."""
+    path = folder / "preprocessor_config.json"
+    data: Any = {}
+    if path.is_file():
+        data = read_json(path)
+    elif (folder / "processor_config.json").is_file():  # where transformers 5 puts it
+        path = folder / "processor_config.json"
+        data = read_json(path).get("image_processor", {})
+    side = config.vision_config.image_size
+    square = {"height": side, "width": side}
+    fixed = {
+        "do_resize": data.get("do_resize", True) is True,
+        "do_rescale": data.get("do_rescale", True) is True,
+        "do_normalize": data.get("do_normalize", True) is True,
+        "rescale_factor": math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
+        "size": data.get("size", square) == square,
+        "resample": data.get("resample", 3) in range(6),
+        "image_mean": _is_colour(data.get("image_mean", [0.5] * 3)),
+        "image_std": _is_colour(data.get("image_std", [0.5] * 3)),
+    }
+    for key, good in fixed.items():
+        if not good:
+            raise CheckpointError(
+                f"{path}: {key} is {data[key]!r}; this model takes pictures squashed to "
+                f"{side} × {side}, scaled by 1/255, three numbers each for mean and deviation"
+            )
+    return {key: data[key] for key in ("image_mean", "image_std", "resample") if key in data}
+
+
+def _is_colour(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(v, int | float) for v in value)
+    )
+
+
+def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
+    """The settings files from which transformers' AutoProcessor builds its PaliGemmaProcessor."""
+    side = processor.image_size
+    return {
+        "preprocessor_config.json": {
+            "image_processor_type": "SiglipImageProcessor",
+            "processor_class": "PaliGemmaProcessor",
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": None,
+            "image_mean": processor.image_mean.tolist(),
+            "image_std": processor.image_std.tolist(),
+            "image_seq_length": processor.num_image_tokens,
+            "resample": int(processor.resample),
+            "rescale_factor": 1 / 255,
+            "size": {"height": side, "width": side},
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "PaliGemmaProcessor",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "extra_special_tokens": {"image_token": IMAGE_TOKEN},
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "left",
+            "model_max_length": 1_000_000_000,
+        },
+    }
