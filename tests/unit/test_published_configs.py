@@ -1,4 +1,4 @@
-"""config.json as others have written it: every key they use is understood or known to be harmless."""
+"""config.json as others have written it: each key is understood, or known to be harmless."""
 
 from __future__ import annotations
 
