@@ -271,7 +271,9 @@ class GemmaConfig:
             data = {key: value for key, value in data.items() if value is not None}
             data["hidden_act"] = "gelu_pytorch_tanh"
         else:
-            data["query_pre_attn_scalar"] = self.query_pre_attn_scalar or self.head_dim
+            scalar = self.query_pre_attn_scalar or self.head_dim
+            # transformers takes whole numbers only, and all that were published are.
+            data["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
             data["hidden_activation"] = "gelu_pytorch_tanh"
             data["layer_types"] = self.layer_types
         return data

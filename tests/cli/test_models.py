@@ -123,8 +123,8 @@ class TestConvert:
         assert result.code == 1
         assert "tokenizer.json" in result.err
 
-    def test_settings_are_for_npz_files_and_must_be_known(self, cli, model_folder):
-        assert cli("convert", model_folder, "new", "--set", "rope_theta=1").code == 1
+    def test_settings_must_be_known(self, cli, model_folder):
+        assert cli("convert", model_folder, "new", "--set", "rope_thetta=1").code == 1
         np.savez("not_a_model.npz", x=np.zeros(3))
         assert cli("convert", "not_a_model.npz", "new").code == 1
         for wrong in ("rope_theta", "=3", "rope_theta=ten"):

@@ -93,7 +93,7 @@ def convert(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="For an .npz: what its arrays do not tell, as attn_logit_softcapping=50.",
+            help="What the files do not tell rightly, as attn_logit_softcapping=50.",
         ),
     ] = None,
 ) -> None:
