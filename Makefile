@@ -7,12 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two test processes of one thread each: small models gain nothing from more threads.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test check mini clean
+.PHONY: demo test check parity mini clean
 
 demo: $(VENV)/.installed
-	$(BIN)/paliglass caption assets/scene.png
-	$(BIN)/paliglass ask assets/scene.png "what is in the picture?"
-	$(BIN)/paliglass detect assets/scene.png "dog ; apple" --out demo_output
+	rm -rf demo_output
+	$(BIN)/paliglass caption assets/scene.png --model mini
+	$(BIN)/paliglass ask assets/scene.png "what colour is the circle?" --model mini
+	$(BIN)/paliglass detect assets/scene.png "dog ; apple" --model mini --out demo_output
+	$(BIN)/paliglass read assets/sign.png --model mini
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
@@ -21,6 +23,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# How far from transformers and from the original: the README's table.
+parity: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.parity_table
 
 # Trains the shipped model from nothing (an hour or two on two cores); RUN keeps its checkpoints.
 RUN ?= runs/mini

@@ -177,12 +177,15 @@ class PaliGemma:
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = 8,
         allow_special_tokens: bool = False,
+        first_row: int = 0,
         **sampling: Any,
     ) -> list[Completion]:
         """Token ids and log-probabilities of the answer to each prompt about its picture(s).
 
         As many pictures (or lists of pictures) as prompts; the rest as in `generate`. A picture
-        given for several prompts in a row goes through the vision tower once.
+        given for several prompts in a row goes through the vision tower once. `first_row` is the
+        first prompt's place in a longer list that is worked off in several calls: with a seed, it
+        tells the random numbers of each.
         """
         for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if value < 1:
@@ -196,7 +199,7 @@ class PaliGemma:
         for start in range(0, len(prompts), batch_size):
             some = slice(start, start + batch_size)
             batch, seen = self._batch(rows[some], prompts[some], allow_special_tokens, seen)
-            completions += generate(self.model, batch, max_new_tokens, chosen, first_row=start)
+            completions += generate(self.model, batch, max_new_tokens, chosen, first_row + start)
         return completions
 
     def _batch(

@@ -43,15 +43,20 @@ PROMPT_TOKENS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A layer's output: the largest absolute difference, and the largest output there is."""
+    """A layer's output: the largest absolute difference, the largest output there is, and the
+    length of the difference as a share of the output's (a few huge channels hide nothing there).
+    """
 
     name: str
     difference: float
     scale: float
+    relative: float
 
     @property
     def ok(self) -> bool:
-        return self.difference <= TOLERANCE * max(self.scale, 1e-6)  # NaN is not
+        return (
+            self.difference <= TOLERANCE * self.scale and self.relative <= TOLERANCE
+        )  # NaN is not
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,9 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
         if expected is None or expected.shape != output.shape:
             problems.append(f"{name}: transformers has no such layer of that shape")
             continue
-        difference = (output - expected).abs().max().item()
-        rows.append(Row(name, difference, expected.abs().max().item()))
+        gap = output - expected
+        relative = (gap.norm() / expected.norm()).item()
+        rows.append(Row(name, gap.abs().max().item(), expected.abs().max().item(), relative))
     wrong = [row for row in rows if not row.ok]
     if wrong:
         first = wrong[0]

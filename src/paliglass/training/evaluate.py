@@ -44,8 +44,10 @@ def score(
         task = prefix.split(" ", 1)[0]
         if task == "detect":
             matches["detect_f1"] += match_boxes(answer, truth)
-            if not truth:
-                exact["detect_absent"].append(answer == "")
+        if not truth:  # silence is right, and what silence alone would score is no skill
+            exact[f"{task}_absent"].append(answer == "")
+            continue
+        if task == "detect":
             continue
         exact[task].append(answer == truth)
         if task == "caption":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
+from paliglass.tasks.boxes import Box, parse_boxes
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
@@ -45,27 +45,24 @@ def intersection_over_union(a: Box, b: Box) -> float:
 def match_boxes(answer: str, truth: str, threshold: float = 0.5) -> Matches:
     """Boxes of `answer` that fit one of `truth`: the same label, IoU of at least `threshold`.
 
-    Greedy: the pair that fits best is matched first, and nothing is matched twice.
+    Greedy: the pair that fits best is matched first, and nothing is matched twice. Whatever stands
+    between semicolons is a claim, a malformed box too.
     """
-    claimed, there = parse_boxes(answer), parse_boxes(truth)
-    return Matches(sum(1 for _ in _pairs(claimed, there, threshold)), len(claimed), len(there))
-
-
-def _pairs(
-    claimed: Sequence[ParsedBox], there: Sequence[ParsedBox], threshold: float
-) -> Iterable[tuple[int, int]]:
+    mine, real = parse_boxes(answer), parse_boxes(truth)
     fits = [
-        (intersection_over_union(mine.box, real.box), i, j)
-        for i, mine in enumerate(claimed)
-        for j, real in enumerate(there)
-        if mine.label == real.label
+        (intersection_over_union(a.box, b.box), i, j)
+        for i, a in enumerate(mine)
+        for j, b in enumerate(real)
+        if a.label == b.label
     ]
-    free_claimed, free_there = set(range(len(claimed))), set(range(len(there)))
+    matched: set[int] = set()
+    taken: set[int] = set()
     for fit, i, j in sorted(fits, reverse=True):
-        if fit >= threshold and i in free_claimed and j in free_there:
-            free_claimed.remove(i)
-            free_there.remove(j)
-            yield i, j
+        if fit >= threshold and i not in matched and j not in taken:
+            matched.add(i)
+            taken.add(j)
+    claims = sum(1 for part in answer.split(";") if part.strip())
+    return Matches(len(matched), max(claims, len(mine)), len(real))
 
 
 def objects_named(caption: str, singular: Mapping[str, str]) -> Counter[str]:

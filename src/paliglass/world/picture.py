@@ -21,22 +21,22 @@ __all__ = ["draw_scene", "draw_sign", "main"]
 _SIZE = 512
 _NOTO, _FLUENT = 0, 2  # places among the training vendors
 _SIGN_FONT = 2
-_SIGN_WORD = "HELLO"  # held out: see words.is_held_out
+_SIGN_WORD = "TOY"  # held out: see words.is_held_out
 
 
 def draw_scene(art: Art) -> Image.Image:
-    """A dog, an apple and a red circle."""
+    """A dog, an apple and a blue circle."""
     picture = _ground((205, 230, 247), (238, 244, 226))
     _stick(picture, art.stickers["dog"][_NOTO], centre=(150, 300), height=220, angle=4)
     _stick(picture, art.stickers["apple"][_NOTO], centre=(370, 370), height=170, angle=-8)
     disc = Image.new("L", (640, 640))
     ImageDraw.Draw(disc).ellipse((0, 0, 639, 639), fill=255)
-    picture.paste(COLOURS["red"], (290, 60), disc.reduce(4))
+    picture.paste(COLOURS["blue"], (290, 60), disc.reduce(4))
     return picture
 
 
 def draw_sign(art: Art) -> Image.Image:
-    """The word HELLO above a cup."""
+    """The word TOY above a cup."""
     picture = _ground((250, 240, 214), (246, 226, 205))
     font = art.fonts[_SIGN_FONT].font_variant(size=128)
     ImageDraw.Draw(picture).text((256, 130), _SIGN_WORD, (32, 34, 44), font, anchor="mm")
