@@ -17,7 +17,7 @@ ASSETS = Path(__file__).parents[2] / "assets"
 def test_the_scene_has_its_circle(art: Art) -> None:
     picture = draw_scene(art)
     assert picture.size == (512, 512)
-    assert picture.getpixel((370, 140)) == COLOURS["red"]
+    assert picture.getpixel((370, 140)) == COLOURS["blue"]
 
 
 def test_the_sign_has_ink_and_a_cup(art: Art) -> None:
