@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,21 @@ import torch
 from tests.training.fake_world import FakeWorld
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass.errors import CheckpointError
 from paliglass.ops.attention import Attention
 from paliglass.ops.masks import prefix_lm_mask
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.batches import Row, SceneBatch, SceneDataset, patch_boxes, text_batch
-from paliglass.training.pretrain import batches
+from paliglass.training.batches import (
+    TASKS,
+    Row,
+    SceneBatch,
+    SceneDataset,
+    patch_boxes,
+    text_batch,
+)
+from paliglass.training.pretrain import batches, cut_log
 from paliglass.training.tokenizer import train_tokenizer, training_texts
-from paliglass.training.trainer import MultiQueryAttention, Pretrainer, Recipe
+from paliglass.training.trainer import MultiQueryAttention, Pretrainer, Recipe, find_checkpoint
 
 SMALL = PaliGemmaConfig(
     SigLipConfig(
@@ -79,11 +88,108 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path) -> None
     first = trainer()
     got = [first.train_step(batch) for batch in data()[:3]]
     first.save(tmp_path / "checkpoint")
-    second = trainer(seed=1)  # other weights, which the checkpoint replaces
+    second = trainer()
+    torch.nn.init.ones_(second.model.multi_modal_projector.linear.weight)  # to be replaced
     second.resume(tmp_path / "checkpoint")
     got += [second.train_step(batch) for batch in data(second.step)]
     assert got == expected
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint"]
+
+
+def test_a_save_cut_short_between_its_two_renames_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint"
+    first = trainer()
+    first.save(folder)
+    assert find_checkpoint(folder) == folder
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == folder:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    first.step = 5
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            first.save(folder)
+    left = find_checkpoint(folder)
+    assert left == tmp_path / "checkpoint.old"
+    second = trainer()
+    second.resume(left)
+    assert second.step == 0
+    second.save(folder)  # and what is left over is in nobody's way
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_there_is_no_checkpoint_before_the_first(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.new").mkdir()  # may be half written
+    assert find_checkpoint(tmp_path / "checkpoint") is None
+
+
+def test_another_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    trainer().save(tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="started with seed 0, not 1"):
+        trainer(seed=1).resume(tmp_path / "checkpoint")
+
+
+def test_the_log_of_a_broken_run_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    cut_log(log, 0)  # none yet
+    log.write_text('{"step": 50}\n{"step": 100}\n{"step": 150}\n{"st')
+    cut_log(log, 100)
+    assert log.read_text() == '{"step": 50}\n{"step": 100}\n'
+
+
+def test_a_batch_of_empty_pictures_has_a_loss() -> None:
+    batch = data()[0]
+    batch.patch_boxes[:] = torch.nan
+    report = trainer(looking=1.0).train_step(batch)
+    assert report["patch_box"] == (0.0, RECIPE.scenes)
+
+
+def test_weights_never_see_a_gradient_that_is_not_finite() -> None:
+    model = trainer()
+    with torch.no_grad():
+        model.compute.patch_head.bias.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        model.train_step(data()[0])
+    assert all(p.isfinite().all() for p in model.weights.parameters())
+
+
+def text_loss(report: dict[str, tuple[float, int]]) -> float:
+    return mean({name: report[name] for name in report if not name.startswith("patch")})
+
+
+def test_separate_rows_have_the_model_s_own_loss() -> None:
+    model = trainer(looking=0.0, separate=1.0)
+    pictures, prompts, answers = [], [], []
+    for index in range(RECIPE.scenes):
+        scene, examples = WORLD.sample(index, RECIPE.prompts)
+        for example in examples[::2]:  # what an even step trains on
+            pictures.append(scene.image)
+            prompts.append(example.prefix)
+            answers.append(example.suffix)
+    batch = PROCESSOR(prompts, pictures, suffix=answers)
+    with torch.no_grad():
+        expected = model.model(**batch).loss
+    assert text_loss(model.train_step(data()[0])) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_prompts_in_one_row_have_the_losses_they_have_alone() -> None:
+    together = data()[0]
+    report = trainer(looking=0.0, separate=0.0).train_step(together)
+    alone = [
+        trainer(looking=0.0, separate=0.0).train_step(
+            dataclasses.replace(together, rows=[[rows[i]] for rows in together.rows])
+        )
+        for i in range(RECIPE.prompts)
+    ]
+    for task in TASKS:
+        totals = [sum(column) for column in zip(*(part[task] for part in alone), strict=True)]
+        assert report[task] == pytest.approx(totals, rel=1e-4)
 
 
 def test_attention_for_one_key_head_equals_the_model_s() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
 from paliglass.checkpoints import save_folder
+from paliglass.checkpoints.saving import refuse_existing
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.batches import SceneBatch, SceneDataset
 from paliglass.training.tokenizer import emoji_names, train_tokenizer, training_texts
-from paliglass.training.trainer import Pretrainer, Recipe
+from paliglass.training.trainer import Pretrainer, Recipe, find_checkpoint
 
 MINI = PaliGemmaConfig(
     SigLipConfig(
@@ -76,6 +78,22 @@ def batches(
     )
 
 
+def cut_log(path: Path, last_step: int) -> None:
+    """Drops the lines that a broken run wrote after its last checkpoint: they come again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A killed run's last line may be cut short.
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= last_step]
+        write_whole(path, "".join(kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Puts a file in place in one step."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
 def train(trainer: Pretrainer, data: Iterator[SceneBatch], out: Path, log_every: int = 50) -> None:
     """Trains to the end, with a line of `log.jsonl` every few steps, and checkpoints."""
     before, started, saved = trainer.elapsed, time.monotonic(), time.monotonic()
@@ -112,12 +130,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="end earlier, after these")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = Recipe(minutes=options.minutes, seed=options.seed)
+    refuse_existing(options.out / "model")
+    recipe = Recipe(minutes=options.minutes, steps=options.steps, seed=options.seed)
     world = World(
         options.world, split="train", seed=options.seed, size=MINI.vision_config.image_size
     )
@@ -126,12 +146,14 @@ def main() -> None:
     path = options.out / "tokenizer.json"
     if not path.exists():
         texts = chain(emoji_names(options.world), training_texts(world))
-        train_tokenizer(texts).save(str(path))
+        write_whole(path, train_tokenizer(texts).to_str(pretty=True))
     tokenizer = Tokenizer.from_file(str(path))
     processor = PaliGemmaProcessor(tokenizer, MINI.num_image_tokens, MINI.vision_config.image_size)
     trainer = Pretrainer(MINI, len(world.patch_classes), recipe)
-    if (options.out / "checkpoint").is_dir():
-        trainer.resume(options.out / "checkpoint")
+    checkpoint = find_checkpoint(options.out / "checkpoint")
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    cut_log(options.out / "log.jsonl", trainer.step)
     grid = MINI.vision_config.patches_per_side
     data = batches(world, processor, recipe, grid, trainer.step, options.workers)
     train(trainer, data, options.out)

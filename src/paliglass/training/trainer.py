@@ -12,8 +12,9 @@ import copy
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paliglass.config import PaliGemmaConfig
+from paliglass.errors import CheckpointError
 from paliglass.modeling_gemma import GemmaAttention
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.attention import Attention
@@ -46,6 +48,15 @@ class Recipe:
     decay: float = 0.5  # share of the run in which rates fall to zero
     patch_weight: float = 0.5  # of the patch head's loss
     dtype: torch.dtype = torch.bfloat16
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        return {**asdict(self), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Where `Pretrainer.save` left the last whole checkpoint, if it ever came to one."""
+    return next((path for path in (folder, folder.with_suffix(".old")) if path.is_dir()), None)
 
 
 class MultiQueryAttention(Attention):
@@ -135,7 +146,8 @@ class Pretrainer:
         ):
             master.grad = None if copied.grad is None else copied.grad.float()
             copied.grad = None
-        nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0)
+        # A NaN must stop the run here, before it reaches weights and checkpoint.
+        nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0, error_if_nonfinite=True)
         rate = min(1.0, (self.step + 1) / recipe.warm_up, (1 - progress) / recipe.decay)
         for optimizer, peak in self.optimizers:
             optimizer.param_groups[0]["lr"] = peak * rate
@@ -152,7 +164,8 @@ class Pretrainer:
         guess = self.compute.patch_head(seen).float()
         labels = F.cross_entropy(guess[..., :-4].flatten(0, 1), batch.patch_labels.flatten())
         bounded = ~batch.patch_boxes[..., 0].isnan()
-        boxes = (guess[..., -4:][bounded] - batch.patch_boxes[bounded]).abs().mean()
+        misses = (guess[..., -4:][bounded] - batch.patch_boxes[bounded]).abs()
+        boxes = misses.sum() / max(misses.numel(), 1)
         count = len(seen)
         report = {
             "patch_label": (labels.item() * count, count),
@@ -184,29 +197,44 @@ class Pretrainer:
             torch._foreach_copy_(list(self.compute.parameters()), list(self.weights.parameters()))
 
     def save(self, folder: Path) -> None:
-        """Writes `folder` whole or not at all; what was there is replaced."""
+        """Writes `folder` whole or not at all; what was there is replaced.
+
+        At any moment `folder` or, where that is missing, `folder`.old is a whole checkpoint.
+        """
         new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         weights = dict(self.weights.named_parameters())  # tied weights once
         save_file({name: p.detach() for name, p in weights.items()}, new / "weights.safetensors")
         torch.save([o.state_dict() for o, _ in self.optimizers], new / "optimizers.pt")
-        state = {"step": self.step, "elapsed": self.elapsed}
+        state = {"step": self.step, "elapsed": self.elapsed, "recipe": self.recipe.to_dict()}
         (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(new, folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def resume(self, folder: Path) -> None:
-        """Goes on from what `save` wrote."""
+        """Goes on from what `save` wrote.
+
+        Raises CheckpointError where it was written with another recipe: the losses would be those
+        of neither.
+        """
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for name, now in self.recipe.to_dict().items():
+            then = state.get("recipe", {}).get(name)
+            if then != now:
+                raise CheckpointError(
+                    f"{folder}: the run was started with {name} {then}, not {now}; give the same, "
+                    "or start another run in a new folder"
+                )
         weights = load_file(folder / "weights.safetensors")
         with torch.no_grad():
             for name, parameter in self.weights.named_parameters():
                 parameter.copy_(weights[name])
         self._copy_weights()
         states = torch.load(folder / "optimizers.pt", weights_only=True)
-        for (optimizer, _), state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for (optimizer, _), past in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(past)
         self.step, self.elapsed = state["step"], state["elapsed"]
