@@ -14,6 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/paliglass caption assets/scene.png --model mini
 	$(BIN)/paliglass ask assets/scene.png "what colour is the circle?" --model mini
 	$(BIN)/paliglass detect assets/scene.png "dog ; apple" --model mini --out demo_output
+	@echo "drawn: demo_output/drawings/scene.detect.png"
 	$(BIN)/paliglass read assets/sign.png --model mini
 
 test: $(VENV)/.installed-test

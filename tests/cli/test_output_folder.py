@@ -136,9 +136,9 @@ def test_drawings_are_named_after_pictures_and_none_is_overwritten(cli, monkeypa
     assert cli("detect", "a", "b", "x", "--out", ".", "--resume").code == 0
     drawn = {record["file"]: record["drawing"] for record in results(".")}
     assert drawn == {
-        "a/one.png": "one.detect.png",
-        "b/one.png": "one-2.detect.png",
-        "b/two.jpg": "two.detect.png",
+        "a/one.png": "drawings/one.detect.png",
+        "b/one.png": "drawings/one-2.detect.png",
+        "b/two.jpg": "drawings/two.detect.png",
     }
     for file, drawing in drawn.items():
         with Image.open(file) as before, Image.open(drawing) as after:
@@ -164,3 +164,30 @@ def test_answers_keep_their_letters(cli, pictures, monkeypatch):
     text = Path("o/results.jsonl").read_text(encoding="utf-8")
     assert json.loads(text)["answer"] == answer
     assert "Hündchen" in text
+
+
+def test_a_seed_does_not_depend_on_batches_or_resume(cli, pictures):
+    sampling = ("--temperature", "5", "--seed", "7", "--max-new-tokens", "8")
+    one, many = (
+        [r["answer"] for r in cli("caption", "d", "--json", "--batch-size", n, *sampling).records()]
+        for n in ("1", "4")
+    )
+    assert one == many
+    assert len(set(one)) > 1
+    cli("caption", *pictures[1:3], "--out", "o", *sampling)
+    assert cli("caption", "d", "--out", "o", "--resume", *sampling).code == 0
+    resumed = {r["file"]: r["answer"] for r in results("o")}
+    assert [resumed[name] for name in pictures[3:]] == one[3:]
+
+
+def test_standard_input_cannot_be_resumed(cli):
+    assert cli("caption", "-", "--out", "o", "--resume").code == 2
+
+
+def test_drawings_replace_no_picture_and_are_not_taken_for_pictures(cli):
+    picture("d/a.png")
+    before = picture("d/a.detect.png", "lime").read_bytes()
+    assert cli("detect", "d", "x", "--out", "d").code == 0
+    assert cli("detect", "d", "x", "--out", "d", "--resume").code == 0
+    assert Path("d/a.detect.png").read_bytes() == before
+    assert len(results("d")) == 2

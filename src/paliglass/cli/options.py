@@ -62,7 +62,7 @@ class RunOptions:
         float | None,
         typer.Option(help="Sample among the likeliest tokens that reach this probability."),
     ] = None
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None
     allow_special_tokens: Annotated[
         bool,
         typer.Option(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FILE = "results.jsonl"
+DRAWINGS = "drawings"
 
 
 def to_line(record: dict[str, Any]) -> str:
@@ -69,11 +70,15 @@ class Results:
                         f"{self.path}: line {number} has {key} {record.get(key)!r}, this run "
                         f"{value!r}; choose another folder for --out"
                     )
-            self._drawings.add(record.get("drawing", "").lower())
+            self._drawings.add(Path(record.get("drawing", "")).name.lower())
         os.truncate(self.path, whole)
 
     def append(self, record: dict[str, Any], drawing: Image.Image | None = None) -> None:
-        """Adds a picture's result, and saves its drawing as NAME.TASK.png."""
+        """Adds a picture's result, and saves its drawing as drawings/NAME.TASK.png.
+
+        A folder of their own: among a user's pictures, one might replace one of those, or be taken
+        for one by the next run.
+        """
         if drawing is not None:
             record = {**record, "drawing": self._save(drawing, record["file"], record["task"])}
         line = to_line(record) + "\n"
@@ -82,16 +87,18 @@ class Results:
         self._file.flush()
 
     def _save(self, drawing: Image.Image, file: str, task: str) -> str:
-        stem = "stdin" if file == STDIN else Path(file).stem
+        stem = "stdin" if file == STDIN else Path(file).stem[:100]  # with room for a longest name
         name, number = f"{stem}.{task}.png", 1
         while name.lower() in self._drawings:  # a picture of the same name from another folder
             number += 1
             name = f"{stem}-{number}.{task}.png"
         self._drawings.add(name.lower())
-        unfinished = self.folder / f".{name}.tmp"
+        folder = self.folder / DRAWINGS
+        folder.mkdir(exist_ok=True)
+        unfinished = folder / f".{name}.tmp"
         drawing.save(unfinished, format="PNG")
-        os.replace(unfinished, self.folder / name)
-        return name
+        os.replace(unfinished, folder / name)
+        return f"{DRAWINGS}/{name}"
 
     def close(self) -> None:
         self._file.close()

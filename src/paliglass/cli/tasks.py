@@ -19,7 +19,7 @@ from paliglass.cli.options import (
     PicturesAndText,
     RunOptions,
 )
-from paliglass.cli.pictures import identity, open_picture, picture_names
+from paliglass.cli.pictures import STDIN, identity, open_picture, picture_names
 from paliglass.cli.results import FILE, Results, to_line
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError
@@ -85,8 +85,8 @@ def detect(
         labels = [text]
     settings = run.generation()
 
-    def find(model: PaliGemma, images: list[Image.Image]) -> list[list[Detection]]:
-        return model.detect(images, labels, batch_size=run.batch_size, **settings)
+    def find(model: PaliGemma, images: list[Image.Image], first: int) -> list[list[Detection]]:
+        return model.detect(images, labels, batch_size=run.batch_size, first_row=first, **settings)
 
     _run(Task("detect", detect_prompt(labels), find), pictures, run, output)
 
@@ -111,21 +111,26 @@ def _split(arguments: list[str], text: str | None, what: str, option: str) -> tu
     if text is not None:
         return arguments, text
     *pictures, text = arguments
-    if not pictures or os.path.isfile(text):
+    is_picture = text == STDIN or os.path.exists(text)
+    if not pictures or is_picture:
         raise typer.BadParameter(
             f"{what} is missing: put it after the pictures in quotes, or use {option}"
-            + (f" ({text} is a file)" if os.path.isfile(text) else "")
+            + (f" ({text} names pictures)" if is_picture else "")
         )
     return pictures, text
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done with pictures. run: as many results as pictures, str or list of Detection."""
+    """What is done with pictures.
+
+    run: the model, some pictures and the first one's number among all → as many results, each a
+    str or a list of Detection.
+    """
 
     name: str
     prompt: str
-    run: Callable[[PaliGemma, list[Image.Image]], list[Any]]
+    run: Callable[[PaliGemma, list[Image.Image], int], list[Any]]
 
 
 def _answer(
@@ -134,8 +139,10 @@ def _answer(
     """A task that is answered in words; at a terminal, a single picture's come one by one."""
     settings = run.generation()
 
-    def words(model: PaliGemma, images: list[Image.Image]) -> list[str]:
-        answers: list[str] = model.generate(images, prompt, batch_size=run.batch_size, **settings)
+    def words(model: PaliGemma, images: list[Image.Image], first: int) -> list[str]:
+        answers: list[str] = model.generate(
+            images, prompt, batch_size=run.batch_size, first_row=first, **settings
+        )
         return answers
 
     names = picture_names(arguments, output.recursive)
@@ -165,11 +172,13 @@ def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOption
     job = {"task": task.name, "prompt": task.prompt, "model": run.model}
     with ExitStack() as stack:
         results = None
-        todo = names
+        todo = list(enumerate(names))
         if output.out is not None:
+            if output.resume and STDIN in names:
+                raise typer.BadParameter("--resume cannot know which picture - was; name a file")
             results = Results(output.out, job, output.resume)
             stack.enter_context(closing(results))
-            todo = [name for name in names if identity(name) not in results.done]
+            todo = [(i, name) for i, name in todo if identity(name) not in results.done]
         screen = stack.enter_context(Screen(len(names)))
         screen.advance(len(names) - len(todo))
         done = 0
@@ -178,8 +187,9 @@ def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOption
             for batch in _batches(todo, run.batch_size, screen):
                 # Loaded late: when no picture can be read, nobody should wait for a model.
                 model = model or _load(run)
-                images = [image for _, image in batch]
-                for (name, image), result in zip(batch, task.run(model, images), strict=True):
+                images = [image for _, _, image in batch]
+                answers = task.run(model, images, batch[0][0])
+                for (_, name, image), result in zip(batch, answers, strict=True):
                     record = {"file": name, **job, **_fields(result)}
                     if results is not None:
                         results.append(record, _drawing(image, result))
@@ -199,19 +209,25 @@ def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOption
 
 
 def _batches(
-    names: list[str], batch_size: int, screen: Screen
-) -> Iterator[list[tuple[str, Image.Image]]]:
-    """Readable pictures with their names, no more in memory than a batch; complains of others."""
-    batch: list[tuple[str, Image.Image]] = []
-    for name in names:
+    todo: list[tuple[int, str]], batch_size: int, screen: Screen
+) -> Iterator[list[tuple[int, str, Image.Image]]]:
+    """Readable pictures with number and name, no more in memory than a batch; complains of others.
+
+    The numbers of a batch have no gap: a seed gives each picture its own random numbers by them,
+    whatever was left out or done before.
+    """
+    batch: list[tuple[int, str, Image.Image]] = []
+    for number, name in todo:
         try:
-            batch.append((name, open_picture(name)))
+            image = open_picture(name)
         except PictureError as error:
             screen.complain(str(error))
             screen.advance()
-        if len(batch) == batch_size:
+            continue
+        if batch and (len(batch) == batch_size or number != batch[-1][0] + 1):
             yield batch
             batch = []
+        batch.append((number, name, image))
     if batch:
         yield batch
 
