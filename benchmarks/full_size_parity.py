@@ -20,27 +20,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-PROMPT_TOKENS = 8
+from paliglass.checkpoints.folder import read_config
+from paliglass.verify import fixed_input
+
 NEW_TOKENS = 8
 RUNNERS = ("paliglass", "transformers-eager", "transformers-sdpa")
-
-
-def inputs(folder: Path) -> dict[str, torch.Tensor]:
-    """A picture of noise and a random prompt, the same in every process."""
-    from paliglass.checkpoints.folder import read_config
-
-    config = read_config(folder)
-    generator = torch.Generator().manual_seed(0)
-    side = config.vision_config.image_size
-    words = torch.randint(3, 256_000, (1, PROMPT_TOKENS), generator=generator)
-    places = torch.full((1, config.num_image_tokens), config.image_token_index)
-    ids = torch.cat((places, words), dim=1)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-        "pixel_values": torch.rand((1, 3, side, side), generator=generator) * 2 - 1,
-    }
 
 
 def peak_memory() -> int:
@@ -51,7 +35,7 @@ def peak_memory() -> int:
 
 def run(runner: str, folder: Path, target: Path) -> None:
     """Loads, prefills and decodes in this process; writes logits and prints one JSON object."""
-    batch = inputs(folder)
+    batch = fixed_input(read_config(folder))
     started = time.perf_counter()
     if runner == "paliglass":
         from paliglass.checkpoints.folder import load_model

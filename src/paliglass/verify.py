@@ -94,7 +94,7 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
     folder = locate(model)
     other = folder if reference is None else locate(reference)
     integrity, problems = check_integrity(folder)
-    batch = _fixed_input(read_config(folder))
+    batch = fixed_input(read_config(folder))
     our_outputs = _run(load_model(folder, "cpu", torch.float32), _our_layers, batch)
     # One after the other: two full-size models in float32 would not fit in most machines.
     their_outputs = _run(_load_transformers(other), _their_layers, batch)
@@ -163,7 +163,7 @@ def _load_transformers(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def _fixed_input(config: PaliGemmaConfig) -> dict[str, Tensor]:
+def fixed_input(config: PaliGemmaConfig) -> dict[str, Tensor]:
     """A picture of noise and a prompt of random words, the same every time."""
     generator = torch.Generator().manual_seed(0)
     side = config.vision_config.image_size
