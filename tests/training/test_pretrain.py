@@ -283,9 +283,9 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path, separate: float
     assert not together
 
 
-def test_the_vision_tower_starts_from_given_weights() -> None:
-    start, other = trainer(), trainer(seed=1)
-    start.start_vision_tower(other.model.vision_tower.state_dict())
-    for copy in (start.model, start.compute.model):
-        for name, weight in copy.vision_tower.state_dict().items():
-            assert torch.equal(weight, other.model.vision_tower.state_dict()[name])
+def test_a_run_starts_from_another_model() -> None:
+    model, other = trainer(), trainer(seed=1)
+    model.start(other.model)
+    for copy in (model.model, model.compute.model):
+        for name, weight in copy.state_dict().items():
+            assert torch.equal(weight, other.model.state_dict()[name])

@@ -1,9 +1,8 @@
 """Multimodal pre-training on the picture world: how the shipped mini model is made.
 
-    torchrun --nproc-per-node 2 -m paliglass.training.pretrain --out runs/mini \\
-        --vision runs/dual/model --codec runs/mask_codec.safetensors --minutes 60
+    torchrun --nproc-per-node 2 -m paliglass.training.pretrain --out runs/mini --minutes 60
 
-- the vision tower starts from contrastive training (`--vision`) or from nothing
+- weights start from nothing, or from another model's (`--start`)
 - first the vision tower alone learns to name what covers each patch and to bound it (a linear head
   that is dropped afterwards); then prompts, several in a row behind their picture; at the end a row
   for each prompt, as at inference (see `batches`)
@@ -71,11 +70,12 @@ def batches(
     """The batches of this process from `first_step` on, prepared by worker processes."""
     dataset = SceneDataset(world, processor, recipe.prompts, grid)
     share = recipe.scenes // processes()
-    firsts = range(first_step * recipe.scenes, recipe.steps * recipe.scenes, recipe.scenes)
+    # Each process takes its part of the step's scenes.
+    first = first_step * recipe.scenes + rank() * share
+    firsts = range(first, recipe.steps * recipe.scenes, recipe.scenes)
     yield from DataLoader(
         dataset,
-        # Each process takes its part of the step's scenes.
-        batch_sampler=(range(i + rank() * share, i + (rank() + 1) * share) for i in firsts),
+        batch_sampler=(list(range(i, i + share)) for i in firsts),
         collate_fn=dataset.collate,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
@@ -142,18 +142,21 @@ def common_clock(seconds: float) -> float:
 
 def main() -> None:
     """The command line."""
-    from paliglass.contrastive.checkpoints import vision_weights
+    from paliglass.checkpoints.folder import load_model
     from paliglass.segmentation import MaskCodec
     from paliglass.world import World
 
     parser = argparse.ArgumentParser(description="Train the mini model on the picture world.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
-    parser.add_argument("--vision", type=Path, help="dual encoder whose vision tower to start from")
+    parser.add_argument("--start", type=Path, help="model folder to go on from")
     parser.add_argument("--codec", type=Path, help="mask codec; without one, nothing to segment")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="end earlier, after these")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's rates")
+    parser.add_argument("--looking", type=float, default=Recipe.looking)
+    parser.add_argument("--separate", type=float, default=Recipe.separate)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--workers", type=int, default=1, help="of each process, for its scenes")
     options = parser.parse_args()
@@ -161,7 +164,15 @@ def main() -> None:
     refuse_existing(options.out / "model")
     if "RANK" in os.environ:  # torchrun
         dist.init_process_group("gloo")
-    recipe = Recipe(minutes=options.minutes, steps=options.steps, seed=options.seed)
+    recipe = Recipe(
+        minutes=options.minutes,
+        steps=options.steps,
+        seed=options.seed,
+        looking=options.looking,
+        separate=options.separate,
+        muon_rate=options.rate * Recipe.muon_rate,
+        adam_rate=options.rate * Recipe.adam_rate,
+    )
     codec = None if options.codec is None else MaskCodec.load(options.codec)
     size = MINI.vision_config.image_size
     world = World(options.world, split="train", seed=options.seed, size=size, codec=codec)
@@ -173,8 +184,8 @@ def main() -> None:
     checkpoint = find_checkpoint(options.out / "checkpoint")
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    elif options.vision is not None:
-        trainer.start_vision_tower(vision_weights(options.vision))
+    elif options.start is not None:
+        trainer.start(load_model(options.start, "cpu", "float32"))
     if rank() == 0:
         cut_log(options.out / "log.jsonl", trainer.step)
     grid = MINI.vision_config.patches_per_side

@@ -14,7 +14,6 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -231,9 +230,9 @@ class Pretrainer:
             report[task] = (losses.detach()[of_task].sum().item(), int(of_task.sum()))
         return loss + mean_over_all(losses), report
 
-    def start_vision_tower(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over a trained vision tower's weights, named as in its state dict."""
-        self.model.vision_tower.load_state_dict(weights)
+    def start(self, model: PaliGemmaForConditionalGeneration) -> None:
+        """Takes over a trained model's weights; the patch head stays new."""
+        self.model.load_state_dict(model.state_dict())
         self._copy_weights()
 
     def _copy_weights(self) -> None:
