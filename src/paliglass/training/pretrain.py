@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m paliglass.training.pretrain --out runs/mini --minutes 60
 
-- weights start from nothing, or from another model's (`--start`)
+- weights start from nothing, or from another model's (`--weights`)
 - first the vision tower alone learns to name what covers each patch and to bound it (a linear head
   that is dropped afterwards); then prompts, several in a row behind their picture; at the end a row
   for each prompt, as at inference (see `batches`)
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the mini model on the picture world.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
-    parser.add_argument("--start", type=Path, help="model folder to go on from")
+    parser.add_argument("--weights", type=Path, help="model folder to go on from")
     parser.add_argument("--codec", type=Path, help="mask codec; without one, nothing to segment")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="end earlier, after these")
@@ -184,8 +184,8 @@ def main() -> None:
     checkpoint = find_checkpoint(options.out / "checkpoint")
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    elif options.start is not None:
-        trainer.start(load_model(options.start, "cpu", "float32"))
+    elif options.weights is not None:
+        trainer.start(load_model(options.weights, "cpu", "float32"))
     if rank() == 0:
         cut_log(options.out / "log.jsonl", trainer.step)
     grid = MINI.vision_config.patches_per_side
