@@ -180,7 +180,8 @@ def main() -> None:
         "",
         "Made by `python benchmarks/gallery.py"
         + ("" if options.model == "mini" else f" --model {options.model}")
-        + f"`; scene numbers are those of `World(split='test', seed={options.seed}, size={SCENE})`.",
+        + "`; scene numbers are those of "
+        + f"`World(split='test', seed={options.seed}, size={SCENE})`.",
         "",
     ]
     used: set[tuple[str, int]] = set()

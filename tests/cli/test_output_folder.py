@@ -228,7 +228,7 @@ def test_resume_with_other_settings_is_refused(cli, pictures, other):
     before = Path("o/results.jsonl").read_bytes()
     result = cli("detect", "d", *other, "--out", "o", "--resume")
     assert result.code == 1
-    assert result.err.startswith("error: o/job.json: that run had ")
+    assert result.err.startswith("error: o/results.job.json: that run had ")
     assert Path("o/results.jsonl").read_bytes() == before
     assert cli("detect", "d", "x", "--out", "o", "--resume", "--batch-size", "2").code == 0
 
@@ -236,10 +236,10 @@ def test_resume_with_other_settings_is_refused(cli, pictures, other):
 def test_a_damaged_job_is_named(cli, pictures):
     cli("caption", "d", "--out", "o")
     for damage in ("", "[1]", "{"):
-        Path("o/job.json").write_text(damage)
+        Path("o/results.job.json").write_text(damage)
         result = cli("caption", "d", "--out", "o", "--resume")
         assert result.code == 1
-        assert result.err == "error: o/job.json: is not JSON; mend or remove the file\n"
+        assert result.err == "error: o/results.job.json: is not JSON; mend or remove the file\n"
 
 
 def test_own_drawings_are_not_taken_for_pictures(cli):
@@ -296,3 +296,17 @@ class TestExports:
         assert cli("caption", "d", "--out", "o", "--format", format).code == 0
         name = "coco.json" if format == "coco" else f"results.{format}"
         assert "d/4.png" in Path("o", name).read_text()
+
+    @pytest.mark.parametrize(
+        ("format", "taken"),
+        [("yolo", "labels/a.txt"), ("yolo", "data.yaml"), ("coco", "coco.json")],
+    )
+    def test_no_file_of_a_users_is_replaced(self, cli, pictures, format, taken):
+        Path("d", taken).parent.mkdir(exist_ok=True)
+        Path("d", taken).write_text("mine")
+        run = ("detect", "d", "x", "--out", "d", "--format", format)
+        for _ in range(2):  # the refused run leaves nothing that would let the next one through
+            result = cli(*run)
+            assert result.code == 1
+            assert "exists already and is not this run's" in result.err
+        assert Path("d", taken).read_text() == "mine"

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paliglass.errors import PaliglassError
-from paliglass.tasks.export import export, to_line, write_files
+from paliglass.tasks.export import EXPORTS, export, to_line, write_files
 
 if TYPE_CHECKING:
     from PIL import Image
 
 STDIN = "-"
 FILE = "results.jsonl"
-JOB = "job.json"
-LOCK = ".lock"
+JOB = "results.job.json"
+LOCK = ".results.lock"
 DRAWINGS = "drawings"
 MASKS = "masks"
 
@@ -80,6 +80,13 @@ class Results:
                 )
             self._compare(job)
             self._read(job)
+        else:
+            for name in EXPORTS.get(job.get("format", ""), ()):
+                if (self.folder / name).exists():
+                    raise PaliglassError(
+                        f"{self.folder / name}: exists already and is not this run's; choose "
+                        "another folder for --out"
+                    )
         write_files(self.folder, {JOB: json.dumps(job, ensure_ascii=False, indent=1) + "\n"})
         self._file = self.path.open("ab")
 

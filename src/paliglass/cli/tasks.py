@@ -85,8 +85,8 @@ def ask(
     if not choice:
         return _answer("ask", pictures, prompt, run, output)
 
-    def choose(model: PaliGemma, images: list[Image.Image], first: int) -> list[str]:
-        return model.ask(images, question, lang, choices=choice, **run.batch(first))
+    def choose(model: PaliGemma, images: list[Image.Image], first: int) -> list[Any]:
+        return [*model.ask(images, question, lang, choices=choice, **run.batch(first))]
 
     _run(Task("ask", prompt, choose, {"choices": choice}), pictures, run, output)
 

@@ -18,7 +18,14 @@ from paliglass.errors import PaliglassError
 from paliglass.tasks.results import Found
 
 Record = Mapping[str, Any]
-FORMATS = ("json", "jsonl", "csv", "coco", "yolo")
+EXPORTS = {
+    "json": ("results.json",),
+    "jsonl": ("results.jsonl",),
+    "csv": ("results.csv",),
+    "coco": ("coco.json",),
+    "yolo": ("classes.txt", "data.yaml", "labels"),
+}
+"""Format → the files and folders that `export` makes."""
 
 _ANSWER_COLUMNS = ("file", "task", "prompt", "answer", "score")
 _BOX_COLUMNS = ("file", "width", "height", "label", "score", "x0", "y0", "x1", "y1")
@@ -30,20 +37,21 @@ def export(records: Sequence[Record], format: str, labels: Sequence[str] = ()) -
     labels: what was asked for; the classes are these in their order, then what else was found. So
     two runs that ask for the same have the same class ids.
 
-    Raises PaliglassError for a format not in FORMATS, where a format has no place for answers in
+    Raises PaliglassError for a format not in EXPORTS, where a format has no place for answers in
     words, or where two pictures would share a label file.
     """
-    if format not in FORMATS:
-        raise PaliglassError(f"{format!r} is no format; choose {', '.join(FORMATS)}")
+    if format not in EXPORTS:
+        raise PaliglassError(f"{format!r} is no format; choose {', '.join(EXPORTS)}")
     if format == "yolo":
         return to_yolo(records, labels)
+    [name] = EXPORTS[format]
     if format == "jsonl":
-        return {"results.jsonl": "".join(to_line(record) + "\n" for record in records)}
+        return {name: "".join(to_line(record) + "\n" for record in records)}
     if format == "csv":
-        return {"results.csv": to_csv(records)}
-    document = to_coco(records, labels) if format == "coco" else list(records)
-    text = json.dumps(document, ensure_ascii=False, indent=None if format == "coco" else 1)
-    return {f"{'coco' if format == 'coco' else 'results'}.json": text + "\n"}
+        return {name: to_csv(records)}
+    if format == "coco":
+        return {name: json.dumps(to_coco(records, labels), ensure_ascii=False) + "\n"}
+    return {name: json.dumps(list(records), ensure_ascii=False, indent=1) + "\n"}
 
 
 def to_line(record: Record) -> str:
