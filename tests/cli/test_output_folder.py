@@ -310,3 +310,17 @@ class TestExports:
             assert result.code == 1
             assert "exists already and is not this run's" in result.err
         assert Path("d", taken).read_text() == "mine"
+
+    def test_a_run_killed_before_its_first_picture_can_go_on(self, cli, pictures, monkeypatch):
+        detect = PaliGemma.detect
+
+        def fails(*_, **__):
+            raise KeyboardInterrupt
+
+        for format in ("coco", "jsonl"):
+            run = ("detect", "d", "x", "--out", format, "--format", format)
+            monkeypatch.setattr(PaliGemma, "detect", fails)
+            assert cli(*run).code == 130
+            monkeypatch.setattr(PaliGemma, "detect", detect)
+            assert cli(*run, "--resume").code == 0
+            assert len(results(format)) == 5

@@ -80,7 +80,7 @@ class Results:
                 )
             self._compare(job)
             self._read(job)
-        else:
+        elif not self.path.exists():  # an empty one is a run's that was killed at once
             for name in EXPORTS.get(job.get("format", ""), ()):
                 if (self.folder / name).exists():
                     raise PaliglassError(
