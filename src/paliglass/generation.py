@@ -4,14 +4,18 @@
 - prefill runs the whole prompt and fills the cache; a decode step runs one token a row
 - only the last position's logits are ever computed, and only real words can be chosen
 - rows of one batch may have prompts of different length, padded on either side
+- an answer may be held to a grammar: what has no alternative then costs no step
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paliglass.errors import PromptError
@@ -34,18 +38,59 @@ class Step:
 @dataclass(frozen=True)
 class Completion:
     """What a row was answered: ids without `<eos>`, the log-probability of each, and whether
-    `<eos>` ended it (else the limit did).
+    `<eos>` ended it (else the limit did), with its log-probability.
     """
 
     ids: list[int]
     log_probs: list[float]
     ended: bool
+    end_log_prob: float = 0.0
+
+
+class Choices(NamedTuple):
+    """The tokens that may come next: some ids, and those of low … high − 1 not in `excluded`."""
+
+    ids: tuple[int, ...]
+    low: int = 0
+    high: int = 0
+    excluded: tuple[int, ...] = ()
+
+    @property
+    def only(self) -> int | None:
+        """The one token that may come, where there is but one."""
+        if len(self.ids) == 1 and self.low == self.high:
+            return self.ids[0]
+        return self.low if not self.ids and self.high - self.low == 1 else None
+
+
+class State(Protocol):
+    """How far an answer has come that follows a grammar; immutable. See `tasks.grammar`."""
+
+    @property
+    def need(self) -> int:
+        """The fewest tokens before `<eos>` may come."""
+        ...
+
+    def choices(self, room: int) -> Choices:
+        """What may come next where `room` more tokens may be said; at least one token."""
+        ...
+
+    def after(self, token: int) -> Self:
+        """The state after one of the `choices`."""
+        ...
 
 
 def prefill(
     model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], cache: KVCache
 ) -> Tensor:
     """Runs the prompts, fills the cache: the logits after each prompt's last token, B × V."""
+    return model.language_model.logits(run_prompts(model, batch, cache))
+
+
+def run_prompts(
+    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], cache: KVCache
+) -> Tensor:
+    """`prefill` but for the head: B × D after each prompt's last token."""
     attention_mask = batch["attention_mask"]
     hidden = model.hidden_states(
         batch["input_ids"],
@@ -56,7 +101,7 @@ def prefill(
     )
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     last = (attention_mask * places).argmax(-1)
-    return model.language_model.logits(hidden[torch.arange(len(hidden)), last])
+    return hidden[torch.arange(len(hidden)), last]
 
 
 def decode_one_token(
@@ -65,6 +110,25 @@ def decode_one_token(
     """Runs one more token of each row, ids B: the logits after it, B × V."""
     hidden = model.hidden_states(ids[:, None], kv_cache=cache)
     return model.language_model.logits(hidden[:, -1])
+
+
+def run_tokens(
+    model: PaliGemmaForConditionalGeneration, tokens: Sequence[Sequence[int]], cache: KVCache
+) -> Tensor:
+    """Runs some more tokens of each row, each row its own number of them: B × D after the last.
+
+    Shorter rows are padded; nobody sees the padding. A row without tokens gets numbers that mean
+    nothing.
+    """
+    lengths = torch.tensor([len(row) for row in tokens])
+    places = torch.arange(int(lengths.max()))
+    ids = torch.tensor([[*row, *[0] * (len(places) - len(row))] for row in tokens])
+    hidden = model.hidden_states(
+        ids.to(model.device),
+        attention_mask=(places < lengths[:, None]).to(model.device),
+        kv_cache=cache,
+    )
+    return hidden[torch.arange(len(tokens)), (lengths - 1).clamp(min=0)]
 
 
 @torch.inference_mode()
@@ -84,17 +148,11 @@ def generate_steps(
     Raises PromptError for a prompt that leaves no room for an answer.
     """
     config = model.config
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    rows, prompt_length = batch["input_ids"].shape
-    limit = config.text_config.max_position_embeddings
-    if prompt_length >= limit:
-        raise PromptError(
-            f"the prompt has {prompt_length} tokens with its pictures; the model takes fewer than "
-            f"{limit}"
-        )
-    max_new_tokens = min(max_new_tokens, limit - prompt_length)
+    max_new_tokens = _room(model, batch, max_new_tokens)
     if max_new_tokens < 1:
         return
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    rows, prompt_length = batch["input_ids"].shape
     cache = model.new_cache(rows, prompt_length + max_new_tokens)
     sources = [sampling.source(first_row + row) for row in range(rows)]
     ends = torch.tensor(config.text_config.eos_token_ids, device=model.device)
@@ -128,5 +186,137 @@ def generate(
     for row_ids, row_log_probs, length in zip(ids, log_probs, lengths, strict=True):
         ended = row_ids[length - 1] in ends
         kept = length - 1 if ended else length
-        completions.append(Completion(row_ids[:kept], row_log_probs[:kept], ended))
+        end = row_log_probs[kept] if ended else 0.0
+        completions.append(Completion(row_ids[:kept], row_log_probs[:kept], ended, end))
     return completions
+
+
+@dataclass
+class _Row:
+    """An answer under way. waiting: what has been said, but not yet run through the decoder."""
+
+    state: State
+    room: int
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    is_over: bool = False
+    ended: bool = False
+    end_log_prob: float = 0.0
+
+    def say(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
+        if token in ends:
+            self.is_over = self.ended = True
+            self.end_log_prob = log_prob
+            return
+        self.state = self.state.after(token)
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        self.waiting.append(token)
+        self.room -= 1
+        self.is_over = self.room == 0
+
+
+@torch.inference_mode()
+def generate_within(
+    model: PaliGemmaForConditionalGeneration,
+    batch: Mapping[str, Tensor],
+    max_new_tokens: int,
+    states: Sequence[State],
+    sampling: Sampling = GREEDY,
+    first_row: int = 0,
+    one_by_one: bool = False,
+) -> list[Completion]:
+    """`generate` where each row keeps to a grammar, from its own state on.
+
+    Log-probabilities are those among the tokens that the grammar allows, so that a token without
+    an alternative has 0. Such tokens cost no step of their own: they are said at once and go
+    through the decoder together with the decision before them, unless `one_by_one`; and the head
+    is computed for allowed words alone.
+
+    Raises PromptError where a prompt, or the limit, leaves no room for a whole answer.
+    """
+    max_new_tokens = _room(model, batch, max_new_tokens)
+    need = max((state.need for state in states), default=0)
+    if need > max_new_tokens:
+        raise PromptError(
+            f"the shortest answer has {need} tokens, and there is room for {max_new_tokens}: "
+            "raise max_new_tokens or shorten the prompt"
+        )
+    if max_new_tokens < 1:
+        return [Completion([], [], False) for _ in states]
+    rows = [_Row(state, max_new_tokens) for state in states]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    sources = [sampling.source(first_row + row) for row in range(len(rows))]
+    ends = model.config.text_config.eos_token_ids
+    cache = model.new_cache(len(rows), batch["input_ids"].shape[1] + max_new_tokens)
+    hidden = run_prompts(model, batch, cache)
+    while True:
+        deciding = [i for i, row in enumerate(rows) if not row.is_over and not row.waiting]
+        if deciding:
+            choices = [rows[i].state.choices(rows[i].room) for i in deciding]
+            some = hidden if len(deciding) == len(rows) else hidden[deciding]
+            ids, log_probs = choose_among(
+                model, some, choices, sampling, [sources[i] for i in deciding]
+            )
+            for i, token, log_prob in zip(deciding, ids, log_probs, strict=True):
+                rows[i].say(token, log_prob, ends)
+                while not rows[i].is_over:
+                    forced = rows[i].state.choices(rows[i].room).only
+                    if forced is None:
+                        break
+                    rows[i].say(forced, 0.0, ends)
+        if all(row.is_over for row in rows):
+            return [Completion(r.ids, r.log_probs, r.ended, r.end_log_prob) for r in rows]
+        count = 1 if one_by_one else None
+        hidden = run_tokens(model, [row.waiting[:count] for row in rows], cache)
+        for row in rows:
+            del row.waiting[:count]
+
+
+def choose_among(
+    model: PaliGemmaForConditionalGeneration,
+    hidden: Tensor,
+    choices: Sequence[Choices],
+    sampling: Sampling,
+    sources: Sequence[np.random.Generator],
+) -> tuple[list[int], list[float]]:
+    """A token for each row of B × D from its own choices, and its log-probability among them."""
+    columns, allowed = _columns(choices)
+    low, high = int(columns[0]), int(columns[-1]) + 1
+    is_range = high - low == len(columns)
+    words = slice(low, high) if is_range else torch.from_numpy(columns).to(hidden.device)
+    logits = model.language_model.logits(hidden, words).float()
+    mask = torch.from_numpy(allowed).to(hidden.device)
+    places, log_probs = choose(logits.masked_fill(~mask, -torch.inf), sampling, sources)
+    return columns[places.cpu().numpy()].tolist(), log_probs.tolist()
+
+
+def _columns(choices: Sequence[Choices]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The ids that any row may say, ascending, U; and which of them each row may, B × U."""
+    spans = [c for c in choices if c.high > c.low]
+    low, high = min((c.low for c in spans), default=0), max((c.high for c in spans), default=0)
+    single = {token for c in choices for token in c.ids}
+    columns = np.unique(np.r_[np.arange(low, high), np.array(sorted(single), dtype=np.int64)])
+    allowed = np.zeros((len(choices), len(columns)), dtype=np.bool_)
+    for row, (ids, start, end, excluded) in zip(allowed, choices, strict=True):
+        if end > start:
+            first = np.searchsorted(columns, start)
+            row[first : first + end - start] = True
+            row[np.searchsorted(columns, excluded)] = False
+        row[np.searchsorted(columns, ids)] = True
+    return columns, allowed
+
+
+def _room(
+    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], max_new_tokens: int
+) -> int:
+    """How many tokens an answer may have; PromptError where the prompt fills the model's length."""
+    prompt_length = batch["input_ids"].shape[1]
+    limit = model.config.text_config.max_position_embeddings
+    if prompt_length >= limit:
+        raise PromptError(
+            f"the prompt has {prompt_length} tokens with its pictures; the model takes fewer than "
+            f"{limit}"
+        )
+    return min(max_new_tokens, limit - prompt_length)
