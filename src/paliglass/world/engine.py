@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paliglass.errors import PaliglassError
 from paliglass.world.concepts import PATCH_CLASSES
 from paliglass.world.scenes import Scene, compose
-from paliglass.world.sources import Art, Split, default_cache, load_art
+from paliglass.world.sources import Art, Split, default_cache, is_held_out_split, load_art
 from paliglass.world.tasks import Example, examples
+
+if TYPE_CHECKING:
+    from paliglass.segmentation import MaskCodec
 
 __all__ = ["World"]
 
-_SPLIT_NUMBERS: dict[str, int] = {"train": 0, "test": 1, "style": 2}
+_SPLIT_NUMBERS: dict[str, int] = {"train": 0, "test": 1, "style": 2, "validation": 3}
 
 
 class World:
     """Scenes of one split, each determined by (seed, split, index, size) alone.
 
     The splits: "train"; "test", new scenes of the training vendors with held-out words, fonts
-    and handwritten digits; "style", the same with the stickers of held-out vendors.
+    and handwritten digits; "style", the same with the stickers of held-out vendors; "validation",
+    new scenes of all that "train" is made of, to tune and calibrate on.
 
     It can be pickled, and holds no state that a worker process would have to share.
 
     Args:
         cache: folder for fetched and rendered art; `.cache/world` by default.
-        split: "train", "test" or "style".
+        split: "train", "test", "style" or "validation".
         seed: another seed gives another world of the same kind.
         size: side of the scenes in pixels.
         art: what to compose scenes of, in place of the split's own.
+        codec: writes the answers to `segment …`; without one, nothing is asked to be segmented.
 
     Raises:
         PaliglassError: no such split, or the art cannot be had.
@@ -44,12 +50,14 @@ class World:
         size: int = 128,
         *,
         art: Art | None = None,
+        codec: MaskCodec | None = None,
     ) -> None:
         if split not in _SPLIT_NUMBERS:
             raise PaliglassError(f"no split {split!r}: take one of {', '.join(_SPLIT_NUMBERS)}")
         self.split = split
         self.seed = seed
         self.size = size
+        self.codec = codec
         folder = default_cache() if cache is None else Path(cache)
         self.art = load_art(folder, split, size) if art is None else art
 
@@ -60,12 +68,13 @@ class World:
 
     def scene(self, index: int) -> Scene:
         """The scene at `index`."""
-        return compose(self._rng(index, 0), self.art, self.size, held_out=self.split != "train")
+        held_out = is_held_out_split(self.split)
+        return compose(self._rng(index, 0), self.art, self.size, held_out=held_out)
 
     def sample(self, index: int, prompts: int = 4) -> tuple[Scene, list[Example]]:
         """The scene at `index` with that many different prompts about it."""
         scene = self.scene(index)
-        return scene, examples(scene, self._rng(index, 1), prompts)
+        return scene, examples(scene, self._rng(index, 1), prompts, self.codec)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, _SPLIT_NUMBERS[self.split], index, stream))

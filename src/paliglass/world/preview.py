@@ -43,7 +43,9 @@ def main() -> None:
     """Writes the sheet to a PNG file."""
     parser = argparse.ArgumentParser(description="a contact sheet of the picture world")
     parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--split", choices=("train", "test", "style"), default="train")
+    parser.add_argument(
+        "--split", choices=("train", "test", "style", "validation"), default="train"
+    )
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("world.png"))

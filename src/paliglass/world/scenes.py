@@ -1,15 +1,15 @@
 """Composing a scene: a ground, and one to four things on it, with exact ground truth.
 
 Each thing becomes a `Layer` (premultiplied colour, alpha, a class for each pixel); layers are
-pasted in order, and one byte a pixel keeps which thing is on top. Boxes, visibility and patch
-classes all come from that map, so they agree with what is to be seen.
+pasted in order, and one byte a pixel keeps which thing is on top. Boxes, masks, visibility and
+patch classes all come from that map, so they agree with what is to be seen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -36,7 +36,8 @@ class SceneObject:
 
     label: the concept, the shape, the word itself or the digit; colour: of shapes only;
     box: x0, y0, x1, y1 in pixels around all that is visible of it (x1 and y1 exclusive);
-    visible: the fraction of it that neither the frame nor another thing hides.
+    visible: the fraction of it that neither the frame nor another thing hides;
+    mask: the pixels of its box, (y1 − y0)×(x1 − x0), that show it.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class SceneObject:
     colour: str | None
     box: Box
     visible: float
+    mask: NDArray[np.bool_] = field(compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -67,6 +69,13 @@ class Scene:
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     classes: NDArray[np.uint8]
+
+    def mask(self, thing: SceneObject) -> NDArray[np.bool_]:
+        """The pixels of the whole picture, H×W, that show one of its things."""
+        x0, y0, x1, y1 = thing.box
+        whole = np.zeros(self.classes.shape, np.bool_)
+        whole[y0:y1, x0:x1] = thing.mask
+        return whole
 
     def patch_labels(self, grid: int = 8) -> NDArray[np.int64]:
         """The class that covers most of each of grid×grid patches, row by row.
@@ -151,7 +160,8 @@ def _place(
             int(columns.max()) + 1,
             int(rows.max()) + 1,
         )
-        objects.append(SceneObject(layer.kind, layer.label, layer.colour_name, box, visible))
+        mask = owner[box[1] : box[3], box[0] : box[2]] == index
+        objects.append(SceneObject(layer.kind, layer.label, layer.colour_name, box, visible, mask))
     if not objects:
         return None
     objects.sort(key=lambda thing: thing.centre)

@@ -26,9 +26,18 @@ from PIL import Image, ImageFont
 from paliglass.errors import PaliglassError
 from paliglass.world.concepts import CONCEPTS
 
-__all__ = ["SOURCES", "Art", "Source", "default_cache", "fetch", "load_art", "read_members"]
+__all__ = [
+    "SOURCES",
+    "Art",
+    "Source",
+    "default_cache",
+    "fetch",
+    "is_held_out_split",
+    "load_art",
+    "read_members",
+]
 
-Split = Literal["train", "test", "style"]
+Split = Literal["train", "test", "style", "validation"]
 Role = Literal["train", "test", "style", "digits"]
 
 _MAX_MEMBER_BYTES = 64 << 20
@@ -260,6 +269,11 @@ def read_members(tarball: Path, members: tuple[str, ...]) -> list[bytes]:
     return contents
 
 
+def is_held_out_split(split: Split) -> bool:
+    """Whether a split has words, fonts and handwritten digits that training never sees."""
+    return split in ("test", "style")
+
+
 def load_art(cache: Path, split: Split, pixels: int) -> Art:
     """The art of a split, stickers rendered at `pixels`; the first call fetches and renders.
 
@@ -269,14 +283,15 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
     vendors = [s for s in SOURCES if s.name.startswith("@iconify-json/")]
     wanted = "style" if split == "style" else "train"
     drawings = [_stickers(s, cache, pixels) for s in vendors if s.role == wanted]
-    face = "train" if split == "train" else "test"
+    held_out = is_held_out_split(split)
+    face = "test" if held_out else "train"
     fonts = [s for s in SOURCES if s.name.startswith("@expo-google-fonts/") and s.role == face]
     return Art(
         stickers={
             name: tuple(Image.fromarray(drawing[name]).convert("RGBa") for drawing in drawings)
             for name in CONCEPTS
         },
-        digits=_digits(cache, held_out=split != "train"),
+        digits=_digits(cache, held_out=held_out),
         fonts=tuple(
             ImageFont.truetype(
                 _font_file(source, cache), pixels * 2 // 5, layout_engine=ImageFont.Layout.BASIC

@@ -8,13 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paliglass.world.concepts import COLOURS, CONCEPTS, SHAPES, plural_of, with_article
 from paliglass.world.scenes import Box, Scene, SceneObject
 
-__all__ = ["Example", "caption", "detection", "examples", "location_tokens"]
+if TYPE_CHECKING:
+    from paliglass.segmentation import MaskCodec
+
+__all__ = [
+    "Example",
+    "caption",
+    "detection",
+    "examples",
+    "location_tokens",
+    "segmentation",
+    "token_box",
+]
 
 _NUMBERS = ("no", "one", "two", "three", "four")
 _CONCEPT_NAMES = tuple(CONCEPTS)
@@ -28,8 +41,10 @@ class Example:
     suffix: str
 
 
-def examples(scene: Scene, rng: np.random.Generator, count: int) -> list[Example]:
-    """`count` different prompts about a scene, of mixed kinds."""
+def examples(
+    scene: Scene, rng: np.random.Generator, count: int, codec: MaskCodec | None = None
+) -> list[Example]:
+    """`count` different prompts about a scene, of mixed kinds; `segment` only with a codec."""
     texts = any(thing.kind == "word" for thing in scene.objects)
     makers: tuple[tuple[float, Callable[[Scene, np.random.Generator], Example | None]], ...] = (
         (1.0, _caption),
@@ -41,6 +56,7 @@ def examples(scene: Scene, rng: np.random.Generator, count: int) -> list[Example
         (0.4, _what_colour),
         (0.5, _where),
         (0.8, _what_digit),
+        *(((1.0, partial(_segment, codec=codec)),) if codec else ()),
     )
     weights = np.cumsum([weight for weight, _ in makers])
     found: dict[str, Example] = {}
@@ -80,6 +96,34 @@ def detection(scene: Scene, labels: list[str]) -> str:
     )
 
 
+def segmentation(scene: Scene, label: str, codec: MaskCodec) -> str:
+    """The outlines of a label: `<loc>`×4 `<seg>`×16 ` label`, ` ; ` between instances.
+
+    In the order of `detection`; nothing where the label is absent. A mask is cropped by the box
+    that its own location tokens stand for, which is the one it will be pasted into.
+    """
+    import torch
+
+    from paliglass.segmentation import crop_mask
+
+    size = scene.image.shape[0]
+    things = _grouped(scene).get(label)
+    if not things:
+        return ""
+    crops = [crop_mask(scene.mask(thing), token_box(thing.box, size)) for thing in things]
+    codes = codec.encode(torch.from_numpy(np.stack(crops))).tolist()
+    return " ; ".join(
+        location_tokens(thing.box, size) + "".join(f"<seg{code:03d}>" for code in row) + f" {label}"
+        for thing, row in zip(things, codes, strict=True)
+    )
+
+
+def token_box(box: Box, size: int) -> tuple[float, float, float, float]:
+    """The box that a box's location tokens stand for: x0, y0, x1, y1 in pixels (loc / 1023)."""
+    x0, y0, x1, y1 = (_bin(edge, size) / 1023 * size for edge in box)
+    return x0, y0, x1, y1
+
+
 def location_tokens(box: Box, size: int) -> str:
     """A box as four location tokens, y before x: `<loc0256><loc0000><loc0767><loc0512>`.
 
@@ -87,8 +131,12 @@ def location_tokens(box: Box, size: int) -> str:
     has 65 location tokens to learn instead of 1024, at the price of ±0.8 % of the side.
     """
     x0, y0, x1, y1 = box
-    steps = (math.floor(edge / size * 64 + 0.5) for edge in (y0, x0, y1, x1))
-    return "".join(f"<loc{math.floor(step / 64 * 1023 + 0.5):04d}>" for step in steps)
+    return "".join(f"<loc{_bin(edge, size):04d}>" for edge in (y0, x0, y1, x1))
+
+
+def _bin(edge: int, size: int) -> int:
+    step = math.floor(edge / size * 64 + 0.5)
+    return math.floor(step / 64 * 1023 + 0.5)
 
 
 def _grouped(scene: Scene) -> dict[str, list[SceneObject]]:
@@ -153,6 +201,12 @@ def _detect(scene: Scene, rng: np.random.Generator) -> Example | None:
         if name not in labels:
             labels.append(name)
     return Example("detect " + " ; ".join(labels), detection(scene, labels))
+
+
+def _segment(scene: Scene, rng: np.random.Generator, codec: MaskCodec) -> Example | None:
+    present = _nameable(scene)
+    name = _pick(present, rng) if present and rng.random() < 0.85 else _absent(scene, rng)
+    return Example(f"segment {name}", segmentation(scene, name, codec))
 
 
 def _ocr(scene: Scene, rng: np.random.Generator) -> Example | None:

@@ -1,0 +1,213 @@
+"""The VQ-VAE behind the `<seg>` tokens: a 64×64 mask <-> 16 codes out of 128.
+
+    64×64 --encoder--> 4×4 vectors --nearest of the codebook--> 16 codes --decoder--> 64×64
+
+The encoder halves the side four times, the decoder doubles it back; two residual blocks stand at
+4×4 in both. The quantizer is that of arXiv 1711.00937, the use in PaliGemma that of 2407.07726
+(section 3.2), the official weights those of arXiv 2301.02229. Module names are the official
+file's, so that its keys are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from paliglass.errors import CheckpointError, ConfigError
+
+__all__ = ["MASK_SIDE", "NUM_TOKENS", "MaskCodec", "MaskCodecConfig"]
+
+MASK_SIDE = 64
+GRID = 4
+NUM_TOKENS = GRID**2
+MAX_SIZE = 2**14
+
+_OFFICIAL_CODEBOOK = "_vq_vae._embedding"
+
+
+@dataclass(frozen=True)
+class MaskCodecConfig:
+    """Sizes of the codec; the defaults are the published ones.
+
+    width: channels at 4×4, half as many at each doubling of the side; a multiple of 8.
+    embedding_dim: length of a codebook vector. num_codes: how many there are.
+    """
+
+    width: int = 128
+    embedding_dim: int = 512
+    num_codes: int = 128
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if type(value) is not int or not 1 <= value <= MAX_SIZE:
+                raise ConfigError(
+                    f"mask codec: {name} is {value!r}; it must be an int from 1 to {MAX_SIZE}"
+                )
+        if self.width % 8:
+            raise ConfigError(f"mask codec: width is {self.width}; it must be a multiple of 8")
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1×1(relu(conv3×3(relu(conv3×3(x)))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+class MaskCodec(nn.Module):
+    """Masks to codes and back (see the module's text); read one with `load` or `from_npz`."""
+
+    def __init__(self, config: MaskCodecConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MaskCodecConfig()
+        width, dim = config.width, config.embedding_dim
+        down = [1, width // 8, width // 4, width // 2, width]
+        encoder: list[nn.Module] = []
+        for inside, outside in pairwise(down):
+            encoder += [nn.Conv2d(inside, outside, 4, stride=2, padding=1), nn.ReLU()]
+        encoder += [ResidualBlock(width), ResidualBlock(width), nn.Conv2d(width, dim, 1)]
+        up = [width, width, width // 2, width // 4, width // 8]
+        decoder = [nn.Conv2d(dim, width, 1), nn.ReLU(), ResidualBlock(width), ResidualBlock(width)]
+        for inside, outside in pairwise(up):
+            decoder += [nn.ConvTranspose2d(inside, outside, 4, stride=2, padding=1), nn.ReLU()]
+        decoder += [nn.Conv2d(up[-1], 1, 1)]
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder)
+        self.codebook = nn.Parameter(torch.randn(config.num_codes, dim) / dim**0.5)
+
+    def embed(self, masks: Tensor) -> Tensor:
+        """Masks B × 64 × 64 in [0, 1] → vectors B × 4 × 4 × D, before the quantizer."""
+        vectors: Tensor = self.encoder(2 * masks[:, None].to(self.codebook.dtype) - 1)
+        return vectors.permute(0, 2, 3, 1)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Vectors … × D → for each the code whose vector is nearest: int64, argmin ‖v − e‖²."""
+        # ‖v‖² is the same for all codes, and is left out.
+        distances = self.codebook.square().sum(1) - 2 * vectors @ self.codebook.T
+        return distances.argmin(-1)
+
+    def reconstruct(self, vectors: Tensor) -> Tensor:
+        """Quantized vectors B × 4 × 4 × D → masks B × 64 × 64 in about [−1, 1]."""
+        return self.decoder(vectors.permute(0, 3, 1, 2))[:, 0]
+
+    @torch.no_grad()
+    def encode(self, masks: Tensor) -> Tensor:
+        """Masks B × 64 × 64 in [0, 1] → codes B × 16, int64, row by row of the 4×4 grid."""
+        return self.nearest(self.embed(masks)).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes B × 16 → masks B × 64 × 64 in about [−1, 1]: inside where above 0."""
+        return self.reconstruct(self.codebook[codes.reshape(-1, GRID, GRID)])
+
+    @classmethod
+    def from_npz(cls, path: str | Path) -> Self:
+        """The codec of an official .npz file (`vae-oid.npz`); sizes are read off its shapes.
+
+        Raises CheckpointError: not such a file, keys missing, left over or wrongly shaped. Pickled
+        arrays are never opened.
+        """
+        tensors: dict[str, Tensor] = {}
+        try:
+            with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+                for key in arrays.files:
+                    name = "codebook" if key == _OFFICIAL_CODEBOOK else key
+                    tensors[name] = torch.from_numpy(arrays[key]).float()
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise CheckpointError(
+                f"{path}: is not the .npz file of a mask codec ({error}); the official one is "
+                "vae-oid.npz"
+            ) from None
+        for key in ("codebook", "decoder.0.weight"):
+            if key not in tensors or tensors[key].ndim < 2:
+                name = _OFFICIAL_CODEBOOK if key == "codebook" else key
+                raise CheckpointError(f"{path}: is not a mask codec, it lacks {name}")
+        codes, dim = tensors["codebook"].shape
+        return cls._filled((len(tensors["decoder.0.weight"]), dim, codes), tensors, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The codec of a safetensors file that `save` wrote, in float32.
+
+        Raises CheckpointError: not such a file, keys missing, left over or wrongly shaped.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+                config = json.loads((file.metadata() or {})["config"])
+            sizes = config["width"], config["embedding_dim"], config["num_codes"]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: is missing, truncated or not safetensors ({error})"
+            ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its metadata is not a mask codec's ({error})") from None
+        return cls._filled(sizes, tensors, path)
+
+    @classmethod
+    def _filled(
+        cls, sizes: tuple[int, int, int], tensors: dict[str, Tensor], path: str | Path
+    ) -> Self:
+        """A codec of these sizes that holds exactly these tensors."""
+        try:
+            config = MaskCodecConfig(*sizes)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        with torch.device("meta"):  # no memory before the shapes are known to be right
+            codec = cls(config)
+        expected = codec.state_dict()
+        for word, keys in (
+            ("lacks", expected.keys() - tensors),
+            ("has surplus", tensors.keys() - expected),
+        ):
+            if keys:
+                raise CheckpointError(f"{path}: {word} {', '.join(sorted(keys))}")
+        for key, tensor in tensors.items():
+            if tensor.shape != expected[key].shape:
+                raise CheckpointError(
+                    f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
+                )
+        codec.load_state_dict(tensors, assign=True)
+        return codec.eval().requires_grad_(False)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes a safetensors file in one step: the sizes go into its metadata, with `metadata`.
+
+        `dtype` is what weights are stored in; None keeps theirs.
+        """
+        path = Path(path)
+        state = {key: value.to(dtype).contiguous() for key, value in self.state_dict().items()}
+        about = {"config": json.dumps(dataclasses.asdict(self.config)), **(metadata or {})}
+        unfinished = path.with_name(f".{path.name}.tmp")
+        save_file(state, unfinished, about)
+        os.replace(unfinished, path)

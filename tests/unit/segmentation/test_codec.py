@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from paliglass.errors import CheckpointError, ConfigError
+from paliglass.segmentation import MaskCodec, MaskCodecConfig
+
+SMALL = MaskCodecConfig(width=16, embedding_dim=8, num_codes=32)
+
+
+@pytest.fixture
+def codec() -> MaskCodec:
+    torch.manual_seed(0)
+    return MaskCodec(SMALL)
+
+
+def masks(count: int) -> torch.Tensor:
+    return (torch.rand(count, 64, 64, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+
+
+def official(codec: MaskCodec) -> dict[str, np.ndarray]:
+    state = {key: value.numpy() for key, value in codec.state_dict().items()}
+    return {("_vq_vae._embedding" if k == "codebook" else k): v for k, v in state.items()}
+
+
+def test_codes_are_those_of_the_nearest_vectors(codec: MaskCodec) -> None:
+    vectors = torch.randn(3, 4, 4, SMALL.embedding_dim)
+    distances = torch.cdist(vectors.flatten(0, 2), codec.codebook)
+    assert torch.equal(codec.nearest(vectors).flatten(), distances.argmin(1))
+    assert torch.equal(codec.nearest(codec.codebook), torch.arange(SMALL.num_codes))
+
+
+def test_a_batch_equals_single_masks_and_may_be_empty(codec: MaskCodec) -> None:
+    codes = codec.encode(masks(5))
+    assert codes.shape == (5, 16)
+    assert torch.equal(torch.cat([codec.encode(mask[None]) for mask in masks(5)]), codes)
+    decoded = codec.decode(codes)
+    assert decoded.shape == (5, 64, 64)
+    torch.testing.assert_close(codec.decode(codes[3:4]), decoded[3:4])
+    assert codec.decode(codec.encode(masks(0))).shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_what_is_saved_comes_back(
+    codec: MaskCodec, tmp_path: Path, dtype: torch.dtype | None
+) -> None:
+    path = tmp_path / "codec.safetensors"
+    codec.save(path, dtype=dtype, metadata={"round_trip_iou": "0.5"})
+    again = MaskCodec.load(path)
+    assert again.config == SMALL
+    expected = codec if dtype is None else codec.half().float()
+    for key, value in expected.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+    assert load_file(path)["codebook"].dtype == (dtype or torch.float32)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["round_trip_iou"] == "0.5"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_official_keys_are_read_with_their_sizes(codec: MaskCodec, tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "vae.npz", **official(codec))
+    again = MaskCodec.from_npz(tmp_path / "vae.npz")
+    assert again.config == SMALL
+    assert torch.equal(again.encode(masks(4)), codec.encode(masks(4)))
+
+
+def lacking(state: dict[str, np.ndarray]) -> None:
+    del state["encoder.8.net.2.bias"]
+
+
+def surplus(state: dict[str, np.ndarray]) -> None:
+    state["step"] = np.zeros(1)
+
+
+def misshapen(state: dict[str, np.ndarray]) -> None:
+    state["decoder.6.weight"] = state["decoder.6.weight"].swapaxes(0, 1)
+
+
+def without_codebook(state: dict[str, np.ndarray]) -> None:
+    del state["_vq_vae._embedding"]
+
+
+def odd_width(state: dict[str, np.ndarray]) -> None:
+    state["decoder.0.weight"] = state["decoder.0.weight"][:9]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lacking, r"vae\.npz: lacks encoder\.8\.net\.2\.bias"),
+        (surplus, r"vae\.npz: has surplus step"),
+        (misshapen, r"decoder\.6\.weight is \(8, 16, 4, 4\), expected \(16, 8, 4, 4\)"),
+        (without_codebook, r"lacks _vq_vae\._embedding"),
+        (odd_width, r"width is 9; it must be a multiple of 8"),
+    ],
+)
+def test_a_spoilt_official_file_is_refused_by_key(
+    codec: MaskCodec, tmp_path: Path, spoil: Callable[[dict[str, np.ndarray]], None], message: str
+) -> None:
+    state = official(codec)
+    spoil(state)
+    np.savez(tmp_path / "vae.npz", **state)
+    with pytest.raises(CheckpointError, match=message):
+        MaskCodec.from_npz(tmp_path / "vae.npz")
+
+
+def test_pickled_arrays_are_never_opened(tmp_path: Path) -> None:
+    array = np.empty(1, object)
+    array[0] = print
+    np.savez(tmp_path / "vae.npz", allow_pickle=True, **{"_vq_vae._embedding": array})
+    with pytest.raises(CheckpointError, match=r"is not the \.npz file of a mask codec"):
+        MaskCodec.from_npz(tmp_path / "vae.npz")
+
+
+@pytest.mark.parametrize("read", [MaskCodec.load, MaskCodec.from_npz])
+@pytest.mark.parametrize("content", [None, b"", b"not a file of weights" * 20])
+def test_files_of_another_kind_are_refused(
+    tmp_path: Path, read: Callable[[Path], MaskCodec], content: bytes | None
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="file: is"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "metadata is not a mask codec's"),
+        ({"config": "{}"}, "metadata is not a mask codec's"),
+        ({"config": "[1"}, "metadata is not a mask codec's"),
+        ({"width": True}, "width is True"),
+        ({"width": 8 * 10**9}, "width is 8000000000"),
+        ({"width": 2**13}, r"is \(.*\), expected \(.*\)"),
+        ({"num_codes": 0}, "num_codes is 0"),
+        ({"num_codes": 31}, r"codebook is \(32, 8\), expected \(31, 8\)"),
+    ],
+)
+def test_bad_metadata_is_refused(
+    codec: MaskCodec, tmp_path: Path, metadata: dict[str, object] | None, message: str
+) -> None:
+    path = tmp_path / "codec.safetensors"
+    if metadata is not None and "config" not in metadata:
+        sizes = {"width": 16, "embedding_dim": 8, "num_codes": 32}
+        metadata = {"config": json.dumps({**sizes, **metadata})}
+    save_file(codec.state_dict(), path, metadata)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=message):
+        MaskCodec.load(path)
+
+
+def test_a_missing_tensor_is_named(codec: MaskCodec, tmp_path: Path) -> None:
+    path = tmp_path / "codec.safetensors"
+    codec.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    del state["codebook"]
+    save_file(state, path, metadata)
+    with pytest.raises(CheckpointError, match=r"codec\.safetensors: lacks codebook"):
+        MaskCodec.load(path)
+
+
+def test_sizes_must_be_possible() -> None:
+    with pytest.raises(ConfigError, match="width is 12; it must be a multiple of 8"):
+        MaskCodecConfig(width=12)
