@@ -1,19 +1,14 @@
-"""The answers' grammar: boxes in and out, prompts, results, drawings."""
+"""The answers' grammar: boxes in and out."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from paliglass.errors import PromptError
 from paliglass.tasks.boxes import Box, encode_box, parse_boxes
-from paliglass.tasks.drawing import draw_detections, label_colour
-from paliglass.tasks.prompts import answer_prompt, caption_prompt, detect_prompt
 from paliglass.tasks.results import Detection
 
 
@@ -87,41 +82,7 @@ def test_a_segment_answer_gives_its_box() -> None:
     assert found.label == "cat"
 
 
-def test_prompts_are_paligemmas() -> None:
-    assert caption_prompt() == "caption en"
-    assert caption_prompt("de") == "caption de"
-    assert answer_prompt("how many?") == "answer en how many?"
-    assert detect_prompt("dog") == "detect dog"
-    assert detect_prompt(["dog", " red apple "]) == "detect dog ; red apple"
-    assert detect_prompt("dog;cat ; dog") == "detect dog ; cat"
-
-
-@pytest.mark.parametrize("labels", ["", " ; ", [], [""]])
-def test_detect_needs_a_label(labels: str | list[str]) -> None:
-    with pytest.raises(PromptError, match="at least one label"):
-        detect_prompt(labels)
-
-
 def test_results_are_plain_json() -> None:
     found = Detection("dog", Box(1.23456, 0, 10, 20), 0.987654)
     text = json.dumps(found.to_dict())
     assert json.loads(text) == {"label": "dog", "box": [1.23, 0, 10, 20], "score": 0.9877}
-
-
-def test_drawing_marks_the_box_and_leaves_the_original_alone() -> None:
-    picture = Image.new("RGB", (200, 100), "white")
-    found = Detection("dog", Box(50, 40, 150, 90), 0.9)
-    drawn = np.asarray(draw_detections(picture, [found]))
-    colour = label_colour("dog")
-    assert tuple(drawn[65, 50]) == colour
-    assert tuple(drawn[90, 100]) == colour
-    assert tuple(drawn[65, 100]) == tuple(drawn[95, 10]) == (255, 255, 255)
-    assert np.asarray(picture).min() == 255
-
-
-@pytest.mark.parametrize(
-    "box", [Box(0, 0, 8, 8), Box(-5, -5, 999, 999), Box(7, 7, 8, 8)], ids=["all", "beyond", "dot"]
-)
-def test_drawing_at_the_edges_of_a_tiny_picture(box: Box) -> None:
-    picture = Image.new("RGB", (8, 8), "white")
-    assert draw_detections(picture, [Detection("a long label", box, 1.0)]).size == (8, 8)

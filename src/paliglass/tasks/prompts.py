@@ -1,29 +1,88 @@
-"""PaliGemma's prompts (arXiv 2407.07726, appendix). The processor adds `<bos>` and the newline."""
+"""PaliGemma's prompts (arXiv 2407.07726, section 3.2.5 and appendix).
+
+    cap {lang}                       a raw, short caption, as the web writes them
+    caption {lang}                   a sentence, as in COCO
+    describe {lang}                  a longer description
+    caption <loc>×4                  what is in a box
+    ocr                              the text, in reading order
+    answer {lang} {question}         a short answer
+    question {lang} {answer}         a question that has this answer
+    detect {thing} ; {thing}         boxes
+    segment {thing} ; {thing}        boxes and masks
+
+The processor adds `<bos>` and the newline. Mix checkpoints know caption, answer, detect and
+segment; the pre-trained ones all of them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Literal
 
 from paliglass.errors import PromptError
+from paliglass.tasks.boxes import Box, encode_box
 
 READ = "ocr"
+CaptionStyle = Literal["cap", "caption", "describe"]
+CAPTION_STYLES: tuple[CaptionStyle, ...] = ("cap", "caption", "describe")
 
 
-def caption_prompt(language: str = "en") -> str:
-    """A sentence about the picture, in a language by its ISO code."""
-    return f"caption {language}"
+def caption_prompt(language: str = "en", style: CaptionStyle = "caption") -> str:
+    """Words about the picture: "cap" is short, "caption" a sentence, "describe" more than that."""
+    if style not in CAPTION_STYLES:
+        raise PromptError(f"{style!r} is no style of caption; choose {', '.join(CAPTION_STYLES)}")
+    return f"{style} {_language(language)}"
+
+
+def region_prompt(box: Box, width: int, height: int) -> str:
+    """What is in a box, in pixels of a width × height picture: `caption <loc>×4`.
+
+    Nothing in it is a user's text, so it is safe, and needed, to let its special tokens through:
+    `allow_special_tokens=True`. Raises PromptError for a box without area in the picture.
+    """
+    x0, x1 = (min(max(edge, 0), width) for edge in (box.x0, box.x1))
+    y0, y1 = (min(max(edge, 0), height) for edge in (box.y0, box.y1))
+    if not (x0 < x1 and y0 < y1):
+        raise PromptError(
+            f"the box {', '.join(f'{edge:g}' for edge in box)} has no area in a picture of "
+            f"{width} × {height} pixels; give x0, y0, x1, y1 with x0 < x1 and y0 < y1"
+        )
+    return f"caption {encode_box(Box(x0, y0, x1, y1), width, height)}"
 
 
 def answer_prompt(question: str, language: str = "en") -> str:
     """A short answer to a question."""
-    return f"answer {language} {question}"
+    return f"answer {_language(language)} {question}"
+
+
+def question_prompt(answer: str, language: str = "en") -> str:
+    """A question about the picture that has this answer."""
+    return f"question {_language(language)} {answer}"
 
 
 def detect_prompt(labels: str | Sequence[str]) -> str:
     """Boxes of everything that has one of the labels. Raises PromptError without any label."""
+    return f"detect {' ; '.join(split_labels(labels, 'detect'))}"
+
+
+def segment_prompt(labels: str | Sequence[str]) -> str:
+    """Boxes and masks of everything that has one of the labels; raises as `detect_prompt`."""
+    return f"segment {' ; '.join(split_labels(labels, 'segment'))}"
+
+
+def split_labels(labels: str | Sequence[str], task: str = "detect") -> list[str]:
+    """Labels, each once, of a list or of a text with semicolons between them."""
     given = [labels] if isinstance(labels, str) else list(labels)
-    parts = [part.strip() for label in given for part in label.split(";")]
+    parts = [" ".join(part.split()) for label in given for part in label.split(";")]
     unique = list(dict.fromkeys(part for part in parts if part))
     if not unique:
-        raise PromptError("detect needs at least one label, such as: detect PICTURE dog")
-    return f"detect {' ; '.join(unique)}"
+        raise PromptError(f"{task} needs at least one label, such as: {task} PICTURE dog")
+    return unique
+
+
+def _language(code: str) -> str:
+    """Checks that a code looks like one (en, fil, zh-Hans): a model answers to nonsense too."""
+    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+        raise PromptError(f"{code!r} is no language code; give one like en, de or zh")
+    return code

@@ -1,36 +1,50 @@
-"""What the friendly interface returns."""
+"""What the friendly interface returns: answers, boxes and masks, and what can be made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from paliglass.errors import PaliglassError
 from paliglass.tasks.boxes import Box
 
-T = TypeVar("T")
+# numpy, Pillow and supervision are imported where they are used: `import paliglass` is to be quick.
+if TYPE_CHECKING:
+    import numpy as np
+    import supervision
+    from numpy.typing import NDArray
+    from PIL import Image
 
 
 class Answer(str):
-    """A text with its score in (0, 1]; in every other way a string."""
+    """A text that knows how sure the model is of it: equal to, and hashed as, the plain string.
+
+    score: in (0, 1].
+    """
 
     score: float
 
-    def __new__(cls, text: str, score: float = 1.0) -> Self:
+    def __new__(cls, text: str, score: float) -> Self:
         answer = super().__new__(cls, text)
         answer.score = score
         return answer
+
+    def __getnewargs__(self) -> tuple[str, float]:  # type: ignore[override]
+        return str(self), self.score  # what copy and pickle make it anew from
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; the score to 1/10 000."""
+        return {"answer": str(self), "score": round(self.score, 4)}
 
 
 @dataclass(frozen=True)
 class Detection:
     """Something found.
 
-    label: as asked for, or as the model says it. box: (x0, y0, x1, y1) in pixels of the upright
-    picture. score: in (0, 1], see `tasks.confidence`.
+    label: as the model says it. box: (x0, y0, x1, y1) in pixels of the upright picture. score:
+    in (0, 1], how sure the model is of box and label.
     """
 
     label: str
@@ -43,20 +57,200 @@ class Detection:
         return {"label": self.label, "box": box, "score": round(self.score, 4)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segment:
-    """Something found, with the pixels it covers: mask is H × W, the whole upright picture."""
+    """Something found, pixel by pixel.
+
+    label, box, score: as in `Detection`. mask: H × W of the whole upright picture, True where it
+    is.
+    """
 
     label: str
     box: Box
     mask: NDArray[np.bool_]
     score: float
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Segment):
+            return NotImplemented
+        mine, theirs = ((s.label, s.box, s.score) for s in (self, other))
+        same: bool = self.mask.shape == other.mask.shape and (self.mask == other.mask).all()
+        return mine == theirs and bool(same)
 
-class Found(list[T]):
-    """What was found in one picture of width × height pixels."""
+    def __hash__(self) -> int:
+        return hash((self.label, self.box, self.score))
 
-    def __init__(self, items: Iterable[T] = (), width: int = 0, height: int = 0) -> None:
+    def rle(self) -> dict[str, Any]:
+        """The mask in COCO's compressed run lengths; see `encode_rle`."""
+        from paliglass.tasks.masks import encode_rle
+
+        return encode_rle(self.mask)
+
+    def polygons(self) -> list[list[tuple[int, int]]]:
+        """The mask's outlines along the edges of its pixels; see `outlines`."""
+        from paliglass.tasks.masks import outlines
+
+        return outlines(self.mask)
+
+    def mask_image(self) -> Image.Image:
+        """The mask as a picture of one bit a pixel, white where it is."""
+        from PIL import Image
+
+        return Image.fromarray(self.mask)
+
+    def mask_png(self) -> bytes:
+        """The mask as the bytes of a PNG file."""
+        buffer = io.BytesIO()
+        self.mask_image().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Detection.to_dict`, with the mask in COCO's run lengths."""
+        return {**Detection(self.label, self.box, self.score).to_dict(), "mask": self.rle()}
+
+
+T = TypeVar("T", bound=Detection | Segment)
+
+
+class Found(list[T], Generic[T]):
+    """What was found in one picture: a list of `Detection` or of `Segment`.
+
+    width, height: of the upright picture, in pixels.
+    """
+
+    def __init__(self, items: Iterable[T], width: int, height: int) -> None:
         super().__init__(items)
         self.width = width
         self.height = height
+
+    def above(self, min_score: float) -> Found[T]:
+        """Those whose score is at least `min_score`."""
+        return Found([item for item in self if item.score >= min_score], self.width, self.height)
+
+    def draw(self, picture: Any, scale: int = 1) -> Image.Image:
+        """The picture (a path, a PIL image, bytes or an array) with all of it drawn in.
+
+        `scale` enlarges a small picture first, so that labels can be read. Raises PictureError, or
+        PaliglassError where the picture's size is another.
+        """
+        from paliglass.pictures import load_picture
+        from paliglass.tasks.drawing import draw_found
+
+        image = load_picture(picture)
+        if image.size != (self.width, self.height):
+            raise PaliglassError(
+                f"the picture has {image.width} × {image.height} pixels, the results are of one "
+                f"with {self.width} × {self.height}; give the picture they came from"
+            )
+        return draw_found(image, self, scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` reads it."""
+        detections = [item.to_dict() for item in self]
+        return {"width": self.width, "height": self.height, "detections": detections}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> Found[Any]:
+        """What `to_dict` wrote, other keys aside. Raises KeyError, TypeError or ValueError."""
+        from paliglass.tasks.masks import decode_rle
+
+        found: list[Any] = []
+        for item in record["detections"]:
+            label, box, score = item["label"], Box(*map(float, item["box"])), item["score"]
+            if "mask" in item:
+                found.append(Segment(label, box, decode_rle(item["mask"]), score))
+            else:
+                found.append(Detection(label, box, score))
+        return Found(found, record["width"], record["height"])
+
+    def to_coco(
+        self, image_id: int = 1, categories: Mapping[str, int] | None = None, first_id: int = 1
+    ) -> list[dict[str, Any]]:
+        """COCO annotations, good as COCO results too; masks as compressed run lengths.
+
+        bbox is [x, y, width, height] and area in pixels; `first_id` counts up. categories: label →
+        id; without it, the labels in alphabetical order from 1. Raises PaliglassError for a label
+        that has no category.
+        """
+        ids = self._classes(1) if categories is None else categories
+        annotations = []
+        for number, item in enumerate(self, first_id):
+            x0, y0, x1, y1 = item.box
+            annotation = {
+                "id": number,
+                "image_id": image_id,
+                "category_id": _class_of(item.label, ids),
+                "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
+                "area": round((x1 - x0) * (y1 - y0), 2),
+                "iscrowd": 0,
+                "score": round(item.score, 4),
+            }
+            if isinstance(item, Segment):
+                annotation |= {"area": int(item.mask.sum()), "segmentation": item.rle()}
+            annotations.append(annotation)
+        return annotations
+
+    def to_yolo(self, class_names: Sequence[str]) -> list[str]:
+        """Lines of a YOLO label file, in shares of the picture's width and height.
+
+        A box is `class cx cy w h`; a mask `class x y x y …`, its parts and holes joined to one
+        polygon by seams without width. Scores have no place there. Raises PaliglassError for a
+        label that is not among `class_names`.
+        """
+        ids = {name: number for number, name in enumerate(class_names)}
+        lines = []
+        for item in self:
+            x0, y0, x1, y1 = item.box
+            pairs: list[tuple[float, float]] = [((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0, y1 - y0)]
+            if isinstance(item, Segment):
+                pairs = [*_one_ring(item.polygons())]
+            if not pairs:  # an empty mask
+                continue
+            shares = " ".join(f"{x / self.width:.6f} {y / self.height:.6f}" for x, y in pairs)
+            lines.append(f"{_class_of(item.label, ids)} {shares}")
+        return lines
+
+    def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
+        """For the supervision library: xyxy, mask, confidence, class_id, data["class_name"].
+
+        class_names: what class ids count; without it, the labels in alphabetical order. Raises
+        PaliglassError where supervision is not installed, or for a label not in `class_names`.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise PaliglassError(
+                "to_supervision needs the supervision library: pip install supervision"
+            ) from None
+        import numpy as np
+
+        ids = self._classes(0) if class_names is None else {n: i for i, n in enumerate(class_names)}
+        masks = [item.mask for item in self if isinstance(item, Segment)]
+        return supervision.Detections(
+            xyxy=np.array([item.box for item in self], dtype=np.float32).reshape(-1, 4),
+            mask=np.stack(masks) if masks else None,
+            confidence=np.array([item.score for item in self], dtype=np.float32),
+            class_id=np.array([_class_of(item.label, ids) for item in self], dtype=int),
+            data={"class_name": np.array([item.label for item in self], dtype=str)},
+        )
+
+    def _classes(self, first: int) -> dict[str, int]:
+        names = sorted({item.label for item in self})
+        return {name: number for number, name in enumerate(names, first)}
+
+
+def _class_of(label: str, ids: Mapping[str, int]) -> int:
+    if label not in ids:
+        raise PaliglassError(f"{label!r} is not among the classes ({', '.join(ids)}); add it")
+    return ids[label]
+
+
+def _one_ring(polygons: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """Polygons as one: from each back to the first one's start, along seams without width."""
+    if len(polygons) < 2:
+        return list(polygons[0]) if polygons else []
+    start = polygons[0][0]
+    joined = [*polygons[0], start]
+    for polygon in polygons[1:]:
+        joined += [*polygon, polygon[0], start]
+    return joined

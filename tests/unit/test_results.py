@@ -1,0 +1,233 @@
+"""Typed results, and what other tools read of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from paliglass import Box
+from paliglass.errors import PaliglassError
+from paliglass.tasks.masks import decode_rle, encode_rle, outlines
+from paliglass.tasks.results import Answer, Detection, Found, Segment
+
+# supervision remarks on import that it works without OpenCV.
+pytestmark = pytest.mark.filterwarnings("ignore:OpenCV")
+masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12))
+
+
+def disc(height: int = 60, width: int = 80, hole: bool = True) -> NDArray[np.bool_]:
+    y, x = np.mgrid[:height, :width]
+    radius = np.hypot(x - width / 2, y - height / 2)
+    return (radius < height / 2.5) & ~(hole & (radius < height / 8))
+
+
+def filled(polygons: list[list[tuple[int, int]]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Pixels whose centre lies in one of the polygons: a ray to the left crosses it oddly often."""
+    inside = np.zeros(shape, bool)
+    rows, columns = np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5
+    for polygon in polygons:
+        odd = np.zeros(shape, bool)
+        for (xa, ya), (xb, yb) in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+            if xa == xb:
+                crossed = (rows > min(ya, yb)) & (rows < max(ya, yb))
+                odd ^= crossed[:, None] & (columns > xa)
+            else:
+                assert ya == yb
+        inside |= odd
+    return inside
+
+
+class TestAnswer:
+    def test_it_is_its_text(self) -> None:
+        answer = Answer("two dogs", 0.87654)
+        assert answer == "two dogs"
+        assert hash(answer) == hash("two dogs")
+        assert {"two dogs": 1}[answer] == 1
+        assert answer.to_dict() == {"answer": "two dogs", "score": 0.8765}
+        assert json.dumps(answer) == '"two dogs"'
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+    def test_copies_keep_the_score(self, copied) -> None:
+        assert copied(Answer("é", 0.5)).score == 0.5
+
+    def test_pickles_keep_the_score(self) -> None:
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            again = pickle.loads(pickle.dumps(Answer("é", 0.5), protocol))
+            assert (again, again.score, type(again)) == ("é", 0.5, Answer)
+
+
+class TestMasks:
+    @given(masks)
+    def test_run_lengths_come_back(self, mask) -> None:
+        assert (decode_rle(json.loads(json.dumps(encode_rle(mask)))) == mask).all()
+
+    @given(masks)
+    def test_run_lengths_are_cocos(self, mask) -> None:
+        coco = pytest.importorskip("faster_coco_eval.core.mask")
+        expected = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        counts = expected["counts"]
+        text = counts.decode() if isinstance(counts, bytes) else counts
+        assert encode_rle(mask) == {"size": list(expected["size"]), "counts": text}
+
+    def test_run_lengths_of_a_large_mask_are_cocos(self) -> None:
+        coco = pytest.importorskip("faster_coco_eval.core.mask")
+        mask = disc(1500, 1100)
+        counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+        text = counts.decode() if isinstance(counts, bytes) else counts
+        assert encode_rle(mask)["counts"] == text
+
+    @pytest.mark.parametrize("counts", ["", "0", "52", "o"])
+    def test_wrong_run_lengths_are_refused(self, counts) -> None:
+        with pytest.raises(ValueError, match="do not add up to 2 × 3 pixels"):
+            decode_rle({"size": [2, 3], "counts": counts})
+
+    @given(masks)
+    def test_outlines_fill_the_mask_again(self, mask) -> None:
+        polygons = outlines(mask)
+        assert (filled(polygons, mask.shape) == mask).all()
+        for polygon in polygons:
+            assert len(polygon) >= 4
+
+    @given(masks)
+    def test_coco_fills_the_outlines_alike(self, mask) -> None:
+        coco = pytest.importorskip("faster_coco_eval.core.mask")
+        polygons = [[float(v) for point in ring for v in point] for ring in outlines(mask)]
+        if polygons:
+            parts = coco.frPyObjects(polygons, *mask.shape)
+            assert (coco.decode(coco.merge(parts)).astype(bool) == mask).all()
+
+    def test_a_rectangle_has_four_corners_and_a_frame_ten(self) -> None:
+        mask = np.zeros((5, 6), bool)
+        mask[1:4, 1:5] = True
+        [corners] = outlines(mask)
+        assert sorted(corners) == [(1, 1), (1, 4), (5, 1), (5, 4)]
+        mask[2, 2:4] = False
+        [corners] = outlines(mask)
+        assert len(corners) == 4 + 4 + 2  # a seam has two ends, each passed twice
+
+    def test_a_png_is_the_mask(self) -> None:
+        import io
+
+        segment = Segment("ring", Box(0, 0, 80, 60), disc(), 0.5)
+        with Image.open(io.BytesIO(segment.mask_png())) as image:
+            assert image.mode == "1"
+            assert (np.asarray(image) == disc()).all()
+
+
+@pytest.fixture
+def boxes() -> Found[Detection]:
+    items = [Detection("dog", Box(10, 20, 30.25, 50), 0.9), Detection("cat", Box(0, 0, 8, 6), 0.4)]
+    return Found(items, 80, 60)
+
+
+@pytest.fixture
+def segments() -> Found[Segment]:
+    two = np.zeros((60, 80), bool)
+    two[0:6, 0:4] = two[0:6, 5:8] = True
+    items = [Segment("ring", Box(16, 6, 64, 54), disc(), 0.9)]
+    return Found([*items, Segment("pair", Box(0, 0, 8, 6), two, 0.4)], 80, 60)
+
+
+class TestFound:
+    def test_it_is_a_list(self, boxes) -> None:
+        assert boxes == list(boxes)
+        assert [item.label for item in boxes.above(0.5)] == ["dog"]
+        assert len(boxes.above(0.9)) == 1
+        assert boxes.above(0.95) == []
+        again = pickle.loads(pickle.dumps(boxes))
+        assert (again, again.width, again.height) == (boxes, 80, 60)
+
+    def test_json_and_back(self, boxes, segments) -> None:
+        for found in (boxes, segments, Found([], 3, 4)):
+            again = Found.from_dict(json.loads(json.dumps(found.to_dict())))
+            assert again == found
+            assert (again.width, again.height) == (found.width, found.height)
+
+    def test_segments_differ_by_a_pixel(self, segments) -> None:
+        ring = segments[0]
+        mask = ring.mask.copy()
+        mask[0, 0] ^= True
+        assert ring != Segment(ring.label, ring.box, mask, ring.score)
+        assert ring != "ring"
+        assert hash(ring) == hash(Segment(ring.label, ring.box, disc(), ring.score))
+
+    def test_coco(self, boxes, segments) -> None:
+        first, second = boxes.to_coco(image_id=7, first_id=3)
+        assert first == {
+            "id": 3,
+            "image_id": 7,
+            "category_id": 2,  # cat, dog
+            "bbox": [10, 20, 20.25, 30],
+            "area": 607.5,
+            "iscrowd": 0,
+            "score": 0.9,
+        }
+        assert (second["id"], second["category_id"]) == (4, 1)
+        ring, _ = segments.to_coco(categories={"ring": 5, "pair": 9})
+        assert (ring["category_id"], ring["area"]) == (5, int(disc().sum()))
+        assert (decode_rle(ring["segmentation"]) == disc()).all()
+
+    def test_yolo_boxes(self, boxes) -> None:
+        assert boxes.to_yolo(["cat", "dog"]) == [
+            "1 0.251563 0.583333 0.253125 0.500000",
+            "0 0.050000 0.050000 0.100000 0.100000",
+        ]
+
+    def test_yolo_masks_are_one_polygon_each(self, segments) -> None:
+        lines = segments.to_yolo(["ring", "pair"])
+        for line, segment in zip(lines, segments, strict=True):
+            values = np.array(line.split()[1:], float).reshape(-1, 2) * (80, 60)
+            ring = [(round(x), round(y)) for x, y in values.tolist()]
+            # Seams between parts are walked there and back: they enclose nothing.
+            area = sum(
+                xa * yb - xb * ya
+                for (xa, ya), (xb, yb) in zip(ring, ring[1:] + ring[:1], strict=True)
+            )
+            assert area / 2 == segment.mask.sum()
+        assert [line.split()[0] for line in lines] == ["0", "1"]
+
+    def test_unknown_classes_are_named(self, boxes) -> None:
+        for convert in (boxes.to_yolo, boxes.to_supervision):
+            with pytest.raises(PaliglassError, match="'dog' is not among the classes"):
+                convert(["cat"])
+
+    def test_supervision(self, boxes, segments) -> None:
+        pytest.importorskip("supervision")
+        theirs = boxes.to_supervision()
+        assert theirs.xyxy.tolist() == [list(item.box) for item in boxes]
+        assert theirs.confidence.tolist() == pytest.approx([0.9, 0.4])
+        assert theirs.class_id.tolist() == [1, 0]
+        assert theirs.data["class_name"].tolist() == ["dog", "cat"]
+        assert theirs.mask is None
+        assert (segments.to_supervision().mask == [s.mask for s in segments]).all()
+        assert segments.to_supervision(["pair", "ring"]).class_id.tolist() == [1, 0]
+        assert len(Found([], 5, 5).to_supervision()) == 0
+
+    def test_without_supervision_it_says_what_to_install(self, boxes, monkeypatch) -> None:
+        monkeypatch.setitem(sys.modules, "supervision", None)
+        with pytest.raises(PaliglassError, match="pip install supervision"):
+            boxes.to_supervision()
+
+    def test_another_pictures_results_are_not_drawn(self, boxes) -> None:
+        with pytest.raises(PaliglassError, match="10 × 60 pixels"):
+            boxes.draw(Image.new("RGB", (10, 60)))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
+def test_outlines_of_smooth_masks(height: int, width: int, seed: int) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(seed).random((3, 3))
+    smooth = Image.fromarray(noise.astype(np.float32)).resize((width, height))
+    mask = np.asarray(smooth) > 0.5
+    assert (filled(outlines(mask), mask.shape) == mask).all()
