@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paliglass.checkpoints.big_vision import load_big_vision
@@ -16,15 +18,28 @@ from paliglass.checkpoints.folder import load_model, load_tokenizer
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
-from paliglass.generation import Completion, Step, generate, generate_steps
+from paliglass.generation import Completion, Step, generate, generate_steps, generate_within
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.sampling import Sampling
-from paliglass.tasks.boxes import Box, parse_boxes
-from paliglass.tasks.prompts import READ, answer_prompt, caption_prompt, detect_prompt
-from paliglass.tasks.results import Detection
+from paliglass.segmentation import MaskCodec, paste_mask
+from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
+from paliglass.tasks.confidence import Calibration, Task, load_calibration, raw_score
+from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, Grammar, NumberGrammar, ObjectGrammar
+from paliglass.tasks.prompts import (
+    READ,
+    CaptionStyle,
+    answer_prompt,
+    caption_prompt,
+    detect_prompt,
+    segment_prompt,
+    split_labels,
+)
+from paliglass.tasks.results import Answer, Detection, Found, Segment
 
+CODEC = "mask_codec.safetensors"
+Choices = Sequence[str] | Literal["yes_no", "number"] | None
 MAX_NEW_TOKENS = 256
 
 
@@ -34,6 +49,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     tokenizer: str | Path | None = None,
+    mask_codec: str | Path | None = None,
     **overrides: Any,
 ) -> PaliGemma:
     """Loads a PaliGemma or PaliGemma 2.
@@ -45,6 +61,9 @@ def load(
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
+        mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
+            `MaskCodec.save`, or Google's vae-oid.npz; by default the model folder's
+            mask_codec.safetensors, if it has one. Only `segment` needs it.
         overrides: settings that config.json, or the shapes of an .npz's arrays, do not tell
             rightly, such as sliding_window=4096; see `PaliGemmaConfig.replace`.
 
@@ -59,7 +78,8 @@ def load(
                 f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
         network = load_model(path, device, dtype, **overrides)
-        return PaliGemma(network, load_processor(path, network.config))
+        processor = load_processor(path, network.config)
+        return PaliGemma(network, processor, *_beside(path, mask_codec, network.device))
     source = path.parent if tokenizer is None else Path(tokenizer)
     if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
         raise CheckpointError(
@@ -68,7 +88,20 @@ def load(
         )
     words = load_tokenizer(source)
     network = load_big_vision(path, device=device, dtype=dtype, **overrides)
-    return PaliGemma(network, make_processor(words, network.config, path))
+    processor = make_processor(words, network.config, path)
+    return PaliGemma(network, processor, *_beside(path.parent, mask_codec, network.device))
+
+
+def _beside(
+    folder: Path, mask_codec: str | Path | None, device: torch.device
+) -> tuple[MaskCodec | None, Calibration]:
+    """The mask codec, given or the folder's, and the folder's calibration."""
+    path = folder / CODEC if mask_codec is None else Path(mask_codec)
+    codec = None
+    if mask_codec is not None or path.exists():
+        codec = MaskCodec.from_npz(path) if path.suffix == ".npz" else MaskCodec.load(path)
+        codec.to(device)
+    return codec, load_calibration(folder)
 
 
 class PaliGemma:
@@ -80,10 +113,16 @@ class PaliGemma:
     """
 
     def __init__(
-        self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
+        self,
+        model: PaliGemmaForConditionalGeneration,
+        processor: PaliGemmaProcessor,
+        mask_codec: MaskCodec | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
+        self.mask_codec = mask_codec
+        self.calibration = calibration or Calibration()
 
     @overload
     def caption(self, image: Picture, language: str = ..., **options: Any) -> Answer: ...
@@ -91,9 +130,14 @@ class PaliGemma:
     def caption(
         self, image: Sequence[Picture], language: str = ..., **options: Any
     ) -> list[Answer]: ...
-    def caption(self, image: Any, language: str = "en", **options: Any) -> Any:
-        """A sentence about the picture, a str with a `score`. Options: see `generate`."""
-        return self._answer("caption", image, caption_prompt(language), **options)
+    def caption(
+        self, image: Any, language: str = "en", *, style: CaptionStyle = "caption", **options: Any
+    ) -> Any:
+        """The picture in words, a str with a `score`.
+
+        style: "caption" is a sentence, "cap" shorter, "describe" more. Options: see `generate`.
+        """
+        return self._answer("caption", image, caption_prompt(language, style), **options)
 
     @overload
     def ask(
@@ -141,10 +185,14 @@ class PaliGemma:
             grammar: Grammar = NumberGrammar(self.processor)
         else:
             answers = YES_NO if choices == "yes_no" else choices
-            grammar = ChoiceGrammar(self.processor, [answers] if isinstance(answers, str) else answers)
+            grammar = ChoiceGrammar(
+                self.processor, [answers] if isinstance(answers, str) else answers
+            )
         pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
         count = len(pictures)
-        completions = self.complete(pictures, [prompt] * count, grammars=[grammar] * count, **options)
+        completions = self.complete(
+            pictures, [prompt] * count, grammars=[grammar] * count, **options
+        )
         found = [
             Answer(
                 grammar.read(done.ids)
@@ -423,7 +471,9 @@ class PaliGemma:
         ends = list(accumulate(reversed(ends), min))[::-1]
         objects = []
         for found in parsed:
-            mine = [p for p, end in zip(log_probs, ends, strict=True) if found.start < end <= found.end]
+            mine = [
+                p for p, end in zip(log_probs, ends, strict=True) if found.start < end <= found.end
+            ]
             objects.append((found, raw_score(mine)))
         return objects
 

@@ -77,7 +77,9 @@ class Calibration:
         known = {field.name for field in fields(cls)}
         for task, numbers in data.items():
             if task not in known:
-                raise ValueError(f"knows no task {task!r}; the tasks are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"knows no task {task!r}; the tasks are {', '.join(sorted(known))}"
+                )
             if not isinstance(numbers, dict) or set(numbers) != {"slope", "intercept"}:
                 raise ValueError(f"{task} must have slope and intercept, and nothing else")
             for name, number in numbers.items():

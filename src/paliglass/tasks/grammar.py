@@ -68,7 +68,7 @@ class ObjectGrammar:
 
     Args:
         processor: whose tokens are spoken.
-        labels: what may be found; see `split_labels`.
+        labels: what may be found; see `tasks.prompts.split_labels`.
         masks: whether 16 segment tokens follow each box.
     """
 
@@ -283,14 +283,4 @@ class WordState:
         return WordState(self.node.children[token], self.eos)
 
 
-def split_labels(labels: str | Sequence[str], task: str = "detect") -> list[str]:
-    """Labels as a prompt names them: `;` separates, each once, without outer blanks.
-
-    Raises PromptError where none is left.
-    """
-    given = [labels] if isinstance(labels, str) else list(labels)
-    parts = [part.strip() for label in given for part in label.split(";")]
-    unique = list(dict.fromkeys(part for part in parts if part))
-    if not unique:
-        raise PromptError(f"{task} needs at least one label, such as: {task} PICTURE dog")
-    return unique
+Grammar = ObjectGrammar | ChoiceGrammar | NumberGrammar
