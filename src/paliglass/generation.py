@@ -48,12 +48,17 @@ class Completion:
 
 
 class Choices(NamedTuple):
-    """The tokens that may come next: some ids, and those of low … high − 1 not in `excluded`."""
+    """The tokens that may come next: some ids, and those of low … high − 1 not in `excluded`.
+
+    in_whole: whether the log-probability of what is said is that among all words, not among these
+    alone: how likely the one word is that may come tells whether it is true.
+    """
 
     ids: tuple[int, ...]
     low: int = 0
     high: int = 0
     excluded: tuple[int, ...] = ()
+    in_whole: bool = False
 
     @property
     def only(self) -> int | None:
@@ -115,20 +120,18 @@ def decode_one_token(
 def run_tokens(
     model: PaliGemmaForConditionalGeneration, tokens: Sequence[Sequence[int]], cache: KVCache
 ) -> Tensor:
-    """Runs some more tokens of each row, each row its own number of them: B × D after the last.
+    """Runs some more tokens of each row, each row its own number of them, up to T: B × T × D.
 
-    Shorter rows are padded; nobody sees the padding. A row without tokens gets numbers that mean
-    nothing.
+    Shorter rows are padded on the right: nobody sees that, and what comes out there means nothing.
     """
     lengths = torch.tensor([len(row) for row in tokens])
     places = torch.arange(int(lengths.max()))
     ids = torch.tensor([[*row, *[0] * (len(places) - len(row))] for row in tokens])
-    hidden = model.hidden_states(
+    return model.hidden_states(
         ids.to(model.device),
         attention_mask=(places < lengths[:, None]).to(model.device),
         kv_cache=cache,
     )
-    return hidden[torch.arange(len(tokens)), (lengths - 1).clamp(min=0)]
 
 
 @torch.inference_mode()
@@ -193,18 +196,34 @@ def generate(
 
 @dataclass
 class _Row:
-    """An answer under way. waiting: what has been said, but not yet run through the decoder."""
+    """An answer under way.
+
+    run: how many of its tokens have been through the decoder. unscored: those whose log-probability
+    waits for what the decoder makes of the token before them.
+    """
 
     state: State
     room: int
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
-    waiting: list[int] = field(default_factory=list)
+    run: int = 0
+    unscored: set[int] = field(default_factory=set)
     is_over: bool = False
     ended: bool = False
     end_log_prob: float = 0.0
 
     def say(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
+        """Adds a decision, and all that has no alternative after it."""
+        self._add(token, log_prob, ends)
+        while not self.is_over:
+            choices = self.state.choices(self.room)
+            if choices.only is None:
+                return
+            if choices.in_whole and choices.only not in ends:
+                self.unscored.add(len(self.ids))
+            self._add(choices.only, 0.0, ends)
+
+    def _add(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
         if token in ends:
             self.is_over = self.ended = True
             self.end_log_prob = log_prob
@@ -212,7 +231,6 @@ class _Row:
         self.state = self.state.after(token)
         self.ids.append(token)
         self.log_probs.append(log_prob)
-        self.waiting.append(token)
         self.room -= 1
         self.is_over = self.room == 0
 
@@ -229,10 +247,10 @@ def generate_within(
 ) -> list[Completion]:
     """`generate` where each row keeps to a grammar, from its own state on.
 
-    Log-probabilities are those among the tokens that the grammar allows, so that a token without
-    an alternative has 0. Such tokens cost no step of their own: they are said at once and go
-    through the decoder together with the decision before them, unless `one_by_one`; and the head
-    is computed for allowed words alone.
+    A token without an alternative costs no step of its own: it is said at once and goes through
+    the decoder together with the decision before it, unless `one_by_one`. The head is computed for
+    allowed words alone, and log-probabilities are those among them, save where the grammar asks
+    for more (`Choices.in_whole`).
 
     Raises PromptError where a prompt, or the limit, leaves no room for a whole answer.
     """
@@ -250,28 +268,56 @@ def generate_within(
     sources = [sampling.source(first_row + row) for row in range(len(rows))]
     ends = model.config.text_config.eos_token_ids
     cache = model.new_cache(len(rows), batch["input_ids"].shape[1] + max_new_tokens)
-    hidden = run_prompts(model, batch, cache)
+    last = run_prompts(model, batch, cache)
     while True:
-        deciding = [i for i, row in enumerate(rows) if not row.is_over and not row.waiting]
+        deciding = [i for i, row in enumerate(rows) if not row.is_over and row.run == len(row.ids)]
         if deciding:
             choices = [rows[i].state.choices(rows[i].room) for i in deciding]
-            some = hidden if len(deciding) == len(rows) else hidden[deciding]
-            ids, log_probs = choose_among(
-                model, some, choices, sampling, [sources[i] for i in deciding]
-            )
+            own = [sources[i] for i in deciding]
+            ids, log_probs = choose_among(model, last[deciding], choices, sampling, own)
             for i, token, log_prob in zip(deciding, ids, log_probs, strict=True):
                 rows[i].say(token, log_prob, ends)
-                while not rows[i].is_over:
-                    forced = rows[i].state.choices(rows[i].room).only
-                    if forced is None:
-                        break
-                    rows[i].say(forced, 0.0, ends)
-        if all(row.is_over for row in rows):
+        if all(row.is_over and not row.unscored for row in rows):
             return [Completion(r.ids, r.log_probs, r.ended, r.end_log_prob) for r in rows]
-        count = 1 if one_by_one else None
-        hidden = run_tokens(model, [row.waiting[:count] for row in rows], cache)
-        for row in rows:
-            del row.waiting[:count]
+        tokens = [row.ids[row.run : row.run + 1 if one_by_one else None] for row in rows]
+        hidden = run_tokens(model, tokens, cache)
+        last = hidden[torch.arange(len(rows)), [max(len(some) - 1, 0) for some in tokens]]
+        _score(model, rows, tokens, hidden)
+        for row, some in zip(rows, tokens, strict=True):
+            row.run += len(some)
+
+
+def _score(
+    model: PaliGemmaForConditionalGeneration,
+    rows: Sequence[_Row],
+    tokens: Sequence[Sequence[int]],
+    hidden: Tensor,
+) -> None:
+    """Fills in the log-probabilities that waited for the tokens just run; hidden: B × T × D."""
+    places = [
+        (i, j, row.run + j + 1)
+        for i, row in enumerate(rows)
+        for j in range(len(tokens[i]))
+        if row.run + j + 1 in row.unscored
+    ]
+    if not places:
+        return
+    batch_index, token_index, _ = map(list, zip(*places, strict=True))
+    said = torch.tensor([rows[i].ids[place] for i, _, place in places], device=hidden.device)
+    found = _log_probs_in_whole(model, hidden[batch_index, token_index], said)
+    for (i, _, place), log_prob in zip(places, found, strict=True):
+        rows[i].log_probs[place] = log_prob
+        rows[i].unscored.discard(place)
+
+
+def _log_probs_in_whole(
+    model: PaliGemmaForConditionalGeneration, hidden: Tensor, ids: Tensor
+) -> list[float]:
+    """N × D and N ids → the log-probability of each among all words, nats."""
+    logits = model.language_model.logits(hidden)[:, : model.config.real_vocab_size].float()
+    log_probs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+    found: list[float] = log_probs.tolist()
+    return found
 
 
 def choose_among(
@@ -281,15 +327,24 @@ def choose_among(
     sampling: Sampling,
     sources: Sequence[np.random.Generator],
 ) -> tuple[list[int], list[float]]:
-    """A token for each row of B × D from its own choices, and its log-probability among them."""
+    """A token for each row of B × D from its own choices, and its log-probability."""
     columns, allowed = _columns(choices)
     low, high = int(columns[0]), int(columns[-1]) + 1
     is_range = high - low == len(columns)
     words = slice(low, high) if is_range else torch.from_numpy(columns).to(hidden.device)
     logits = model.language_model.logits(hidden, words).float()
     mask = torch.from_numpy(allowed).to(hidden.device)
-    places, log_probs = choose(logits.masked_fill(~mask, -torch.inf), sampling, sources)
-    return columns[places.cpu().numpy()].tolist(), log_probs.tolist()
+    places, found = choose(logits.masked_fill(~mask, -torch.inf), sampling, sources)
+    ids: list[int] = columns[places.cpu().numpy()].tolist()
+    log_probs: list[float] = found.tolist()
+    wholes = [i for i, row in enumerate(choices) if row.in_whole]
+    if wholes:
+        said = torch.tensor([ids[i] for i in wholes], device=hidden.device)
+        for i, log_prob in zip(
+            wholes, _log_probs_in_whole(model, hidden[wholes], said), strict=True
+        ):
+            log_probs[i] = log_prob
+    return ids, log_probs
 
 
 def _columns(choices: Sequence[Choices]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -299,12 +354,12 @@ def _columns(choices: Sequence[Choices]) -> tuple[NDArray[np.int64], NDArray[np.
     single = {token for c in choices for token in c.ids}
     columns = np.unique(np.r_[np.arange(low, high), np.array(sorted(single), dtype=np.int64)])
     allowed = np.zeros((len(choices), len(columns)), dtype=np.bool_)
-    for row, (ids, start, end, excluded) in zip(allowed, choices, strict=True):
-        if end > start:
-            first = np.searchsorted(columns, start)
-            row[first : first + end - start] = True
-            row[np.searchsorted(columns, excluded)] = False
-        row[np.searchsorted(columns, ids)] = True
+    for row, some in zip(allowed, choices, strict=True):
+        if some.high > some.low:
+            first = np.searchsorted(columns, some.low)
+            row[first : first + some.high - some.low] = True
+            row[np.searchsorted(columns, some.excluded)] = False
+        row[np.searchsorted(columns, some.ids)] = True
     return columns, allowed
 
 

@@ -21,11 +21,11 @@ from paliglass.errors import CheckpointError, PromptError
 from paliglass.generation import Completion, Step, generate, generate_steps, generate_within
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
-from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
 from paliglass.segmentation import MaskCodec, paste_mask
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
-from paliglass.tasks.confidence import Calibration, Task, load_calibration, raw_score
+from paliglass.tasks.confidence import Calibration, Task, load_calibration, object_score, raw_score
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, Grammar, NumberGrammar, ObjectGrammar
 from paliglass.tasks.prompts import (
     READ,
@@ -461,8 +461,11 @@ class PaliGemma:
         """The objects of an answer, each with its raw score."""
         ids, log_probs = completion.ids, completion.log_probs
         if grammar is not None:
-            parsed = grammar.read(ids)
-            return [(found, raw_score(log_probs[found.start : found.end])) for found in parsed]
+            return [
+                (found, self._score(ids[span], log_probs[span]))
+                for found in grammar.read(ids)
+                for span in [slice(found.start, found.end)]
+            ]
         parsed = parse_boxes(self.processor.decode(ids))
         if not parsed:
             return []
@@ -471,11 +474,17 @@ class PaliGemma:
         ends = list(accumulate(reversed(ends), min))[::-1]
         objects = []
         for found in parsed:
-            mine = [
-                p for p, end in zip(log_probs, ends, strict=True) if found.start < end <= found.end
-            ]
-            objects.append((found, raw_score(mine)))
+            mine = [i for i, end in enumerate(ends) if found.start < end <= found.end]
+            score = self._score([ids[i] for i in mine], [log_probs[i] for i in mine])
+            objects.append((found, score))
         return objects
+
+    def _score(self, ids: Sequence[int], log_probs: Sequence[float]) -> float:
+        """The raw score of an object from its own tokens."""
+        first, last = (self.processor.token_id(t) for t in (LOCATION_TOKENS[0], SEGMENT_TOKENS[-1]))
+        shape = [p for i, p in zip(ids, log_probs, strict=True) if first <= i <= last]
+        label = [p for i, p in zip(ids, log_probs, strict=True) if not first <= i <= last]
+        return object_score(shape, label)
 
     def _codec(self) -> MaskCodec:
         if self.mask_codec is None:

@@ -1,6 +1,14 @@
 """How sure an answer is, and whether that can be believed.
 
-A raw score comes from the probabilities of an answer's own tokens. A calibration makes of it the
+A raw score comes from the probabilities of an answer's own tokens:
+
+- a text: the geometric mean over its tokens and `<eos>`
+- a box or segment: the label's probability, given the box and among all words, times the geometric
+  mean over edges and codes. A model asked for dogs that has drawn a box around a cat hesitates to
+  write "dog": that tells right boxes from wrong ones better than the edges do, but only where the
+  word competes with all others, not with the labels asked for alone.
+
+A calibration makes of it the
 share of answers with such a score that are right: Platt scaling (Platt 1999; arXiv 1706.04599),
 
     p = sigmoid(slope · logit(raw) + intercept)
@@ -29,6 +37,11 @@ _SMALLEST = 1e-6  # nothing is surer than that: the logit of 1 would be infinite
 def raw_score(log_probs: Sequence[float]) -> float:
     """Geometric mean of the probabilities of an answer's tokens, (0, 1]. log_probs: nats."""
     return math.exp(sum(log_probs) / max(len(log_probs), 1))
+
+
+def object_score(shape: Sequence[float], label: Sequence[float]) -> float:
+    """Of log-probabilities (nats) of a box's edges and codes, and of its label's tokens: (0, 1]."""
+    return raw_score(shape) * math.exp(sum(label))
 
 
 def logit(probability: float) -> float:

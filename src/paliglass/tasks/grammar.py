@@ -33,22 +33,28 @@ class Node:
     """A place in a trie over token sequences.
 
     children: by token. paths: bit i is set where sequence i runs through here. end: the sequence
-    after which `<eos>` may come. opens: the sequence after which another object begins. need: the
-    fewest tokens from here to where `<eos>` may come.
+    after which `<eos>` may come. opens: the sequence after which another object begins. separates:
+    what leads here is no part of a label any more. need: the fewest tokens from here to where
+    `<eos>` may come.
     """
 
     children: dict[int, Node] = field(default_factory=dict)
     paths: int = 0
     end: int | None = None
     opens: int | None = None
+    separates: bool = False
     need: int = 0
 
-    def add(self, ids: Iterable[int], index: int) -> Node:
-        """Lays sequence `index` below this node: the node where it ends."""
+    def add(self, ids: Iterable[int], index: int, length: int | None = None) -> Node:
+        """Lays sequence `index` below this node: the node where it ends.
+
+        length: after how many tokens the rest only separates; None: never.
+        """
         node = self
         node.paths |= 1 << index
-        for token in ids:
-            node = node.children.setdefault(token, Node())
+        for place, token in enumerate(ids):
+            separates = length is not None and place >= length
+            node = node.children.setdefault(token, Node(separates=separates))
             node.paths |= 1 << index
         return node
 
@@ -88,7 +94,7 @@ class ObjectGrammar:
             ids = processor.encode_plain(f" {label}")
             node = self.trie.add(ids, i)
             node.end = i if node.end is None else node.end
-            node = self.trie.add(processor.encode_plain(f" {label} ; "), i)
+            node = self.trie.add(processor.encode_plain(f" {label} ; "), i, len(ids))
             node.opens = i if node.opens is None else node.opens
             self.label_lengths.append(len(ids))
         # Room for the longest label: then each of them may follow a box once it is begun.
@@ -190,7 +196,10 @@ class ObjectState:
         ]
         if node.end is not None and not taken >> node.end & 1:
             ids.append(self.grammar.eos)
-        return Choices(tuple(ids))
+        # Where a label goes on, how likely its next token is among all words tells whether it fits
+        # the box; where it ends, there is nothing to learn.
+        in_whole = any(not child.separates for child in node.children.values())
+        return Choices(tuple(ids), in_whole=in_whole)
 
     def _used_up(self) -> list[int]:
         """Next edges behind which every box has been said with every label."""
