@@ -34,7 +34,7 @@ class Node:
 
     children: by token. paths: bit i is set where sequence i runs through here. end: the sequence
     after which `<eos>` may come. opens: the sequence after which another object begins. separates:
-    what leads here is no part of a label any more. need: the fewest tokens from here to where
+    the token that leads here is no part of any label. need: the fewest tokens from here to where
     `<eos>` may come.
     """
 
@@ -42,20 +42,21 @@ class Node:
     paths: int = 0
     end: int | None = None
     opens: int | None = None
-    separates: bool = False
+    separates: bool = True
     need: int = 0
 
     def add(self, ids: Iterable[int], index: int, length: int | None = None) -> Node:
         """Lays sequence `index` below this node: the node where it ends.
 
-        length: after how many tokens the rest only separates; None: never.
+        length: how many tokens are the label, which the others separate from what follows; None:
+            all of them.
         """
         node = self
         node.paths |= 1 << index
         for place, token in enumerate(ids):
-            separates = length is not None and place >= length
-            node = node.children.setdefault(token, Node(separates=separates))
+            node = node.children.setdefault(token, Node())
             node.paths |= 1 << index
+            node.separates &= length is not None and place >= length
         return node
 
     def measure(self, object_need: int = 0) -> int:
