@@ -15,6 +15,8 @@ from tests.tiny import tiny_config, tiny_model, tiny_processor
 from paliglass.checkpoints import save_folder
 from paliglass.cli import main
 
+TASKS = ("caption", "ask", "read", "detect", "segment", "generate")
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,7 @@ def cli(
 
     def run(*arguments: object, stdin: bytes = b"", terminal: bool = False) -> Result:
         words = [str(argument) for argument in arguments]
-        if words[:1] and words[0] in ("caption", "ask", "read", "detect", "generate"):
+        if words[:1] and words[0] in TASKS:
             words[1:1] = ["--max-new-tokens", "6"]
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))

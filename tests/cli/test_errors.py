@@ -44,7 +44,17 @@ def test_bad_usage_ends_with_2_before_any_model_is_loaded(cli, monkeypatch, argu
 
 def test_help_and_version(cli):
     assert cli("--version") == (0, f"paliglass {__version__}\n", "")
-    for command in ("caption", "ask", "read", "detect", "generate", "info", "convert", "verify"):
+    for command in (
+        "caption",
+        "ask",
+        "read",
+        "detect",
+        "segment",
+        "generate",
+        "info",
+        "convert",
+        "verify",
+    ):
         assert command in cli("--help").out
         assert "--debug" in cli(command, "--help").out
 

@@ -191,3 +191,136 @@ def test_drawings_replace_no_picture_and_are_not_taken_for_pictures(cli):
     assert cli("detect", "d", "x", "--out", "d", "--resume").code == 0
     assert Path("d/a.detect.png").read_bytes() == before
     assert len(results("d")) == 2
+
+
+def test_a_second_process_is_refused_while_the_first_one_writes(cli, pictures):
+    from contextlib import closing
+
+    from paliglass.cli.results import Results
+    from paliglass.errors import PaliglassError
+
+    job = {"task": "caption", "prompt": "caption en", "model": "x"}
+    with closing(Results(Path("o"), job, False)):
+        result = cli("caption", "d", "--out", "o")
+        assert (result.code, result.out) == (1, "")
+        assert result.err.startswith("error: o: another run is writing there")
+    assert cli("caption", "d", "--out", "o").code == 0
+    # What fails to open keeps nothing locked.
+    with pytest.raises(PaliglassError, match="--resume"):
+        Results(Path("o"), job, False)
+    assert cli("caption", "d", "--out", "o", "--resume").code == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["x", "--temperature", "1", "--seed", "1"],
+        ["x", "--min-score", "0.5"],
+        ["x", "--format", "coco"],
+        ["x", "--free"],
+        ["x", "--dtype", "bfloat16"],
+        ["x ; y"],
+    ],
+    ids=" ".join,
+)
+def test_resume_with_other_settings_is_refused(cli, pictures, other):
+    assert cli("detect", "d", "x", "--out", "o").code == 0
+    before = Path("o/results.jsonl").read_bytes()
+    result = cli("detect", "d", *other, "--out", "o", "--resume")
+    assert result.code == 1
+    assert result.err.startswith("error: o/results.job.json: that run had ")
+    assert Path("o/results.jsonl").read_bytes() == before
+    assert cli("detect", "d", "x", "--out", "o", "--resume", "--batch-size", "2").code == 0
+
+
+def test_a_damaged_job_is_named(cli, pictures):
+    cli("caption", "d", "--out", "o")
+    for damage in ("", "[1]", "{"):
+        Path("o/results.job.json").write_text(damage)
+        result = cli("caption", "d", "--out", "o", "--resume")
+        assert result.code == 1
+        assert result.err == "error: o/results.job.json: is not JSON; mend or remove the file\n"
+
+
+def test_own_drawings_are_not_taken_for_pictures(cli):
+    picture("d/a.png")
+    picture("d/drawings/mine.png", "lime")  # a user's folder may have that name
+    for _ in range(2):
+        assert cli("detect", "d", "x", "--out", "d/o", "--resume", "-r").code == 0
+        assert files(results("d/o")) == ["d/a.png", "d/drawings/mine.png"]
+    assert cli("detect", "d/o/drawings", "x", "--json").code == 0  # asked for by name
+
+
+class TestExports:
+    """--format with --out: a file beside results.jsonl, of all its pictures."""
+
+    @pytest.fixture(autouse=True)
+    def finds(self, monkeypatch):
+        def detect(self, images, labels, **options):
+            return [[Detection("x", Box(2, 2, 20, 20), 0.5)] for _ in images]
+
+        monkeypatch.setattr(PaliGemma, "detect", detect)
+
+    def test_coco_of_two_runs_is_that_of_one(self, cli, pictures):
+        assert cli("detect", "d", "x", "--out", "one", "--format", "coco").code == 0
+        part = cli("detect", *pictures[:2], "x", "--out", "two", "--format", "coco")
+        assert part.code == 0
+        assert part.out.count("\n") == 2  # people are told as ever
+        assert len(json.loads(Path("two/coco.json").read_text())["images"]) == 2
+        assert cli("detect", "d", "x", "--out", "two", "--format", "coco", "--resume").code == 0
+        assert Path("two/coco.json").read_text() == Path("one/coco.json").read_text()
+
+    def test_yolo(self, cli, pictures):
+        assert cli("detect", "d", "x ; y", "--out", "o", "--format", "yolo").code == 0
+        assert Path("o/classes.txt").read_text() == "x\ny\n"
+        assert sorted(p.name for p in Path("o/labels").iterdir()) == [f"{i}.txt" for i in range(5)]
+        assert Path("o/labels/0.txt").read_text() == "0 0.550000 0.366667 0.900000 0.600000\n"
+
+    def test_what_was_done_before_an_interrupt_is_there(self, cli, pictures, monkeypatch):
+        detect = PaliGemma.detect
+        calls = []
+
+        def fails_at_third(self, images, labels, **options):
+            calls.append(images)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return detect(self, images, labels, **options)
+
+        monkeypatch.setattr(PaliGemma, "detect", fails_at_third)
+        run = ("detect", "d", "x", "--out", "o", "--format", "csv", "--batch-size", "1")
+        assert cli(*run).code == 130
+        assert Path("o/results.csv").read_text().count("\n") == 3
+
+    @pytest.mark.parametrize("format", ["json", "csv", "coco"])
+    def test_words_too(self, cli, pictures, format):
+        assert cli("caption", "d", "--out", "o", "--format", format).code == 0
+        name = "coco.json" if format == "coco" else f"results.{format}"
+        assert "d/4.png" in Path("o", name).read_text()
+
+    @pytest.mark.parametrize(
+        ("format", "taken"),
+        [("yolo", "labels/a.txt"), ("yolo", "data.yaml"), ("coco", "coco.json")],
+    )
+    def test_no_file_of_a_users_is_replaced(self, cli, pictures, format, taken):
+        Path("d", taken).parent.mkdir(exist_ok=True)
+        Path("d", taken).write_text("mine")
+        run = ("detect", "d", "x", "--out", "d", "--format", format)
+        for _ in range(2):  # the refused run leaves nothing that would let the next one through
+            result = cli(*run)
+            assert result.code == 1
+            assert "exists already and is not this run's" in result.err
+        assert Path("d", taken).read_text() == "mine"
+
+    def test_a_run_killed_before_its_first_picture_can_go_on(self, cli, pictures, monkeypatch):
+        detect = PaliGemma.detect
+
+        def fails(*_, **__):
+            raise KeyboardInterrupt
+
+        for format in ("coco", "jsonl"):
+            run = ("detect", "d", "x", "--out", format, "--format", format)
+            monkeypatch.setattr(PaliGemma, "detect", fails)
+            assert cli(*run).code == 130
+            monkeypatch.setattr(PaliGemma, "detect", detect)
+            assert cli(*run, "--resume").code == 0
+            assert len(results(format)) == 5

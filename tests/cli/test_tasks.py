@@ -73,13 +73,15 @@ def test_batch_size_changes_no_answer(cli):
 def test_json_is_one_object_a_line(cli, model_folder):
     names = [str(picture("a.png")), str(picture("b.png", "blue"))]
     for name, record in zip(names, cli("ask", *names, "why?", "--json").records(), strict=True):
-        assert record == {
+        expected = {
             "file": name,
             "task": "ask",
             "prompt": "answer en why?",
             "model": str(model_folder),
             "answer": load(model_folder).ask(name, "why?", max_new_tokens=6),
         }
+        assert {key: record[key] for key in expected} == expected
+        assert record.keys() - expected.keys() <= {"score"}
 
 
 def test_detect_prints_columns_a_table_or_json(cli, finds):
@@ -110,7 +112,7 @@ def test_labels_of_options_reach_the_model(cli, finds):
     picture("a.png")
     cli("detect", "a.png", "--label", "dog", "--label", "big cat")
     cli("detect", "a.png", "dog ; cat")
-    assert finds == [["dog", "big cat"], ["dog ; cat"]]
+    assert finds == [["dog", "big cat"], ["dog", "cat"]]
 
 
 def test_sampling_is_repeatable_with_a_seed(cli):

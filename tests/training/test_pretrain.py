@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from tests.training.fake_world import FakeWorld
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
@@ -147,7 +149,7 @@ def test_a_batch_of_empty_pictures_has_a_loss() -> None:
     batch = data()[0]
     batch.patch_boxes[:] = torch.nan
     report = trainer(looking=1.0).train_step(batch)
-    assert report["patch_box"] == (0.0, RECIPE.scenes)
+    assert report["patch_box"] == (0.0, 0)
 
 
 def test_weights_never_see_a_gradient_that_is_not_finite() -> None:
@@ -249,3 +251,41 @@ def test_every_scene_is_seen_once_and_in_order() -> None:
     pixels = torch.cat([batch.pixels for batch in data(first_step=2)])
     expected = [dataset[i][0].image for i in range(2 * RECIPE.scenes, 8 * RECIPE.scenes)]
     assert np.array_equal(pixels.numpy(), np.stack(expected))
+
+
+def gradients_of_a_step(separate: float) -> dict[str, torch.Tensor]:
+    model = trainer(looking=0.0, separate=separate)
+    model.train_step(next(batches(WORLD, PROCESSOR, model.recipe, GRID, 0, workers=0)))
+    return {
+        name: weight.grad
+        for name, weight in model.weights.named_parameters()
+        if weight.grad is not None
+    }
+
+
+def step_together(rank: int, processes: int, folder: str, separate: float) -> None:
+    """A step as one of several processes; the first one keeps the gradients."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    gradients = gradients_of_a_step(separate)
+    if rank == 0:
+        save_file(gradients, f"{folder}/gradients.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("separate", [0.0, 1.0])
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path, separate: float) -> None:
+    torch.multiprocessing.spawn(step_together, (2, str(tmp_path), separate), nprocs=2)
+    together = load_file(tmp_path / "gradients.safetensors")
+    for name, gradient in gradients_of_a_step(separate).items():
+        torch.testing.assert_close(together.pop(name), gradient, atol=1e-6, rtol=1e-4)
+    assert not together
+
+
+def test_a_run_starts_from_another_model() -> None:
+    model, other = trainer(), trainer(seed=1)
+    model.start(other.model)
+    for copy in (model.model, model.compute.model):
+        for name, weight in copy.state_dict().items():
+            assert torch.equal(weight, other.model.state_dict()[name])

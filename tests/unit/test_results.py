@@ -20,8 +20,6 @@ from paliglass.errors import PaliglassError
 from paliglass.tasks.masks import decode_rle, encode_rle, outlines
 from paliglass.tasks.results import Answer, Detection, Found, Segment
 
-# supervision remarks on import that it works without OpenCV.
-pytestmark = pytest.mark.filterwarnings("ignore:OpenCV")
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12))
 
 

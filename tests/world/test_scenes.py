@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ from paliglass.errors import PaliglassError
 from paliglass.world import PATCH_CLASSES, Scene, World, scenes
 from paliglass.world.concepts import CHARACTERS, COLOURS, CONCEPTS, SHAPES
 from paliglass.world.sources import Art
+from paliglass.world.words import is_held_out
 
 SIZE = 128
 
@@ -19,6 +21,9 @@ def same(one: Scene, other: Scene) -> bool:
         np.array_equal(one.image, other.image)
         and np.array_equal(one.classes, other.classes)
         and one.objects == other.objects
+        and all(
+            np.array_equal(a.mask, b.mask) for a, b in zip(one.objects, other.objects, strict=True)
+        )
     )
 
 
@@ -32,6 +37,36 @@ def test_a_scene_depends_on_seed_split_and_index_alone(art: Art) -> None:
         assert prompts == first[index][1]
     assert not same(World(art=art, seed=4).scene(0), first[0][0])
     assert not same(World(art=art, seed=3, split="test").scene(0), first[0][0])
+
+
+def test_scenes_and_prompts_stay_what_they_are(art: Art) -> None:
+    """A seed's scenes are what trained models, logs and figures refer to.
+
+    Words are left out of account: how wide they are is up to the version of FreeType.
+    """
+    digest = hashlib.sha256()
+    for split in ("train", "test", "style"):
+        world = World(art=art, seed=7, split=split)
+        for index in range(60):
+            scene, prompts = world.sample(index)
+            if any(thing.kind == "word" for thing in scene.objects):
+                continue
+            things = [(t.kind, t.name, t.box) for t in scene.objects]
+            digest.update(repr((split, index, things, prompts)).encode())
+    assert digest.hexdigest()[:16] == "e864eca9973ad909"
+
+
+def test_validation_is_new_scenes_of_what_training_has(art: Art) -> None:
+    train, validation = (World(art=art, split=split) for split in ("train", "validation"))
+    assert not any(same(train.scene(index), validation.scene(index)) for index in range(10))
+    words = [
+        thing.label
+        for index in range(60)
+        for thing in validation.scene(index).objects
+        if thing.kind == "word"
+    ]
+    assert len(words) > 5
+    assert not any(is_held_out(word) for word in words)
 
 
 def test_an_unknown_split_is_refused(art: Art) -> None:
@@ -73,7 +108,7 @@ def test_boxes_are_those_of_the_visible_pixels(art: Art, monkeypatch: pytest.Mon
     monkeypatch.setattr(scenes, "_overlap", lambda a, b: 0.0)  # let things hide one another
     world = World(art=art)
     channels = {name: index % 3 for index, name in enumerate(CONCEPTS)}
-    checked = hidden = 0
+    checked = hidden = soft = 0
     for index in range(600):
         scene = world.scene(index)
         if any(thing.kind != "sticker" for thing in scene.objects):
@@ -85,10 +120,29 @@ def test_boxes_are_those_of_the_visible_pixels(art: Art, monkeypatch: pytest.Mon
             box = np.array((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
             # where two soft edges lie on one another, a pixel can go either way
             assert np.abs(box - thing.box).max() <= (len(scene.objects) > 1)
+            shown = scene.image[..., channels[thing.label]] > 127
+            # soft edges again: a few pixels around the rim
+            assert (shown ^ scene.mask(thing)).sum() <= 0.04 * shown.sum()
+            soft += bool((shown ^ scene.mask(thing)).any())
             checked += 1
             hidden += thing.visible < 1
     assert checked > 100
     assert hidden > 10
+    assert soft < checked / 2
+
+
+def test_masks_fill_their_boxes_and_never_overlap(art: Art) -> None:
+    world = World(art=art)
+    for index in range(100):
+        scene = world.scene(index)
+        for thing in scene.objects:
+            x0, y0, x1, y1 = thing.box
+            assert thing.mask.dtype == np.bool_
+            assert thing.mask.shape == (y1 - y0, x1 - x0)
+            touched = (thing.mask[0], thing.mask[-1], thing.mask[:, 0], thing.mask[:, -1])
+            assert all(edge.any() for edge in touched)
+            assert thing.mask.base is None  # a view would keep the whole picture's map in memory
+        assert sum(scene.mask(thing).astype(int) for thing in scene.objects).max() == 1
 
 
 def test_patches_are_named_by_what_covers_them() -> None:

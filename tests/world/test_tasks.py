@@ -1,24 +1,42 @@
 from __future__ import annotations
 
+import pickle
 import re
 from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paliglass.segmentation import MaskCodec, MaskCodecConfig, crop_mask
 from paliglass.world import Scene, SceneObject, World
 from paliglass.world.concepts import CONCEPTS, plural_of, with_article
 from paliglass.world.sources import Art
-from paliglass.world.tasks import caption, detection, examples, location_tokens
+from paliglass.world.tasks import (
+    caption,
+    detection,
+    examples,
+    location_tokens,
+    segmentation,
+    token_box,
+)
 
 DETECTION = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([a-z]+(?: [a-z]+)?)")
 
 
 def thing(label: str, x: int, *, colour: str | None = None, kind: str = "sticker") -> SceneObject:
-    return SceneObject(kind, label, colour, (x, 32, x + 16, 64), 1.0)  # type: ignore[arg-type]
+    mask = np.tri(32, 16, x, dtype=bool)  # each place has an outline of its own
+    box = (x, 32, x + 16, 64)
+    return SceneObject(kind, label, colour, box, 1.0, mask)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def codec() -> MaskCodec:
+    torch.manual_seed(0)
+    return MaskCodec(MaskCodecConfig(width=8, embedding_dim=4)).eval()
 
 
 def scene_of(*things: SceneObject) -> Scene:
@@ -61,6 +79,38 @@ def test_locations_come_back_within_half_a_step(edges: list[int], size: int) -> 
     tokens = re.findall(r"<loc(\d{4})>", location_tokens((x0, y0, x1, y1), size))
     back = [int(token) / 1023 * size for token in tokens]
     assert np.abs(np.array(back) - [y0, x0, y1, x1]).max() <= size * (0.5 / 64 + 0.5 / 1023)
+
+
+def test_segmentation_follows_detection(codec: MaskCodec) -> None:
+    scene = scene_of(thing("dog", 0), thing("apple", 32), thing("dog", 64))
+    answer = segmentation(scene, "dog", codec)
+    assert re.sub("(<seg\\d{3}>){16} ", " ", answer) == detection(scene, ["dog"])
+    assert segmentation(scene, "bus", codec) == ""
+    for thing_, part in zip((scene.objects[0], scene.objects[2]), answer.split(" ; "), strict=True):
+        y0, x0, y1, x1 = (int(token) * 128 / 1023 for token in re.findall(r"<loc(\d{4})>", part))
+        box = token_box(thing_.box, 128)
+        assert box == pytest.approx((x0, y0, x1, y1))
+        crop = crop_mask(scene.mask(thing_), box)
+        codes = [int(token) for token in re.findall(r"<seg(\d{3})>", part)]
+        assert codes == codec.encode(torch.from_numpy(crop)[None])[0].tolist()
+
+
+def test_segmentation_is_asked_for_only_with_a_codec(art: Art, codec: MaskCodec) -> None:
+    plain, world = World(art=art), pickle.loads(pickle.dumps(World(art=art, codec=codec)))
+    seen: Counter[bool] = Counter()
+    for index in range(80):
+        assert not any(e.prefix.startswith("segment") for e in plain.sample(index)[1])
+        scene, prompts = world.sample(index)
+        assert np.array_equal(scene.image, plain.scene(index).image)
+        for example in prompts:
+            if example.prefix.startswith("segment "):
+                name = example.prefix.removeprefix("segment ")
+                present = name in [t.name for t in scene.objects]
+                assert example.suffix == segmentation(scene, name, codec)
+                assert bool(example.suffix) == present
+                seen[present] += 1
+    assert seen[True] > 10
+    assert seen[False] > 2
 
 
 def test_every_answer_is_true(art: Art) -> None:

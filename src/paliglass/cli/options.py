@@ -21,6 +21,25 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Format(StrEnum):
+    """How results are written; text is for people, and in columns for programs."""
+
+    TEXT = "text"
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
+    COCO = "coco"
+    YOLO = "yolo"
+
+
+class Style(StrEnum):
+    """PaliGemma's kinds of caption."""
+
+    CAP = "cap"
+    CAPTION = "caption"
+    DESCRIBE = "describe"
+
+
 Pictures = Annotated[
     list[str],
     typer.Argument(
@@ -87,17 +106,29 @@ class RunOptions:
             "allow_special_tokens": self.allow_special_tokens,
         }
 
+    def batch(self, first_row: int) -> dict[str, Any]:
+        """The options of a task over many pictures, from a picture's number on."""
+        return {"batch_size": self.batch_size, "first_row": first_row, **self.generation()}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about the answers, for a resumed run to agree with."""
+        return {"dtype": self.dtype.value, **self.generation()}
+
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Which pictures are meant and where the answers go."""
 
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="Of what is printed; with --out, of files written there beside results.jsonl."
+        ),
+    ] = Format.TEXT
     out: Annotated[
         Path | None,
-        typer.Option(
-            file_okay=False, help="Folder for results.jsonl and the drawn pictures of detect."
-        ),
+        typer.Option(file_okay=False, help="Folder for results.jsonl, drawn pictures and masks."),
     ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out: skip the pictures it has.")
@@ -109,3 +140,43 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.resume and self.out is None:
             raise typer.BadParameter("--resume needs --out, the folder to go on with")
+        if self.json and self.format not in (Format.TEXT, Format.JSONL) and self.out is None:
+            raise typer.BadParameter(f"--json and --format {self.format.value}: choose one")
+        if self.format is Format.YOLO and self.out is None:
+            raise typer.BadParameter("--format yolo needs --out, a folder for its files")
+
+    @property
+    def printed(self) -> Format:
+        """The format of standard output."""
+        if self.json:
+            return Format.JSONL
+        return self.format if self.out is None else Format.TEXT
+
+    @property
+    def written(self) -> Format:
+        """The format of --out beside results.jsonl, or TEXT."""
+        return Format.TEXT if self.out is None or self.format is Format.JSONL else self.format
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """What detect and segment have in common."""
+
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", help="What to find, if not the last argument; repeatable."),
+    ] = None
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out what is less sure than this.")
+    ] = 0.0
+    free: Annotated[
+        bool, typer.Option("--free", help="Let the model write what it likes, and parse that.")
+    ] = False
+    preview: Annotated[
+        bool,
+        typer.Option(
+            "--preview",
+            help="Show the drawn picture in the terminal (PALIGLASS_PREVIEW=kitty, iterm2 or "
+            "blocks tells how, and shows it in a pipe too).",
+        ),
+    ] = False

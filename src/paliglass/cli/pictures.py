@@ -9,51 +9,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paliglass.cli.results import STDIN, identity, is_drawing
 from paliglass.errors import PictureError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-STDIN = "-"
 
+def picture_names(arguments: Sequence[str], recursive: bool = False) -> tuple[list[str], list[str]]:
+    """(files, complaints): files in order and each once, of files, folders, patterns and `-`.
 
-def picture_names(arguments: Sequence[str], recursive: bool = False) -> list[str]:
-    """Files, in order and each once, of files, folders, glob patterns and `-`.
-
-    A folder stands for its own pictures, sorted; with `recursive` also for those in its folders.
-    A pattern that the shell left alone means what it means in a shell. Files need not exist.
-
-    Raises PictureError for a folder without pictures.
+    A folder stands for its own pictures, sorted; with `recursive` also for those in its folders,
+    save what an earlier run drew. A pattern that the shell left alone means what it means in a
+    shell. Files need not exist. A folder without pictures is complained of.
     """
     names: dict[str, str] = {}
+    complaints = []
     for argument in arguments:
         is_name = argument == STDIN or os.path.exists(argument)
         matches = [] if is_name else sorted(glob.glob(argument, recursive=True))
         for name in matches or [argument]:
-            for file in _folder(Path(name), recursive) if os.path.isdir(name) else [name]:
+            files = _folder(Path(name), recursive) if os.path.isdir(name) else [name]
+            if not files:
+                hint = "" if recursive else "; --recursive looks into its folders"
+                complaints.append(f"{name}: holds no pictures ({_suffixes()}){hint}")
+            for file in files:
                 names.setdefault(identity(file), file)
-    return list(names.values())
+    return list(names.values()), complaints
 
 
 def _folder(folder: Path, recursive: bool) -> list[str]:
     from paliglass.pictures import SUFFIXES
 
-    found = sorted(
-        path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
+    return [
+        str(path)
+        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (path.parent != folder and is_drawing(path))
         and path.is_file()
-    )
-    if not found:
-        hint = "" if recursive else "; --recursive looks into its folders"
-        raise PictureError(f"{folder}: holds no pictures ({', '.join(sorted(SUFFIXES))}){hint}")
-    return [str(path) for path in found]
+    ]
 
 
-def identity(name: str) -> str:
-    """Equal for two names of one picture."""
-    return name if name == STDIN else os.path.abspath(name)
+def _suffixes() -> str:
+    from paliglass.pictures import SUFFIXES
+
+    return ", ".join(sorted(SUFFIXES))
 
 
 def open_picture(name: str) -> Image.Image:

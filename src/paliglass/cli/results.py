@@ -1,4 +1,4 @@
-"""The output folder: results.jsonl, a line for each picture done, and the drawn pictures."""
+"""The output folder: results.jsonl, a line for each picture done, drawings, masks and exports."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paliglass.cli.pictures import STDIN, identity
 from paliglass.errors import PaliglassError
+from paliglass.tasks.export import EXPORTS, export, to_line, write_files
 
 if TYPE_CHECKING:
     from PIL import Image
 
+STDIN = "-"
 FILE = "results.jsonl"
+JOB = "results.job.json"
+LOCK = ".results.lock"
 DRAWINGS = "drawings"
+MASKS = "masks"
 
 
-def to_line(record: dict[str, Any]) -> str:
-    """A record as JSON, without a line break."""
-    return json.dumps(record, ensure_ascii=False)
+def identity(name: str) -> str:
+    """Equal for two names of one picture."""
+    return name if name == STDIN else os.path.abspath(name)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether a picture lies where a run puts its drawings and masks."""
+    return path.parent.name in (DRAWINGS, MASKS) and (path.parent.parent / FILE).exists()
 
 
 class Results:
@@ -31,27 +40,70 @@ class Results:
 
     Args:
         folder: made where it is missing.
-        job: task, prompt and model, which all lines of a folder must share.
+        job: all that tells this run's results from another's, for a resumed run to agree with;
+            task, prompt and model stand in each record too.
         resume: go on in a folder that has results; `done` then tells which pictures it has.
 
-    Raises PaliglassError: results are there and `resume` is not asked for, or they are of
-    another job.
+    Raises PaliglassError: results are there and `resume` is not asked for, they are of another
+    job, or another process is writing there.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
+        from filelock import FileLock, Timeout
+
         self.folder = folder
         self.path = folder / FILE
         self.done: set[str] = set()
-        self._drawings: set[str] = set()
+        self._saved: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
+        # The system lets go of it when a process dies, however that happens.
+        self._lock = FileLock(folder / LOCK, timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise PaliglassError(
+                f"{folder}: another run is writing there; wait for it, or choose another folder "
+                "for --out"
+            ) from None
+        try:
+            self._open(job, resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, job: dict[str, Any], resume: bool) -> None:
         if self.path.exists() and self.path.stat().st_size:
             if not resume:
                 raise PaliglassError(
                     f"{self.path}: exists already; --resume goes on with it, or choose another "
                     "folder for --out"
                 )
+            self._compare(job)
             self._read(job)
+        elif not self.path.exists():  # an empty one is a run's that was killed at once
+            for name in EXPORTS.get(job.get("format", ""), ()):
+                if (self.folder / name).exists():
+                    raise PaliglassError(
+                        f"{self.folder / name}: exists already and is not this run's; choose "
+                        "another folder for --out"
+                    )
+        write_files(self.folder, {JOB: json.dumps(job, ensure_ascii=False, indent=1) + "\n"})
         self._file = self.path.open("ab")
+
+    def _compare(self, job: dict[str, Any]) -> None:
+        path = self.folder / JOB
+        if not path.exists():
+            return
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise PaliglassError(f"{path}: is not JSON; mend or remove the file") from None
+        for key in job.keys() | before.keys():
+            if job.get(key) != before.get(key):
+                raise PaliglassError(
+                    f"{path}: that run had {key} {before.get(key)!r}, this one {job.get(key)!r}; "
+                    "choose another folder for --out"
+                )
 
     def _read(self, job: dict[str, Any]) -> None:
         data = self.path.read_bytes()
@@ -64,41 +116,61 @@ class Results:
                 raise PaliglassError(
                     f"{self.path}: line {number} is not a result; mend or remove the line"
                 ) from None
-            for key, value in job.items():
-                if record.get(key) != value:
+            for key in ("task", "prompt", "model"):
+                if record.get(key) != job[key]:
                     raise PaliglassError(
                         f"{self.path}: line {number} has {key} {record.get(key)!r}, this run "
-                        f"{value!r}; choose another folder for --out"
+                        f"{job[key]!r}; choose another folder for --out"
                     )
-            self._drawings.add(Path(record.get("drawing", "")).name.lower())
+            self._saved.add(Path(record.get("drawing", "")).name.lower())
         os.truncate(self.path, whole)
 
-    def append(self, record: dict[str, Any], drawing: Image.Image | None = None) -> None:
-        """Adds a picture's result, and saves its drawing as drawings/NAME.TASK.png.
+    def append(
+        self,
+        record: dict[str, Any],
+        drawing: Image.Image | None = None,
+        masks: list[Image.Image] | None = None,
+    ) -> None:
+        """Adds a picture's result, its drawing as drawings/NAME.TASK.png, its masks as
+        masks/NAME.TASK.1.png and so on.
 
-        A folder of their own: among a user's pictures, one might replace one of those, or be taken
+        Folders of their own: among a user's pictures, one might replace one of those, or be taken
         for one by the next run.
         """
         if drawing is not None:
-            record = {**record, "drawing": self._save(drawing, record["file"], record["task"])}
-        line = to_line(record) + "\n"
+            name = self._free_name(record["file"], record["task"])
+            record = {**record, "drawing": self._save(drawing, DRAWINGS, f"{name}.png")}
+            if masks is not None:
+                names = [f"{name}.{number}.png" for number in range(1, len(masks) + 1)]
+                files = [self._save(m, MASKS, n) for m, n in zip(masks, names, strict=True)]
+                record["masks"] = files
         # Bytes of a file name that are no text become JSON escapes.
-        self._file.write(line.encode("utf-8", errors="backslashreplace"))
+        self._file.write((to_line(record) + "\n").encode("utf-8", errors="backslashreplace"))
         self._file.flush()
 
-    def _save(self, drawing: Image.Image, file: str, task: str) -> str:
+    def _free_name(self, file: str, task: str) -> str:
         stem = "stdin" if file == STDIN else Path(file).stem[:100]  # with room for a longest name
-        name, number = f"{stem}.{task}.png", 1
-        while name.lower() in self._drawings:  # a picture of the same name from another folder
+        name, number = f"{stem}.{task}", 1
+        while f"{name}.png".lower() in self._saved:  # a picture of the same name elsewhere
             number += 1
-            name = f"{stem}-{number}.{task}.png"
-        self._drawings.add(name.lower())
-        folder = self.folder / DRAWINGS
-        folder.mkdir(exist_ok=True)
-        unfinished = folder / f".{name}.tmp"
-        drawing.save(unfinished, format="PNG")
-        os.replace(unfinished, folder / name)
-        return f"{DRAWINGS}/{name}"
+            name = f"{stem}-{number}.{task}"
+        self._saved.add(f"{name}.png".lower())
+        return name
+
+    def _save(self, image: Image.Image, folder: str, name: str) -> str:
+        path = self.folder / folder / name
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_name(f".{name}.tmp")
+        image.save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+        return f"{folder}/{name}"
+
+    def export(self, format: str, labels: list[str]) -> None:
+        """Writes all results of the folder, of earlier runs too, in another format beside them."""
+        with self.path.open("rb") as lines:
+            records = [json.loads(line) for line in lines]
+        write_files(self.folder, export(records, format, labels))
 
     def close(self) -> None:
         self._file.close()
+        self._lock.release()

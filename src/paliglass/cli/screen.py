@@ -60,6 +60,15 @@ class Screen:
 
             Console().print(text)
 
+    def write(self, text: str) -> None:
+        """Writes text with a terminal's own codes to stdout, as it is; the bar makes room."""
+        if self._bar is not None:
+            self._bar[0].stop()
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        if self._bar is not None:
+            self._bar[0].start()
+
     def complain(self, message: str) -> None:
         """One line on stderr; at a terminal, above the bar."""
         if self._bar is None:

@@ -1,44 +1,64 @@
-"""caption, ask, read, detect, generate: a task over pictures."""
+"""caption, ask, read, detect, segment, generate: a task over pictures."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paliglass.cli.app import command, fail
 from paliglass.cli.options import (
+    FindOptions,
+    Format,
     Language,
     OutputOptions,
     Pictures,
     PicturesAndText,
     RunOptions,
+    Style,
 )
-from paliglass.cli.pictures import STDIN, identity, open_picture, picture_names
-from paliglass.cli.results import FILE, Results, to_line
+from paliglass.cli.pictures import open_picture, picture_names
+from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError
-from paliglass.tasks.prompts import READ, answer_prompt, caption_prompt, detect_prompt
+from paliglass.tasks.export import export, to_csv, to_line, yolo_places
+from paliglass.tasks.prompts import (
+    READ,
+    answer_prompt,
+    caption_prompt,
+    detect_prompt,
+    segment_prompt,
+    split_labels,
+)
+from paliglass.tasks.results import Answer, Found, Segment
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
     from paliglass.model import PaliGemma
-    from paliglass.tasks.results import Detection
 
 
 @command
 def caption(
-    pictures: Pictures, *, lang: Language = "en", run: RunOptions, output: OutputOptions
+    pictures: Pictures,
+    *,
+    lang: Language = "en",
+    style: Annotated[
+        Style, typer.Option(help="cap is short, caption a sentence, describe more than that.")
+    ] = Style.CAPTION,
+    run: RunOptions,
+    output: OutputOptions,
 ) -> None:
     """Say in a sentence what each picture shows."""
-    _answer("caption", pictures, caption_prompt(lang), run, output)
+    _answer("caption", pictures, caption_prompt(lang, style.value), run, output)
 
 
 @command
@@ -48,13 +68,27 @@ def ask(
     question: Annotated[
         str | None, typer.Option("--question", "-q", help="The question, if not the last argument.")
     ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option("--choice", "-c", help="An answer to choose from; repeat it for each."),
+    ] = None,
     lang: Language = "en",
     run: RunOptions,
     output: OutputOptions,
 ) -> None:
-    """Answer a question: paliglass ask PICTURE "what is on the left?"."""
+    """Answer a question: paliglass ask PICTURE "what is on the left?".
+
+    With --choice yes --choice no, the answer is one of these.
+    """
     pictures, question = _split(pictures, question, "a question", "--question")
-    _answer("ask", pictures, answer_prompt(question, lang), run, output)
+    prompt = answer_prompt(question, lang)
+    if not choice:
+        return _answer("ask", pictures, prompt, run, output)
+
+    def choose(model: PaliGemma, images: list[Image.Image], first: int) -> list[Any]:
+        return [*model.ask(images, question, lang, choices=choice, **run.batch(first))]
+
+    _run(Task("ask", prompt, choose, {"choices": choice}), pictures, run, output)
 
 
 @command
@@ -65,30 +99,34 @@ def read(pictures: Pictures, *, run: RunOptions, output: OutputOptions) -> None:
 
 @command
 def detect(
-    pictures: PicturesAndText,
-    *,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", "-l", help="What to find, if not the last argument; repeatable."),
-    ] = None,
-    run: RunOptions,
-    output: OutputOptions,
+    pictures: PicturesAndText, *, find: FindOptions, run: RunOptions, output: OutputOptions
 ) -> None:
     """Find things and their boxes: paliglass detect PICTURE "dog ; apple".
 
     Boxes are x0, y0, x1, y1 in pixels from the upper left corner. With --out, each picture is
     saved with its boxes drawn.
     """
-    labels = label
-    if labels is None:
-        pictures, text = _split(pictures, None, "what to find", "--label")
-        labels = [text]
-    settings = run.generation()
+    _find("detect", detect_prompt, pictures, find, run, output)
 
-    def find(model: PaliGemma, images: list[Image.Image], first: int) -> list[list[Detection]]:
-        return model.detect(images, labels, batch_size=run.batch_size, first_row=first, **settings)
 
-    _run(Task("detect", detect_prompt(labels), find), pictures, run, output)
+@command
+def segment(
+    pictures: PicturesAndText,
+    *,
+    mask_codec: Annotated[
+        Path | None,
+        typer.Option(help="What turns codes into masks, if the model has none: vae-oid.npz."),
+    ] = None,
+    find: FindOptions,
+    run: RunOptions,
+    output: OutputOptions,
+) -> None:
+    """Find things pixel by pixel: paliglass segment PICTURE "dog ; apple".
+
+    With --out, each picture is saved with its masks drawn, and each mask as a PNG; --json has
+    them in COCO's run lengths.
+    """
+    _find("segment", segment_prompt, pictures, find, run, output, mask_codec)
 
 
 @command
@@ -125,41 +163,76 @@ class Task:
     """What is done with pictures.
 
     run: the model, some pictures and the first one's number among all → as many results, each a
-    str or a list of Detection.
+    str or a `Found`. settings: what else decides about the results. labels: what is looked for.
     """
 
     name: str
     prompt: str
     run: Callable[[PaliGemma, list[Image.Image], int], list[Any]]
+    settings: dict[str, Any]
+    labels: tuple[str, ...] = ()
+    preview: bool = False
+    mask_codec: Path | None = None
 
 
 def _answer(
     name: str, arguments: list[str], prompt: str, run: RunOptions, output: OutputOptions
 ) -> None:
     """A task that is answered in words; at a terminal, a single picture's come one by one."""
-    settings = run.generation()
 
     def words(model: PaliGemma, images: list[Image.Image], first: int) -> list[str]:
-        answers: list[str] = model.generate(
-            images, prompt, batch_size=run.batch_size, first_row=first, **settings
-        )
+        answers: list[str] = model.generate(images, prompt, **run.batch(first))
         return answers
 
-    names = picture_names(arguments, output.recursive)
-    plain = not output.json and output.out is None
-    if plain and names == arguments and len(names) == 1 and sys.stdout.isatty():
-        image = open_picture(names[0])
-        for piece in _load(run).generate(image, prompt, stream=True, **settings):
+    is_file = len(arguments) == 1 and (arguments[0] == STDIN or os.path.isfile(arguments[0]))
+    plain = output.printed is Format.TEXT and output.out is None
+    if plain and is_file and sys.stdout.isatty():
+        image = open_picture(arguments[0])
+        for piece in _load(run).generate(image, prompt, stream=True, **run.generation()):
             print(piece, end="", flush=True)
         print()
     else:
-        _run(Task(name, prompt, words), arguments, run, output)
+        _run(Task(name, prompt, words, {}), arguments, run, output)
 
 
-def _load(run: RunOptions) -> PaliGemma:
+def _find(
+    name: str,
+    to_prompt: Callable[[list[str]], str],
+    pictures: list[str],
+    find: FindOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    mask_codec: Path | None = None,
+) -> None:
+    """detect and segment: labels, then boxes or masks."""
+    labels = find.label
+    if labels is None:
+        pictures, text = _split(pictures, None, "what to find", "--label")
+        labels = [text]
+    labels = split_labels(labels, name)
+    if find.preview and output.printed is not Format.TEXT:
+        raise typer.BadParameter("--preview is for people; leave out --json or --format")
+    how = {"free": True} if find.free else {}
+
+    def things(model: PaliGemma, images: list[Image.Image], first: int) -> list[Found[Any]]:
+        found = getattr(model, name)(images, labels, **how, **run.batch(first))
+        return [
+            Found(some, *image.size).above(find.min_score)
+            for some, image in zip(found, images, strict=True)
+        ]
+
+    settings = {"labels": labels, "min_score": find.min_score, "free": find.free}
+    if mask_codec is not None:
+        settings["mask_codec"] = str(mask_codec)
+    task = Task(name, to_prompt(labels), things, settings, tuple(labels), find.preview, mask_codec)
+    _run(task, pictures, run, output)
+
+
+def _load(run: RunOptions, mask_codec: Path | None = None) -> PaliGemma:
     from paliglass.model import load
 
-    return load(run.model, device=run.device, dtype=run.dtype.value)
+    more: dict[str, Any] = {} if mask_codec is None else {"mask_codec": mask_codec}
+    return load(run.model, device=run.device, dtype=run.dtype.value, **more)
 
 
 def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOptions) -> None:
@@ -167,45 +240,66 @@ def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOption
 
     A picture that cannot be read is named on stderr and the others go on; then the exit code is 1.
     """
-    names = picture_names(arguments, output.recursive)
+    names, complaints = picture_names(arguments, output.recursive)
     single = names == arguments and len(names) == 1
+    _check(task, names, output)
     job = {"task": task.name, "prompt": task.prompt, "model": run.model}
     with ExitStack() as stack:
         results = None
         todo = list(enumerate(names))
         if output.out is not None:
-            if output.resume and STDIN in names:
-                raise typer.BadParameter("--resume cannot know which picture - was; name a file")
-            results = Results(output.out, job, output.resume)
+            whole_job = {**job, **task.settings, **run.settings(), "format": output.format.value}
+            results = Results(output.out, whole_job, output.resume)
             stack.enter_context(closing(results))
             todo = [(i, name) for i, name in todo if identity(name) not in results.done]
         screen = stack.enter_context(Screen(len(names)))
+        for complaint in complaints:
+            screen.complain(complaint)
         screen.advance(len(names) - len(todo))
+        printer = Printer(screen, output.printed, task, None if single else names)
         done = 0
+        ended = False
         model = None
         try:
             for batch in _batches(todo, run.batch_size, screen):
                 # Loaded late: when no picture can be read, nobody should wait for a model.
-                model = model or _load(run)
+                model = model or _load(run, task.mask_codec)
                 images = [image for _, _, image in batch]
                 answers = task.run(model, images, batch[0][0])
                 for (_, name, image), result in zip(batch, answers, strict=True):
                     record = {"file": name, **job, **_fields(result)}
                     if results is not None:
-                        results.append(record, _drawing(image, result))
-                    if output.json:
-                        screen.answer(to_line(record))
-                    else:
-                        _show(screen, None if single else name, result)
+                        results.append(record, *_pictures(task, image, result))
+                    printer.show(record, image, result)
                     screen.advance()
                     done += 1
         except KeyboardInterrupt:
             kept = f", results are in {output.out}; --resume goes on" if output.out else ""
             raise KeyboardInterrupt(f"{done} of {len(todo)} pictures done{kept}") from None
-    if output.resume and not todo:
+        else:
+            ended = True
+        finally:
+            # Of a run that was cut short too: what was done, and the exit code tells.
+            if done or ended:
+                printer.finish()
+            if results is not None and output.written is not Format.TEXT:
+                results.export(output.written.value, list(task.labels))
+    if output.resume and not todo and names:
         print(f"all {len(names)} pictures are in {output.out}/{FILE} already", file=sys.stderr)
     if done < len(todo):
         fail(f"{len(todo) - done} of {len(todo)} pictures could not be read")
+    if complaints:
+        raise typer.Exit(1)
+
+
+def _check(task: Task, names: list[str], output: OutputOptions) -> None:
+    """What cannot end well is said before anything is loaded."""
+    if output.resume and STDIN in names:
+        raise typer.BadParameter("--resume cannot know which picture - was; name a file")
+    if output.format is Format.YOLO:
+        if not task.labels:
+            raise typer.BadParameter("--format yolo is for detect and segment")
+        yolo_places(names)
 
 
 def _batches(
@@ -232,21 +326,72 @@ def _batches(
         yield batch
 
 
-def _fields(result: str | list[Detection]) -> dict[str, Any]:
+def _fields(result: str | Found[Any]) -> dict[str, Any]:
+    if isinstance(result, Answer | Found):
+        return result.to_dict()
+    return {"answer": result}
+
+
+def _pictures(
+    task: Task, image: Image.Image, result: str | Found[Any]
+) -> tuple[Image.Image | None, list[Image.Image] | None]:
+    """(drawing, masks), where a result has them."""
     if isinstance(result, str):
-        return {"answer": result}
-    return {"detections": [found.to_dict() for found in result]}
+        return None, None
+    masks = [item.mask_image() for item in result if isinstance(item, Segment)]
+    return result.draw(image), masks if task.name == "segment" else None
 
 
-def _drawing(image: Image.Image, result: str | list[Detection]) -> Image.Image | None:
-    if isinstance(result, str):
-        return None
-    from paliglass.tasks.drawing import draw_detections
+class Printer:
+    """Hands results to standard output in the format asked for.
 
-    return draw_detections(image, result)
+    names: None where there is one picture, which then needs no name.
+    """
+
+    def __init__(self, screen: Screen, format: Format, task: Task, names: list[str] | None) -> None:
+        self.screen = screen
+        self.format = format
+        self.task = task
+        self.names = names
+        self._kept: list[dict[str, Any]] = []  # of a format that is one document
+        self._header = True
+
+    def show(self, record: dict[str, Any], image: Image.Image, result: str | Found[Any]) -> None:
+        """One picture's result."""
+        if self.format is Format.TEXT:
+            _show(self.screen, record["file"] if self.names else None, result)
+            if self.task.preview and isinstance(result, Found):
+                _preview(self.screen, image, result)
+        elif self.format is Format.JSONL:
+            self.screen.answer(to_line(record))
+        elif self.format is Format.CSV:
+            rows = to_csv([record], self._header)
+            self._header = False
+            if rows:
+                self.screen.answer(rows.rstrip("\n"))
+        else:
+            self._kept.append(record)
+
+    def finish(self) -> None:
+        """Prints what could not be printed picture by picture."""
+        if self.format in (Format.JSON, Format.COCO):
+            [text] = export(self._kept, self.format.value, self.task.labels).values()
+            self.screen.answer(text.rstrip("\n"))
 
 
-def _show(screen: Screen, name: str | None, result: str | list[Detection]) -> None:
+def _preview(screen: Screen, image: Image.Image, found: Found[Any]) -> None:
+    from paliglass.cli.preview import FORCE, choose_protocol, preview
+
+    if sys.stdout.isatty() or FORCE in os.environ:
+        protocol = choose_protocol(os.environ)
+        # A small picture is enlarged, so that its labels can be read.
+        scale = 1 if protocol == "blocks" else max(1, 480 // max(image.size))
+        screen.write(
+            preview(found.draw(image, scale), protocol, shutil.get_terminal_size().columns)
+        )
+
+
+def _show(screen: Screen, name: str | None, result: str | Found[Any]) -> None:
     """One result for people, or in columns for programs. name: None where there is one picture."""
     if isinstance(result, str):
         # With a name it is a table of lines, so an answer must stay on its line.
@@ -261,7 +406,7 @@ def _show(screen: Screen, name: str | None, result: str | list[Detection]) -> No
             screen.answer("\t".join(columns))
 
 
-def _table(name: str | None, detections: list[Detection]) -> Table:
+def _table(name: str | None, detections: Found[Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 

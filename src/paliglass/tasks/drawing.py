@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from paliglass.tasks.boxes import Box
 from paliglass.tasks.results import Detection, Segment
@@ -116,18 +116,25 @@ def _tint(image: Image.Image, mask: NDArray[np.bool_], colour: Colour, line: int
     reach = 2 * line + 1
     x0, y0, x1, y1 = bounds
     area = x0 - reach, y0 - reach, x1 + reach, y1 + reach
-    inside, part = whole.crop(area), image.crop(area)
-    core, around = inside, inside
-    for _ in range(line):
-        core, around = (
-            core.filter(ImageFilter.MinFilter(3)),
-            around.filter(ImageFilter.MaxFilter(3)),
-        )
-    part.paste((0, 0, 0), mask=ImageChops.subtract(around, inside).point(lambda v: v * 6 // 10))
-    part.paste(colour, mask=inside.point(lambda v: v * 4 // 10))
-    part.paste(colour, mask=ImageChops.subtract(inside, core))
+    part = image.crop(area)
+    inside = np.asarray(whole.crop(area)) > 0
+    counts = _window_counts(inside, line)
+    rim = (counts > 0) & ~inside
+    edge = inside & (counts < (2 * line + 1) ** 2)
+    for where, fill, opacity in ((rim, (0, 0, 0), 150), (inside, colour, 100), (edge, colour, 255)):
+        part.paste(fill, mask=Image.fromarray(where.astype(np.uint8) * np.uint8(opacity)))
     image.paste(part, area[:2])
     return image
+
+
+def _window_counts(mask: NDArray[np.bool_], reach: int) -> NDArray[np.int64]:
+    """How many pixels are True within `reach` rows and columns of each, by a summed-area table."""
+    side = 2 * reach + 1
+    table = np.pad(np.pad(mask, reach).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    counts: NDArray[np.int64] = (
+        table[side:, side:] - table[:-side, side:] - table[side:, :-side] + table[:-side, :-side]
+    )
+    return counts
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def _draw_tags(
     side = min(image.size)
     if side < 3 * SMALLEST:
         return
-    size = max(SMALLEST + 1, round(side / 30))
+    size = max(SMALLEST + 1, round(side / 26))
     tags = _tags(found, colours, scale, image.size, size)
     # Where tags would fill the picture, they are made smaller.
     while sum(t.width * t.height for t in tags) > 0.25 * image.width * image.height:

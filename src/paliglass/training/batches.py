@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
-TASKS = ("caption", "answer", "detect", "ocr")
+TASKS = ("caption", "answer", "detect", "segment", "ocr")
 
 
 @dataclass

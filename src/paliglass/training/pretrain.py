@@ -1,7 +1,8 @@
-"""Multimodal pre-training from nothing, on the picture world: how the shipped mini model is made.
+"""Multimodal pre-training on the picture world: how the shipped mini model is made.
 
-    python -m paliglass.training.pretrain --out runs/mini --minutes 60
+    torchrun --nproc-per-node 2 -m paliglass.training.pretrain --out runs/mini --minutes 60
 
+- weights start from nothing, or from another model's (`--weights`)
 - first the vision tower alone learns to name what covers each patch and to bound it (a linear head
   that is dropped afterwards); then prompts, several in a row behind their picture; at the end a row
   for each prompt, as at inference (see `batches`)
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
@@ -30,7 +32,7 @@ from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.batches import SceneBatch, SceneDataset
 from paliglass.training.tokenizer import emoji_names, train_tokenizer, training_texts
-from paliglass.training.trainer import Pretrainer, Recipe, find_checkpoint
+from paliglass.training.trainer import Pretrainer, Recipe, find_checkpoint, processes, rank
 
 MINI = PaliGemmaConfig(
     SigLipConfig(
@@ -65,13 +67,15 @@ def batches(
     first_step: int,
     workers: int,
 ) -> Iterator[SceneBatch]:
-    """The run's batches from `first_step` on, prepared by worker processes."""
+    """The batches of this process from `first_step` on, prepared by worker processes."""
     dataset = SceneDataset(world, processor, recipe.prompts, grid)
-    scenes = range(first_step * recipe.scenes, recipe.steps * recipe.scenes)
+    share = recipe.scenes // processes()
+    # Each process takes its part of the step's scenes.
+    first = first_step * recipe.scenes + rank() * share
+    firsts = range(first, recipe.steps * recipe.scenes, recipe.scenes)
     yield from DataLoader(
         dataset,
-        batch_size=recipe.scenes,
-        sampler=scenes,
+        batch_sampler=(list(range(i, i + share)) for i in firsts),
         collate_fn=dataset.collate,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
@@ -95,16 +99,20 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def train(trainer: Pretrainer, data: Iterator[SceneBatch], out: Path, log_every: int = 50) -> None:
-    """Trains to the end, with a line of `log.jsonl` every few steps, and checkpoints."""
+    """Trains to the end, with a line of `log.jsonl` every few steps, and checkpoints.
+
+    Of several processes the first one writes; its losses are those of its own scenes.
+    """
     before, started, saved = trainer.elapsed, time.monotonic(), time.monotonic()
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+    first = rank() == 0
+    with open(out / "log.jsonl" if first else os.devnull, "a", encoding="utf-8") as log:
         while trainer.progress < 1:
             for name, (total, count) in trainer.train_step(next(data)).items():
                 sums[name] += total
                 counts[name] += count
-            trainer.elapsed = before + time.monotonic() - started
+            trainer.elapsed = common_clock(before + time.monotonic() - started)
             if trainer.step % log_every == 0:
                 losses = {name: round(sums[name] / max(counts[name], 1), 4) for name in sums}
                 line = {
@@ -116,48 +124,87 @@ def train(trainer: Pretrainer, data: Iterator[SceneBatch], out: Path, log_every:
                 print(json.dumps(line), file=log, flush=True)
                 sums.clear()
                 counts.clear()
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if first and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 trainer.save(out / "checkpoint")
                 saved = time.monotonic()
-    trainer.save(out / "checkpoint")
+    if first:
+        trainer.save(out / "checkpoint")
+
+
+def common_clock(seconds: float) -> float:
+    """The first process's clock: the rates follow it, and must be the same everywhere."""
+    if processes() == 1:
+        return seconds
+    clock = torch.tensor(seconds, dtype=torch.float64)
+    dist.broadcast(clock, src=0)
+    return float(clock)
 
 
 def main() -> None:
     """The command line."""
+    from paliglass.checkpoints.folder import load_model
+    from paliglass.segmentation import MaskCodec
     from paliglass.world import World
 
-    parser = argparse.ArgumentParser(description="Train the mini model from nothing.")
+    parser = argparse.ArgumentParser(description="Train the mini model on the picture world.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
+    parser.add_argument("--weights", type=Path, help="model folder to go on from")
+    parser.add_argument("--codec", type=Path, help="mask codec; without one, nothing to segment")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="end earlier, after these")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's rates")
+    parser.add_argument("--looking", type=float, default=Recipe.looking)
+    parser.add_argument("--separate", type=float, default=Recipe.separate)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--workers", type=int, default=1, help="of each process, for its scenes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     refuse_existing(options.out / "model")
-    recipe = Recipe(minutes=options.minutes, steps=options.steps, seed=options.seed)
-    world = World(
-        options.world, split="train", seed=options.seed, size=MINI.vision_config.image_size
+    if "RANK" in os.environ:  # torchrun
+        dist.init_process_group("gloo")
+    recipe = Recipe(
+        minutes=options.minutes,
+        steps=options.steps,
+        seed=options.seed,
+        looking=options.looking,
+        separate=options.separate,
+        muon_rate=options.rate * Recipe.muon_rate,
+        adam_rate=options.rate * Recipe.adam_rate,
     )
+    codec = None if options.codec is None else MaskCodec.load(options.codec)
+    size = MINI.vision_config.image_size
+    world = World(options.world, split="train", seed=options.seed, size=size, codec=codec)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "tokenizer.json"
-    if not path.exists():
-        texts = chain(emoji_names(options.world), training_texts(world))
-        write_whole(path, train_tokenizer(texts).to_str(pretty=True))
-    tokenizer = Tokenizer.from_file(str(path))
-    processor = PaliGemmaProcessor(tokenizer, MINI.num_image_tokens, MINI.vision_config.image_size)
+    tokenizer = common_tokenizer(options.out / "tokenizer.json", options.world, world)
+    processor = PaliGemmaProcessor(tokenizer, MINI.num_image_tokens, size)
     trainer = Pretrainer(MINI, len(world.patch_classes), recipe)
     checkpoint = find_checkpoint(options.out / "checkpoint")
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    cut_log(options.out / "log.jsonl", trainer.step)
+    elif options.weights is not None:
+        trainer.start(load_model(options.weights, "cpu", "float32"))
+    if rank() == 0:
+        cut_log(options.out / "log.jsonl", trainer.step)
     grid = MINI.vision_config.patches_per_side
     data = batches(world, processor, recipe, grid, trainer.step, options.workers)
     train(trainer, data, options.out)
-    save_folder(trainer.model.to(recipe.dtype), options.out / "model", processor)
+    if rank() == 0:
+        save_folder(trainer.model.to(recipe.dtype), options.out / "model", processor)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def common_tokenizer(path: Path, art: Path, world: Any) -> Tokenizer:
+    """The run's tokenizer, trained by the first process where there is none yet."""
+    if rank() == 0 and not path.exists():
+        texts = chain(emoji_names(art), training_texts(world))
+        write_whole(path, train_tokenizer(texts).to_str(pretty=True))
+    if processes() > 1:
+        dist.barrier()
+    return Tokenizer.from_file(str(path))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tokenizers.trainers import BpeTrainer
 
 from paliglass.processing_paligemma import IMAGE_TOKEN, LOCATION_TOKENS, SEGMENT_TOKENS
 
-LOCATION = re.compile(r"<loc\d{4}>")
+PLACE = re.compile(r"<loc\d{4}>|<seg\d{3}>")
 BASE_VOCABULARY = 2048
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -98,4 +98,4 @@ def training_texts(world: Any, scenes: int = 3000, prompts: int = 8) -> Iterator
         _, examples = world.sample(index, prompts=prompts)
         for example in examples:
             yield example.prefix
-            yield LOCATION.sub("", example.suffix)
+            yield PLACE.sub("", example.suffix)

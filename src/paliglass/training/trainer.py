@@ -4,6 +4,8 @@
   AdamW; rates rise, stay, and fall to zero
 - forward and backward run in bfloat16, three times as fast on a CPU that has it; the optimizers
   keep float32 weights, as updates are finer than bfloat16's steps
+- several processes share a step's scenes and average their gradients: on a CPU, two processes of
+  one thread each get more done than one process of two threads
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +40,7 @@ class Recipe:
     minutes: float = 60.0
     steps: int = 10**9
     seed: int = 0
-    scenes: int = 32  # per step
+    scenes: int = 32  # per step, over all processes
     prompts: int = 8  # per scene, packed; half as many in rows of their own
     looking: float = 0.15  # share of the run for the vision tower alone
     separate: float = 0.2  # share at the end with a row for each prompt
@@ -52,6 +55,40 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
         return {**asdict(self), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def processes() -> int:
+    """How many train together: 1, or what `torchrun` started."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def mean_over_all(losses: Tensor) -> Tensor:
+    """The mean of all processes' losses, in a form for gradients that will be averaged over them.
+
+    Each process's own mean would weigh a short batch's losses more than a long one's.
+    """
+    count = torch.tensor(float(losses.numel()))
+    if processes() > 1:
+        dist.all_reduce(count)
+    return losses.sum() * processes() / count.clamp(min=1)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over the processes."""
+    if processes() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= processes()
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -146,6 +183,7 @@ class Pretrainer:
         ):
             master.grad = None if copied.grad is None else copied.grad.float()
             copied.grad = None
+        average_gradients(list(self.weights.parameters()))
         # A NaN must stop the run here, before it reaches weights and checkpoint.
         nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0, error_if_nonfinite=True)
         rate = min(1.0, (self.step + 1) / recipe.warm_up, (1 - progress) / recipe.decay)
@@ -165,11 +203,11 @@ class Pretrainer:
         labels = F.cross_entropy(guess[..., :-4].flatten(0, 1), batch.patch_labels.flatten())
         bounded = ~batch.patch_boxes[..., 0].isnan()
         misses = (guess[..., -4:][bounded] - batch.patch_boxes[bounded]).abs()
-        boxes = misses.sum() / max(misses.numel(), 1)
+        boxes = mean_over_all(misses)
         count = len(seen)
         report = {
             "patch_label": (labels.item() * count, count),
-            "patch_box": (boxes.item() * count, count),
+            "patch_box": (misses.sum().item(), misses.numel()),
         }
         loss = recipe.patch_weight * (labels + 4 * boxes)
         if progress < recipe.looking:
@@ -190,7 +228,12 @@ class Pretrainer:
         for i, task in enumerate(TASKS):
             of_task = text.tasks[asked] == i
             report[task] = (losses.detach()[of_task].sum().item(), int(of_task.sum()))
-        return loss + losses.mean(), report
+        return loss + mean_over_all(losses), report
+
+    def start(self, model: PaliGemmaForConditionalGeneration) -> None:
+        """Takes over a trained model's weights; the patch head stays new."""
+        self.model.load_state_dict(model.state_dict())
+        self._copy_weights()
 
     def _copy_weights(self) -> None:
         with torch.no_grad():

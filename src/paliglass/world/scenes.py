@@ -160,7 +160,7 @@ def _place(
             int(columns.max()) + 1,
             int(rows.max()) + 1,
         )
-        mask = owner[box[1] : box[3], box[0] : box[2]] == index
+        mask = owner[box[1] : box[3], box[0] : box[2]] == index  # an array of its own
         objects.append(SceneObject(layer.kind, layer.label, layer.colour_name, box, visible, mask))
     if not objects:
         return None

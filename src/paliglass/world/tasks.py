@@ -56,7 +56,7 @@ def examples(
         (0.4, _what_colour),
         (0.5, _where),
         (0.8, _what_digit),
-        *(((1.0, partial(_segment, codec=codec)),) if codec else ()),
+        *(((1.6, partial(_segment, codec=codec)),) if codec else ()),
     )
     weights = np.cumsum([weight for weight, _ in makers])
     found: dict[str, Example] = {}

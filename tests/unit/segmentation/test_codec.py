@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import paliglass
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.segmentation import MaskCodec, MaskCodecConfig
 
@@ -172,3 +173,15 @@ def test_a_missing_tensor_is_named(codec: MaskCodec, tmp_path: Path) -> None:
 def test_sizes_must_be_possible() -> None:
     with pytest.raises(ConfigError, match="width is 12; it must be a multiple of 8"):
         MaskCodecConfig(width=12)
+
+
+def test_the_shipped_codec_draws_discs() -> None:
+    path = Path(paliglass.__file__).parent / "mini" / "mask_codec.safetensors"
+    codec = MaskCodec.load(path)
+    x, y = torch.arange(64) - 31.5, torch.arange(64)[:, None] - 31.5
+    discs = torch.stack([(x**2 + (y / scale) ** 2) < 32**2 for scale in (1.0, 0.7, 0.4)])
+    back = codec.decode(codec.encode(discs.float())) > 0
+    ious = (discs & back).sum((1, 2)) / (discs | back).sum((1, 2))
+    assert ious.min() > 0.9
+    with safe_open(path, framework="pt") as file:
+        assert float(file.metadata()["round_trip_iou"]) > 0.93
