@@ -245,7 +245,7 @@ class PaliGemma:
         completions = self.complete(pictures, prompts, grammars=grammars, **options)
         found = []
         for i, (picture, completion) in enumerate(zip(pictures, completions, strict=True)):
-            objects = self._objects(completion, grammars[i] if grammars else None)
+            objects = self.objects(completion, grammars[i] if grammars else None)
             detections = (
                 Detection(parsed.label, _in_pixels(parsed.box, picture.size), score)
                 for parsed, raw in objects
@@ -295,7 +295,7 @@ class PaliGemma:
             picture = rows[i]
             scored = [
                 (parsed, score)
-                for parsed, raw in self._objects(completion, grammars[i] if grammars else None)
+                for parsed, raw in self.objects(completion, grammars[i] if grammars else None)
                 if (score := self.calibration.score("segment", raw)) >= min_score
                 and parsed.codes is not None
             ]
@@ -455,10 +455,14 @@ class PaliGemma:
         if rest:
             yield rest
 
-    def _objects(
+    def objects(
         self, completion: Completion, grammar: ObjectGrammar | None
     ) -> list[tuple[ParsedBox, float]]:
-        """The objects of an answer, each with its raw score."""
+        """The objects of an answer to `detect` or `segment`, each with its raw score.
+
+        grammar: what the answer kept to; None for one that kept to nothing. Edges are shares of
+        the picture.
+        """
         ids, log_probs = completion.ids, completion.log_probs
         if grammar is not None:
             return [
