@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paliglass.checkpoints.big_vision import load_big_vision
@@ -16,15 +18,28 @@ from paliglass.checkpoints.folder import load_model, load_tokenizer
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
-from paliglass.generation import Completion, Step, generate, generate_steps
+from paliglass.generation import Completion, Step, generate, generate_steps, generate_within
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
-from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
-from paliglass.tasks.boxes import Box, parse_boxes
-from paliglass.tasks.prompts import READ, answer_prompt, caption_prompt, detect_prompt
-from paliglass.tasks.results import Detection
+from paliglass.segmentation import MaskCodec, paste_mask
+from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
+from paliglass.tasks.confidence import Calibration, Task, load_calibration, object_score, raw_score
+from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, Grammar, NumberGrammar, ObjectGrammar
+from paliglass.tasks.prompts import (
+    READ,
+    CaptionStyle,
+    answer_prompt,
+    caption_prompt,
+    detect_prompt,
+    segment_prompt,
+    split_labels,
+)
+from paliglass.tasks.results import Answer, Detection, Found, Segment
 
+CODEC = "mask_codec.safetensors"
+Choices = Sequence[str] | Literal["yes_no", "number"] | None
 MAX_NEW_TOKENS = 256
 
 
@@ -34,6 +49,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     tokenizer: str | Path | None = None,
+    mask_codec: str | Path | None = None,
     **overrides: Any,
 ) -> PaliGemma:
     """Loads a PaliGemma or PaliGemma 2.
@@ -45,6 +61,9 @@ def load(
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
+        mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
+            `MaskCodec.save`, or Google's vae-oid.npz; by default the model folder's
+            mask_codec.safetensors, if it has one. Only `segment` needs it.
         overrides: settings that config.json, or the shapes of an .npz's arrays, do not tell
             rightly, such as sliding_window=4096; see `PaliGemmaConfig.replace`.
 
@@ -59,7 +78,8 @@ def load(
                 f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
         network = load_model(path, device, dtype, **overrides)
-        return PaliGemma(network, load_processor(path, network.config))
+        processor = load_processor(path, network.config)
+        return PaliGemma(network, processor, *_beside(path, mask_codec, network.device))
     source = path.parent if tokenizer is None else Path(tokenizer)
     if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
         raise CheckpointError(
@@ -68,7 +88,20 @@ def load(
         )
     words = load_tokenizer(source)
     network = load_big_vision(path, device=device, dtype=dtype, **overrides)
-    return PaliGemma(network, make_processor(words, network.config, path))
+    processor = make_processor(words, network.config, path)
+    return PaliGemma(network, processor, *_beside(path.parent, mask_codec, network.device))
+
+
+def _beside(
+    folder: Path, mask_codec: str | Path | None, device: torch.device
+) -> tuple[MaskCodec | None, Calibration]:
+    """The mask codec, given or the folder's, and the folder's calibration."""
+    path = folder / CODEC if mask_codec is None else Path(mask_codec)
+    codec = None
+    if mask_codec is not None or path.exists():
+        codec = MaskCodec.from_npz(path) if path.suffix == ".npz" else MaskCodec.load(path)
+        codec.to(device)
+    return codec, load_calibration(folder)
 
 
 class PaliGemma:
@@ -80,56 +113,197 @@ class PaliGemma:
     """
 
     def __init__(
-        self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
+        self,
+        model: PaliGemmaForConditionalGeneration,
+        processor: PaliGemmaProcessor,
+        mask_codec: MaskCodec | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
+        self.mask_codec = mask_codec
+        self.calibration = calibration or Calibration()
 
     @overload
-    def caption(self, image: Picture, language: str = ..., **options: Any) -> str: ...
+    def caption(self, image: Picture, language: str = ..., **options: Any) -> Answer: ...
     @overload
     def caption(
         self, image: Sequence[Picture], language: str = ..., **options: Any
-    ) -> list[str]: ...
-    def caption(self, image: Any, language: str = "en", **options: Any) -> Any:
-        """A sentence about the picture. Options: see `generate`."""
-        return self.generate(image, caption_prompt(language), **options)
+    ) -> list[Answer]: ...
+    def caption(
+        self, image: Any, language: str = "en", *, style: CaptionStyle = "caption", **options: Any
+    ) -> Any:
+        """The picture in words, a str with a `score`.
 
-    @overload
-    def ask(self, image: Picture, question: str, language: str = ..., **options: Any) -> str: ...
+        style: "caption" is a sentence, "cap" shorter, "describe" more. Options: see `generate`.
+        """
+        return self._answer("caption", image, caption_prompt(language, style), **options)
+
     @overload
     def ask(
-        self, image: Sequence[Picture], question: str, language: str = ..., **options: Any
-    ) -> list[str]: ...
-    def ask(self, image: Any, question: str, language: str = "en", **options: Any) -> Any:
-        """A short answer to a question about the picture. Options: see `generate`."""
-        return self.generate(image, answer_prompt(question, language), **options)
+        self,
+        image: Picture,
+        question: str,
+        language: str = ...,
+        *,
+        choices: Choices = ...,
+        **options: Any,
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self,
+        image: Sequence[Picture],
+        question: str,
+        language: str = ...,
+        *,
+        choices: Choices = ...,
+        **options: Any,
+    ) -> list[Answer]: ...
+    def ask(
+        self,
+        image: Any,
+        question: str,
+        language: str = "en",
+        *,
+        choices: Choices = None,
+        **options: Any,
+    ) -> Any:
+        """A short answer to a question about the picture, a str with a `score`.
+
+        Args:
+            choices: the answers that may be given, such as ["left", "right"]; "yes_no" for yes or
+                no, "number" for digits. The score is then the probability of the answer among
+                those, and no calibration is applied to it.
+            options: see `generate`.
+
+        Raises PromptError for no or an empty choice, or one longer than max_new_tokens.
+        """
+        prompt = answer_prompt(question, language)
+        if choices is None:
+            return self._answer("answer", image, prompt, **options)
+        if choices == "number":
+            grammar: Grammar = NumberGrammar(self.processor)
+        else:
+            answers = YES_NO if choices == "yes_no" else choices
+            grammar = ChoiceGrammar(
+                self.processor, [answers] if isinstance(answers, str) else answers
+            )
+        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        count = len(pictures)
+        completions = self.complete(
+            pictures, [prompt] * count, grammars=[grammar] * count, **options
+        )
+        found = [
+            Answer(
+                grammar.read(done.ids)
+                if isinstance(grammar, ChoiceGrammar)
+                else self.processor.decode(done.ids),
+                math.exp(sum(done.log_probs) + done.end_log_prob),
+            )
+            for done in completions
+        ]
+        return found if _is_list(image) else found[0]
 
     @overload
-    def read(self, image: Picture, **options: Any) -> str: ...
+    def read(self, image: Picture, **options: Any) -> Answer: ...
     @overload
-    def read(self, image: Sequence[Picture], **options: Any) -> list[str]: ...
+    def read(self, image: Sequence[Picture], **options: Any) -> list[Answer]: ...
     def read(self, image: Any, **options: Any) -> Any:
-        """The text in the picture, line by line. Options: see `generate`."""
-        return self.generate(image, READ, **options)
+        """The text in the picture, line by line, with a `score`. Options: see `generate`."""
+        return self._answer("ocr", image, READ, **options)
 
     @overload
     def detect(
         self, image: Picture, labels: str | Sequence[str], **options: Any
-    ) -> list[Detection]: ...
+    ) -> Found[Detection]: ...
     @overload
     def detect(
         self, image: Sequence[Picture], labels: str | Sequence[str], **options: Any
-    ) -> list[list[Detection]]: ...
-    def detect(self, image: Any, labels: str | Sequence[str], **options: Any) -> Any:
-        """All that has one of the labels, with its box in pixels. Options: see `generate`."""
+    ) -> list[Found[Detection]]: ...
+    def detect(
+        self,
+        image: Any,
+        labels: str | Sequence[str],
+        *,
+        free: bool = False,
+        min_score: float = 0.0,
+        **options: Any,
+    ) -> Any:
+        """All that has one of the labels, with its box in pixels.
+
+        Args:
+            labels: "dog", "dog ; cat" or ["dog", "cat"].
+            free: let the model write what it will and keep what can be read, rather than hold it
+                to boxes with these labels; see `tasks.grammar`.
+            min_score: leave out what has a lower score.
+            options: see `generate`.
+        """
+        names = split_labels(labels, "detect")
         pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
-        prompt = detect_prompt(labels)
-        completions = self.complete(pictures, [prompt] * len(pictures), **options)
-        found = [
-            self._detections(picture, completion)
-            for picture, completion in zip(pictures, completions, strict=True)
-        ]
+        grammars = None if free else [ObjectGrammar(self.processor, names)] * len(pictures)
+        prompts = [detect_prompt(names)] * len(pictures)
+        completions = self.complete(pictures, prompts, grammars=grammars, **options)
+        found = []
+        for i, (picture, completion) in enumerate(zip(pictures, completions, strict=True)):
+            objects = self.objects(completion, grammars[i] if grammars else None)
+            detections = (
+                Detection(parsed.label, _in_pixels(parsed.box, picture.size), score)
+                for parsed, raw in objects
+                if (score := self.calibration.score("detect", raw)) >= min_score
+            )
+            found.append(Found(detections, *picture.size))
+        return found if _is_list(image) else found[0]
+
+    @overload
+    def segment(
+        self, image: Picture, labels: str | Sequence[str], **options: Any
+    ) -> Found[Segment]: ...
+    @overload
+    def segment(
+        self, image: Sequence[Picture], labels: str | Sequence[str], **options: Any
+    ) -> list[Found[Segment]]: ...
+    def segment(
+        self,
+        image: Any,
+        labels: str | Sequence[str],
+        *,
+        free: bool = False,
+        min_score: float = 0.0,
+        first_row: int = 0,
+        **options: Any,
+    ) -> Any:
+        """All that has one of the labels, with its box and a mask of the picture's size.
+
+        Each label is a prompt of its own, as PaliGemma was trained to segment; what is found comes
+        in the order of the labels. Arguments as in `detect`.
+
+        Raises CheckpointError for a model without a mask codec.
+        """
+        codec = self._codec()
+        names = split_labels(labels, "segment")
+        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        rows = [picture for picture in pictures for _ in names]
+        prompts = [segment_prompt(name) for name in names] * len(pictures)
+        own = [ObjectGrammar(self.processor, [name], masks=True) for name in names]
+        grammars = None if free else own * len(pictures)
+        first_row *= len(names)
+        completions = self.complete(
+            rows, prompts, grammars=grammars, first_row=first_row, **options
+        )
+        found: list[Found[Segment]] = [Found((), *picture.size) for picture in pictures]
+        for i, completion in enumerate(completions):
+            picture = rows[i]
+            scored = [
+                (parsed, score)
+                for parsed, raw in self.objects(completion, grammars[i] if grammars else None)
+                if (score := self.calibration.score("segment", raw)) >= min_score
+                and parsed.codes is not None
+            ]
+            masks = _decode_masks(codec, [parsed.codes or () for parsed, _ in scored])
+            for (parsed, score), mask in zip(scored, masks, strict=True):
+                box = _in_pixels(parsed.box, picture.size)
+                whole = paste_mask(mask, box, picture.height, picture.width)
+                found[i // len(names)].append(Segment(parsed.label, box, whole, score))
         return found if _is_list(image) else found[0]
 
     def generate(
@@ -144,7 +318,8 @@ class PaliGemma:
 
         One picture and one prompt give a string; lists of equal length give a list of strings, as
         does one picture with many prompts, or one prompt about many pictures. A list within the
-        list holds several pictures of one prompt.
+        list holds several pictures of one prompt. A string has a `score`: the geometric mean of
+        the probabilities of its tokens and its end, not calibrated.
 
         Args:
             stream: for one picture and one prompt, an iterator over the answer's pieces as they
@@ -156,6 +331,18 @@ class PaliGemma:
 
         Raises PictureError, PromptError, ValueError.
         """
+        return self._answer(None, images, prompts, stream=stream, **options)
+
+    def _answer(
+        self,
+        task: Task | None,
+        images: Pictures,
+        prompts: str | Sequence[str],
+        *,
+        stream: bool = False,
+        **options: Any,
+    ) -> Any:
+        """`generate`, with scores calibrated for a task."""
         many = _is_list(images) or not isinstance(prompts, str)
         if stream and many:
             raise PromptError("stream works with one picture and one prompt")
@@ -165,8 +352,12 @@ class PaliGemma:
         rows = rows * len(texts) if len(rows) == 1 else rows
         if stream:
             return self._stream(rows, texts, **options)
-        completions = self.complete(rows, texts, **options)
-        answers = [self.processor.decode(completion.ids) for completion in completions]
+        answers = []
+        for completion in self.complete(rows, texts, **options):
+            ending = [completion.end_log_prob] if completion.ended else []
+            raw = raw_score([*completion.log_probs, *ending])
+            text = self.processor.decode(completion.ids)
+            answers.append(Answer(text, self.calibration.score(task, raw)))
         return answers if many else answers[0]
 
     def complete(
@@ -178,6 +369,7 @@ class PaliGemma:
         batch_size: int = 8,
         allow_special_tokens: bool = False,
         first_row: int = 0,
+        grammars: Sequence[Grammar] | None = None,
         **sampling: Any,
     ) -> list[Completion]:
         """Token ids and log-probabilities of the answer to each prompt about its picture(s).
@@ -185,7 +377,8 @@ class PaliGemma:
         As many pictures (or lists of pictures) as prompts; the rest as in `generate`. A picture
         given for several prompts in a row goes through the vision tower once. `first_row` is the
         first prompt's place in a longer list that is worked off in several calls: with a seed, it
-        tells the random numbers of each.
+        tells the random numbers of each. `grammars`: one for each prompt, which its answer keeps to
+        (see `tasks.grammar`).
         """
         for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if value < 1:
@@ -199,7 +392,12 @@ class PaliGemma:
         for start in range(0, len(prompts), batch_size):
             some = slice(start, start + batch_size)
             batch, seen = self._batch(rows[some], prompts[some], allow_special_tokens, seen)
-            completions += generate(self.model, batch, max_new_tokens, chosen, first_row + start)
+            limits = self.model, batch, max_new_tokens
+            if grammars is None:
+                completions += generate(*limits, chosen, first_row + start)
+            else:
+                states = [grammar.start() for grammar in grammars[some]]
+                completions += generate_within(*limits, states, chosen, first_row + start)
         return completions
 
     def _batch(
@@ -257,26 +455,64 @@ class PaliGemma:
         if rest:
             yield rest
 
-    def _detections(self, picture: Image.Image, completion: Completion) -> list[Detection]:
-        answer = self.processor.decode(completion.ids)
-        parsed = parse_boxes(answer)
+    def objects(
+        self, completion: Completion, grammar: ObjectGrammar | None
+    ) -> list[tuple[ParsedBox, float]]:
+        """The objects of an answer to `detect` or `segment`, each with its raw score.
+
+        grammar: what the answer kept to; None for one that kept to nothing. Edges are shares of
+        the picture.
+        """
+        ids, log_probs = completion.ids, completion.log_probs
+        if grammar is not None:
+            return [
+                (found, self._score(ids[span], log_probs[span]))
+                for found in grammar.read(ids)
+                for span in [slice(found.start, found.end)]
+            ]
+        parsed = parse_boxes(self.processor.decode(ids))
         if not parsed:
             return []
-        ids = completion.ids
         ends = [len(self.processor.decode(ids[: i + 1])) for i in range(len(ids))]
         # An unfinished run of byte tokens decodes to more characters than the finished one.
-        ends = [min(ends[i:]) for i in range(len(ends))]
-        width, height = picture.size
-        found = []
-        for label, box, start, end in parsed:
-            mine = [
-                log_prob
-                for log_prob, token_end in zip(completion.log_probs, ends, strict=True)
-                if start < token_end <= end
-            ]
-            pixels = Box(box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height)
-            found.append(Detection(label, pixels, math.exp(sum(mine) / max(len(mine), 1))))
-        return found
+        ends = list(accumulate(reversed(ends), min))[::-1]
+        objects = []
+        for found in parsed:
+            mine = [i for i, end in enumerate(ends) if found.start < end <= found.end]
+            score = self._score([ids[i] for i in mine], [log_probs[i] for i in mine])
+            objects.append((found, score))
+        return objects
+
+    def _score(self, ids: Sequence[int], log_probs: Sequence[float]) -> float:
+        """The raw score of an object from its own tokens."""
+        first, last = (self.processor.token_id(t) for t in (LOCATION_TOKENS[0], SEGMENT_TOKENS[-1]))
+        shape = [p for i, p in zip(ids, log_probs, strict=True) if first <= i <= last]
+        label = [p for i, p in zip(ids, log_probs, strict=True) if not first <= i <= last]
+        return object_score(shape, label)
+
+    def _codec(self) -> MaskCodec:
+        if self.mask_codec is None:
+            raise CheckpointError(
+                "this model has no mask codec, which turns <seg> tokens into masks: name Google's "
+                "vae-oid.npz, or a .safetensors file, with load(..., mask_codec=PATH)"
+            )
+        return self.mask_codec
+
+
+def _decode_masks(codec: MaskCodec, codes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+    """N × 16 codes → N masks of 64 × 64, in about [−1, 1]."""
+    if not codes:
+        return []
+    device = next(codec.parameters()).device
+    with torch.inference_mode():
+        masks = codec.decode(torch.tensor(codes, device=device))
+    return list(masks.float().cpu().numpy())
+
+
+def _in_pixels(box: Box, size: tuple[int, int]) -> Box:
+    """A box in shares of a picture → in its pixels. size: width and height."""
+    width, height = size
+    return Box(box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height)
 
 
 def _is_list(images: object) -> bool:

@@ -153,9 +153,17 @@ class GemmaForCausalLM(nn.Module):
         """Makes the head's matrix the embedding's: one parameter, seen twice by every update."""
         self.lm_head.weight = self.model.embed_tokens.weight
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """… × D → … × V, unnormalised log-probabilities; Gemma 2 caps them: c·tanh(x / c)."""
-        logits: Tensor = self.lm_head(hidden)
+    def logits(self, hidden: Tensor, rows: slice | Tensor | None = None) -> Tensor:
+        """… × D → … × V, unnormalised log-probabilities; Gemma 2 caps them: c·tanh(x / c).
+
+        With `rows` (a slice, or U ids) only those words' logits, … × U: where an answer's grammar
+        leaves 1024 of 257 152 words, the rest of the matrix need not be read.
+        """
+        logits: Tensor
+        if rows is None:
+            logits = self.lm_head(hidden)
+        else:
+            logits = F.linear(hidden, self.lm_head.weight[rows])
         cap = self.config.final_logit_softcapping
         return (logits / cap).tanh() * cap if cap else logits
 

@@ -66,9 +66,9 @@ class PaliGemmaProcessor:
         if self.tokenizer.token_to_id(IMAGE_TOKEN) is None:
             image_token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
             self.tokenizer.add_special_tokens([image_token])
-        self.image_token_id = self._id(IMAGE_TOKEN)
-        self.pad_token_id, self.bos_token_id = self._id("<pad>"), self._id("<bos>")
-        self.eos_token_id = self._id("<eos>")
+        self.image_token_id = self.token_id(IMAGE_TOKEN)
+        self.pad_token_id, self.bos_token_id = self.token_id("<pad>"), self.token_id("<bos>")
+        self.eos_token_id = self.token_id("<eos>")
         added = self.tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special}
         special.update(LOCATION_TOKENS, SEGMENT_TOKENS)
@@ -195,7 +195,7 @@ class PaliGemmaProcessor:
                     f"the prompt holds {IMAGE_TOKEN}; pictures get their places by themselves"
                 )
         else:
-            words = self._encode_plain(prompt + "\n")
+            words = self.encode_plain(prompt + "\n")
         places = [self.image_token_id] * (num_pictures * self.num_image_tokens)
         return [*places, self.bos_token_id, *words]
 
@@ -227,8 +227,8 @@ class PaliGemmaProcessor:
             raise PromptError(f"{text!r} is not text that can be written as UTF-8") from None
         return ids
 
-    def _encode_plain(self, text: str) -> list[int]:
-        """Encodes with a seam after the `<` of everything that would become a special token."""
+    def encode_plain(self, text: str) -> list[int]:
+        """Text → ids, none of them special: a seam after its `<` keeps `<loc0001>` plain text."""
         ids: list[int] = []
         start = 0
         for match in self._special.finditer(text):
@@ -237,7 +237,8 @@ class PaliGemmaProcessor:
             start = seam
         return ids + self._encode(text[start:])
 
-    def _id(self, token: str) -> int:
+    def token_id(self, token: str) -> int:
+        """The id of a token that every PaliGemma has; CheckpointError where it is missing."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
             raise CheckpointError(f"the tokenizer has no {token}: it is not PaliGemma's")

@@ -64,7 +64,9 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logits.double().softmax(-1).cumsum(-1)
     places = uniform.to(cumulative) * cumulative[:, -1]
     ids = torch.searchsorted(cumulative, places[:, None], right=True)[:, 0]
-    return ids.clamp(max=logits.shape[-1] - 1)
+    # Rounding may place a number at the very end, behind which words without probability lie.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
+    return ids.minimum(last)
 
 
 def choose(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
 
 from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
-from paliglass.errors import PictureError, PromptError
+from paliglass.errors import CheckpointError, PictureError, PromptError
 from paliglass.generation import Completion
-from paliglass.tasks.results import Detection
+from paliglass.segmentation import MaskCodec, MaskCodecConfig, paste_mask
+from paliglass.tasks.confidence import Calibration, Platt
+from paliglass.tasks.results import Answer, Detection, Found
 
 PICTURES = [noise_picture(30 + 20 * i, 60, seed=i) for i in range(5)]
 
@@ -121,13 +125,14 @@ def test_boxes_come_in_pixels_of_the_upright_picture_with_scores(
         lambda *_args, **_options: [Completion(ids, log_probs, ended=True)],
     )
     picture = noise_picture(300, 150)
-    dog, cat_found = model.detect(picture, "dog ; cat")
+    dog, cat_found = model.detect(picture, "dog ; cat", free=True)
     assert isinstance(dog, Detection)
     assert dog.label == "dog"
     assert dog.box == pytest.approx((100, 0, 300, 100))
     assert dog.score == pytest.approx(1)
     assert cat_found.box == pytest.approx((0, 100, 100, 150))
-    assert cat_found.score == pytest.approx(0.25, rel=0.05)
+    word = len(model.processor.encode_plain(" cat"))
+    assert cat_found.score == pytest.approx(0.25 ** (1 + word))
 
 
 def test_special_tokens_of_a_user_stay_text(model: PaliGemma) -> None:
@@ -148,3 +153,196 @@ def test_a_saved_model_answers_the_same(model: PaliGemma, tmp_path: Path) -> Non
     save_folder(model.model, tmp_path / "model", model.processor)
     again = load(tmp_path / "model", device="cpu")
     assert again.caption(PICTURES, max_new_tokens=8) == model.caption(PICTURES, max_new_tokens=8)
+
+
+def same_but_rounding(found: list[Any], expected: list[Any]) -> None:
+    """Equal, and scores equal up to the order in which a batch's numbers are added."""
+    scores = [[thing.score for thing in some] for some in found]
+    for ours, theirs in zip(scores, expected, strict=True):
+        assert ours == pytest.approx([thing.score for thing in theirs], rel=1e-3)
+    assert [[dataclasses.replace(thing, score=0.5) for thing in some] for some in found] == [
+        [dataclasses.replace(thing, score=0.5) for thing in some] for some in expected
+    ]
+
+
+def test_within_the_grammar_boxes_come_in_pixels_with_the_labels_as_given(
+    model: PaliGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = (
+        "<loc0000><loc0341><loc0682><loc1023> Hund ; <loc0682><loc0000><loc1023><loc0341> Katze"
+    )
+    ids = model.processor.encode_suffix(answer)[:-1]
+    monkeypatch.setattr(
+        "paliglass.model.generate_within",
+        lambda *_args, **_options: [Completion(ids, [-0.5] * len(ids), ended=True)],
+    )
+    found = model.detect(noise_picture(300, 150), ["Katze", "Hund"])
+    assert isinstance(found, Found)
+    assert (found.width, found.height) == (300, 150)
+    assert [f.label for f in found] == ["Hund", "Katze"]
+    assert found[0].box == pytest.approx((100, 0, 300, 100))
+    assert found[1].box == pytest.approx((0, 100, 100, 150))
+    words = len(model.processor.encode_plain(" Hund"))
+    assert found[0].score == pytest.approx(np.exp(-0.5 * (1 + words)))
+    assert found[0].score > found[1].score
+    between = (found[0].score + found[1].score) / 2
+    assert model.detect(noise_picture(300, 150), ["Katze", "Hund"], min_score=between) == found[:1]
+
+
+def test_detect_says_nothing_but_the_labels(model: PaliGemma) -> None:
+    found = model.detect(PICTURES, "dog ; cap", max_new_tokens=60)
+    assert all(isinstance(f, Found) for f in found)
+    assert any(found)
+    assert {d.label for f in found for d in f} <= {"dog", "cap"}
+    for picture, detections in zip(PICTURES, found, strict=True):
+        for d in detections:
+            assert 0 <= d.box.x0 < d.box.x1 <= picture.width
+            assert 0 <= d.box.y0 < d.box.y1 <= picture.height
+            assert 0 < d.score <= 1
+    labels: dict[str, Any] = {"labels": ["dog", "cap"], "max_new_tokens": 60}
+    same_but_rounding(model.detect(PICTURES, **labels, batch_size=2), found)
+    same_but_rounding([model.detect(picture, **labels) for picture in PICTURES], found)
+
+
+def test_a_label_is_needed(model: PaliGemma, codec: MaskCodec) -> None:
+    segmenting = PaliGemma(model.model, model.processor, codec)
+    for task, name in ((model.detect, "detect"), (segmenting.segment, "segment")):
+        with pytest.raises(PromptError, match=f"{name} needs at least one label"):
+            task(PICTURES[0], " ; ")
+
+
+@pytest.fixture(scope="module")
+def codec() -> MaskCodec:
+    torch.manual_seed(0)
+    return MaskCodec(MaskCodecConfig(width=8, embedding_dim=8)).eval()
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_segments_have_masks_of_the_whole_picture(
+    model: PaliGemma, codec: MaskCodec, monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    """Each label is a prompt of its own; its codes are decoded and pasted into its box."""
+    codes = tuple(range(0, 128, 8))
+    tokens = "".join(f"<seg{code:03}>" for code in codes)
+    box = "<loc0000><loc0341><loc0682><loc1023>"
+    answers = [f"{box}{tokens} dog", "", "", f"{box}{tokens} cat"]
+    if free:
+        answers[1] = f"{box}{tokens[8:]} cat"  # a code is missing
+    prompts: list[str] = []
+
+    def complete(_rows: object, texts: list[str], **_options: object) -> list[Completion]:
+        prompts.extend(texts)
+        ids = [model.processor.encode_suffix(text)[:-1] for text in answers]
+        return [Completion(some, [0.0] * len(some), ended=True) for some in ids]
+
+    segmenting = PaliGemma(model.model, model.processor, codec)
+    monkeypatch.setattr(segmenting, "complete", complete)
+    pictures = [noise_picture(300, 150), noise_picture(60, 90)]
+    first, second = segmenting.segment(pictures, ["dog", "cat"], free=free)
+    assert prompts == ["segment dog", "segment cat"] * 2
+    assert [segment.label for segment in first] == ["dog"]
+    assert [segment.label for segment in second] == ["cat"]
+    assert first[0].box == pytest.approx((100, 0, 300, 100))
+    mask64 = codec.decode(torch.tensor([codes]))[0].numpy()
+    expected = paste_mask(mask64, first[0].box, 150, 300)
+    assert first[0].mask.shape == (150, 300)
+    assert np.array_equal(first[0].mask, expected)
+    assert second[0].mask.shape == (90, 60)
+    assert (second.width, second.height) == (60, 90)
+
+
+def test_segmenting_in_batches_is_segmenting_alone(model: PaliGemma, codec: MaskCodec) -> None:
+    segmenting = PaliGemma(model.model, model.processor, codec)
+    options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0, "seed": 2}
+    together = segmenting.segment(PICTURES, ["dog", "cap"], **options)
+    assert any(together)
+    assert {s.label for found in together for s in found} <= {"dog", "cap"}
+    small = segmenting.segment(PICTURES, ["dog", "cap"], batch_size=3, **options)
+    same_but_rounding(small, together)
+    rest = segmenting.segment(PICTURES[3:], "dog ; cap", first_row=3, **options)
+    same_but_rounding(rest, together[3:])
+
+
+def test_without_a_codec_segmenting_says_how_to_get_one(model: PaliGemma) -> None:
+    with pytest.raises(CheckpointError, match=r"no mask codec.*vae-oid\.npz.*mask_codec=PATH"):
+        model.segment(PICTURES[0], "dog")
+
+
+def test_a_closed_question_gets_one_of_its_answers(model: PaliGemma) -> None:
+    for choices in (["dog", "dog house", "C++"], "yes_no", ["only"]):
+        given: Any = choices
+        answers = model.ask(PICTURES, "what?", choices=given)
+        assert set(answers) <= set(["yes", "no"] if choices == "yes_no" else choices)
+        assert answers == [model.ask(p, "what?", choices=given) for p in PICTURES]
+    assert model.ask(PICTURES[0], "what?", choices=["only"]).score == 1
+    number = model.ask(PICTURES[0], "how many?", choices="number", max_new_tokens=3)
+    assert number.isdecimal()
+
+
+def test_the_scores_of_a_closed_question_are_probabilities(model: PaliGemma) -> None:
+    """Of sampled answers each comes as often as its score says."""
+    choices = ["dog", "do", "en"]
+    options: dict[str, Any] = {"choices": choices, "temperature": 1.0, "seed": 0}
+    answers = model.ask([PICTURES[0]] * 400, "what?", batch_size=200, **options)
+    scores = {str(answer): answer.score for answer in answers}
+    for text, score in scores.items():
+        assert answers.count(text) / 400 == pytest.approx(score, abs=0.08)
+    if len(scores) == 3:
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_texts_are_strings_with_scores(model: PaliGemma) -> None:
+    for answer in (
+        model.caption(PICTURES[0], max_new_tokens=4),
+        model.read(PICTURES[0], max_new_tokens=4),
+        model.ask(PICTURES[0], "what?", max_new_tokens=4),
+        model.generate(PICTURES[0], "what?", max_new_tokens=4),
+    ):
+        assert isinstance(answer, Answer)
+        assert answer == str(answer)
+        assert 0 < answer.score <= 1
+
+
+def test_the_end_counts_in_a_texts_score(model: PaliGemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = model.processor.encode_plain("dog")
+    done = Completion(ids, [0.0] * len(ids), True, float(np.log(0.25)))
+    monkeypatch.setattr("paliglass.model.generate", lambda *_args, **_options: [done])
+    expected = 0.25 ** (1 / (len(ids) + 1))
+    assert model.read(PICTURES[0]).score == pytest.approx(expected)
+
+
+def test_each_task_has_its_calibration(model: PaliGemma, codec: MaskCodec) -> None:
+    scales = [Platt(0, float(i)) for i in range(5)]
+    calibrated = PaliGemma(model.model, model.processor, codec, Calibration(*scales))
+    levels = [scale(0.5) for scale in scales]
+    short: dict[str, Any] = {"max_new_tokens": 30}
+    assert calibrated.ask(PICTURES[0], "what?", **short).score == levels[0]
+    assert calibrated.caption(PICTURES[0], **short).score == levels[1]
+    assert calibrated.read(PICTURES[0], **short).score == levels[4]
+    detections = [d for found in calibrated.detect(PICTURES, "dog", **short) for d in found]
+    segments = [s for found in calibrated.segment(PICTURES, "dog", **short) for s in found]
+    assert {d.score for d in detections} == {levels[2]}
+    assert {s.score for s in segments} == {levels[3]}
+    assert not any(calibrated.detect(PICTURES, "dog", min_score=levels[2] + 0.01, **short))
+
+
+def test_codec_and_calibration_are_read_beside_the_weights(
+    model: PaliGemma, codec: MaskCodec, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    save_folder(model.model, folder, model.processor)
+    assert load(folder, device="cpu").mask_codec is None
+    codec.save(tmp_path / "other.safetensors")
+    given = load(folder, device="cpu", mask_codec=tmp_path / "other.safetensors")
+    assert given.mask_codec is not None
+    codec.save(folder / "mask_codec.safetensors")
+    Calibration(detect=Platt(2, 1)).save(folder / "calibration.json")
+    beside = load(folder, device="cpu")
+    assert beside.calibration == Calibration(detect=Platt(2, 1))
+    expected = PaliGemma(model.model, model.processor, codec).segment(PICTURES[0], "dog")
+    assert expected
+    for loaded in (given, beside):
+        masks = [s.mask for s in loaded.segment(PICTURES[0], "dog")]
+        assert all(np.array_equal(a, b.mask) for a, b in zip(masks, expected, strict=True))
+    with pytest.raises(CheckpointError, match=r"missing\.safetensors"):
+        load(folder, device="cpu", mask_codec=tmp_path / "missing.safetensors")

@@ -1,4 +1,7 @@
-"""Boxes as PaliGemma writes them: `<locY0><locX0><locY1><locX1> label`, ` ; ` between boxes."""
+"""Boxes as PaliGemma writes them: `<locY0><locX0><locY1><locX1> label`, ` ; ` between boxes.
+
+In an answer to `segment` 16 `<seg>` tokens, the codes of the mask, stand between box and label.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,15 @@ import re
 from typing import NamedTuple
 
 BINS = 1024
+MASK_TOKENS = 16
+_LOCATION = r"<loc(?:0\d{3}|10[01]\d|102[0-3])>"
+_CODE = r"<seg(?:0\d{2}|1[01]\d|12[0-7])>"
+# Of a longer run of location tokens the last four are the box: the label is what follows them.
 _BOX = re.compile(
-    r"((?:<loc(?:0\d{3}|10[01]\d|102[0-3])>){4})(?:<seg\d{3}>)*((?:(?!<loc\d{4}>)[^;])*)"
+    rf"(?P<edges>(?:{_LOCATION}){{4}})(?!{_LOCATION})"
+    rf"(?P<codes>(?:{_CODE})*)"
+    rf"(?P<label>(?:(?!<loc\d{{4}}>|<seg\d{{3}}>)[^;])*)",
+    re.ASCII,
 )
 
 
@@ -21,12 +31,18 @@ class Box(NamedTuple):
 
 
 class ParsedBox(NamedTuple):
-    """A box found in an answer: label, edges as shares of the picture, and where it was found."""
+    """A box found in an answer.
+
+    label: without outer blanks, "" where none was said. box: edges as shares of the picture in
+    [0, 1]. start, end: where in the answer it stands. codes: the 16 codes of its mask, 0 … 127;
+    None without a mask, or with one that does not have 16.
+    """
 
     label: str
     box: Box
     start: int
     end: int
+    codes: tuple[int, ...] | None = None
 
 
 def encode_box(box: Box, width: float, height: float) -> str:
@@ -38,12 +54,22 @@ def encode_box(box: Box, width: float, height: float) -> str:
 def parse_boxes(answer: str) -> list[ParsedBox]:
     """All well-formed boxes of an answer, in order; the rest is passed over. Never raises.
 
-    Edges come as shares of width and height in [0, 1]; a box without area is not well-formed.
+    A box without area is not well-formed. A label may hold any character but `;`, which ends it,
+    as the next location or segment token does.
     """
     found = []
     for match in _BOX.finditer(answer):
-        y0, x0, y1, x1 = (int(n) / (BINS - 1) for n in re.findall(r"\d{4}", match[1]))
+        y0, x0, y1, x1 = (int(n) / (BINS - 1) for n in re.findall(r"\d{4}", match["edges"]))
         if x1 > x0 and y1 > y0:
-            span = match.start(), match.start() + len(match[0].rstrip())
-            found.append(ParsedBox(match[2].strip(), Box(x0, y0, x1, y1), *span))
+            codes = tuple(int(n) for n in re.findall(r"\d{3}", match["codes"]))
+            end = match.start() + len(match[0].rstrip())
+            found.append(
+                ParsedBox(
+                    match["label"].strip(),
+                    Box(x0, y0, x1, y1),
+                    match.start(),
+                    end,
+                    codes if len(codes) == MASK_TOKENS else None,
+                )
+            )
     return found
