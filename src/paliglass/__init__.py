@@ -4,6 +4,7 @@ import paliglass
 m = paliglass.load("mini")
 m.caption("picture.png")
 m.detect("picture.png", ["dog", "apple"])
+m.segment("picture.png", "dog")
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paliglass.config import PRESETS, GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
 from paliglass.tasks.boxes import Box
-from paliglass.tasks.results import Detection
+from paliglass.tasks.results import Answer, Detection, Found, Segment
 
 if TYPE_CHECKING:
     from paliglass.checkpoints import load_big_vision, load_hf_model
@@ -26,14 +27,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "Answer",
     "Box",
     "Detection",
+    "Found",
     "GemmaConfig",
     "PaliGemma",
     "PaliGemmaConfig",
     "PaliGemmaForConditionalGeneration",
     "PaliGemmaProcessor",
     "PaliglassError",
+    "Segment",
     "SigLipConfig",
     "__version__",
     "load",
