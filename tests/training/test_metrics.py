@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from paliglass.tasks.boxes import Box
@@ -8,6 +9,8 @@ from paliglass.training.metrics import (
     Matches,
     edit_distance,
     intersection_over_union,
+    mask_iou,
+    mask_overlaps,
     match_boxes,
     match_objects,
 )
@@ -109,3 +112,29 @@ def test_scores_by_hand() -> None:
         "ocr": (0.0, 1),
         "ocr_character_errors": (0.25, 4),
     }
+
+
+def square(x: int, side: int) -> np.ndarray:
+    mask = np.zeros((8, 8), np.bool_)
+    mask[:side, x : x + side] = True
+    return mask
+
+
+def test_masks_are_paired_by_label_the_best_first() -> None:
+    real = [("dog", square(0, 4)), ("dog", square(4, 4)), ("cat", square(0, 2))]
+    mine = [
+        ("dog", square(3, 4)),
+        ("dog", square(4, 4)),
+        ("cat", square(6, 2)),
+        ("cow", real[0][1]),
+    ]
+    # The second claim takes the second dog whole; the first one shares a column with the other.
+    assert mask_overlaps(mine, real) == [4 / 28, 1.0, 0.0]
+    assert mask_overlaps([], real) == [0.0] * 3
+    assert mask_overlaps(mine, []) == []
+
+
+def test_masks_that_are_empty_share_nothing() -> None:
+    nothing = np.zeros((8, 8), np.bool_)
+    assert mask_iou(nothing, nothing) == 0
+    assert mask_overlaps([("dog", nothing)], [("dog", nothing)]) == [0.0]

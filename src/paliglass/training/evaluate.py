@@ -2,8 +2,10 @@
 
     python -m paliglass.training.evaluate --model mini --split test --scenes 300
 
-Every prompt that the world asks about a scene is answered greedily and scored. `--blank` asks the
-same about grey pictures: what a model scores there, it has guessed from the prompt alone.
+Every prompt that the world asks about a scene is answered greedily, freely (without a grammar),
+and scored. `--blank` asks the same about grey pictures: what a model scores there, it has guessed
+from the prompt alone. Masks are scored against the true ones, and so is what the mask codec makes
+of the true ones: no model that speaks in its codes gets above that.
 """
 
 from __future__ import annotations
@@ -16,11 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from paliglass.model import PaliGemma, load
-from paliglass.training.metrics import Matches, edit_distance, match_boxes, match_objects
+from paliglass.segmentation import MaskCodec
+from paliglass.tasks.boxes import parse_boxes
+from paliglass.training.metrics import (
+    Matches,
+    edit_distance,
+    mask_overlaps,
+    match_boxes,
+    match_objects,
+)
 
 QUESTIONS = {  # how a question begins → what is asked for
     "answer en how many": "count",
@@ -42,12 +53,12 @@ def score(
     wrong_characters = characters = 0
     for prefix, answer, truth in zip(prefixes, answers, truths, strict=True):
         task = prefix.split(" ", 1)[0]
-        if task == "detect":
-            matches["detect_f1"] += match_boxes(answer, truth)
+        if task in ("detect", "segment"):
+            matches[f"{task}_f1"] += match_boxes(answer, truth)
         if not truth:  # silence is right, and what silence alone would score is no skill
             exact[f"{task}_absent"].append(answer == "")
             continue
-        if task == "detect":
+        if task in ("detect", "segment"):
             continue
         exact[task].append(answer == truth)
         if task == "caption":
@@ -79,14 +90,45 @@ def evaluate(
     pictures: list[Any] = []
     prefixes: list[str] = []
     truths: list[str] = []
+    shown: list[Any] = []
     for index in range(scenes):
         scene, examples = world.sample(index, prompts=prompts)
+        shown += [scene] * len(examples)
         picture = np.full_like(scene.image, 128) if blank else scene.image
         pictures += [picture] * len(examples)
         prefixes += [example.prefix for example in examples]
         truths += [example.suffix for example in examples]
-    answers = model.generate(pictures, prefixes, batch_size=64, max_new_tokens=64)
-    return score(prefixes, answers, truths, {plural_of(name): name for name in names})
+    answers = model.generate(pictures, prefixes, batch_size=64, max_new_tokens=128)
+    scores = score(prefixes, answers, truths, {plural_of(name): name for name in names})
+    if model.mask_codec is not None:
+        overlaps: dict[str, list[float]] = {"segment_iou": [], "segment_iou_codec": []}
+        for prefix, answer, truth, scene in zip(prefixes, answers, truths, shown, strict=True):
+            task, _, label = prefix.partition(" ")
+            if task != "segment":
+                continue
+            real = [(t.name, scene.mask(t)) for t in scene.objects if t.name == label]
+            for name, text in (("segment_iou", answer), ("segment_iou_codec", truth)):
+                claimed = masks_said(text, model.mask_codec, *scene.image.shape[:2])
+                overlaps[name] += mask_overlaps(claimed, real)
+        for name, found in overlaps.items():
+            scores[name] = {"score": float(np.mean(found)), "n": len(found)}
+    return scores
+
+
+def masks_said(
+    answer: str, codec: MaskCodec, height: int, width: int
+) -> list[tuple[str, NDArray[np.bool_]]]:
+    """The well-formed masks of an answer to `segment`: (label, H × W)."""
+    from paliglass.segmentation import paste_mask
+
+    found = []
+    for parsed in parse_boxes(answer):
+        if parsed.codes is not None:
+            decoded = codec.decode(torch.tensor([parsed.codes]))[0].numpy()
+            x0, y0, x1, y1 = parsed.box
+            box = x0 * width, y0 * height, x1 * width, y1 * height
+            found.append((parsed.label, paste_mask(decoded, box, height, width)))
+    return found
 
 
 def main() -> None:
@@ -96,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Score a model on held-out scenes.")
     parser.add_argument("--model", default="mini", help="as for paliglass.load")
     parser.add_argument("--world", type=Path, default=None, help="artwork cache")
-    parser.add_argument("--split", choices=("train", "test", "style"), default="test")
+    parser.add_argument("--split", choices=("validation", "test", "style"), default="test")
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--prompts", type=int, default=8, help="per scene")
     parser.add_argument("--blank", action="store_true", help="grey pictures, as a control")
@@ -107,9 +149,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load(options.model, device="cpu", dtype=options.dtype)
-    world = World(
-        options.world, options.split, options.seed, model.model.config.vision_config.image_size
-    )
+    size = model.model.config.vision_config.image_size
+    world = World(options.world, options.split, options.seed, size, codec=model.mask_codec)
     scores = evaluate(model, world, options.scenes, options.prompts, options.blank)
     if options.json:
         print(json.dumps({"split": options.split, "blank": options.blank, "scores": scores}))

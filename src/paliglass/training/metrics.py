@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from paliglass.tasks.boxes import Box, parse_boxes
 
@@ -42,27 +45,62 @@ def intersection_over_union(a: Box, b: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def pair_off(
+    fits: Iterable[tuple[float, int, int]], threshold: float = 0.0
+) -> dict[int, tuple[int, float]]:
+    """Claims and true things, the best fit first and nothing twice: true thing → (claim, fit).
+
+    fits: (fit, claim, true thing); those that are 0 or below `threshold` make no pair.
+    """
+    pairs: dict[int, tuple[int, float]] = {}
+    used: set[int] = set()
+    for fit, mine, real in sorted(fits, reverse=True):
+        if fit > 0 and fit >= threshold and mine not in used and real not in pairs:
+            used.add(mine)
+            pairs[real] = mine, fit
+    return pairs
+
+
 def match_boxes(answer: str, truth: str, threshold: float = 0.5) -> Matches:
     """Boxes of `answer` that fit one of `truth`: the same label, IoU of at least `threshold`.
 
-    Greedy: the pair that fits best is matched first, and nothing is matched twice. Whatever stands
-    between semicolons is a claim, a malformed box too.
+    Whatever stands between semicolons is a claim, a malformed box too.
     """
     mine, real = parse_boxes(answer), parse_boxes(truth)
-    fits = [
+    fits = (
         (intersection_over_union(a.box, b.box), i, j)
         for i, a in enumerate(mine)
         for j, b in enumerate(real)
         if a.label == b.label
-    ]
-    matched: set[int] = set()
-    taken: set[int] = set()
-    for fit, i, j in sorted(fits, reverse=True):
-        if fit >= threshold and i not in matched and j not in taken:
-            matched.add(i)
-            taken.add(j)
+    )
     claims = sum(1 for part in answer.split(";") if part.strip())
-    return Matches(len(matched), max(claims, len(mine)), len(real))
+    return Matches(len(pair_off(fits, threshold)), max(claims, len(mine)), len(real))
+
+
+Mask = NDArray[np.bool_]
+
+
+def mask_overlaps(
+    mine: Sequence[tuple[str, Mask]], real: Sequence[tuple[str, Mask]]
+) -> list[float]:
+    """For each true thing the IoU of the claimed mask that answers to it; 0 where none does.
+
+    Both are (label, H × W) pairs; only masks with the same label answer to each other.
+    """
+    fits = (
+        (mask_iou(a, b), i, j)
+        for i, (label, a) in enumerate(mine)
+        for j, (true_label, b) in enumerate(real)
+        if label == true_label
+    )
+    pairs = pair_off(fits)
+    return [pairs[j][1] if j in pairs else 0.0 for j in range(len(real))]
+
+
+def mask_iou(a: Mask, b: Mask) -> float:
+    """Pixels in both over pixels in either; in [0, 1]."""
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 0.0
 
 
 def objects_named(caption: str, singular: Mapping[str, str]) -> Counter[str]:
