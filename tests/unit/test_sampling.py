@@ -117,6 +117,11 @@ def test_a_word_without_probability_is_never_drawn() -> None:
     assert draw(logits.repeat(3, 1), uniform).tolist() == [1, 3, 3]
 
 
+def test_a_number_rounded_to_one_draws_the_last_word_that_has_probability() -> None:
+    logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
+    assert draw(logits, torch.tensor([1.0])).tolist() == [1]
+
+
 def test_huge_logits_do_not_overflow() -> None:
     for temperature in (0.0, 1e-30, 1.0):
         sampling = Sampling(temperature=temperature, seed=0)
