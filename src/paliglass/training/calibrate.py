@@ -26,12 +26,13 @@ from rich.table import Table
 from paliglass.checkpoints.hub import locate
 from paliglass.errors import PaliglassError
 from paliglass.model import PaliGemma, load
-from paliglass.segmentation import MaskCodec, paste_mask
+from paliglass.segmentation import MaskCodec
 from paliglass.tasks.boxes import ParsedBox, parse_boxes
 from paliglass.tasks.confidence import FILE, Calibration, Platt, Task, logit
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import split_labels
-from paliglass.training.metrics import intersection_over_union
+from paliglass.training.evaluate import masks_of
+from paliglass.training.metrics import intersection_over_union, mask_iou, pair_off
 
 if TYPE_CHECKING:
     from paliglass.world import World
@@ -114,42 +115,25 @@ def overlaps(
     Of their boxes, or, with a codec, of their masks in a square of that many pixels.
     """
     if codec is not None:
-        mine, real = (_masks(objects, codec, side) for objects in (found, true))
+        mine, real = (masks_of(objects, codec, side, side) for objects in (found, true))
     fits = np.zeros((len(found), len(true)))
     for i, a in enumerate(found):
         for j, b in enumerate(true):
             if a.label != b.label:
                 continue
-            if codec is None:
-                fits[i, j] = intersection_over_union(a.box, b.box)
-            else:
-                union = (mine[i] | real[j]).sum()
-                fits[i, j] = (mine[i] & real[j]).sum() / union if union else 0.0
+            fits[i, j] = (
+                intersection_over_union(a.box, b.box)
+                if codec is None
+                else mask_iou(mine[i], real[j])
+            )
     return fits
 
 
 def matched(fits: NDArray[np.float64], threshold: float = 0.5) -> list[bool]:
     """Which of N found objects have a true one of their own: the best pair is matched first."""
-    left = fits.copy()
-    is_matched = [False] * len(fits)
-    while left.size and left.max() >= threshold:
-        i, j = np.unravel_index(left.argmax(), left.shape)
-        is_matched[int(i)] = True
-        left[i], left[:, j] = -1, -1
-    return is_matched
-
-
-def _masks(objects: Sequence[ParsedBox], codec: MaskCodec, side: int) -> list[NDArray[np.bool_]]:
-    """Masks of side × side; empty for an object without codes."""
-    masks = []
-    for thing in objects:
-        if thing.codes is None:
-            masks.append(np.zeros((side, side), dtype=np.bool_))
-            continue
-        decoded = codec.decode(torch.tensor([thing.codes]))[0].numpy()
-        x0, y0, x1, y1 = (edge * side for edge in thing.box)
-        masks.append(paste_mask(decoded, (x0, y0, x1, y1), side, side))
-    return masks
+    pairs = pair_off(((fit, *place) for place, fit in np.ndenumerate(fits)), threshold)
+    claims = {claim for claim, _ in pairs.values()}
+    return [i in claims for i in range(len(fits))]
 
 
 def fit(raw: Sequence[float], right: Sequence[bool]) -> Platt:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from paliglass.model import PaliGemma, load
-from paliglass.segmentation import MaskCodec
-from paliglass.tasks.boxes import parse_boxes
+from paliglass.segmentation import MaskCodec, paste_mask
+from paliglass.tasks.boxes import ParsedBox, parse_boxes
 from paliglass.training.metrics import (
     Matches,
     edit_distance,
@@ -119,16 +120,25 @@ def masks_said(
     answer: str, codec: MaskCodec, height: int, width: int
 ) -> list[tuple[str, NDArray[np.bool_]]]:
     """The well-formed masks of an answer to `segment`: (label, H × W)."""
-    from paliglass.segmentation import paste_mask
+    found = [parsed for parsed in parse_boxes(answer) if parsed.codes is not None]
+    labels = [parsed.label for parsed in found]
+    return list(zip(labels, masks_of(found, codec, height, width), strict=True))
 
-    found = []
-    for parsed in parse_boxes(answer):
-        if parsed.codes is not None:
-            decoded = codec.decode(torch.tensor([parsed.codes]))[0].numpy()
-            x0, y0, x1, y1 = parsed.box
-            box = x0 * width, y0 * height, x1 * width, y1 * height
-            found.append((parsed.label, paste_mask(decoded, box, height, width)))
-    return found
+
+def masks_of(
+    objects: Sequence[ParsedBox], codec: MaskCodec, height: int, width: int
+) -> list[NDArray[np.bool_]]:
+    """The mask of each in a picture, H × W; empty for an object without codes."""
+    masks = []
+    for thing in objects:
+        if thing.codes is None:
+            masks.append(np.zeros((height, width), np.bool_))
+            continue
+        decoded = codec.decode(torch.tensor([thing.codes]))[0].numpy()
+        x0, y0, x1, y1 = thing.box
+        box = x0 * width, y0 * height, x1 * width, y1 * height
+        masks.append(paste_mask(decoded, box, height, width))
+    return masks
 
 
 def main() -> None:
