@@ -137,7 +137,7 @@ class PaliGemma:
 
         style: "caption" is a sentence, "cap" shorter, "describe" more. Options: see `generate`.
         """
-        return self._answer("caption", image, caption_prompt(language, style), **options)
+        return self.generate(image, caption_prompt(language, style), task="caption", **options)
 
     @overload
     def ask(
@@ -180,7 +180,7 @@ class PaliGemma:
         """
         prompt = answer_prompt(question, language)
         if choices is None:
-            return self._answer("answer", image, prompt, **options)
+            return self.generate(image, prompt, task="answer", **options)
         if choices == "number":
             grammar: Grammar = NumberGrammar(self.processor)
         else:
@@ -210,7 +210,7 @@ class PaliGemma:
     def read(self, image: Sequence[Picture], **options: Any) -> list[Answer]: ...
     def read(self, image: Any, **options: Any) -> Any:
         """The text in the picture, line by line, with a `score`. Options: see `generate`."""
-        return self._answer("ocr", image, READ, **options)
+        return self.generate(image, READ, task="ocr", **options)
 
     @overload
     def detect(
@@ -312,6 +312,7 @@ class PaliGemma:
         prompts: str | Sequence[str],
         *,
         stream: bool = False,
+        task: Task | None = None,
         **options: Any,
     ) -> Any:
         """The model's raw answer to any prompt, location and segment tokens as text.
@@ -319,11 +320,12 @@ class PaliGemma:
         One picture and one prompt give a string; lists of equal length give a list of strings, as
         does one picture with many prompts, or one prompt about many pictures. A list within the
         list holds several pictures of one prompt. A string has a `score`: the geometric mean of
-        the probabilities of its tokens and its end, not calibrated.
+        the probabilities of its tokens and its end, calibrated where the task is named.
 
         Args:
             stream: for one picture and one prompt, an iterator over the answer's pieces as they
                 come.
+            task: what the prompts ask for: "caption", "answer" or "ocr".
             max_new_tokens: limit of the answer; 256.
             temperature, top_k, top_p, seed: see `Sampling`; greedy by default.
             batch_size: prompts that run together; 8.
@@ -331,18 +333,6 @@ class PaliGemma:
 
         Raises PictureError, PromptError, ValueError.
         """
-        return self._answer(None, images, prompts, stream=stream, **options)
-
-    def _answer(
-        self,
-        task: Task | None,
-        images: Pictures,
-        prompts: str | Sequence[str],
-        *,
-        stream: bool = False,
-        **options: Any,
-    ) -> Any:
-        """`generate`, with scores calibrated for a task."""
         many = _is_list(images) or not isinstance(prompts, str)
         if stream and many:
             raise PromptError("stream works with one picture and one prompt")

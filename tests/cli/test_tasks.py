@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -212,3 +213,12 @@ class TestPictures:
         assert "2/2" in shown.err
         assert "2/2" not in shown.out
         assert cli("caption", *names).err == ""
+
+
+def test_the_score_of_a_text_is_the_one_that_python_gives(cli):
+    scene = Path(__file__).parents[2] / "assets" / "scene.png"
+    said = json.loads(cli("caption", scene, "--json", "--model", "mini").out)
+    model, short = load("mini"), {"max_new_tokens": 6}  # as many as `cli` allows
+    calibrated = model.caption(scene, **short).score
+    assert said["score"] == round(calibrated, 4)
+    assert calibrated != model.generate(scene, "caption en", **short).score

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.tiny import GEMMA2, noise_picture, tiny_model, tiny_processor, worded_config
 
@@ -86,6 +86,9 @@ def walk(grammar: Grammar, room: int, rng: random.Random) -> list[int]:
 
 
 @given(st.integers(0, 10**9), st.integers(0, 60), st.booleans(), st.integers(1, len(LABELS)))
+@example(
+    69, 51, False, 2
+)  # "dog" is free for a box that "dog house" was said of, with no room left
 def test_every_answer_is_whole_and_read_as_it_was_said(
     seed: int, room: int, masks: bool, count: int
 ) -> None:

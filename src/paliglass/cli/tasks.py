@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paliglass.model import PaliGemma
+    from paliglass.tasks.confidence import Task as CalibratedTask
+
+
+# Of which task a command's scores are; `generate` could be any.
+CALIBRATED: dict[str, CalibratedTask] = {"caption": "caption", "ask": "answer", "read": "ocr"}
 
 
 @command
@@ -181,7 +186,9 @@ def _answer(
     """A task that is answered in words; at a terminal, a single picture's come one by one."""
 
     def words(model: PaliGemma, images: list[Image.Image], first: int) -> list[str]:
-        answers: list[str] = model.generate(images, prompt, **run.batch(first))
+        answers: list[str] = model.generate(
+            images, prompt, task=CALIBRATED.get(name), **run.batch(first)
+        )
         return answers
 
     is_file = len(arguments) == 1 and (arguments[0] == STDIN or os.path.isfile(arguments[0]))

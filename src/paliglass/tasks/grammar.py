@@ -16,7 +16,7 @@ States are immutable; their `Choices` are a few ids and one range, which a batch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from paliglass.errors import PromptError
@@ -32,42 +32,44 @@ _LAST = BINS - 1
 class Node:
     """A place in a trie over token sequences.
 
-    children: by token. paths: bit i is set where sequence i runs through here. end: the sequence
-    after which `<eos>` may come. opens: the sequence after which another object begins. separates:
-    the token that leads here is no part of any label. need: the fewest tokens from here to where
-    `<eos>` may come.
+    children: by token. end: the sequence after which `<eos>` may come. opens: the sequence after
+    which another object begins. separates: the token that leads here is no part of any label.
+    needs: for each sequence that can be finished from here, the fewest tokens to where `<eos>` may
+    come.
     """
 
     children: dict[int, Node] = field(default_factory=dict)
-    paths: int = 0
     end: int | None = None
     opens: int | None = None
     separates: bool = True
-    need: int = 0
+    needs: dict[int, int] = field(default_factory=dict)
 
-    def add(self, ids: Iterable[int], index: int, length: int | None = None) -> Node:
-        """Lays sequence `index` below this node: the node where it ends.
+    def add(self, ids: Iterable[int], length: int | None = None) -> Node:
+        """Lays a sequence below this node: the node where it ends.
 
         length: how many tokens are the label, which the others separate from what follows; None:
             all of them.
         """
         node = self
-        node.paths |= 1 << index
         for place, token in enumerate(ids):
             node = node.children.setdefault(token, Node())
-            node.paths |= 1 << index
             node.separates &= length is not None and place >= length
         return node
 
-    def measure(self, object_need: int = 0) -> int:
-        """Fills in `need`, here and below; what opens an object needs as many tokens as that."""
-        below = [1 + child.measure(object_need) for child in self.children.values()]
-        if self.end is not None:
-            below.append(0)
+    def measure(self, object_need: int = 0) -> None:
+        """Fills in `needs`, here and below; what opens an object needs as many tokens as that."""
         if self.opens is not None:
-            below.append(object_need)
-        self.need = min(below)
-        return self.need
+            self.needs[self.opens] = object_need
+        if self.end is not None:
+            self.needs[self.end] = 0
+        for child in self.children.values():
+            child.measure(object_need)
+            for index, need in child.needs.items():
+                self.needs[index] = min(need + 1, self.needs.get(index, need + 1))
+
+    def need(self, taken: Container[int] = ()) -> int | None:
+        """The fewest tokens to a sequence's end that is not taken; None: all of them are."""
+        return min((n for index, n in self.needs.items() if index not in taken), default=None)
 
 
 class ObjectGrammar:
@@ -93,9 +95,9 @@ class ObjectGrammar:
         self.label_lengths = []
         for i, label in enumerate(self.labels):
             ids = processor.encode_plain(f" {label}")
-            node = self.trie.add(ids, i)
+            node = self.trie.add(ids)
             node.end = i if node.end is None else node.end
-            node = self.trie.add(processor.encode_plain(f" {label} ; "), i, len(ids))
+            node = self.trie.add(processor.encode_plain(f" {label} ; "), len(ids))
             node.opens = i if node.opens is None else node.opens
             self.label_lengths.append(len(ids))
         # Room for the longest label: then each of them may follow a box once it is begun.
@@ -150,7 +152,7 @@ class ObjectState:
     def need(self) -> int:
         """The fewest tokens before `<eos>` may come: none at the start, where nothing is found."""
         if self.node is not None:
-            return self.node.need
+            return self.node.need(self._taken()) or 0
         begun = len(self.edges) + len(self.codes)
         return self.grammar.object_need - begun if self.said or begun else 0
 
@@ -188,14 +190,14 @@ class ObjectState:
         whole = len(edges) == 4 and len(codes) == grammar.num_codes
         return ObjectState(grammar, self.said, edges, codes, grammar.trie if whole else None)
 
+    def _taken(self) -> set[int]:
+        """The labels that these edges have been said with."""
+        return {label for edges, label in self.said if edges == self.edges}
+
     def _label_choices(self, node: Node, room: int) -> Choices:
-        taken = sum(1 << label for edges, label in self.said if edges == self.edges)
-        ids = [
-            token
-            for token, child in node.children.items()
-            if child.paths & ~taken and child.need < room
-        ]
-        if node.end is not None and not taken >> node.end & 1:
+        taken = self._taken()
+        ids = [token for token, child in node.children.items() if _fits(child.need(taken), room)]
+        if node.end is not None and node.end not in taken:
             ids.append(self.grammar.eos)
         # Where a label goes on, how likely its next token is among all words tells whether it fits
         # the box; where it ends, there is nothing to learn.
@@ -222,6 +224,11 @@ class ObjectState:
         return (free_y * free_x, free_x, 1)[len(edges) - 2]
 
 
+def _fits(need: int | None, room: int) -> bool:
+    """Whether there is an end that needs fewer tokens than there is room for."""
+    return need is not None and need < room
+
+
 def _within(value: int, count: int) -> int:
     if not 0 <= value < count:
         raise KeyError(value)
@@ -241,7 +248,7 @@ class ChoiceGrammar:
         self.eos = processor.eos_token_id
         self.trie = Node()
         for i, answer in enumerate(self.answers):
-            node = self.trie.add(processor.encode_plain(answer), i)
+            node = self.trie.add(processor.encode_plain(answer))
             node.end = i if node.end is None else node.end
         self.trie.measure()
 
@@ -265,7 +272,8 @@ class NumberGrammar:
         self.eos = processor.eos_token_id
         more = Node(end=0)
         more.children = {processor.encode_plain(digit)[-1]: more for digit in "0123456789"}
-        self.trie = Node(children=dict(more.children), need=1)
+        more.needs = {0: 0}
+        self.trie = Node(children=dict(more.children), needs={0: 1})
 
     def start(self) -> WordState:
         return WordState(self.trie, self.eos)
@@ -281,11 +289,11 @@ class WordState:
     @property
     def need(self) -> int:
         """The fewest tokens before `<eos>` may come."""
-        return self.node.need
+        return self.node.need() or 0
 
     def choices(self, room: int) -> Choices:
         """What may come next where `room` more tokens may be said, `<eos>` not counted."""
-        ids = [token for token, child in self.node.children.items() if child.need < room]
+        ids = [token for token, child in self.node.children.items() if _fits(child.need(), room)]
         return Choices((*ids, self.eos) if self.node.end is not None else tuple(ids))
 
     def after(self, token: int) -> WordState:
