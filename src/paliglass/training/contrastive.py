@@ -4,8 +4,7 @@
 - which pairs a step sees follows from its number alone, and checkpoints hold all else (weights,
   optimizers, random state): a resumed run has the very losses of an unbroken one
 - the batch is the task: each picture is told apart from the batch's other texts. Processes share
-  one batch, whose every pair meets every other (`siglip_loss_distributed`,
-  `clip_loss_distributed`). Gradient accumulation averages the losses of whole batches one after
+  one batch, whose every picture meets every text (see `ops.losses`). Gradient accumulation averages the losses of whole batches one after
   the other: it makes a step's gradient steadier, but no pair meets those of another batch
 """
 
@@ -20,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -37,11 +38,10 @@ from paliglass.contrastive.config import (
     ResNetConfig,
     TextTransformerConfig,
 )
-from paliglass.contrastive.modeling_contrastive import ContrastiveModel, ContrastiveOutput
+from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.ops.attention import Attention
-from paliglass.ops.losses import clip_loss_distributed, siglip_loss_distributed
 from paliglass.training.batches import pixel_values
 from paliglass.training.pairs import PairBatch, PairSource, batches
 from paliglass.training.pretrain import MINI, cut_log
@@ -80,7 +80,12 @@ class ContrastiveRecipe:
 
 
 def dual_config(
-    image: Encoder, text: TextEncoder, loss: LossName, vocab_size: int, image_size: int = 128
+    image: Encoder,
+    text: TextEncoder,
+    loss: LossName,
+    vocab_size: int,
+    image_size: int = 128,
+    text_length: int = 32,
 ) -> ContrastiveConfig:
     """Small encoders of like size: the mini model's own vision tower, or a ResNet; width 192."""
     vision = MINI.vision_config
@@ -97,15 +102,31 @@ def dual_config(
             intermediate_size=vision.intermediate_size,
             num_hidden_layers=3,
             num_attention_heads=vision.num_attention_heads,
-            max_position_embeddings=32,
+            max_position_embeddings=text_length,
         )
         if text == "transformer"
-        else CbowConfig(vocab_size=vocab_size, hidden_size=width, max_position_embeddings=32)
+        else CbowConfig(vocab_size=vocab_size, hidden_size=width, max_position_embeddings=text_length)
     )
     if loss == "siglip" and isinstance(tower, SigLipConfig):
         if isinstance(words, TextTransformerConfig):
             return ContrastiveConfig.like_siglip(tower, words)
     return ContrastiveConfig(tower, words, width, loss)
+
+
+def shipped_tokenizer() -> Tokenizer:
+    """The mini model's: it was trained on what the picture world says."""
+    return Tokenizer.from_file(str(files("paliglass") / "mini" / "tokenizer.json"))
+
+
+def text_length(tokenizer: Tokenizer, source: PairSource) -> int:
+    """Tokens that all but one in a thousand texts need, the end included, in multiples of 8.
+
+    At least 16 and at most 64, as in SigLIP; what is longer is cut.
+    """
+    texts = list(islice(source.texts(), 20_000))
+    lengths = sorted(len(entry.ids) + 1 for entry in tokenizer.encode_batch(texts))
+    needed = lengths[(len(lengths) - 1) * 999 // 1000]
+    return min(max(16, -(-needed // 8) * 8), 64)
 
 
 def make_accelerator(recipe: ContrastiveRecipe, out: Path, logs: str = "jsonl") -> Accelerator:
@@ -199,8 +220,9 @@ class ContrastiveTrainer:
                     pixel_values(batch.pixels.to(accelerator.device), torch.float32),
                     batch.input_ids.to(accelerator.device),
                     batch.attention_mask.to(accelerator.device),
+                    distributed=accelerator.num_processes > 1,
                 )
-                loss = self._loss(output)
+                loss = output.loss
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -221,14 +243,6 @@ class ContrastiveTrainer:
         report = torch.stack((torch.stack(losses).mean(), torch.stack(right).mean()))
         report = accelerator.reduce(report, "mean")
         return {"loss": report[0].item(), "accuracy": report[1].item()}
-
-    def _loss(self, output: ContrastiveOutput) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return output.loss
-        images, texts = output.image_embeds, output.text_embeds
-        if self.model.config.loss == "clip":
-            return clip_loss_distributed(images, texts, self.model.scale)
-        return siglip_loss_distributed(images, texts, self.model.scale, self.model.logit_bias)
 
     def save(self, folder: Path) -> None:
         """Writes `folder` whole or not at all; what was there is replaced.
@@ -364,7 +378,6 @@ def train(
         processes=accelerator.num_processes,
         workers=workers,
     )
-    groups = batched(data, recipe.accumulate)
     before, started = trainer.elapsed, time.monotonic()
     saved = logged = started
     skipped: dict[str, None] = {}
@@ -372,7 +385,7 @@ def train(
     count = 0
     with stop_signals() as stop, Screen(trainer, quiet=not main) as screen:
         while trainer.progress < 1:
-            group = list(next(groups))
+            group = list(islice(data, recipe.accumulate))
             for name, value in trainer.train_step(group).items():
                 sums[name] = sums.get(name, 0.0) + value
             count += 1

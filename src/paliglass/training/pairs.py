@@ -87,6 +87,7 @@ class WorldPairs:
 
     def __getitem__(self, index: int) -> Pair:
         """The pair, the same at every call."""
+        from paliglass.world.baseline import cut_out
         from paliglass.world.tasks import caption
 
         scene = self.world.scene(index)
@@ -94,7 +95,7 @@ class WorldPairs:
         if rng.random() >= self.single:
             return Pair(scene.image, caption(scene))
         thing = scene.objects[rng.integers(len(scene.objects))]
-        return Pair(_cut_out(scene.image, thing.box, rng.uniform(0.05, 0.4)), _name(thing))
+        return Pair(cut_out(scene.image, thing.box, rng.uniform(0.05, 0.4)), _name(thing))
 
     def texts(self) -> Iterator[str]:
         return (self[index].text for index in range(3000))
@@ -106,24 +107,6 @@ def _name(thing: Any) -> str:
     if thing.kind in ("word", "digit"):
         return f"the {thing.kind} {thing.label}"
     return with_article(thing.name)
-
-
-def _cut_out(
-    image: NDArray[np.uint8], box: tuple[int, int, int, int], margin: float
-) -> NDArray[np.uint8]:
-    """The square around a box and a margin (share of its longer side), scaled to the image's size.
-
-    The square is moved into the image, never squeezed.
-    """
-    size = image.shape[0]
-    x0, y0, x1, y1 = box
-    side = min(float(size), max(x1 - x0, y1 - y0) * (1 + margin))
-    left = min(max((x0 + x1 - side) / 2, 0), size - side)
-    top = min(max((y0 + y1 - side) / 2, 0), size - side)
-    picture = Image.fromarray(image).resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(picture)
 
 
 class PictureFiles:
