@@ -24,18 +24,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from paliglass.contrastive.folders import load_contrastive, save_contrastive
 from paliglass.contrastive.processing import ContrastiveProcessor
-from paliglass.contrastive.zero_shot import retrieval_recall
 from paliglass.training.batches import pixel_values
 from paliglass.training.contrastive import (
     ContrastiveRecipe,
@@ -124,7 +121,7 @@ def train_one(name: str, options: argparse.Namespace) -> None:
     checkpoint = find_checkpoint(out / "checkpoint")
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    processor = ContrastiveProcessor(tokenizer, SIZE, length)
+    processor = ContrastiveProcessor(tokenizer, SIZE, length, padding=config.text.padding)
     train(trainer, source, processor, out, checkpoint_seconds=60)
     save_contrastive(trainer.model, out / "model", tokenizer)
     facts = {
@@ -146,6 +143,12 @@ def embed(model: Any, processor: Any, pairs: SavedPairs) -> tuple[torch.Tensor, 
     return torch.cat(images), model.embed_texts(**processor.words(list(pairs.texts())))
 
 
+def retrieval_recall(queries: torch.Tensor, answers: torch.Tensor, k: int) -> float:
+    """How often a row's own answer is among the k nearest."""
+    nearest = (queries @ answers.T).topk(k).indices
+    return (nearest == torch.arange(len(queries))[:, None]).any(-1).float().mean().item()
+
+
 def score(folder: Path, data: Path) -> dict[str, float]:
     """A trained model on everything held out."""
     model, processor = load_contrastive(folder)
@@ -154,7 +157,7 @@ def score(folder: Path, data: Path) -> dict[str, float]:
     scores = {}
     for name, (queries, answers) in {"i2t": (images, texts), "t2i": (texts, images)}.items():
         for k in (1, 5):
-            scores[f"{name} R@{k}"] = float(retrieval_recall(queries, answers, k))
+            scores[f"{name} R@{k}"] = retrieval_recall(queries, answers, k)
     concepts = list(CONCEPTS)
     with torch.no_grad():
         labels = model.embed_texts(**processor.words([with_article(name) for name in concepts]))

@@ -45,7 +45,6 @@ from paliglass.ops.attention import Attention
 from paliglass.training.batches import pixel_values
 from paliglass.training.pairs import PairBatch, PairSource, batches
 from paliglass.training.pretrain import MINI, cut_log
-from paliglass.training.trainer import find_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,7 +104,9 @@ def dual_config(
             max_position_embeddings=text_length,
         )
         if text == "transformer"
-        else CbowConfig(vocab_size=vocab_size, hidden_size=width, max_position_embeddings=text_length)
+        else CbowConfig(
+            vocab_size=vocab_size, hidden_size=width, max_position_embeddings=text_length
+        )
     )
     if loss == "siglip" and isinstance(tower, SigLipConfig):
         if isinstance(words, TextTransformerConfig):
@@ -137,9 +138,7 @@ def make_accelerator(recipe: ContrastiveRecipe, out: Path, logs: str = "jsonl") 
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise PaliglassError(
-            'training needs accelerate: pip install "paliglass[train]"'
-        ) from error
+        raise PaliglassError('training needs accelerate: pip install "paliglass[train]"') from error
     if logs == "tensorboard":
         try:
             import tensorboard  # noqa: F401
@@ -311,9 +310,7 @@ def _optimizers(model: nn.Module, recipe: ContrastiveRecipe) -> list[torch.optim
             groups["decay" if parameter.ndim >= 2 else "free"].append(parameter)
     decays = {"decay": recipe.weight_decay, "free": 0.0}
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            groups[name], betas=(0.9, 0.98), weight_decay=decay, fused=True
-        )
+        torch.optim.AdamW(groups[name], betas=(0.9, 0.98), weight_decay=decay, fused=True)
         for name, decay in decays.items()
         if groups[name]
     ]
@@ -467,8 +464,7 @@ class Screen:
     def show(self, line: dict[str, Any]) -> None:
         """The state after some steps."""
         text = (
-            f"step {line['step']}  loss {line['loss']:.3f}  "
-            f"{line['pairs_per_second']:.0f} pairs/s"
+            f"step {line['step']}  loss {line['loss']:.3f}  {line['pairs_per_second']:.0f} pairs/s"
         )
         self.bar.update(self.task, completed=self.trainer.progress, description=text)
 
