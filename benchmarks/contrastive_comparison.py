@@ -114,6 +114,7 @@ def train_one(name: str, options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         optimizer=options.optimizer,
+        warm_up=options.warm_up,
     )
     length = text_length(tokenizer, source)
     config = dual_config(image, text, loss, tokenizer.get_vocab_size(), SIZE, length)
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=ContrastiveRecipe.batch_size)
     parser.add_argument("--learning-rate", type=float, default=ContrastiveRecipe.learning_rate)
     parser.add_argument("--optimizer", default=ContrastiveRecipe.optimizer)
+    parser.add_argument("--warm-up", type=int, default=50, help="steps")
     parser.add_argument("--world-cache", type=Path, default=None, help="artwork cache")
     parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
