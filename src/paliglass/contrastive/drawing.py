@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from paliglass.pictures import Picture, load_picture
 
@@ -49,8 +49,7 @@ def similarity_picture(
     low, high = min(map(min, rows)), max(map(max, rows))
     for i, row in enumerate(rows):
         y = head + step * i
-        thumbnail = load_picture(images[i])
-        thumbnail.thumbnail((CELL, CELL))
+        thumbnail = ImageOps.contain(load_picture(images[i]), (CELL, CELL))
         left, top = (CELL - thumbnail.width) // 2, (CELL - thumbnail.height) // 2
         drawn.paste(thumbnail, (GAP + left, y + top))
         for j, value in enumerate(row):

@@ -36,7 +36,7 @@ def embed_labels(
         raise PromptError("zero-shot classification needs at least one label and one template")
     words = processor.words(texts)
     embeds = model.embed_texts(**{key: value.to(model.device) for key, value in words.items()})
-    return F.normalize(embeds.unflatten(0, (len(labels), len(templates))).mean(1), dim=-1)
+    return F.normalize(embeds.view(len(labels), len(templates), -1).mean(1), dim=-1)
 
 
 @torch.inference_mode()
