@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from paliglass.config import (
     SIZES,
@@ -58,9 +58,14 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        if len(self.hidden_sizes) != len(self.depths) or not self.depths:
+        stages = (*self.hidden_sizes, *self.depths)
+        if len(self.hidden_sizes) != len(self.depths) or not stages:
             raise ConfigError(
                 f"hidden_sizes {self.hidden_sizes} and depths {self.depths}: one each for a stage"
+            )
+        if not all(type(number) is int and number > 0 for number in stages):
+            raise ConfigError(
+                f"hidden_sizes {self.hidden_sizes} and depths {self.depths} must be ints above 0"
             )
 
     @property
@@ -126,7 +131,7 @@ class CbowConfig:
     hidden_size: int = 768
     max_position_embeddings: int = 64  # longer texts are cut, as for the Transformer
 
-    padding = "longest"  # padding has no say in the mean
+    padding: ClassVar[Padding] = "longest"  # it has no say in the mean
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -202,8 +207,8 @@ class ContrastiveConfig:
             )
         data = _section("config", data, ("image_config", "text_config", "projection_dim"))
         image, text = data.pop("image_config"), data.pop("text_config")
-        for part in (image, text):
-            _section("image_config or text_config", part, ("model_type",))
+        _section("image_config", image, ("model_type",))
+        _section("text_config", text, ("model_type",))
         _only(image, "model_type", "siglip_vision_model", "resnet")
         _only(text, "model_type", "text_transformer", "cbow")
         image_class = ResNetConfig if image["model_type"] == "resnet" else SigLipConfig
@@ -214,13 +219,14 @@ class ContrastiveConfig:
     @classmethod
     def _from_siglip_model(cls, data: dict[str, Any]) -> Self:
         data = _section("config", data, ("vision_config", "text_config"))
-        image = {**_SIGLIP_BASE, "patch_size": 16} | _section("", data.pop("vision_config"), ())
-        text = {**_SIGLIP_BASE, "vocab_size": 32000} | _section("", data.pop("text_config"), ())
+        image, text = (_section(k, data.pop(k), ()) for k in ("vision_config", "text_config"))
+        image = {**_SIGLIP_BASE, "patch_size": 16} | image
+        text = {**_SIGLIP_BASE, "vocab_size": 32000} | text
         _only(image, "vision_use_head", True)
         _only(text, "model_type", "siglip_text_model")
         _only(text, "hidden_act", "gelu_pytorch_tanh")
-        # Their data names padding by what it does not say: SigLIP always fills all positions.
-        for key in (*TOKEN_IDS, "vision_use_head", "tie_word_embeddings"):
+        # The ids are transformers' defaults for CLIP; the tokenizer knows the real ones.
+        for key in (*TOKEN_IDS, "tie_word_embeddings"):
             text.pop(key, None)
         projection_dim = text.pop("projection_size", None) or text["hidden_size"]
         _from_dict(_Siglip, data, (*TOKEN_IDS, "tie_word_embeddings", "initializer_factor"))

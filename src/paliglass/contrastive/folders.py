@@ -13,7 +13,6 @@ Every other model is written under the names of its modules, with a config.json 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,8 +166,6 @@ def _tensors(folder: Path, config: ContrastiveConfig) -> Iterator[tuple[str, str
 
 
 def _our_name(key: str) -> str:
-    # Single towers are also published under a name twice: vision_model.vision_model.…
-    key = re.sub(r"^(vision_model|text_model)\.\1\.", r"\1.", key)
     for theirs, ours in _PREFIXES:
         if key.startswith(theirs):
             return ours + key.removeprefix(theirs)

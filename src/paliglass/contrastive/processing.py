@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, processors
+from tokenizers import Regex, Tokenizer, normalizers, processors
 from torch import Tensor
 
 from paliglass.contrastive.config import Padding
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.pictures import Picture, load_picture
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_CANONICAL: list[normalizers.Normalizer] = [
+    normalizers.Lowercase(),
+    normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+    normalizers.Replace(Regex(r"\s+"), " "),
+    normalizers.Strip(),
+]
 
 
 class ContrastiveProcessor:
@@ -32,7 +38,8 @@ class ContrastiveProcessor:
         image_size: side of the model's square, in pixels.
         max_length: tokens of the longest text, the end included.
         padding: to the batch's "longest" text or always to "max_length".
-        canonical: take texts as SigLIP was trained on them: lower case, without punctuation.
+        canonical: make the tokenizer take texts as SigLIP was trained on them: in lower case,
+            without punctuation.
         pad_token, eos_token: as the tokenizer calls them.
         image_mean, image_std: what is subtracted from numbers in [0, 1], and what divides them.
         resample: Pillow's filter.
@@ -64,6 +71,11 @@ class ContrastiveProcessor:
             self.tokenizer.post_processor = processors.TemplateProcessing(
                 single=f"$A {eos_token}", special_tokens=[(eos_token, eos)]
             )
+        if canonical:
+            as_it_was = self.tokenizer.normalizer
+            self.tokenizer.normalizer = normalizers.Sequence(
+                [*_CANONICAL, as_it_was] if as_it_was else _CANONICAL
+            )
         self.tokenizer.encode_special_tokens = True  # "<eos>" in a text is five letters
         self.tokenizer.enable_truncation(max_length)
         length = max_length if padding == "max_length" else None
@@ -71,7 +83,6 @@ class ContrastiveProcessor:
         self.image_size = image_size
         self.max_length = max_length
         self.padding = padding
-        self.canonical = canonical
         self.pad_token, self.eos_token = pad_token, eos_token
         self.image_mean = np.asarray(image_mean, dtype=np.float32)
         self.image_std = np.asarray(image_std, dtype=np.float32)
@@ -86,8 +97,6 @@ class ContrastiveProcessor:
 
     def words(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """B texts → input_ids and attention_mask (0 on padding), B × T, int64."""
-        if self.canonical:
-            texts = [" ".join(t.lower().translate(_NO_PUNCTUATION).split()) for t in texts]
         try:
             rows = self.tokenizer.encode_batch(list(texts))
         except TypeError:
