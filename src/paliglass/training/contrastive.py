@@ -3,9 +3,10 @@
 - on accelerate: mixed precision, gradient accumulation, several processes under `torchrun`
 - which pairs a step sees follows from its number alone, and checkpoints hold all else (weights,
   optimizers, random state): a resumed run has the very losses of an unbroken one
-- the batch is the task: each picture is told apart from the batch's other texts. Processes share
-  one batch, whose every picture meets every text (see `ops.losses`). Gradient accumulation averages the losses of whole batches one after
-  the other: it makes a step's gradient steadier, but no pair meets those of another batch
+- the batch is the task: a picture's text is to be told from the batch's other texts. Processes
+  share one batch, whose every picture meets every text (see `ops.losses`). Accumulation averages
+  the losses of whole batches, one after the other: it makes a step's gradient steadier, but no
+  pair meets those of another batch, so it is no substitute for a large one
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -108,10 +109,9 @@ def dual_config(
             vocab_size=vocab_size, hidden_size=width, max_position_embeddings=text_length
         )
     )
-    if loss == "siglip" and isinstance(tower, SigLipConfig):
-        if isinstance(words, TextTransformerConfig):
-            return ContrastiveConfig.like_siglip(tower, words)
-    return ContrastiveConfig(tower, words, width, loss)
+    if loss == "clip" or isinstance(tower, ResNetConfig) or isinstance(words, CbowConfig):
+        return ContrastiveConfig(tower, words, width, loss)
+    return ContrastiveConfig.like_siglip(tower, words)  # which transformers can load
 
 
 def shipped_tokenizer() -> Tokenizer:
@@ -354,11 +354,17 @@ def train(
     workers: int = 0,
     log_every: int = 20,
     checkpoint_seconds: float = 120.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Trains to the end, with lines of `log.jsonl`, a progress bar at a terminal, and checkpoints.
 
     Ctrl-C ends it after the step at hand, with a checkpoint: KeyboardInterrupt then says how to go
     on.
+
+    Args:
+        log_every, checkpoint_seconds: how often; the last step has both.
+        clock: what the recipe's minutes are counted by. `time.process_time` makes runs that share a
+            machine with others comparable.
     """
     accelerator, recipe = trainer.accelerator, trainer.recipe
     main = accelerator.is_main_process
@@ -375,7 +381,7 @@ def train(
         processes=accelerator.num_processes,
         workers=workers,
     )
-    before, started = trainer.elapsed, time.monotonic()
+    before, started = trainer.elapsed, clock()
     saved = logged = started
     skipped: dict[str, None] = {}
     sums: dict[str, float] = {}
@@ -389,7 +395,7 @@ def train(
             for message in (m for batch in group for m in batch.skipped if m not in skipped):
                 skipped[message] = None
                 screen.say(f"skipped: {message}")
-            now = time.monotonic()
+            now = clock()
             trainer.elapsed, stopped = _agree(accelerator, before + now - started, bool(stop))
             if trainer.step % log_every == 0 or trainer.progress == 1:
                 line = {
@@ -413,7 +419,7 @@ def train(
             if now - saved >= checkpoint_seconds or stopped or trainer.progress == 1:
                 if main:
                     trainer.save(out / "checkpoint")
-                saved = time.monotonic()
+                saved = clock()
             if stopped:
                 break
     if skipped and main:
@@ -452,10 +458,11 @@ class Screen:
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=1.0, completed=trainer.progress)
+        self.task = self.bar.add_task("training", total=1.0)
 
     def __enter__(self) -> Screen:
         self.bar.start()
+        self.bar.update(self.task, completed=self.trainer.progress)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -80,7 +80,7 @@ class WorldPairs:
         single: the share of pairs that are single things.
     """
 
-    count = None
+    count: int | None = None
 
     def __init__(self, world: Any, single: float = 0.25) -> None:
         self.world, self.single = world, single
@@ -337,7 +337,7 @@ def batches(
     )
     yield from DataLoader(
         _Pairs(source),
-        batch_sampler=order,  # type: ignore[arg-type]  # an iterator is iterable enough
+        batch_sampler=order,
         collate_fn=Collate(processor),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
