@@ -119,6 +119,7 @@ def contrastive(
         bool, typer.Option("--resume", help="Go on with the run in --out, if there is one.")
     ] = False,
     logs: Annotated[Logs, typer.Option(help="Where losses are written to.")] = Logs.JSONL,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 20,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Time between checkpoints.")
     ] = 120.0,
@@ -173,7 +174,13 @@ def contrastive(
     if logs is Logs.TENSORBOARD:
         accelerator.init_trackers("tensorboard")
     training.train(
-        trainer, source, processor, out, workers=workers, checkpoint_seconds=checkpoint_seconds
+        trainer,
+        source,
+        processor,
+        out,
+        workers=workers,
+        log_every=log_every,
+        checkpoint_seconds=checkpoint_seconds,
     )
     if accelerator.is_main_process:
         dtype = "bfloat16" if precision is Precision.BF16 else "float32"

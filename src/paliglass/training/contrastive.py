@@ -284,7 +284,10 @@ class ContrastiveTrainer:
                     f"{folder}: the run was started with {name} {then.get(name)}, not "
                     f"{now.get(name)}; give the same, or start another run in a new folder"
                 )
-        self.model.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(weights[name])
         states = torch.load(folder / "optimizers.pt", weights_only=True)
         for optimizer, past in zip(self.optimizers, states, strict=True):
             optimizer.optimizer.load_state_dict(past)
