@@ -122,18 +122,26 @@ def test_it_learns_which_text_goes_with_which_picture(
     assert all(p.dtype == torch.float32 for p in model.model.parameters())
 
 
-def test_every_parameter_has_one_optimizer() -> None:
-    model = trainer("resnet-transformer-siglip")
-    held = [id(p) for o in model.optimizers for group in o.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(map(id, model.model.parameters()))
-    decayed = {
-        id(p)
-        for o in model.optimizers
-        for group in o.param_groups
-        if group["weight_decay"]
-        for p in group["params"]
-    }
-    assert decayed == {id(p) for p in model.model.parameters() if p.ndim >= 2}
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer(optimizer: str) -> None:
+    model = trainer("resnet-transformer-siglip", optimizer=optimizer)
+    groups = [group for o in model.optimizers.all for group in o.param_groups]
+    held = [p.data_ptr() for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(p.data_ptr() for p in model.model.parameters())
+    decayed = {p.data_ptr() for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {p.data_ptr() for p in model.model.parameters() if p.ndim >= 2}
+
+
+def test_muon_updates_kernels_and_nothing_is_left_behind(source: PictureFiles) -> None:
+    model = trainer("resnet-cbow-clip")
+    before = {name: p.detach().clone() for name, p in model.model.named_parameters()}
+    (batch,) = data(source, model, 1)
+    model.train_step([batch])
+    kernel = "image_encoder.blocks.0.convolution2.0.weight"
+    update = (before[kernel] - dict(model.model.named_parameters())[kernel]).detach().flatten(1)
+    singular = torch.linalg.svdvals(update)
+    assert singular.max() < 2 * singular.min()  # orthogonalised: all directions alike
+    assert all(p.grad is None for p in model.model.parameters())
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:
