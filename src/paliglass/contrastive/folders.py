@@ -50,9 +50,9 @@ def load_contrastive(
 ) -> tuple[ContrastiveModel, ContrastiveProcessor]:
     """Model, ready for evaluation, and processor of a folder or a hub id.
 
-    Reads what `save_contrastive` writes and transformers' `SiglipModel` folders (SigLIP, and
-    SigLIP 2 of fixed size). Strict: a missing, surplus or wrongly shaped tensor is an error that
-    names it.
+    Reads what `save_contrastive` writes and transformers' `SiglipModel` folders: SigLIP, and
+    SigLIP 2 of fixed size, which was trained on lower-case texts and is to be given such. Strict: a
+    missing, surplus or wrongly shaped tensor is an error that names it.
 
     Args:
         model_path: the folder, or a hub id.
@@ -194,7 +194,7 @@ def _load_processor(folder: Path, config: ContrastiveConfig) -> ContrastiveProce
             token = data.get(name)
             if token is not None:
                 settings[name] = token["content"] if isinstance(token, dict) else token
-        settings["canonical"] = str(data.get("tokenizer_class")).startswith("Siglip")
+        settings["canonical"] = data.get("tokenizer_class") == "SiglipTokenizer"
     side = config.image.image_size
     return ContrastiveProcessor(
         tokenizer,

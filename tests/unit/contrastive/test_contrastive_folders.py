@@ -147,6 +147,23 @@ def test_a_tokenizer_without_its_padding_is_refused(saved: Path) -> None:
         load_contrastive(saved, "cpu")
 
 
+def test_siglips_own_tokenizer_settings_are_heeded(saved: Path) -> None:
+    """It pads with its end of text, and reads texts in lower case without punctuation."""
+    (saved / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "SiglipTokenizer",
+                "pad_token": {"content": "<eos>", "lstrip": True},
+                "eos_token": "<eos>",
+            }
+        )
+    )
+    _, processor = load_contrastive(saved, "cpu")
+    ids = processor.words(["Dog!", "dog"])["input_ids"]
+    assert torch.equal(ids[0], ids[1])
+    assert ids[0].tolist()[1:] == [1] * 11
+
+
 # ------------------------------------------------------------- to PaliGemma
 
 
