@@ -97,18 +97,18 @@ def test_the_choice_of_parts_makes_the_model(cli: Cli, arguments: list[str]) -> 
 def test_a_killed_run_goes_on_to_the_losses_of_an_unbroken_one(
     cli: Cli, arguments: list[str]
 ) -> None:
-    arguments[arguments.index("--steps") + 1] = "300"
+    arguments[arguments.index("--steps") + 1] = "60"
     assert cli(*arguments, "--out", "whole").code == 0
     AcceleratorState._reset_state(reset_partial_state=True)
     process = start("paliglass", *arguments, "--out", "run")
     deadline = time.monotonic() + 60
-    while not (Path("run/log.jsonl").exists() and len(losses_so_far("run")) > 5):
+    while not (Path("run/log.jsonl").exists() and len(losses_so_far("run")) > 2):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert len(losses_so_far("run")) < 300
+    assert len(losses_so_far("run")) < 60
     refused = cli(*arguments, "--out", "run")
     assert refused.code == 2
     assert "go on with --resume" in refused.err

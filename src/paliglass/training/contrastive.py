@@ -148,6 +148,7 @@ def make_accelerator(recipe: ContrastiveRecipe, out: Path, logs: str = "jsonl") 
                 "--logs tensorboard needs it installed: pip install tensorboard"
             ) from error
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else it overlooks torchrun's other processes
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
         gradient_accumulation_steps=recipe.accumulate,
         log_with="tensorboard" if logs == "tensorboard" else None,
