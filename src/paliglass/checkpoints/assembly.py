@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,13 +65,20 @@ class _Uninitialised(TorchFunctionMode):
 
 def skeleton(config: PaliGemmaConfig) -> PaliGemmaForConditionalGeneration:
     """The model on torch's meta device: every shape, no memory."""
-    with torch.device("meta"), _Uninitialised():
+    with weightless():
         return PaliGemmaForConditionalGeneration(config)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Modules made in this block are on torch's meta device: shapes without numbers."""
+    with torch.device("meta"), _Uninitialised():
+        yield
 
 
 def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
     """What a checkpoint must hold. The tied head is the embedding and is not counted twice."""
-    return {name: p.shape for name, p in model.named_parameters() if name != HEAD}
+    return {name: t.shape for name, t in model.state_dict(keep_vars=True).items() if name != HEAD}
 
 
 def assemble(
@@ -80,22 +88,51 @@ def assemble(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> PaliGemmaForConditionalGeneration:
-    """Fills a model with (our name, the file's name, tensor) triples, each used once.
+    """Fills a PaliGemma with (our name, the file's name, tensor) triples, each used once.
+
+    Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
+    """
+    model = skeleton(config)
+    head: Tensor | None = None
+
+    def without_head() -> Iterator[tuple[str, str, Tensor]]:
+        nonlocal head
+        for name, key, tensor in tensors:
+            if name == HEAD:
+                head = tensor
+            else:
+                yield name, key, tensor
+
+    fill(model, without_head(), source, dtype, device)
+    model.tie_weights()
+    embedding = model.get_parameter(EMBEDDING)
+    if head is not None and not torch.equal(head.to(embedding), embedding):
+        raise CheckpointError(
+            f"{source}: lm_head.weight differs from embed_tokens.weight; "
+            "PaliGemma's output layer is its embedding (tied weights)"
+        )
+    return model.eval()
+
+
+def fill(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, str, Tensor]],
+    source: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Gives a weightless model its parameters and buffers: (our name, the file's name, tensor).
 
     Tensors that already have the dtype and device are taken as they are, so a memory-mapped file
     stays mapped and nothing is copied.
 
     Raises CheckpointError naming what is missing, left over or wrongly shaped (three at most).
     """
-    model = skeleton(config)
     missing = expected_shapes(model)
+    parameters = {name for name, _ in model.named_parameters()}
     surplus: list[str] = []
-    head: Tensor | None = None
     dtypes: dict[torch.dtype, str] = {}
     for name, key, tensor in tensors:
-        if name == HEAD:
-            head = tensor
-            continue
         if name not in missing:
             surplus.append(key)
             continue
@@ -113,7 +150,7 @@ def assemble(
         path, _, leaf = name.rpartition(".")
         value = tensor.to(device=device, dtype=dtype or tensor.dtype)
         module = model.get_submodule(path)
-        setattr(module, leaf, nn.Parameter(value))
+        setattr(module, leaf, nn.Parameter(value) if name in parameters else value)
     problems = [("lacks", sorted(missing)), ("holds, beyond the model,", sorted(surplus))]
     for what, names in problems:
         if names:
@@ -122,11 +159,3 @@ def assemble(
     if len(dtypes) > 1:
         mixture = ", ".join(f"{key} is {kind}" for kind, key in dtypes.items())
         raise CheckpointError(f"{source}: {mixture}; name one dtype for all, such as bfloat16")
-    model.tie_weights()
-    embedding = model.get_parameter(EMBEDDING)
-    if head is not None and not torch.equal(head.to(embedding), embedding):
-        raise CheckpointError(
-            f"{source}: lm_head.weight differs from embed_tokens.weight; "
-            "PaliGemma's output layer is its embedding (tied weights)"
-        )
-    return model.eval()

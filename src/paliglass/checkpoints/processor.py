@@ -20,7 +20,10 @@ def load_processor(folder: Path, config: PaliGemmaConfig) -> PaliGemmaProcessor:
     Raises CheckpointError naming file and setting, where it asks for what PaliGemma does not do.
     """
     return make_processor(
-        load_tokenizer(folder), config, folder, **_picture_settings(folder, config)
+        load_tokenizer(folder),
+        config,
+        folder,
+        **picture_settings(folder, config.vision_config.image_size),
     )
 
 
@@ -38,8 +41,11 @@ def make_processor(
     return processor
 
 
-def _picture_settings(folder: Path, config: PaliGemmaConfig) -> dict[str, Any]:
-    """image_mean, image_std and resample of a folder, where it has them; the rest is checked."""
+def picture_settings(folder: Path, side: int) -> dict[str, Any]:
+    """image_mean, image_std and resample of a folder, where it has them; the rest is checked.
+
+    side: the model's square, in pixels.
+    """
     path = folder / "preprocessor_config.json"
     data: Any = {}
     if path.is_file():
@@ -47,7 +53,6 @@ def _picture_settings(folder: Path, config: PaliGemmaConfig) -> dict[str, Any]:
     elif (folder / "processor_config.json").is_file():  # where transformers 5 puts it
         path = folder / "processor_config.json"
         data = read_json(path).get("image_processor", {})
-    side = config.vision_config.image_size
     square = {"height": side, "width": side}
     fixed = {
         "do_resize": data.get("do_resize", True) is True,
@@ -76,23 +81,34 @@ def _is_colour(value: object) -> bool:
     )
 
 
+def picture_config(side: int, mean: list[float], std: list[float], resample: int) -> dict[str, Any]:
+    """What transformers' SiglipImageProcessor is told about pictures."""
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": None,
+        "image_mean": mean,
+        "image_std": std,
+        "resample": resample,
+        "rescale_factor": 1 / 255,
+        "size": {"height": side, "width": side},
+    }
+
+
 def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
     """The settings files from which transformers' AutoProcessor builds its PaliGemmaProcessor."""
-    side = processor.image_size
     return {
         "preprocessor_config.json": {
-            "image_processor_type": "SiglipImageProcessor",
             "processor_class": "PaliGemmaProcessor",
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": None,
-            "image_mean": processor.image_mean.tolist(),
-            "image_std": processor.image_std.tolist(),
             "image_seq_length": processor.num_image_tokens,
-            "resample": int(processor.resample),
-            "rescale_factor": 1 / 255,
-            "size": {"height": side, "width": side},
+            **picture_config(
+                processor.image_size,
+                processor.image_mean.tolist(),
+                processor.image_std.tolist(),
+                int(processor.resample),
+            ),
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",

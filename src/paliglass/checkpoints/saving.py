@@ -70,25 +70,30 @@ def save_folder(
     """
     with new_folder(Path(folder)) as target:
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
-        shards = _shards(state)
-        total = sum(tensor.nbytes for tensor in state.values())
-        if len(shards) == 1:
-            save_file(state, target / "model.safetensors", {"format": "pt"})
-        else:
-            weight_map = {}
-            for i, names in enumerate(shards, 1):
-                file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-                save_file({name: state[name] for name in names}, target / file, {"format": "pt"})
-                weight_map.update(dict.fromkeys(names, file))
-            metadata = {"total_size": total}
-            write_json(target / INDEX, {"metadata": metadata, "weight_map": weight_map})
-        write_json(target / CHECKSUMS, {name: digest(tensor) for name, tensor in state.items()})
+        write_weights(target, state)
         dtype = str(model.dtype).removeprefix("torch.")
         write_json(target / "config.json", {**model.config.to_dict(), "dtype": dtype})
         if processor is not None:
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():
                 write_json(target / name, data)
+
+
+def write_weights(target: Path, state: dict[str, Tensor]) -> None:
+    """model.safetensors, or shards of up to 5 GB with their index, and checksums.json."""
+    shards = _shards(state)
+    total = sum(tensor.nbytes for tensor in state.values())
+    if len(shards) == 1:
+        save_file(state, target / "model.safetensors", {"format": "pt"})
+    else:
+        weight_map = {}
+        for i, names in enumerate(shards, 1):
+            file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+            save_file({name: state[name] for name in names}, target / file, {"format": "pt"})
+            weight_map.update(dict.fromkeys(names, file))
+        metadata = {"total_size": total}
+        write_json(target / INDEX, {"metadata": metadata, "weight_map": weight_map})
+    write_json(target / CHECKSUMS, {name: digest(tensor) for name, tensor in state.items()})
 
 
 def digest(tensor: Tensor) -> str:

@@ -52,8 +52,8 @@ DEBUG = inspect.Parameter(
 )
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Makes a function a command.
+def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..., None]:
+    """Makes a function a command of the application, or of the group `on`.
 
     A parameter whose type is a dataclass stands for all its fields, so that commands can share
     options. Errors become one line on stderr and an exit code; see `clear_errors`.
@@ -84,7 +84,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     parameters = [parameter.replace(kind=keyword) for parameter in parameters]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command()(guarded)
+    on.command()(guarded)
     return function
 
 

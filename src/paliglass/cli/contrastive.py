@@ -1,0 +1,290 @@
+"""embed, search, classify, similarity: what a dual encoder is good for."""
+
+from __future__ import annotations
+
+import json as json_text
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paliglass.cli.app import command, fail
+from paliglass.cli.options import Dtype
+from paliglass.cli.pictures import open_picture, picture_names
+from paliglass.cli.screen import Screen
+from paliglass.errors import PictureError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from paliglass.contrastive.index import Index
+    from paliglass.contrastive.modeling_contrastive import ContrastiveModel
+    from paliglass.contrastive.processing import ContrastiveProcessor
+
+MODEL_HELP = "mini-dual, a folder, or a SigLIP checkpoint's hub id."
+INDEX = Path(".paliglass") / "index.safetensors"
+
+Pictures = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PICTURE",
+        show_default=False,
+        help="Files, folders, or quoted patterns like 'photos/*.jpg'.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Look for pictures in folders of folders.")
+]
+Texts = Annotated[
+    list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.", show_default=False)
+]
+
+
+@dataclass(frozen=True)
+class DualOptions:
+    """Which dual encoder, and how it is run."""
+
+    model: Annotated[
+        str, typer.Option("--model", "-m", envvar="PALIGLASS_DUAL_MODEL", help=MODEL_HELP)
+    ] = "mini-dual"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 32
+
+
+class Dual:
+    """A loaded dual encoder, and the count of pictures that could not be read."""
+
+    def __init__(self, options: DualOptions) -> None:
+        from paliglass.contrastive.folders import load_contrastive
+        from paliglass.contrastive.index import dual_folder, fingerprint
+
+        folder = dual_folder(options.model)
+        self.batch_size = options.batch_size
+        self.model: ContrastiveModel
+        self.processor: ContrastiveProcessor
+        self.model, self.processor = load_contrastive(folder, options.device, options.dtype.value)
+        self.fingerprint = fingerprint(folder)
+        self.failures = 0
+        self.empty = 0
+
+    def index(self, names: list[str], known: Index | None = None) -> Index:
+        """The pictures' index; those that are broken are named on stderr and left out."""
+        from paliglass.contrastive.index import build, embed_pictures
+
+        def embed(images: list[Image.Image]) -> Tensor:
+            return embed_pictures(self.model, self.processor, images)
+
+        with Screen(len(names)) as screen:
+
+            def failed(error: PictureError) -> None:
+                self.failures += 1
+                screen.complain(str(error))
+                screen.advance()
+
+            return build(
+                self.fingerprint,
+                names,
+                embed,
+                known,
+                batch_size=self.batch_size,
+                failed=failed,
+                done=screen.advance,
+            )
+
+    def pictures(self, arguments: list[str], recursive: bool) -> list[str]:
+        """The pictures that arguments stand for; an empty folder is named on stderr."""
+        names, complaints = picture_names(arguments, recursive)
+        for complaint in complaints:
+            print(f"paliglass: {complaint}", file=sys.stderr)
+        self.empty += len(complaints)
+        return names
+
+    def finish(self, total: int) -> None:
+        """Ends with exit code 1 where a picture could not be read or a folder is empty."""
+        if self.failures:
+            fail(f"{self.failures} of {total} pictures could not be read")
+        if self.empty:
+            raise typer.Exit(1)
+
+
+@command
+def embed(
+    pictures: Pictures,
+    *,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The safetensors file to write.")],
+    text: Texts = None,
+    recursive: Recursive = False,
+    dual: DualOptions,
+) -> None:
+    """Write pictures (and texts) as vectors of one space, where what belongs together is near."""
+    from paliglass.contrastive.index import embed_words
+
+    encoder = Dual(dual)
+    names = encoder.pictures(pictures, recursive)
+    index = encoder.index(names)
+    if text:
+        index.words = list(text)
+        index.texts = embed_words(encoder.model, encoder.processor, index.words)
+    index.save(out)
+    texts = f" and {len(index.words)} texts" if text else ""
+    width = encoder.model.config.projection_dim
+    print(f"{out}: {len(index.names)} pictures{texts}, {width} numbers each")
+    encoder.finish(len(names))
+
+
+@command
+def search(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    *,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 10,
+    index: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Where the index is kept. [FOLDER/.paliglass]"),
+    ] = None,
+    recursive: Recursive = False,
+    json: Json = False,
+    dual: DualOptions,
+) -> None:
+    """Find the pictures that a text describes: paliglass search FOLDER "a red apple".
+
+    The folder's index is kept; only pictures that are new or have changed are encoded again.
+    """
+    from paliglass.contrastive.index import Index, embed_words
+
+    if not folder.is_dir():
+        raise PictureError(f"{folder}: is no folder")
+    encoder = Dual(dual)
+    names = [os.path.abspath(name) for name in encoder.pictures([str(folder)], recursive)]
+    path = folder / INDEX if index is None else index
+    known = Index.load(path) if path.exists() else None
+    now = encoder.index(names, known)
+    if known is None or (known.model, known.names, known.stamps) != (
+        now.model,
+        now.names,
+        now.stamps,
+    ):
+        now.save(path)
+    if now.names:
+        query = embed_words(encoder.model, encoder.processor, [text])[0]
+        for name, score in now.search(query, top):
+            shown = os.path.join(folder, os.path.relpath(name, folder))
+            if json:
+                print(
+                    json_text.dumps({"file": shown, "score": round(score, 4)}, ensure_ascii=False)
+                )
+            else:
+                print(f"{score:.3f}\t{shown}")
+    encoder.finish(len(names))
+
+
+@command
+def classify(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PICTURE|LABELS",
+            show_default=False,
+            help="Files, folders, quoted patterns, or - for standard input; last the labels, "
+            "separated by ; .",
+        ),
+    ],
+    *,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What stands around a label, as "a picture of a {}"; repeatable.',
+            show_default=False,
+        ),
+    ] = None,
+    recursive: Recursive = False,
+    json: Json = False,
+    dual: DualOptions,
+) -> None:
+    """Say which label fits, of any: paliglass classify PICTURE "dog ; cat".
+
+    A model trained with CLIP's loss shares 1 out among the labels; one trained with SigLIP's gives
+    each label its own probability.
+    """
+    from paliglass.contrastive.zero_shot import TEMPLATES
+    from paliglass.contrastive.zero_shot import classify as probabilities
+
+    *pictures, last = arguments
+    labels = list(dict.fromkeys(part.strip() for part in last.split(";") if part.strip()))
+    if not pictures or not labels:
+        raise typer.BadParameter('give pictures, then the labels: classify PICTURE "dog ; cat"')
+    encoder = Dual(dual)
+    names = encoder.pictures(pictures, recursive)
+    with Screen(len(names)) as screen:
+        for name in names:
+            try:
+                image = open_picture(name)
+            except PictureError as error:
+                encoder.failures += 1
+                screen.complain(str(error))
+                screen.advance()
+                continue
+            found = probabilities(
+                encoder.model, encoder.processor, [image], labels, template or TEMPLATES
+            )[0]
+            if json:
+                record = {"file": name, "labels": {k: round(v, 6) for k, v in found.items()}}
+                screen.answer(json_text.dumps(record, ensure_ascii=False))
+            else:
+                answer = ", ".join(f"{label} {value:.3f}" for label, value in found.items())
+                screen.answer(answer if len(names) == 1 else f"{name}\t{answer}")
+            screen.advance()
+    encoder.finish(len(names))
+
+
+@command
+def similarity(
+    pictures: Pictures,
+    *,
+    text: Texts = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="A PNG to draw it to.")] = None,
+    recursive: Recursive = False,
+    json: Json = False,
+    dual: DualOptions,
+) -> None:
+    """Compare every picture with every text: the matrix that contrastive training looks at.
+
+    The numbers are cosines.
+    """
+    from paliglass.contrastive.index import embed_words
+
+    if not text:
+        raise typer.BadParameter("give the texts: --text, once for each")
+    encoder = Dual(dual)
+    names = encoder.pictures(pictures, recursive)
+    index = encoder.index(names)
+    if index.names:
+        cosines = (index.images @ embed_words(encoder.model, encoder.processor, text).T).tolist()
+        if out is not None:
+            from paliglass.contrastive.drawing import similarity_picture
+
+            unfinished = out.with_name(f".{out.name}.tmp")
+            similarity_picture(index.names, text, cosines).save(unfinished, format="PNG")
+            os.replace(unfinished, out)
+        if json:
+            for name, row in zip(index.names, cosines, strict=True):
+                values = dict(zip(text, (round(value, 4) for value in row), strict=True))
+                print(json_text.dumps({"file": name, "texts": values}, ensure_ascii=False))
+        else:
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+
+            table = Table("")
+            for words in text:
+                table.add_column(Text(words), justify="right")
+            for name, row in zip(index.names, cosines, strict=True):
+                table.add_row(Text(name), *(f"{value:.3f}" for value in row))
+            Console().print(table)
+    encoder.finish(len(names))

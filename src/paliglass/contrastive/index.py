@@ -1,0 +1,199 @@
+"""An index of embedded pictures: a folder is encoded once, then every search is one product.
+
+One safetensors file: `images` (N × D) and `texts` (M × D), of unit length, and in its metadata
+whose they are. A picture whose file has changed since (its time or size differs) is encoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paliglass.checkpoints.hub import locate
+from paliglass.contrastive.modeling_contrastive import ContrastiveModel
+from paliglass.contrastive.processing import ContrastiveProcessor
+from paliglass.errors import CheckpointError, PaliglassError, PictureError
+from paliglass.pictures import load_picture
+
+MINI_DUAL = "mini-dual"
+Stamp = tuple[int, int]
+
+
+@dataclass
+class Index:
+    """Embeddings with their names.
+
+    model: fingerprint of the dual encoder that made them; names: the pictures' paths; stamps: of
+    each file its time (ns) and size; images: N × D; words: texts; texts: M × D.
+    """
+
+    model: str
+    names: list[str] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
+    images: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    words: list[str] = field(default_factory=list)
+    texts: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    def save(self, path: Path) -> None:
+        """Puts the file in place in one step."""
+        data = {"model": self.model, "names": self.names, "words": self.words}
+        metadata = {"index": json.dumps({**data, "stamps": self.stamps})}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({"images": self.images, "texts": self.texts}, unfinished, metadata)
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        """Reads what `save` wrote. Raises PaliglassError where it is something else."""
+        try:
+            with safe_open(path, "pt") as file:
+                data = json.loads(file.metadata()["index"])
+                images, texts = file.get_tensor("images"), file.get_tensor("texts")
+            stamps = [(int(time), int(size)) for time, size in data["stamps"]]
+            index = cls(data["model"], data["names"], stamps, images, data["words"], texts)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise PaliglassError(f"{path}: is no index of paliglass; delete it") from error
+        if len(index.names) != len(images) or len(index.stamps) != len(images):
+            raise PaliglassError(f"{path}: names and embeddings differ in number; delete it")
+        return index
+
+    def search(self, query: Tensor, most: int) -> list[tuple[str, float]]:
+        """The pictures nearest to a vector of D, best first, with their cosines."""
+        cosines = self.images @ query
+        best = cosines.topk(min(most, len(self.names)))
+        return [
+            (self.names[i], score)
+            for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+def dual_folder(model: str | Path) -> Path:
+    """The folder of a dual encoder: mini-dual, a path, or a hub id, which is downloaded.
+
+    Raises CheckpointError where there is none.
+    """
+    if str(model) != MINI_DUAL:
+        return locate(model)
+    folder = Path(__file__).parents[1] / "mini_dual"
+    if not folder.is_dir():
+        raise CheckpointError(
+            "mini-dual is not part of this installation; give --model a folder that `paliglass "
+            "train contrastive` has written, or a SigLIP checkpoint's"
+        )
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells checkpoints apart: by their checksums where they have them, else by files' stamps."""
+    known = hashlib.sha256((folder / "config.json").read_bytes())
+    checksums = folder / "checksums.json"
+    if checksums.is_file():
+        known.update(checksums.read_bytes())
+    else:
+        for path in sorted(folder.glob("*.safetensors")):
+            known.update(repr((path.name, *_stamp(path))).encode())
+    return known.hexdigest()
+
+
+def _stamp(path: str | Path) -> Stamp:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+@torch.inference_mode()
+def embed_pictures(
+    model: ContrastiveModel, processor: ContrastiveProcessor, images: Sequence[Image.Image]
+) -> Tensor:
+    """N pictures → N × D, of unit length, on the CPU."""
+    pixels = torch.stack([processor.pixels(image) for image in images])
+    return model.embed_images(pixels.to(model.device)).cpu()
+
+
+@torch.inference_mode()
+def embed_words(
+    model: ContrastiveModel, processor: ContrastiveProcessor, texts: Sequence[str]
+) -> Tensor:
+    """M texts → M × D, of unit length, on the CPU."""
+    words = processor.words(texts)
+    return model.embed_texts(**{k: v.to(model.device) for k, v in words.items()}).cpu()
+
+
+def build(
+    fingerprint: str,
+    names: Sequence[str],
+    embed: Callable[[list[Image.Image]], Tensor],
+    known: Index | None = None,
+    *,
+    batch_size: int = 32,
+    failed: Callable[[PictureError], None] | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Index:
+    """An index of picture files, in the order given.
+
+    Args:
+        fingerprint: the model's.
+        names: the files.
+        embed: pictures → embeddings.
+        known: an older index; what it holds of unchanged files is not computed again.
+        batch_size: pictures that are encoded together.
+        failed: told of each file that is no whole picture, and then left out; else that is raised.
+        done: told how many more pictures there are.
+    """
+    old: dict[tuple[str, Stamp], Tensor] = {}
+    if known is not None and known.model == fingerprint:
+        keys = zip(known.names, known.stamps, strict=True)
+        old = dict(zip(keys, known.images, strict=True))
+    found: dict[str, tuple[Stamp, Tensor]] = {}
+    new: list[tuple[str, Stamp, Image.Image]] = []
+
+    def flush() -> None:
+        if new:
+            embeds = embed([image for _, _, image in new])
+            for (name, stamp, _), row in zip(new, embeds, strict=True):
+                found[name] = stamp, row
+            if done is not None:
+                done(len(new))
+            new.clear()
+
+    for name, stamp in _stamps(names, failed):
+        if (name, stamp) in old:
+            found[name] = stamp, old[name, stamp]
+            if done is not None:
+                done(1)
+            continue
+        try:
+            new.append((name, stamp, load_picture(name)))
+        except PictureError as error:
+            if failed is None:
+                raise
+            failed(error)
+        if len(new) == batch_size:
+            flush()
+    flush()
+    kept = [name for name in names if name in found]
+    images = torch.stack([found[name][1] for name in kept]) if kept else torch.empty(0, 0)
+    return Index(fingerprint, kept, [found[name][0] for name in kept], images)
+
+
+def _stamps(
+    names: Iterable[str], failed: Callable[[PictureError], None] | None
+) -> Iterator[tuple[str, Stamp]]:
+    for name in names:
+        try:
+            yield name, _stamp(name)
+        except OSError as error:
+            problem = PictureError(f"{name}: {error.strerror}")
+            if failed is None:
+                raise problem from None
+            failed(problem)
