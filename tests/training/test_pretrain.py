@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from tests.training.fake_world import FakeWorld
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass.contrastive.config import CbowConfig, ContrastiveConfig
+from paliglass.contrastive.folders import save_contrastive, vision_weights
+from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.errors import CheckpointError
 from paliglass.ops.attention import Attention
 from paliglass.ops.masks import prefix_lm_mask
@@ -289,3 +292,14 @@ def test_a_run_starts_from_another_model() -> None:
     for copy in (model.model, model.compute.model):
         for name, weight in copy.state_dict().items():
             assert torch.equal(weight, other.model.state_dict()[name])
+
+
+def test_a_run_starts_from_a_dual_encoders_vision_tower(tmp_path: Path) -> None:
+    text = CbowConfig(PROCESSOR.tokenizer.get_vocab_size(), 16, max_position_embeddings=8)
+    dual = ContrastiveModel(ContrastiveConfig(SMALL.vision_config, text, 16))
+    save_contrastive(dual, tmp_path / "dual", PROCESSOR.tokenizer)
+    model = trainer()
+    model.start_vision_tower(tmp_path / "dual")
+    for copy in (model.model, model.compute.model):
+        for name, weight in copy.vision_tower.state_dict().items():
+            assert torch.equal(weight, vision_weights(dual)[name])

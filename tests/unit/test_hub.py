@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from paliglass.checkpoints.hub import MINI, locate
+from paliglass.checkpoints.hub import SHIPPED, locate
 from paliglass.errors import CheckpointError
 
 ID = "google/paligemma2-3b-mix-224"
@@ -103,5 +103,5 @@ def test_a_folder_goes_before_the_hub(
 
 def test_mini_needs_no_network(hub: Callable[[Any], list[Any]]) -> None:
     calls = hub(ConnectionError("no network"))
-    assert locate("mini") == MINI
+    assert locate("mini") == SHIPPED["mini"]
     assert not calls

@@ -8,21 +8,24 @@ from pathlib import Path
 
 from paliglass.errors import CheckpointError
 
-MINI = Path(__file__).parents[1] / "mini"
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = {"mini": _PACKAGE / "mini", "mini-dual": _PACKAGE / "mini_dual"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 NEEDED = ("*.json", "*.safetensors")
 
 
 def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
-    """The folder (or .npz file) of a model: "mini", a path, or a hub id, which is downloaded.
+    """The folder (or .npz file) of a model: a shipped one, a path, or a hub id, to be downloaded.
+
+    "mini" is a PaliGemma, "mini-dual" a dual encoder.
 
     files: patterns of what to download.
 
     Raises CheckpointError where there is nothing, or the hub will not give it: what to do then.
     """
-    if str(model) == "mini":
-        return MINI
+    if str(model) in SHIPPED:
+        return SHIPPED[str(model)]
     path = Path(model).expanduser()
     if path.exists():
         return path

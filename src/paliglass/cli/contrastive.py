@@ -61,10 +61,11 @@ class Dual:
     """A loaded dual encoder, and the count of pictures that could not be read."""
 
     def __init__(self, options: DualOptions) -> None:
+        from paliglass.checkpoints.hub import locate
         from paliglass.contrastive.folders import load_contrastive
-        from paliglass.contrastive.index import dual_folder, fingerprint
+        from paliglass.contrastive.index import fingerprint
 
-        folder = dual_folder(options.model)
+        folder = locate(options.model)
         self.batch_size = options.batch_size
         self.model: ContrastiveModel
         self.processor: ContrastiveProcessor

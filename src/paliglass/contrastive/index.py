@@ -19,13 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paliglass.checkpoints.hub import locate
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
-from paliglass.errors import CheckpointError, PaliglassError, PictureError
+from paliglass.errors import PaliglassError, PictureError
 from paliglass.pictures import load_picture
 
-MINI_DUAL = "mini-dual"
 Stamp = tuple[int, int]
 
 
@@ -76,22 +74,6 @@ class Index:
             (self.names[i], score)
             for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-
-
-def dual_folder(model: str | Path) -> Path:
-    """The folder of a dual encoder: mini-dual, a path, or a hub id, which is downloaded.
-
-    Raises CheckpointError where there is none.
-    """
-    if str(model) != MINI_DUAL:
-        return locate(model)
-    folder = Path(__file__).parents[1] / "mini_dual"
-    if not folder.is_dir():
-        raise CheckpointError(
-            "mini-dual is not part of this installation; give --model a folder that `paliglass "
-            "train contrastive` has written, or a SigLIP checkpoint's"
-        )
-    return folder
 
 
 def fingerprint(folder: Path) -> str:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m paliglass.training.pretrain --out runs/mini --minutes 60
 
-- weights start from nothing, or from another model's (`--weights`)
+- weights start from nothing, from another model's (`--weights`), or the vision tower's from a dual
+  encoder that `paliglass train contrastive` made (`--vision`), as PaliGemma's does
 - first the vision tower alone learns to name what covers each patch and to bound it (a linear head
   that is dropped afterwards); then prompts, several in a row behind their picture; at the end a row
   for each prompt, as at inference (see `batches`)
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
     parser.add_argument("--weights", type=Path, help="model folder to go on from")
+    parser.add_argument("--vision", type=Path, help="dual encoder whose vision tower to start from")
     parser.add_argument("--codec", type=Path, help="mask codec; without one, nothing to segment")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="end earlier, after these")
@@ -162,6 +164,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     refuse_existing(options.out / "model")
+    if options.weights is not None and options.vision is not None:
+        parser.error("--weights has a vision tower already; leave out --vision")
     if "RANK" in os.environ:  # torchrun
         dist.init_process_group("gloo")
     recipe = Recipe(
@@ -186,6 +190,8 @@ def main() -> None:
         trainer.resume(checkpoint)
     elif options.weights is not None:
         trainer.start(load_model(options.weights, "cpu", "float32"))
+    elif options.vision is not None:
+        trainer.start_vision_tower(options.vision)
     if rank() == 0:
         cut_log(options.out / "log.jsonl", trainer.step)
     grid = MINI.vision_config.patches_per_side

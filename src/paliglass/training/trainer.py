@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paliglass.config import PaliGemmaConfig
+from paliglass.contrastive.folders import initialise_vision_tower
 from paliglass.errors import CheckpointError
 from paliglass.modeling_gemma import GemmaAttention
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -233,6 +234,11 @@ class Pretrainer:
     def start(self, model: PaliGemmaForConditionalGeneration) -> None:
         """Takes over a trained model's weights; the patch head stays new."""
         self.model.load_state_dict(model.state_dict())
+        self._copy_weights()
+
+    def start_vision_tower(self, dual: Path) -> None:
+        """Takes over the vision tower of a dual encoder; see `initialise_vision_tower`."""
+        initialise_vision_tower(self.model, dual)
         self._copy_weights()
 
     def _copy_weights(self) -> None:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from paliglass.contrastive.index import Index, build, dual_folder, fingerprint
-from paliglass.errors import CheckpointError, PaliglassError, PictureError
+from paliglass.contrastive.index import Index, build, fingerprint
+from paliglass.errors import PaliglassError, PictureError
 
 
 class Encoder:
@@ -103,9 +103,3 @@ def test_a_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
     by_sums = fingerprint(tmp_path)
     (tmp_path / "model.safetensors").touch()
     assert fingerprint(tmp_path) == by_sums
-
-
-def test_folders_are_found_or_refused(tmp_path: Path) -> None:
-    assert dual_folder(tmp_path) == tmp_path
-    with pytest.raises(CheckpointError, match="no such folder"):
-        dual_folder(tmp_path / "nothing")
