@@ -9,8 +9,8 @@ has, on pictures that no run has seen:
 
 - retrieval: among 500 held-out scenes with distinct captions, how often the right caption is first
   (R@1) or among the first five (R@5), and the other way round
-- zero-shot: single stickers, 48 concepts, named by the nearest of 48 texts; in the styles seen in
-  training (new scenes) and in two vendors' styles never seen
+- zero-shot: single stickers, each named by the nearest of all concepts' texts; in the styles seen
+  in training (new scenes) and in two vendors' styles never seen
 - beside them the nearest sticker by pixels, which learns nothing
 
 A run that was stopped goes on when the command is given again; runs that are done stay as they are.
@@ -190,7 +190,8 @@ def table(rows: list[dict[str, Any]], pixels: dict[str, float], options: Any) ->
         f"{options.minutes:g} minutes of one processor core each, {options.batch_size} pairs a "
         f"step, {options.pairs:,} pairs, {options.optimizer}, learning rate "
         f"{options.learning_rate:g}. Retrieval: 500 held-out scenes. Zero-shot: "
-        f"{48 * options.of_each} single stickers of 48 concepts in each of the two groups.",
+        f"{len(CONCEPTS) * options.of_each} single stickers of {len(CONCEPTS)} concepts in each "
+        "of the two groups.",
         "",
         "| image | text | loss | " + " | ".join(SCORES) + " | steps | parameters |",
         "|---|---|---|" + "---:|" * (len(SCORES) + 2),
@@ -206,7 +207,7 @@ def table(rows: list[dict[str, Any]], pixels: dict[str, float], options: Any) ->
         kinds = [titles[part] for part in (image, text, loss)]
         counts = [f"{row['steps']:,}", f"{row['parameters'] / 1e6:.2f} M"]
         lines.append("| " + " | ".join([*kinds, *cells, *counts]) + " |")
-    chance = [1 / 500, 5 / 500] * 2 + [1 / 48] * 2
+    chance = [1 / 500, 5 / 500] * 2 + [1 / len(CONCEPTS)] * 2
     blank = ["–"] * 4
     near = [f"{pixels[name]:.3f}" for name in SCORES[4:]]
     lines.append("| nearest sticker by pixels | | | " + " | ".join([*blank, *near]) + " | | |")

@@ -53,7 +53,7 @@ def test_scenes_and_prompts_stay_what_they_are(art: Art) -> None:
                 continue
             things = [(t.kind, t.name, t.box) for t in scene.objects]
             digest.update(repr((split, index, things, prompts)).encode())
-    assert digest.hexdigest()[:16] == "e864eca9973ad909"
+    assert digest.hexdigest()[:16] == "d16cbb7934c58f53"
 
 
 def test_validation_is_new_scenes_of_what_training_has(art: Art) -> None:
@@ -118,8 +118,10 @@ def test_boxes_are_those_of_the_visible_pixels(art: Art, monkeypatch: pytest.Mon
         for thing in scene.objects:
             rows, columns = np.nonzero(scene.image[..., channels[thing.label]] > 127)
             box = np.array((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-            # where two soft edges lie on one another, a pixel can go either way
-            assert np.abs(box - thing.box).max() <= (len(scene.objects) > 1)
+            # where two soft edges lie on one another, a pixel can go either way, and two at the
+            # tip of the crescent that is left of a thing
+            soft_pixels = (len(scene.objects) > 1) + (thing.visible < 0.6)
+            assert np.abs(box - thing.box).max() <= soft_pixels
             shown = scene.image[..., channels[thing.label]] > 127
             # soft edges again: a few pixels around the rim
             assert (shown ^ scene.mask(thing)).sum() <= 0.04 * shown.sum()

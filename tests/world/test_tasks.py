@@ -24,7 +24,7 @@ from paliglass.world.tasks import (
     token_box,
 )
 
-DETECTION = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([a-z]+(?: [a-z]+)?)")
+DETECTION = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([a-z-]+(?: [a-z-]+)*)")
 
 
 def thing(label: str, x: int, *, colour: str | None = None, kind: str = "sticker") -> SceneObject:
@@ -169,5 +169,14 @@ def test_examples_of_a_bare_word_still_come_in_any_number() -> None:
 
 
 def test_names_are_plain_and_plurals_differ_from_each_other() -> None:
-    assert all(re.fullmatch(r"[a-z]+", concept.name) for concept in CONCEPTS.values())
+    assert all(re.fullmatch(r"[a-z]+([ -][a-z]+)*", concept.name) for concept in CONCEPTS.values())
     assert len({plural_of(name) for name in CONCEPTS}) == len(CONCEPTS)
+
+
+def test_articles_follow_the_sound() -> None:
+    assert [with_article(name) for name in ("umbrella", "unicorn", "hourglass", "horse")] == [
+        "an umbrella",
+        "a unicorn",
+        "an hourglass",
+        "a horse",
+    ]

@@ -1,14 +1,13 @@
 """The things a scene can hold: names, plurals, look-alikes and the classes of a patch.
 
-A concept is drawn by every vendor, so that "dog" means the same animal in all styles; the pairs
+A concept is drawn by (nearly) every vendor, so that "dog" is the same animal in all styles; those
 that are easy to mix up share a `group`, from which the hard negatives are drawn.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
+from importlib.resources import files
 
 __all__ = [
     "CHARACTERS",
@@ -28,7 +27,8 @@ class Concept:
     """One drawable thing.
 
     name: what it is called; plural: more than one of it; group: look-alikes share one;
-    icon: its name in the icon sets; fxemoji: its name in fxemoji, which has names of its own.
+    icon: its name in the icon sets; fxemoji: its name in fxemoji, which has names of its own, or
+    "" where it does not draw it, or draws something else.
     """
 
     name: str
@@ -38,63 +38,14 @@ class Concept:
     fxemoji: str
 
 
-def _concept(name: str, group: str, icon: str, fxemoji: str, plural: str = "") -> Concept:
-    return Concept(name, plural or name + "s", group, icon, fxemoji)
+def _read() -> dict[str, Concept]:
+    table = (files("paliglass.world") / "concepts.tsv").read_text(encoding="utf-8")
+    concepts = [Concept(*line.split("\t")) for line in table.splitlines()[1:]]
+    return {concept.name: concept for concept in concepts}
 
 
-CONCEPTS: dict[str, Concept] = {
-    concept.name: concept
-    for concept in (
-        _concept("dog", "animal", "dog-face", "dog"),
-        _concept("cat", "animal", "cat-face", "cat"),
-        _concept("pig", "animal", "pig-face", "pig"),
-        _concept("panda", "animal", "panda", "pandaface"),
-        _concept("frog", "animal", "frog", "frog"),
-        _concept("elephant", "animal", "elephant", "elephant"),
-        _concept("penguin", "animal", "penguin", "penguin"),
-        _concept("fish", "animal", "tropical-fish", "tropicalfish", plural="fish"),
-        _concept("octopus", "animal", "octopus", "octopus", plural="octopuses"),
-        _concept("turtle", "animal", "turtle", "turtle"),
-        _concept("bee", "animal", "honeybee", "honeybee"),
-        _concept("ladybug", "animal", "lady-beetle", "ladybeetle"),
-        _concept("apple", "food", "red-apple", "redapple"),
-        _concept("banana", "food", "banana", "banana"),
-        _concept("strawberry", "food", "strawberry", "strawberry", plural="strawberries"),
-        _concept("watermelon", "food", "watermelon", "watermelon"),
-        _concept("pineapple", "food", "pineapple", "pineapple"),
-        _concept("lemon", "food", "lemon", "lemon"),
-        _concept("pumpkin", "food", "jack-o-lantern", "jackolantern"),
-        _concept("mushroom", "food", "mushroom", "mushroom"),
-        _concept("pizza", "food", "pizza", "sliceofpizza"),
-        _concept("burger", "food", "hamburger", "hamburger"),
-        _concept("doughnut", "food", "doughnut", "doughnut"),
-        _concept("cake", "food", "birthday-cake", "birthdaycake"),
-        _concept("car", "vehicle", "automobile", "automobile"),
-        _concept("bus", "vehicle", "bus", "bus", plural="buses"),
-        _concept("bicycle", "vehicle", "bicycle", "bicycle"),
-        _concept("airplane", "vehicle", "airplane", "airplane"),
-        _concept("rocket", "vehicle", "rocket", "rocket"),
-        _concept("helicopter", "vehicle", "helicopter", "helicopter"),
-        _concept("tractor", "vehicle", "tractor", "tractor"),
-        _concept("tree", "plant", "deciduous-tree", "deciduoustree"),
-        _concept("cactus", "plant", "cactus", "cactus", plural="cactuses"),
-        _concept("sunflower", "plant", "sunflower", "sunflower"),
-        _concept("house", "object", "house", "housebuilding"),
-        _concept("moon", "object", "crescent-moon", "crescentmoon"),
-        _concept("umbrella", "object", "umbrella-with-rain-drops", "umbrellawithraindrops"),
-        _concept("cup", "object", "hot-beverage", "hotbeverage"),
-        _concept("key", "object", "key", "key"),
-        _concept("guitar", "object", "guitar", "guitar"),
-        _concept("football", "object", "soccer-ball", "soccerball"),
-        _concept("balloon", "object", "balloon", "balloon"),
-        _concept("gift", "object", "wrapped-gift", "present"),
-        _concept("crown", "object", "crown", "crown"),
-        _concept("hat", "object", "top-hat", "tophat"),
-        _concept("book", "object", "closed-book", "closedbook"),
-        _concept("camera", "object", "camera", "camera"),
-        _concept("trophy", "object", "trophy", "trophy", plural="trophies"),
-    )
-}
+CONCEPTS: dict[str, Concept] = _read()
+"""256 everyday things by name, of `concepts.tsv`."""
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart")
 
@@ -125,9 +76,6 @@ where the ink is; "digit 7" is handwritten, "character 7" is printed."""
 
 PATCH_CLASS_IDS: dict[str, int] = {name: index for index, name in enumerate(PATCH_CLASSES)}
 
-# class maps are kept in one byte a pixel
-assert len(PATCH_CLASSES) <= np.iinfo(np.uint8).max + 1
-
 
 def plural_of(name: str) -> str:
     """The plural of a concept, a shape or a coloured shape: "dogs", "red circles"."""
@@ -137,4 +85,5 @@ def plural_of(name: str) -> str:
 
 def with_article(name: str) -> str:
     """The name with its indefinite article: "a dog", "an apple", "an orange star"."""
-    return ("an " if name[0] in "aeiou" else "a ") + name
+    vowel = (name[0] in "aeiou" and not name.startswith("uni")) or name.startswith("hour")
+    return ("an " if vowel else "a ") + name

@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from paliglass.world.concepts import COLOURS, CONCEPTS, PATCH_CLASS_IDS, PATCH_CLASSES, SHAPES
+from paliglass.world.concepts import (
+    CHARACTERS,
+    COLOURS,
+    CONCEPTS,
+    PATCH_CLASS_IDS,
+    PATCH_CLASSES,
+    SHAPES,
+)
 from paliglass.world.sources import Art
 from paliglass.world.words import random_text
 
@@ -68,7 +75,7 @@ class Scene:
 
     image: NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
-    classes: NDArray[np.uint8]
+    classes: NDArray[np.uint16]
 
     def mask(self, thing: SceneObject) -> NDArray[np.bool_]:
         """The pixels of the whole picture, H×W, that show one of its things."""
@@ -108,7 +115,7 @@ class _Layer:
     colour_name: str | None
     colour: NDArray[np.uint8]
     alpha: NDArray[np.uint8]
-    classes: NDArray[np.uint8]
+    classes: NDArray[np.uint16]
 
 
 def compose(rng: np.random.Generator, art: Art, size: int, *, held_out: bool) -> Scene:
@@ -135,7 +142,7 @@ def _place(
     count = 1 + int(np.searchsorted((0.32, 0.68, 0.9), rng.random()))
     image = ground.copy()
     owner = np.zeros((size, size), np.uint8)
-    classes = np.zeros((size, size), np.uint8)
+    classes = np.zeros((size, size), np.uint16)
     tone = ground.mean(axis=(0, 1))
     aspect = math.exp(rng.uniform(-0.3, 0.3))
     layers: list[_Layer] = []
@@ -270,7 +277,7 @@ def _word(
     mask = _with_margin(mask.resize(shape, Image.Resampling.BICUBIC))
     alpha = np.asarray(mask.rotate(angle, Image.Resampling.BILINEAR, expand=True))
     ids = _with_margin(Image.fromarray(columns[None]).resize(shape, Image.Resampling.NEAREST))
-    classes = np.asarray(ids.rotate(angle, Image.Resampling.NEAREST, expand=True))
+    turned = np.asarray(ids.rotate(angle, Image.Resampling.NEAREST, expand=True))
     plain = rng.random() < 0.5
     inks = [
         rgb
@@ -279,18 +286,23 @@ def _word(
     ]
     rgb = np.array(inks[rng.integers(len(inks))])
     colour = ((rgb * alpha[..., None].astype(np.uint16) + 127) // 255).astype(np.uint8)
-    return _Layer("word", text, None, colour, alpha, classes)
+    return _Layer("word", text, None, colour, alpha, _CHARACTER_CLASSES[turned])
+
+
+_CHARACTER_CLASSES = np.array(
+    [0, *(PATCH_CLASS_IDS[f"character {character}"] for character in CHARACTERS)], np.uint16
+)
 
 
 def _text_mask(text: str, font: ImageFont.FreeTypeFont) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """The text cropped to its ink, and for each of its columns the class of the character."""
+    """The text cropped to its ink, and for each of its columns 1 + the character's number."""
     left, top, right, bottom = (round(edge) for edge in font.getbbox(text))
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
     columns = np.zeros(right - left, np.uint8)
     for index, character in enumerate(text):
         start = max(0, round(font.getlength(text[:index])) - left)
-        columns[start:] = PATCH_CLASS_IDS[f"character {character}"]
+        columns[start:] = 1 + CHARACTERS.index(character)
     return mask, columns
 
 
@@ -351,7 +363,7 @@ def _layer(
 ) -> _Layer:
     rgba = np.asarray(picture)
     alpha = rgba[..., 3]
-    classes = np.where(alpha > 127, class_id, 0).astype(np.uint8)
+    classes = np.where(alpha > 127, class_id, 0).astype(np.uint16)
     return _Layer(kind, label, colour_name, rgba[..., :3], alpha, classes)
 
 
@@ -386,7 +398,7 @@ def _overlap(a: Box, b: Box) -> float:
 def _paste(
     image: NDArray[np.uint8],
     owner: NDArray[np.uint8],
-    classes: NDArray[np.uint8],
+    classes: NDArray[np.uint16],
     layer: _Layer,
     spot: tuple[int, int],
     index: int,

@@ -197,7 +197,8 @@ SOURCES: tuple[Source, ...] = (
 class Art:
     """What scenes are composed of.
 
-    stickers: for each concept its drawings, one a vendor, premultiplied (`RGBa`), cropped;
+    stickers: for each concept its drawings, one a vendor that has it, premultiplied (`RGBa`) and
+        cropped;
     digits: for 0-9 an array of handwritten digits, N×28×28, ink 255;
     fonts: type faces at the size that words are drawn at before they are scaled down.
     """
@@ -288,7 +289,11 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
     fonts = [s for s in SOURCES if s.name.startswith("@expo-google-fonts/") and s.role == face]
     return Art(
         stickers={
-            name: tuple(Image.fromarray(drawing[name]).convert("RGBa") for drawing in drawings)
+            name: tuple(
+                Image.fromarray(drawing[name]).convert("RGBa")
+                for drawing in drawings
+                if name in drawing
+            )
             for name in CONCEPTS
         },
         digits=_digits(cache, held_out=held_out),
@@ -302,20 +307,23 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
 
 
 def _stickers(source: Source, cache: Path, pixels: int) -> dict[str, NDArray[np.uint8]]:
-    """Every concept as this vendor draws it: h×w×4, cropped to what is visible."""
-    path = cache / f"{source.family}-{source.version}-{pixels}.npz"
+    """Every concept as this vendor draws it, if it does: h×w×4, cropped to what is visible."""
+    icons = {
+        name: concept.fxemoji if source.family == "fxemoji" else concept.icon
+        for name, concept in CONCEPTS.items()
+    }
+    # Another choice of icons is another file, so that versions of the world can share a cache.
+    digest = hashlib.sha256(json.dumps(icons).encode()).hexdigest()[:8]
+    path = cache / f"{source.family}-{source.version}-{digest}-{pixels}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
-            stickers = {name: kept[name] for name in kept.files}
-        if stickers.keys() == CONCEPTS.keys():
-            return stickers
-    icons = json.loads(read_members(fetch(source, cache), source.members)[0])
+            return {name: kept[name] for name in kept.files}
+    collection = json.loads(read_members(fetch(source, cache), source.members)[0])
     stickers = {}
-    for name, concept in CONCEPTS.items():
-        icon = concept.fxemoji if source.family == "fxemoji" else concept.icon
-        picture = _render(_svg(icons, icon), pixels)
-        box = picture.getchannel("A").getbbox()
-        stickers[name] = np.asarray(picture.crop(box))
+    for name, icon in icons.items():
+        if icon:
+            picture = _render(_svg(collection, icon), pixels)
+            stickers[name] = np.asarray(picture.crop(picture.getchannel("A").getbbox()))
     _save(path, stickers)
     return stickers
 
