@@ -195,6 +195,11 @@ class Pretrainer:
         self.step += 1
         return report
 
+    @torch.no_grad()
+    def losses(self, batch: SceneBatch) -> dict[str, tuple[float, int]]:
+        """What `train_step` reports, of packed prompts, without an update."""
+        return self._losses(batch, progress=self.recipe.looking)[1]
+
     def _losses(
         self, batch: SceneBatch, progress: float
     ) -> tuple[Tensor, dict[str, tuple[float, int]]]:
