@@ -47,8 +47,7 @@ from paliglass.training.contrastive import (
     train,
 )
 from paliglass.training.pairs import Pair, SavedPairs, WorldPairs, save_pairs
-from paliglass.training.pretrain import write_whole
-from paliglass.training.trainer import find_checkpoint
+from paliglass.training.runs import find_checkpoint, write_whole
 from paliglass.world import World
 from paliglass.world.baseline import PixelNeighbours, single_stickers
 from paliglass.world.concepts import CONCEPTS, with_article

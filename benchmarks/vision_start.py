@@ -26,7 +26,8 @@ from paliglass.checkpoints.hub import locate
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.segmentation import MaskCodec
 from paliglass.training.batches import TASKS
-from paliglass.training.pretrain import MINI, batches, write_whole
+from paliglass.training.pretrain import MINI, batches
+from paliglass.training.runs import write_whole
 from paliglass.training.trainer import Pretrainer, Recipe
 from paliglass.world import World
 
@@ -77,8 +78,8 @@ def mean_losses(trainer: Pretrainer, held_out: list) -> dict[str, float]:  # typ
 def table(runs: dict[str, list[dict]], options: argparse.Namespace) -> str:  # type: ignore[type-arg]
     """Markdown: random → dual, for each task and split."""
     lines = [
-        f"Losses on {options.batches * Recipe.scenes} held-out scenes of each kind, nats per token: "
-        f"random start → the dual encoder's tower. Same seed, {Recipe.scenes} scenes a step.",
+        f"Losses on {options.batches * Recipe.scenes} held-out scenes of each kind, in nats: "
+        f"random start → dual start. Same seed, {Recipe.scenes} scenes a step.",
         "",
         "| | step | " + " | ".join(TASKS) + " |",
         "|---|---:|" + "---:|" * len(TASKS),

@@ -27,9 +27,10 @@ from paliglass.training.batches import (
     patch_boxes,
     text_batch,
 )
-from paliglass.training.pretrain import batches, cut_log
+from paliglass.training.pretrain import batches
+from paliglass.training.runs import cut_log, find_checkpoint
 from paliglass.training.tokenizer import train_tokenizer, training_texts
-from paliglass.training.trainer import MultiQueryAttention, Pretrainer, Recipe, find_checkpoint
+from paliglass.training.trainer import MultiQueryAttention, Pretrainer, Recipe
 
 SMALL = PaliGemmaConfig(
     SigLipConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from enum import StrEnum
@@ -134,7 +135,7 @@ def contrastive(
     from paliglass.contrastive.folders import save_contrastive
     from paliglass.contrastive.processing import ContrastiveProcessor
     from paliglass.training import contrastive as training
-    from paliglass.training.trainer import find_checkpoint
+    from paliglass.training.runs import find_checkpoint
 
     refuse_existing(out / "model")
     checkpoint = find_checkpoint(out / "checkpoint")
@@ -189,6 +190,116 @@ def contrastive(
     accelerator.end_training()
 
 
+@functools.partial(command, on=train)
+def pretrain(
+    out: Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")],
+    weights: Annotated[
+        Path | None, typer.Option(exists=True, help="A model of mini's shape to go on from.")
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(help="A dual encoder whose vision tower to start from, as mini-dual."),
+    ] = None,
+    codec: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="What turns masks into codes. [mini's]"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="End after these.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="End after this time.")] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="In a step, over all processes.")] = 32,
+    prompts: Annotated[int, typer.Option(min=2, help="About each scene.")] = 8,
+    looking: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the run, at its start, for the vision tower alone."
+        ),
+    ] = 0.15,
+    separate: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the run, at its end, with each prompt in a row of its own."
+        ),
+    ] = 0.2,
+    rate: Annotated[float, typer.Option(min=0, help="Times the recipe's learning rates.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of each process.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that compose scenes, for each that trains.")
+    ] = 1,
+    world_cache: Annotated[
+        Path | None, typer.Option(file_okay=False, help="The world's artwork. [.cache/world]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, if there is one.")
+    ] = False,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 50,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Time between checkpoints.")
+    ] = 240.0,
+) -> None:
+    """Train a model of mini's shape on the picture world: all tasks at once, every weight.
+
+    Processes share each step: torchrun --nproc-per-node 2 -m paliglass train pretrain … On a CPU,
+    two of one thread get more done than one of two.
+    """
+    if steps is None and minutes is None:
+        raise typer.BadParameter("say when to end: --steps or --minutes")
+    if weights is not None and vision is not None:
+        raise typer.BadParameter("--weights has a vision tower already; leave out --vision")
+    import torch
+
+    from paliglass.checkpoints import save_folder
+    from paliglass.checkpoints.folder import load_model
+    from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.saving import refuse_existing
+    from paliglass.processing_paligemma import PaliGemmaProcessor
+    from paliglass.segmentation import MaskCodec
+    from paliglass.training import pretrain as training
+    from paliglass.training.runs import find_checkpoint
+    from paliglass.training.trainer import Pretrainer, Recipe, rank
+    from paliglass.world import World
+
+    config, recipe = training.MINI, Recipe()
+    recipe = dataclasses.replace(
+        recipe,
+        minutes=math.inf if minutes is None else minutes,
+        steps=recipe.steps if steps is None else steps,
+        scenes=scenes,
+        prompts=prompts,
+        looking=looking,
+        separate=separate,
+        muon_rate=rate * recipe.muon_rate,
+        adam_rate=rate * recipe.adam_rate,
+        seed=seed,
+    )
+    refuse_existing(out / "model")
+    checkpoint = find_checkpoint(out / "checkpoint")
+    if checkpoint is not None and not resume:
+        raise typer.BadParameter(f"{out} holds a run; go on with --resume, or choose a new folder")
+    torch.set_num_threads(threads)
+    with training.together(scenes):
+        if codec is None:
+            codec = locate("mini") / "mask_codec.safetensors"
+        size = config.vision_config.image_size
+        world = World(world_cache, "train", seed, size, codec=MaskCodec.load(codec))
+        out.mkdir(parents=True, exist_ok=True)
+        words = training.common_tokenizer(out / "tokenizer.json", world_cache, world)
+        processor = PaliGemmaProcessor(words, config.num_image_tokens, size)
+        trainer = Pretrainer(config, len(world.patch_classes), recipe)
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        elif weights is not None:
+            trainer.start(load_model(weights, "cpu", "float32"))
+        elif vision is not None:
+            trainer.start_vision_tower(vision)
+        grid = config.vision_config.patches_per_side
+        data = training.batches(world, processor, recipe, grid, trainer.step, workers)
+        training.train(trainer, data, out, log_every, checkpoint_seconds)
+        if rank() == 0:
+            save_folder(trainer.model.to(recipe.dtype), out / "model", processor)
+            print(f"{out / 'model'}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
+
+
 def _read_config(path: Path) -> ContrastiveConfig:
     from paliglass.checkpoints.folder import read_json
     from paliglass.contrastive.config import ContrastiveConfig
@@ -218,7 +329,7 @@ def _tokenizer(given: Path | None, data: str, source: PairSource, out: Path) -> 
 
     from paliglass.checkpoints.folder import load_tokenizer
     from paliglass.training.contrastive import shipped_tokenizer
-    from paliglass.training.pretrain import write_whole
+    from paliglass.training.runs import write_whole
     from paliglass.training.tokenizer import train_tokenizer
 
     if given is not None:

@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,11 +36,19 @@ from paliglass.contrastive.config import (
 )
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
-from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.errors import PaliglassError
 from paliglass.ops.attention import Attention
 from paliglass.training.batches import pixel_values
 from paliglass.training.pairs import PairBatch, PairSource, batches
-from paliglass.training.pretrain import MINI, cut_log
+from paliglass.training.pretrain import MINI
+from paliglass.training.runs import (
+    Screen,
+    check_same,
+    cut_log,
+    new_checkpoint,
+    stop_signals,
+    stopped_early,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -242,29 +245,19 @@ class ContrastiveTrainer:
         return {"loss": report[0].item(), "accuracy": report[1].item()}
 
     def save(self, folder: Path) -> None:
-        """Writes `folder` whole or not at all; what was there is replaced.
-
-        At any moment `folder` or, where that is missing, `folder`.old is a whole checkpoint.
-        """
-        new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        state = {name: t.detach().contiguous() for name, t in self.model.state_dict().items()}
-        save_file(state, new / "weights.safetensors")
-        torch.save([o.state_dict() for o in self.optimizers.all], new / "optimizers.pt")
-        save_file({"cpu": torch.get_rng_state()}, new / "random.safetensors")
-        data = {
-            "step": self.step,
-            "elapsed": self.elapsed,
-            "recipe": asdict(self.recipe),
-            "config": self.model.config.to_dict(),
-        }
-        (new / "state.json").write_text(json.dumps(data), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        """Writes `folder` whole or not at all; what was there is replaced."""
+        with new_checkpoint(folder) as new:
+            state = {name: t.detach().contiguous() for name, t in self.model.state_dict().items()}
+            save_file(state, new / "weights.safetensors")
+            torch.save([o.state_dict() for o in self.optimizers.all], new / "optimizers.pt")
+            save_file({"cpu": torch.get_rng_state()}, new / "random.safetensors")
+            data = {
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "recipe": asdict(self.recipe),
+                "config": self.model.config.to_dict(),
+            }
+            (new / "state.json").write_text(json.dumps(data), encoding="utf-8")
 
     def resume(self, folder: Path) -> None:
         """Goes on from what `save` wrote.
@@ -273,15 +266,11 @@ class ContrastiveTrainer:
         be those of neither.
         """
         data = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        # Through JSON and back, so that tuples compare as the lists they became.
-        now = json.loads(json.dumps({**asdict(self.recipe), **self.model.config.to_dict()}))
-        then = {**data["recipe"], **data["config"]}
-        for name in sorted({*now, *then}):
-            if then.get(name) != now.get(name):
-                raise CheckpointError(
-                    f"{folder}: the run was started with {name} {then.get(name)}, not "
-                    f"{now.get(name)}; give the same, or start another run in a new folder"
-                )
+        check_same(
+            folder,
+            {**data["recipe"], **data["config"]},
+            {**asdict(self.recipe), **self.model.config.to_dict()},
+        )
         weights = load_file(folder / "weights.safetensors")
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
@@ -353,26 +342,6 @@ class Optimizers:
             parameter.grad = None
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM adds to; a step is never cut in two. The second one kills."""
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        for kind in previous:
-            signal.signal(kind, previous[kind])
-
-    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    for kind in previous:
-        signal.signal(kind, note)
-    try:
-        yield received
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
-
-
 def train(
     trainer: ContrastiveTrainer,
     source: PairSource,
@@ -414,7 +383,7 @@ def train(
     skipped: dict[str, None] = {}
     sums: dict[str, float] = {}
     count = 0
-    with stop_signals() as stop, Screen(trainer, quiet=not main) as screen:
+    with stop_signals() as stop, Screen(trainer.progress, quiet=not main) as screen:
         while trainer.progress < 1:
             group = list(islice(data, recipe.accumulate))
             for name, value in trainer.train_step(group).items():
@@ -442,7 +411,11 @@ def train(
                         print(json.dumps(line), file=log)
                 if accelerator.trackers:
                     accelerator.log({k: v for k, v in line.items() if k != "step"}, trainer.step)
-                screen.show(line)
+                screen.show(
+                    trainer.progress,
+                    f"step {trainer.step}  loss {line['loss']:.3f}  "
+                    f"{line['pairs_per_second']:.0f} pairs/s",
+                )
                 sums, count, logged = {}, 0, now
             if now - saved >= checkpoint_seconds or stopped or trainer.progress == 1:
                 if main:
@@ -453,10 +426,7 @@ def train(
     if skipped and main:
         screen.say(f"{len(skipped)} broken pictures were skipped")
     if trainer.progress < 1:
-        raise KeyboardInterrupt(
-            f"{out / 'checkpoint'} holds step {trainer.step}: the same command with --resume goes "
-            "on from there"
-        )
+        raise stopped_early(out / "checkpoint", trainer.step)
 
 
 def _agree(accelerator: Accelerator, seconds: float, stop: bool) -> tuple[float, bool]:
@@ -466,43 +436,3 @@ def _agree(accelerator: Accelerator, seconds: float, stop: bool) -> tuple[float,
     state = torch.tensor([seconds, float(stop)], dtype=torch.float64, device=accelerator.device)
     dist.all_reduce(state, dist.ReduceOp.MAX)
     return state[0].item(), bool(state[1])
-
-
-class Screen:
-    """The progress bar, on stderr and at a terminal only: loss, throughput, time left."""
-
-    def __init__(self, trainer: ContrastiveTrainer, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.trainer, self.quiet = trainer, quiet
-        self.console = Console(stderr=True, quiet=quiet)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("training", total=1.0)
-
-    def __enter__(self) -> Screen:
-        self.bar.start()
-        self.bar.update(self.task, completed=self.trainer.progress)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def show(self, line: dict[str, Any]) -> None:
-        """The state after some steps."""
-        text = (
-            f"step {line['step']}  loss {line['loss']:.3f}  {line['pairs_per_second']:.0f} pairs/s"
-        )
-        self.bar.update(self.task, completed=self.trainer.progress, description=text)
-
-    def say(self, message: str) -> None:
-        """One line, above the bar."""
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -1,9 +1,9 @@
 """Multimodal pre-training on the picture world: how the shipped mini model is made.
 
-    torchrun --nproc-per-node 2 -m paliglass.training.pretrain --out runs/mini --minutes 60
+    paliglass train pretrain --out runs/mini --minutes 60
 
-- weights start from nothing, from another model's (`--weights`), or the vision tower's from a dual
-  encoder that `paliglass train contrastive` made (`--vision`), as PaliGemma's does
+- weights start from nothing, from another model's, or the vision tower's from a dual encoder that
+  `paliglass train contrastive` made, as PaliGemma's does
 - first the vision tower alone learns to name what covers each patch and to bound it (a linear head
   that is dropped afterwards); then prompts, several in a row behind their picture; at the end a row
   for each prompt, as at inference (see `batches`)
@@ -12,12 +12,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
-from paliglass.checkpoints import save_folder
-from paliglass.checkpoints.saving import refuse_existing
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass.errors import PaliglassError
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.batches import SceneBatch, SceneDataset
+from paliglass.training.runs import Screen, cut_log, stop_signals, stopped_early, write_whole
 from paliglass.training.tokenizer import emoji_names, train_tokenizer, training_texts
-from paliglass.training.trainer import Pretrainer, Recipe, find_checkpoint, processes, rank
+from paliglass.training.trainer import Pretrainer, Recipe, processes, rank
 
 MINI = PaliGemmaConfig(
     SigLipConfig(
@@ -56,8 +56,6 @@ MINI = PaliGemmaConfig(
     ),
     image_token_index=3200,
 )
-
-CHECKPOINT_SECONDS = 240
 
 
 def batches(
@@ -83,37 +81,34 @@ def batches(
     )
 
 
-def cut_log(path: Path, last_step: int) -> None:
-    """Drops the lines that a broken run wrote after its last checkpoint: they come again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A killed run's last line may be cut short.
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= last_step]
-        write_whole(path, "".join(kept))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Puts a file in place in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def train(trainer: Pretrainer, data: Iterator[SceneBatch], out: Path, log_every: int = 50) -> None:
+def train(
+    trainer: Pretrainer,
+    data: Iterator[SceneBatch],
+    out: Path,
+    log_every: int = 50,
+    checkpoint_seconds: float = 240.0,
+) -> None:
     """Trains to the end, with a line of `log.jsonl` every few steps, and checkpoints.
 
-    Of several processes the first one writes; its losses are those of its own scenes.
+    Of several processes the first one writes; its losses are those of its own scenes. Ctrl-C ends
+    it after the step at hand, with a checkpoint: KeyboardInterrupt then says how to go on.
     """
+    first, checkpoint = rank() == 0, out / "checkpoint"
     before, started, saved = trainer.elapsed, time.monotonic(), time.monotonic()
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    first = rank() == 0
-    with open(out / "log.jsonl" if first else os.devnull, "a", encoding="utf-8") as log:
+    if first:
+        cut_log(out / "log.jsonl", trainer.step)
+    with (
+        open(out / "log.jsonl" if first else os.devnull, "a", encoding="utf-8") as log,
+        stop_signals() as stop,
+        Screen(trainer.progress, quiet=not first) as screen,
+    ):
         while trainer.progress < 1:
             for name, (total, count) in trainer.train_step(next(data)).items():
                 sums[name] += total
                 counts[name] += count
-            trainer.elapsed = common_clock(before + time.monotonic() - started)
+            trainer.elapsed, stopped = agree(before + time.monotonic() - started, bool(stop))
             if trainer.step % log_every == 0:
                 losses = {name: round(sums[name] / max(counts[name], 1), 4) for name in sums}
                 line = {
@@ -123,87 +118,52 @@ def train(trainer: Pretrainer, data: Iterator[SceneBatch], out: Path, log_every:
                     **losses,
                 }
                 print(json.dumps(line), file=log, flush=True)
+                shown = "  ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
+                screen.show(trainer.progress, f"step {trainer.step}  {shown}")
                 sums.clear()
                 counts.clear()
-            if first and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                trainer.save(out / "checkpoint")
+            due = time.monotonic() - saved > checkpoint_seconds
+            if first and (due or stopped or trainer.progress == 1):
+                trainer.save(checkpoint)
                 saved = time.monotonic()
-    if first:
-        trainer.save(out / "checkpoint")
+            if stopped:
+                break
+    if trainer.progress < 1:
+        raise stopped_early(checkpoint, trainer.step)
 
 
-def common_clock(seconds: float) -> float:
-    """The first process's clock: the rates follow it, and must be the same everywhere."""
-    if processes() == 1:
-        return seconds
-    clock = torch.tensor(seconds, dtype=torch.float64)
-    dist.broadcast(clock, src=0)
-    return float(clock)
+@contextmanager
+def together(scenes: int) -> Iterator[None]:
+    """Joins the processes that `torchrun` started, if it did.
 
-
-def main() -> None:
-    """The command line."""
-    from paliglass.checkpoints.folder import load_model
-    from paliglass.segmentation import MaskCodec
-    from paliglass.world import World
-
-    parser = argparse.ArgumentParser(description="Train the mini model on the picture world.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
-    parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
-    parser.add_argument("--weights", type=Path, help="model folder to go on from")
-    parser.add_argument("--vision", type=Path, help="dual encoder whose vision tower to start from")
-    parser.add_argument("--codec", type=Path, help="mask codec; without one, nothing to segment")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes)
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="end earlier, after these")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--rate", type=float, default=1.0, help="times the recipe's rates")
-    parser.add_argument("--looking", type=float, default=Recipe.looking)
-    parser.add_argument("--separate", type=float, default=Recipe.separate)
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--workers", type=int, default=1, help="of each process, for its scenes")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    refuse_existing(options.out / "model")
-    if options.weights is not None and options.vision is not None:
-        parser.error("--weights has a vision tower already; leave out --vision")
-    if "RANK" in os.environ:  # torchrun
+    Raises PaliglassError where they cannot share a step's scenes evenly.
+    """
+    if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    recipe = Recipe(
-        minutes=options.minutes,
-        steps=options.steps,
-        seed=options.seed,
-        looking=options.looking,
-        separate=options.separate,
-        muon_rate=options.rate * Recipe.muon_rate,
-        adam_rate=options.rate * Recipe.adam_rate,
-    )
-    codec = None if options.codec is None else MaskCodec.load(options.codec)
-    size = MINI.vision_config.image_size
-    world = World(options.world, split="train", seed=options.seed, size=size, codec=codec)
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = common_tokenizer(options.out / "tokenizer.json", options.world, world)
-    processor = PaliGemmaProcessor(tokenizer, MINI.num_image_tokens, size)
-    trainer = Pretrainer(MINI, len(world.patch_classes), recipe)
-    checkpoint = find_checkpoint(options.out / "checkpoint")
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-    elif options.weights is not None:
-        trainer.start(load_model(options.weights, "cpu", "float32"))
-    elif options.vision is not None:
-        trainer.start_vision_tower(options.vision)
-    if rank() == 0:
-        cut_log(options.out / "log.jsonl", trainer.step)
-    grid = MINI.vision_config.patches_per_side
-    data = batches(world, processor, recipe, grid, trainer.step, options.workers)
-    train(trainer, data, options.out)
-    if rank() == 0:
-        save_folder(trainer.model.to(recipe.dtype), options.out / "model", processor)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        if scenes % processes():
+            raise PaliglassError(
+                f"{scenes} scenes cannot be shared by {processes()} processes; choose a multiple"
+            )
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-def common_tokenizer(path: Path, art: Path, world: Any) -> Tokenizer:
+def agree(seconds: float, stop: bool) -> tuple[float, bool]:
+    """The largest of all processes' clocks, and whether any is to stop.
+
+    The rates follow the clock, and all must leave the loop at one step.
+    """
+    if processes() == 1:
+        return seconds, stop
+    state = torch.tensor([seconds, float(stop)], dtype=torch.float64)
+    dist.all_reduce(state, dist.ReduceOp.MAX)
+    return float(state[0]), bool(state[1])
+
+
+def common_tokenizer(path: Path, art: Path | None, world: Any) -> Tokenizer:
     """The run's tokenizer, trained by the first process where there is none yet."""
     if rank() == 0 and not path.exists():
         texts = chain(emoji_names(art), training_texts(world))
@@ -211,7 +171,3 @@ def common_tokenizer(path: Path, art: Path, world: Any) -> Tokenizer:
     if processes() > 1:
         dist.barrier()
     return Tokenizer.from_file(str(path))
-
-
-if __name__ == "__main__":
-    main()

@@ -74,10 +74,10 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def emoji_names(cache: Path) -> list[str]:
+def emoji_names(cache: Path | None = None) -> list[str]:
     """What Unicode's emoji are called: everyday words beyond those of the world."""
     # Imported here: training on other data needs no world.
-    from paliglass.world.sources import Source, fetch, read_members
+    from paliglass.world.sources import Source, default_cache, fetch, read_members
 
     source = Source(
         "unicode-emoji-json",
@@ -88,7 +88,7 @@ def emoji_names(cache: Path) -> list[str]:
         role="train",
         members=("package/data-by-emoji.json",),
     )
-    (data,) = read_members(fetch(source, cache), source.members)
+    (data,) = read_members(fetch(source, cache or default_cache()), source.members)
     return [emoji["name"].lower() for emoji in json.loads(data).values()]
 
 

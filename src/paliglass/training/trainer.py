@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paliglass.config import PaliGemmaConfig
 from paliglass.contrastive.folders import initialise_vision_tower
-from paliglass.errors import CheckpointError
 from paliglass.modeling_gemma import GemmaAttention
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.attention import Attention
 from paliglass.training.batches import TASKS, SceneBatch, pixel_values, text_batch
+from paliglass.training.runs import check_same, new_checkpoint
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The run's settings. It ends at `steps` or after `minutes`, whichever is first reached."""
 
-    minutes: float = 60.0
+    minutes: float = math.inf
     steps: int = 10**9
     seed: int = 0
     scenes: int = 32  # per step, over all processes
@@ -90,11 +89,6 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def find_checkpoint(folder: Path) -> Path | None:
-    """Where `Pretrainer.save` left the last whole checkpoint, if it ever came to one."""
-    return next((path for path in (folder, folder.with_suffix(".old")) if path.is_dir()), None)
 
 
 class MultiQueryAttention(Attention):
@@ -241,7 +235,7 @@ class Pretrainer:
         self.model.load_state_dict(model.state_dict())
         self._copy_weights()
 
-    def start_vision_tower(self, dual: Path) -> None:
+    def start_vision_tower(self, dual: str | Path) -> None:
         """Takes over the vision tower of a dual encoder; see `initialise_vision_tower`."""
         initialise_vision_tower(self.model, dual)
         self._copy_weights()
@@ -251,23 +245,13 @@ class Pretrainer:
             torch._foreach_copy_(list(self.compute.parameters()), list(self.weights.parameters()))
 
     def save(self, folder: Path) -> None:
-        """Writes `folder` whole or not at all; what was there is replaced.
-
-        At any moment `folder` or, where that is missing, `folder`.old is a whole checkpoint.
-        """
-        new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        weights = dict(self.weights.named_parameters())  # tied weights once
-        save_file({name: p.detach() for name, p in weights.items()}, new / "weights.safetensors")
-        torch.save([o.state_dict() for o, _ in self.optimizers], new / "optimizers.pt")
-        state = {"step": self.step, "elapsed": self.elapsed, "recipe": self.recipe.to_dict()}
-        (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        """Writes `folder` whole or not at all; what was there is replaced."""
+        with new_checkpoint(folder) as new:
+            weights = dict(self.weights.named_parameters())  # tied weights once
+            save_file({k: p.detach() for k, p in weights.items()}, new / "weights.safetensors")
+            torch.save([o.state_dict() for o, _ in self.optimizers], new / "optimizers.pt")
+            state = {"step": self.step, "elapsed": self.elapsed, "recipe": self.recipe.to_dict()}
+            (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def resume(self, folder: Path) -> None:
         """Goes on from what `save` wrote.
@@ -276,13 +260,7 @@ class Pretrainer:
         of neither.
         """
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for name, now in self.recipe.to_dict().items():
-            then = state.get("recipe", {}).get(name)
-            if then != now:
-                raise CheckpointError(
-                    f"{folder}: the run was started with {name} {then}, not {now}; give the same, "
-                    "or start another run in a new folder"
-                )
+        check_same(folder, state["recipe"], self.recipe.to_dict())
         weights = load_file(folder / "weights.safetensors")
         with torch.no_grad():
             for name, parameter in self.weights.named_parameters():

@@ -1,0 +1,131 @@
+"""What every training run needs: whole checkpoints, a log, a clean end on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from paliglass.errors import CheckpointError
+
+
+@contextmanager
+def new_checkpoint(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `folder` when the block has ended well.
+
+    At any moment `folder` or, where that is missing, `folder`.old is a whole checkpoint.
+    """
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Where `new_checkpoint` left the last whole one, if it ever came to one."""
+    return next((path for path in (folder, folder.with_suffix(".old")) if path.is_dir()), None)
+
+
+def check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises CheckpointError where a run is resumed otherwise: its losses would be neither's.
+
+    Settings are compared as JSON keeps them, where a tuple is a list.
+    """
+    now = json.loads(json.dumps(now))
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{folder}: the run was started with {name} {then.get(name)}, not "
+                f"{now.get(name)}; give the same, or start another run in a new folder"
+            )
+
+
+def cut_log(path: Path, last_step: int) -> None:
+    """Drops the lines that a broken run wrote after its last checkpoint: they come again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A killed run's last line may be cut short.
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= last_step]
+        write_whole(path, "".join(kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Puts a file in place in one step."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that Ctrl-C or SIGTERM adds to; a step is never cut in two. The second one kills."""
+    received: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for kind in previous:
+            signal.signal(kind, previous[kind])
+
+    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    for kind in previous:
+        signal.signal(kind, note)
+    try:
+        yield received
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
+
+
+def stopped_early(checkpoint: Path, step: int) -> KeyboardInterrupt:
+    """What to raise where a run was asked to stop: it says how to go on."""
+    return KeyboardInterrupt(
+        f"{checkpoint} holds step {step}: the same command with --resume goes on from there"
+    )
+
+
+class Screen:
+    """The progress bar, on stderr and at a terminal only."""
+
+    def __init__(self, progress: float, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.start = progress
+        self.console = Console(stderr=True, quiet=quiet)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=1.0)
+
+    def __enter__(self) -> Screen:
+        self.bar.start()
+        self.bar.update(self.task, completed=self.start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, progress: float, text: str) -> None:
+        """How far the run is, 0 … 1, and what there is to say about it."""
+        self.bar.update(self.task, completed=progress, description=text)
+
+    def say(self, message: str) -> None:
+        """One line, above the bar."""
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
