@@ -44,6 +44,9 @@ class FakeWorld:
     def __init__(self, size: int = 128, seed: int = 0) -> None:
         self.size, self.seed = size, seed
 
+    def scene(self, index: int) -> Scene:
+        return self.sample(index, 1)[0]
+
     def sample(self, index: int, prompts: int) -> tuple[Scene, list[Example]]:
         rng = np.random.default_rng((self.seed, index))
         name = str(rng.choice(list(COLOURS)))

@@ -257,6 +257,13 @@ def test_every_scene_is_seen_once_and_in_order() -> None:
     assert np.array_equal(pixels.numpy(), np.stack(expected))
 
 
+def test_a_run_that_only_looks_composes_no_prompts() -> None:
+    recipe = dataclasses.replace(RECIPE, looking=1.0)
+    looking = list(batches(WORLD, PROCESSOR, recipe, GRID, 0, workers=0))
+    assert all(rows == [[]] * RECIPE.scenes for rows in (batch.rows for batch in looking))
+    assert torch.equal(looking[0].pixels, data()[0].pixels)
+
+
 def gradients_of_a_step(separate: float) -> dict[str, torch.Tensor]:
     model = trainer(looking=0.0, separate=separate)
     model.train_step(next(batches(WORLD, PROCESSOR, model.recipe, GRID, 0, workers=0)))

@@ -61,13 +61,15 @@ class TextBatch:
 
 
 class SceneDataset(Dataset[tuple[Any, list[Row]]]):
-    """Scene `index` of a world with its encoded prompts; every index is a new scene."""
+    """Scene `index` of a world with its encoded prompts, if any; every index is a new scene."""
 
     def __init__(self, world: Any, processor: PaliGemmaProcessor, prompts: int, grid: int) -> None:
         self.world, self.processor = world, processor
         self.prompts, self.grid = prompts, grid
 
     def __getitem__(self, index: int) -> tuple[Any, list[Row]]:
+        if not self.prompts:
+            return self.world.scene(index), []
         scene, examples = self.world.sample(index, prompts=self.prompts)
         rows = []
         for example in examples:

@@ -67,7 +67,8 @@ def batches(
     workers: int,
 ) -> Iterator[SceneBatch]:
     """The batches of this process from `first_step` on, prepared by worker processes."""
-    dataset = SceneDataset(world, processor, recipe.prompts, grid)
+    prompts = recipe.prompts if recipe.looking < 1 else 0  # nobody would read them
+    dataset = SceneDataset(world, processor, prompts, grid)
     share = recipe.scenes // processes()
     # Each process takes its part of the step's scenes.
     first = first_step * recipe.scenes + rank() * share
