@@ -41,13 +41,12 @@ from paliglass.training.contrastive import (
     ContrastiveRecipe,
     ContrastiveTrainer,
     dual_config,
-    make_accelerator,
     shipped_tokenizer,
     text_length,
     train,
 )
 from paliglass.training.pairs import Pair, SavedPairs, WorldPairs, save_pairs
-from paliglass.training.runs import find_checkpoint, write_whole
+from paliglass.training.runs import find_checkpoint, make_accelerator, write_whole
 from paliglass.world import World
 from paliglass.world.baseline import PixelNeighbours, single_stickers
 from paliglass.world.concepts import CONCEPTS, with_article
@@ -120,7 +119,7 @@ def train_one(name: str, options: argparse.Namespace) -> None:
     )
     length = text_length(tokenizer, source)
     config = dual_config(image, text, loss, tokenizer.get_vocab_size(), SIZE, length)
-    trainer = ContrastiveTrainer(config, recipe, make_accelerator(recipe, out))
+    trainer = ContrastiveTrainer(config, recipe, make_accelerator(recipe.precision))
     checkpoint = find_checkpoint(out / "checkpoint")
     if checkpoint is not None:
         trainer.resume(checkpoint)

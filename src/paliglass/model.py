@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paliglass.checkpoints.adapters import merge_adapter
 from paliglass.checkpoints.big_vision import load_big_vision
 from paliglass.checkpoints.folder import load_model, load_tokenizer
 from paliglass.checkpoints.hub import locate
@@ -50,6 +51,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     tokenizer: str | Path | None = None,
     mask_codec: str | Path | None = None,
+    adapter: str | Path | None = None,
     **overrides: Any,
 ) -> PaliGemma:
     """Loads a PaliGemma or PaliGemma 2.
@@ -64,6 +66,7 @@ def load(
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
             `MaskCodec.save`, or Google's vae-oid.npz; by default the model folder's
             mask_codec.safetensors, if it has one. Only `segment` needs it.
+        adapter: a folder (or hub id) with a LoRA adapter in peft's format, which is merged.
         overrides: settings that config.json, or the shapes of an .npz's arrays, do not tell
             rightly, such as sliding_window=4096; see `PaliGemmaConfig.replace`.
 
@@ -78,6 +81,8 @@ def load(
                 f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
         network = load_model(path, device, dtype, **overrides)
+        if adapter is not None:
+            merge_adapter(network, locate(adapter))
         processor = load_processor(path, network.config)
         return PaliGemma(network, processor, *_beside(path, mask_codec, network.device))
     source = path.parent if tokenizer is None else Path(tokenizer)
@@ -88,6 +93,8 @@ def load(
         )
     words = load_tokenizer(source)
     network = load_big_vision(path, device=device, dtype=dtype, **overrides)
+    if adapter is not None:
+        merge_adapter(network, locate(adapter))
     processor = make_processor(words, network.config, path)
     return PaliGemma(network, processor, *_beside(path.parent, mask_codec, network.device))
 

@@ -21,10 +21,10 @@ from paliglass.training.contrastive import (
     ContrastiveTrainer,
     ShortAttention,
     dual_config,
-    make_accelerator,
     text_length,
 )
 from paliglass.training.pairs import PairBatch, PictureFiles, batches
+from paliglass.training.runs import make_accelerator
 
 COLOURS = ("red", "lime", "blue", "yellow")
 STEPS = 6
@@ -55,7 +55,9 @@ def source(tmp_path: Path) -> PictureFiles:
 def trainer(name: str = "vit-transformer-siglip", **settings: Any) -> ContrastiveTrainer:
     given = {"steps": STEPS, "batch_size": 4, "precision": "fp32", "warm_up": 2} | settings
     recipe = ContrastiveRecipe(**given)
-    return ContrastiveTrainer(CONFIGS[name], recipe, make_accelerator(recipe, Path("unused")))
+    return ContrastiveTrainer(
+        CONFIGS[name], recipe, make_accelerator(recipe.precision, recipe.accumulate)
+    )
 
 
 def data(source: PictureFiles, model: ContrastiveTrainer, count: int = STEPS) -> list[PairBatch]:
@@ -196,7 +198,7 @@ def test_texts_have_room(source: PictureFiles) -> None:
 
 def test_processes_must_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ContrastiveRecipe(batch_size=5)
-    accelerator = make_accelerator(recipe, Path("unused"))
+    accelerator = make_accelerator(recipe.precision, recipe.accumulate)
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
     with pytest.raises(PaliglassError, match="5 pairs cannot be shared by 2 processes"):
         ContrastiveTrainer(CONFIGS["siglip"], recipe, accelerator)

@@ -28,3 +28,19 @@ def module_name(key: str) -> str:
     for pattern, replacement in _RULES:
         key = pattern.sub(replacement, key)
     return key
+
+
+_THEIRS = (
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+
+
+def transformers_name(name: str) -> str:
+    """What transformers 5 calls the module or parameter that is `name` here."""
+    for ours, theirs in _THEIRS:
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    return name

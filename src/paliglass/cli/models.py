@@ -88,6 +88,9 @@ def convert(
         Path | None,
         typer.Option(exists=True, help="For an .npz: a tokenizer.json or its folder."),
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter to merge: a folder or a hub id.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,7 +106,9 @@ def convert(
     from paliglass.model import load
 
     refuse_existing(target)
-    model = load(source, device="cpu", dtype=dtype.value, tokenizer=tokenizer, **overrides)
+    model = load(
+        source, device="cpu", dtype=dtype.value, tokenizer=tokenizer, adapter=adapter, **overrides
+    )
     save_folder(model.model, target, model.processor)
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes

@@ -67,6 +67,9 @@ class RunOptions:
     model: Annotated[
         str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
     ] = "mini"
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
+    ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 8
@@ -112,7 +115,8 @@ class RunOptions:
 
     def settings(self) -> dict[str, Any]:
         """What decides about the answers, for a resumed run to agree with."""
-        return {"dtype": self.dtype.value, **self.generation()}
+        adapted = {} if self.adapter is None else {"adapter": self.adapter}
+        return {"dtype": self.dtype.value, **adapted, **self.generation()}
 
 
 @dataclass(frozen=True)

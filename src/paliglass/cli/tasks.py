@@ -239,7 +239,7 @@ def _load(run: RunOptions, mask_codec: Path | None = None) -> PaliGemma:
     from paliglass.model import load
 
     more: dict[str, Any] = {} if mask_codec is None else {"mask_codec": mask_codec}
-    return load(run.model, device=run.device, dtype=run.dtype.value, **more)
+    return load(run.model, device=run.device, dtype=run.dtype.value, adapter=run.adapter, **more)
 
 
 def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOptions) -> None:

@@ -135,7 +135,7 @@ def contrastive(
     from paliglass.contrastive.folders import save_contrastive
     from paliglass.contrastive.processing import ContrastiveProcessor
     from paliglass.training import contrastive as training
-    from paliglass.training.runs import find_checkpoint
+    from paliglass.training.runs import find_checkpoint, make_accelerator
 
     refuse_existing(out / "model")
     checkpoint = find_checkpoint(out / "checkpoint")
@@ -153,7 +153,7 @@ def contrastive(
         "precision": precision.value,
         "seed": seed,
     }
-    accelerator = training.make_accelerator(training.ContrastiveRecipe(**settings), out, logs.value)
+    accelerator = make_accelerator(precision.value, accumulate, out, logs.value)
     # One process fetches artwork and trains the tokenizer; the others then find them.
     with accelerator.main_process_first():
         out.mkdir(parents=True, exist_ok=True)
@@ -298,6 +298,208 @@ def pretrain(
         if rank() == 0:
             save_folder(trainer.model.to(recipe.dtype), out / "model", processor)
             print(f"{out / 'model'}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
+
+
+class Part(StrEnum):
+    """What learns; the rest is frozen."""
+
+    ALL = "all"
+    DECODER = "decoder"
+    ATTENTION = "attention"
+    PROJECTOR = "projector"
+
+
+class CocoTask(StrEnum):
+    """What COCO's boxes and masks are made into."""
+
+    DETECT = "detect"
+    SEGMENT = "segment"
+
+
+def _defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Takes a YAML file's settings as the options' defaults; flags win."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    known = {parameter.name for parameter in context.command.params} - {"config", "debug"}
+    if not isinstance(settings, dict):
+        raise typer.BadParameter(f"{path}: is no list of settings, as `learning_rate: 1e-4`")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in settings:
+        if name not in known:
+            raise typer.BadParameter(
+                f"{path}: {name} is no setting; there are {', '.join(sorted(known))}"
+            )
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
+
+@functools.partial(command, on=train)
+def finetune(
+    out: Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            exists=True,
+            help='A .jsonl of {"image", "prefix", "suffix"}, COCO or VQAv2 JSON, or a folder.',
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="mini, a folder, or a hub id.")
+    ] = "mini",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            is_eager=True,
+            callback=_defaults,
+            help="A YAML file of these settings; flags win.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Where COCO's or VQAv2's pictures are."),
+    ] = None,
+    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = CocoTask.DETECT,
+    validation: Annotated[
+        Path | None, typer.Option(exists=True, help="Held-out examples, of the same kinds.")
+    ] = None,
+    train_part: Annotated[
+        Part, typer.Option("--train", help="What learns; with --lora, what gets adapters.")
+    ] = Part.ALL,
+    lora: Annotated[int, typer.Option(min=0, help="Rank of LoRA adapters; 0: none.")] = 0,
+    lora_alpha: Annotated[
+        float | None, typer.Option(min=0, help="Their scale, times the rank. [2 × rank]")
+    ] = None,
+    lora_dropout: Annotated[float, typer.Option(min=0, max=1, help="In front of them.")] = 0.0,
+    epochs: Annotated[
+        float | None, typer.Option(min=0, help="End after so many passes over the data.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="End after these.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows in a step, over all processes and --accumulate.")
+    ] = 8,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts that a step's rows are worked off in, for memory.")
+    ] = 1,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="The highest. [2e-5; with --lora 2e-4]")
+    ] = None,
+    warm_up: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the steps until the highest rate.")
+    ] = 0.05,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of matrices.")] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of each target spread over all words.")
+    ] = 0.0,
+    precision: Annotated[
+        Precision, typer.Option(help="bf16 is faster where the processor has it.")
+    ] = Precision.BF16,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory, a third more work.")
+    ] = False,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between looks at --validation. [10 in all]")
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Looks without a better score before the end; 0: no end.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of order, adapters and dropout.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare pictures.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, if there is one.")
+    ] = False,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Time between checkpoints.")
+    ] = 120.0,
+) -> None:
+    """Teach a model a task of yours: pictures, prefixes (prompts) and suffixes (answers).
+
+    Leaves OUT/model, or OUT/adapter with --lora; both load here and in transformers. Several
+    processes share each step: torchrun --nproc-per-node 2 -m paliglass train finetune …
+    """
+    if steps is None and epochs is None:
+        raise typer.BadParameter("say when to end: --steps or --epochs")
+    if lora and train_part is Part.PROJECTOR:
+        raise typer.BadParameter("--lora goes with --train all, decoder or attention")
+    if patience and validation is None:
+        raise typer.BadParameter("--patience needs --validation, whose score it watches")
+    settings = {
+        name: value.value
+        if isinstance(value, StrEnum)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for name, value in locals().items()
+        if name not in ("out", "config", "resume") and value is not None
+    }
+    import yaml
+
+    from paliglass.checkpoints.saving import refuse_existing
+    from paliglass.model import load
+    from paliglass.training import finetune as training
+    from paliglass.training.examples import open_examples
+    from paliglass.training.runs import find_checkpoint, make_accelerator, write_whole
+
+    result = out / ("adapter" if lora else "model")
+    refuse_existing(result)
+    checkpoint = find_checkpoint(out / "checkpoint")
+    if checkpoint is not None and not resume:
+        raise typer.BadParameter(f"{out} holds a run; go on with --resume, or choose a new folder")
+    accelerator = make_accelerator(precision.value)
+    base = load(model, device=accelerator.device)
+    codec = base.mask_codec if task is CocoTask.SEGMENT else None
+    examples = open_examples(data, images, task.value, codec)
+    held_out = [] if validation is None else open_examples(validation, images, task.value, codec)
+    total = steps or max(1, round((epochs or 0) * len(examples) / batch_size))
+    recipe = training.FinetuneRecipe(
+        steps=total,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate or (2e-4 if lora else 2e-5),
+        warm_up=warm_up,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        part=train_part.value,
+        lora_rank=lora,
+        lora_alpha=2.0 * lora if lora_alpha is None else lora_alpha,
+        lora_dropout=lora_dropout,
+        precision=precision.value,
+        checkpointing=checkpointing,
+        seed=seed,
+    )
+    kept_as = base.model.dtype
+    trainer = training.Finetuner(base.model, recipe, accelerator)
+    past = trainer.resume(checkpoint) if checkpoint is not None else None
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        settings |= {"learning_rate": recipe.learning_rate, "steps": total}
+        write_whole(out / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
+    training.train(
+        trainer,
+        base.processor,
+        examples,
+        out,
+        validation=training.Validation(held_out, every or max(1, total // 10), patience)
+        if held_out
+        else None,
+        workers=workers,
+        log_every=log_every,
+        checkpoint_seconds=checkpoint_seconds,
+        past=past,
+    )
+    if accelerator.is_main_process:
+        training.save_result(trainer, base, result, model, kept_as)
+        learned = sum(p.numel() for p in trainer.learning.values())
+        print(f"{result}: {trainer.step} steps, {learned:,} numbers learned")
+    accelerator.end_training()
 
 
 def _read_config(path: Path) -> ContrastiveConfig:

@@ -61,8 +61,8 @@ class KVCache:
         with its padding; afterwards every slot in use, B × K × S × head_dim, as a view.
         """
         index = self.slots[:, None, :, None].expand(key.shape)
-        self.keys[layer].scatter_(2, index, key.detach())
-        self.values[layer].scatter_(2, index, value.detach())
+        for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
+            stored.scatter_(2, index, new.detach().to(stored.dtype))  # another one under autocast
         if self.max_length == key.shape[2]:
             return key, value
         used = slice(self.max_length)

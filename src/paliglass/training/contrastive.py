@@ -134,31 +134,6 @@ def text_length(tokenizer: Tokenizer, source: PairSource) -> int:
     return min(max(16, -(-needed // 8) * 8), 64)
 
 
-def make_accelerator(recipe: ContrastiveRecipe, out: Path, logs: str = "jsonl") -> Accelerator:
-    """Accelerate's view of this process: device, precision, and the others if there are any.
-
-    Raises PaliglassError where accelerate, or tensorboard if it is to log, is not installed.
-    """
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise PaliglassError('training needs accelerate: pip install "paliglass[train]"') from error
-    if logs == "tensorboard":
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise PaliglassError(
-                "--logs tensorboard needs it installed: pip install tensorboard"
-            ) from error
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else it overlooks torchrun's other processes
-        mixed_precision="bf16" if recipe.precision == "bf16" else "no",
-        gradient_accumulation_steps=recipe.accumulate,
-        log_with="tensorboard" if logs == "tensorboard" else None,
-        project_dir=out,
-    )
-
-
 class ShortAttention(Attention):
     """`Attention` as two matrix products and a softmax.
 

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paliglass.errors import CheckpointError
+from paliglass.errors import CheckpointError, PaliglassError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @contextmanager
@@ -129,3 +132,34 @@ class Screen:
     def say(self, message: str) -> None:
         """One line, above the bar."""
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def make_accelerator(
+    precision: str, accumulate: int = 1, out: Path | None = None, logs: str = "jsonl"
+) -> Accelerator:
+    """Accelerate's view of this process: device, precision, and the others if there are any.
+
+    precision: "fp32" or "bf16". out, logs: where and whether "tensorboard" is to write.
+
+    Raises PaliglassError where accelerate, or tensorboard if it is to log, is not installed.
+    """
+    import torch
+
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise PaliglassError('training needs accelerate: pip install "paliglass[train]"') from error
+    if logs == "tensorboard":
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError as error:
+            raise PaliglassError(
+                "--logs tensorboard needs it installed: pip install tensorboard"
+            ) from error
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else it overlooks torchrun's other processes
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=accumulate,
+        log_with="tensorboard" if logs == "tensorboard" else None,
+        project_dir=out,
+    )

@@ -1,0 +1,313 @@
+"""What a model is fine-tuned on: pictures with a prefix (the prompt) and a suffix (the answer).
+
+    data.jsonl            {"image": "a.png", "prefix": "detect dog", "suffix": "<loc0256>… dog"} a
+                          line, paths relative to the file; the community's PaliGemma format
+    instances.json        COCO boxes, → `detect` with all categories, or `segment` with masks
+    captions.json         COCO captions, → `caption en`
+    questions.json        VQAv2's questions, with annotations.json beside it, → `answer en …`
+    folder                class folders → `answer en what is this?`; or metadata.jsonl / .csv with
+                          file_name and text (→ `caption en`) or prefix and suffix
+
+Pictures are opened only when their turn comes. Every complaint names the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paliglass.errors import PaliglassError
+from paliglass.pictures import SUFFIXES
+from paliglass.tasks.boxes import Box, encode_box
+from paliglass.tasks.prompts import answer_prompt, caption_prompt, detect_prompt, segment_prompt
+
+if TYPE_CHECKING:
+    from paliglass.segmentation import MaskCodec
+
+LINE = '{"image": "dog.png", "prefix": "caption en", "suffix": "a dog"}'
+MAX_ANSWERS = 10  # VQAv2 has ten a question
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, what is asked about it, and what is right.
+
+    where: file and line (or entry) that it came from, for messages. answers: other right answers,
+    for metrics; `suffix` is the one to train on.
+    """
+
+    image: Path
+    prefix: str
+    suffix: str
+    where: str
+    answers: tuple[str, ...] = ()
+
+
+def open_examples(
+    data: Path,
+    images: Path | None = None,
+    task: str | None = None,
+    codec: MaskCodec | None = None,
+) -> list[Example]:
+    """The examples of a file or folder of the kinds listed above.
+
+    Args:
+        data: the file or folder.
+        images: where a COCO or VQAv2 file's pictures are; by default the file's folder.
+        task: "detect" (the default) or "segment", for COCO boxes.
+        codec: what turns COCO's masks into `<seg>` tokens.
+
+    Raises PaliglassError where it is none of them, or an entry is wrong.
+    """
+    if data.is_dir():
+        return _folder(data)
+    if not data.is_file():
+        raise PaliglassError(f"{data}: no such file or folder")
+    if data.suffix == ".jsonl":
+        return [_line(line, where, data.parent) for where, line in _json_lines(data)]
+    if data.suffix != ".json":
+        raise PaliglassError(f"{data}: is no .jsonl, .json or folder; a line is {LINE}")
+    content = _json(data)
+    folder = images or data.parent
+    if "questions" in content:
+        return _vqa(data, content, folder)
+    if not {"images", "annotations"} <= content.keys():
+        raise PaliglassError(
+            f"{data}: has no images and annotations (COCO) and no questions (VQAv2)"
+        )
+    if "categories" in content:
+        return _coco(data, content, folder, task or "detect", codec)
+    return _coco_captions(data, content, folder)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise PaliglassError(f"{path}: is no text in UTF-8; give JSON lines") from None
+    number = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PaliglassError(f"{where}: is not JSON ({error.msg}); write {LINE}") from None
+        if not isinstance(data, dict):
+            raise PaliglassError(f"{where}: is no JSON object; write {LINE}")
+        yield where, data
+    if not number:
+        raise PaliglassError(f"{path}: holds no examples; a line is {LINE}")
+
+
+def _line(data: dict[str, Any], where: str, folder: Path) -> Example:
+    for name in ("image", "prefix", "suffix"):
+        if name not in data:
+            raise PaliglassError(f'{where}: lacks "{name}"; write {LINE}')
+    image, prefix, suffix = data["image"], data["prefix"], data["suffix"]
+    answers: tuple[str, ...] = ()
+    if isinstance(suffix, list) and suffix and all(isinstance(s, str) for s in suffix):
+        answers, suffix = tuple(suffix), suffix[0]
+    for name, value in (("image", image), ("prefix", prefix), ("suffix", suffix)):
+        if not isinstance(value, str) or (name == "image" and not value):
+            raise PaliglassError(f'{where}: "{name}" is {value!r}; write {LINE}')
+    return Example(folder / image, prefix, suffix, where, answers)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PaliglassError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise PaliglassError(f"{path}: is no JSON object; it is to be COCO's or VQAv2's")
+    return content
+
+
+def _entries(path: Path, content: dict[str, Any], name: str, keys: Sequence[str]) -> Iterator[Any]:
+    """(where, entry) of a list in a JSON file, each with all the keys."""
+    entries = content.get(name)
+    if not isinstance(entries, list):
+        raise PaliglassError(f"{path}: {name} is no list")
+    for number, entry in enumerate(entries):
+        where = f"{path}, {name}[{number}]"
+        lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if lacking:
+            raise PaliglassError(f"{where}: lacks {', '.join(lacking)}")
+        yield where, entry
+
+
+def _coco(
+    path: Path, content: dict[str, Any], folder: Path, task: str, codec: MaskCodec | None
+) -> list[Example]:
+    """For each picture a prompt with all categories; instances from left to right."""
+    if task not in ("detect", "segment"):
+        raise PaliglassError(f"COCO boxes are for detect or segment, not {task!r}")
+    if task == "segment" and codec is None:
+        raise PaliglassError(f"{path}: to segment takes a model with a mask codec")
+    names = {
+        entry["id"]: str(entry["name"])
+        for _, entry in _entries(path, content, "categories", ("id", "name"))
+    }
+    of_image = defaultdict(list)
+    for where, entry in _entries(path, content, "annotations", ("image_id", "category_id", "bbox")):
+        if entry["category_id"] not in names:
+            raise PaliglassError(f"{where}: category_id {entry['category_id']} is no category")
+        if not entry.get("iscrowd"):
+            of_image[entry["image_id"]].append((where, entry))
+    prompt = (detect_prompt if task == "detect" else segment_prompt)(list(names.values()))
+    examples = []
+    for where, image in _entries(path, content, "images", ("id", "file_name", "width", "height")):
+        size = image["width"], image["height"]
+        parts = []
+        order = list(names)
+        found = sorted(
+            of_image[image["id"]], key=lambda it: (order.index(it[1]["category_id"]), it[1]["bbox"])
+        )
+        for place, entry in found:
+            box = _coco_box(entry["bbox"], place)
+            codes = (
+                "" if codec is None or task == "detect" else _codes(entry, box, size, codec, place)
+            )
+            parts.append(f"{encode_box(box, *size)}{codes} {names[entry['category_id']]}")
+        examples.append(Example(folder / image["file_name"], prompt, " ; ".join(parts), where))
+    return examples
+
+
+def _coco_box(values: Any, where: str) -> Box:
+    try:
+        x, y, width, height = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise PaliglassError(f"{where}: bbox is {values!r}; it is [x, y, width, height]") from None
+    if width <= 0 or height <= 0:
+        raise PaliglassError(f"{where}: bbox {values} has no area")
+    return Box(x, y, x + width, y + height)
+
+
+def _codes(
+    entry: dict[str, Any], box: Box, size: tuple[int, int], codec: MaskCodec, where: str
+) -> str:
+    import torch
+
+    from paliglass.segmentation import crop_mask
+
+    mask = _coco_mask(entry.get("segmentation"), size, where)
+    crop = torch.from_numpy(crop_mask(mask, box))[None]
+    return "".join(f"<seg{code:03}>" for code in codec.encode(crop)[0].tolist())
+
+
+def _coco_mask(segmentation: Any, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """COCO's polygons or run lengths → height × width."""
+    from PIL import Image, ImageDraw
+
+    from paliglass.tasks.masks import decode_rle
+
+    width, height = size
+    try:
+        if isinstance(segmentation, dict):
+            return decode_rle(segmentation)
+        drawn = Image.new("1", size)
+        for polygon in segmentation:
+            ImageDraw.Draw(drawn).polygon(list(map(float, polygon)), fill=1)
+        return np.asarray(drawn)
+    except (TypeError, ValueError, KeyError):
+        raise PaliglassError(
+            f"{where}: segmentation is neither polygons nor run lengths of {width} × {height}"
+        ) from None
+
+
+def _coco_captions(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
+    files = {
+        entry["id"]: entry["file_name"]
+        for _, entry in _entries(path, content, "images", ("id", "file_name"))
+    }
+    examples = []
+    for where, entry in _entries(path, content, "annotations", ("image_id", "caption")):
+        if entry["image_id"] not in files:
+            raise PaliglassError(f"{where}: image_id {entry['image_id']} is no picture")
+        caption = " ".join(str(entry["caption"]).split())
+        examples.append(
+            Example(folder / files[entry["image_id"]], caption_prompt(), caption, where)
+        )
+    return examples
+
+
+def _vqa(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
+    """VQAv2: questions, and the answers of annotations.json (or …annotations….json) beside it."""
+    beside = path.with_name(re.sub("(?i)(openended_)?(.*)questions", r"\2annotations", path.name))
+    beside = beside if beside.is_file() else path.with_name("annotations.json")
+    if not beside.is_file():
+        raise PaliglassError(f"{path}: its answers are missing; put annotations.json beside it")
+    answers = {}
+    for where, entry in _entries(beside, _json(beside), "annotations", ("question_id", "answers")):
+        try:
+            given = [str(answer["answer"]) for answer in entry["answers"]][:MAX_ANSWERS]
+        except (TypeError, KeyError):
+            raise PaliglassError(f'{where}: answers are to be [{{"answer": "yes"}}, …]') from None
+        answers[entry["question_id"]] = str(entry.get("multiple_choice_answer", given[0])), given
+    numbered = {
+        int(match[1]): file
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and (match := re.search(r"(\d+)$", file.stem))
+    }
+    examples = []
+    keys = ("question_id", "image_id", "question")
+    for where, entry in _entries(path, content, "questions", keys):
+        if entry["question_id"] not in answers:
+            raise PaliglassError(f"{where}: {beside.name} has no answer to it")
+        image = numbered.get(entry["image_id"], folder / f"{entry['image_id']}.jpg")
+        answer, given = answers[entry["question_id"]]
+        prompt = answer_prompt(entry["question"])
+        examples.append(Example(image, prompt, answer, where, tuple(given)))
+    return examples
+
+
+def _folder(folder: Path) -> list[Example]:
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+        "metadata.jsonl": _json_lines,
+        "metadata.csv": _csv_rows,
+    }
+    for name, read in readers.items():
+        if (folder / name).is_file():
+            return [_metadata(row, where, folder) for where, row in read(folder / name)]
+    for name in ("data.jsonl", "train.jsonl"):
+        if (folder / name).is_file():
+            return open_examples(folder / name)
+    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise PaliglassError(
+            f"{folder}: has no metadata.jsonl, metadata.csv or data.jsonl, and no folders of "
+            "pictures named after what they show"
+        )
+    prompt = answer_prompt("what is this?")
+    return [Example(file, prompt, file.parent.name.replace("_", " "), str(file)) for file in files]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                yield f"{path}, line {number}", row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PaliglassError(f"{path}: is no CSV in UTF-8 ({error})") from None
+
+
+def _metadata(row: dict[str, Any], where: str, folder: Path) -> Example:
+    name = row.get("file_name") or row.get("image")
+    if not isinstance(name, str):
+        raise PaliglassError(f"{where}: lacks file_name")
+    if isinstance(row.get("prefix"), str) and isinstance(row.get("suffix"), str):
+        return Example(folder / name, row["prefix"], row["suffix"], where)
+    if not isinstance(row.get("text"), str):
+        raise PaliglassError(f"{where}: lacks text, or prefix and suffix")
+    return Example(folder / name, caption_prompt(), row["text"], where)

@@ -1,0 +1,486 @@
+"""Fine-tuning: a model that exists learns a task from pictures, prefixes and suffixes.
+
+- the loss is the suffix's alone; prefix and picture see each other fully (prefix-LM)
+- logits are computed where a suffix token is to be predicted, and nowhere else: of a row of 270
+  tokens that is ten, of a table of 257 152 words
+- on accelerate: mixed precision, gradient accumulation, several processes under `torchrun`. A
+  step's loss is the mean over the suffix tokens of *all* its rows, whatever batches and processes
+  they lie in, so neither changes the result
+- which rows a step sees follows from its number alone, and checkpoints hold all else: a resumed run
+  has the very losses of an unbroken one
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset
+
+from paliglass.checkpoints import save_folder
+from paliglass.errors import PaliglassError, PictureError
+from paliglass.model import CODEC, PaliGemma
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.losses import IGNORE
+from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.training.examples import Example
+from paliglass.training.lora import add_lora, save_lora
+from paliglass.training.metrics import Matches, match_boxes
+from paliglass.training.pairs import batch_indices
+from paliglass.training.runs import (
+    Screen,
+    check_same,
+    cut_log,
+    new_checkpoint,
+    stop_signals,
+    stopped_early,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Part = Literal["all", "decoder", "attention", "projector"]
+Batch = dict[str, Tensor]
+
+# What learns, by the parameters' names.
+PARTS: dict[Part, Callable[[str], bool]] = {
+    "all": lambda name: True,
+    "decoder": lambda name: not name.startswith("vision_tower."),
+    "attention": lambda name: name.startswith("language_model.") and ".self_attn." in name,
+    "projector": lambda name: name.startswith("multi_modal_projector."),
+}
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """The run's settings.
+
+    part: what learns; with `lora_rank` above 0, the layers that get adapters ("all", "decoder" or
+    "attention"). batch_size: rows in a step, over all processes and all of `accumulate`'s parts.
+    learning_rate: the peak, after `warm_up` (share of the steps), whence it falls as a cosine to 0.
+    """
+
+    steps: int
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 2e-5
+    warm_up: float = 0.05
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    part: Part = "all"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    checkpointing: bool = False
+    seed: int = 0
+
+
+class SuffixLoss(nn.Module):
+    """A model with its loss on suffixes, as one module: what DistributedDataParallel wraps."""
+
+    def __init__(self, model: PaliGemmaForConditionalGeneration, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum over the batch's suffix tokens, in nats."""
+        labels = batch["labels"][:, 1:]
+        hidden = self.model.hidden_states(
+            batch["input_ids"],
+            batch["pixel_values"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+        )
+        asked = labels != IGNORE
+        logits = self.model.language_model.logits(hidden[:, :-1][asked]).float()
+        return F.cross_entropy(
+            logits, labels[asked], reduction="sum", label_smoothing=self.label_smoothing
+        )
+
+
+class Finetuner:
+    """A model in fine-tuning: what learns of it, the optimizer, the step.
+
+    What learns is float32, and bfloat16 only while it computes; frozen weights keep their dtype,
+    or are float32 too with `precision="fp32"`.
+    """
+
+    def __init__(
+        self,
+        model: PaliGemmaForConditionalGeneration,
+        recipe: FinetuneRecipe,
+        accelerator: Accelerator,
+    ) -> None:
+        share = accelerator.num_processes * recipe.accumulate
+        if recipe.batch_size % share:
+            raise PaliglassError(
+                f"a batch of {recipe.batch_size} rows cannot be shared by {share} (processes × "
+                "--accumulate); choose a multiple"
+            )
+        self.model, self.recipe, self.accelerator = model, recipe, accelerator
+        self.rows = recipe.batch_size // share
+        torch.manual_seed(recipe.seed)
+        if recipe.precision == "fp32":
+            model.float()
+        if recipe.lora_rank:
+            targets = recipe.part
+            add_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, targets)
+        else:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(PARTS[recipe.part](name))
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        if recipe.checkpointing:
+            _checkpoint_layers(model)
+        self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.loss = accelerator.prepare(SuffixLoss(model.train(), recipe.label_smoothing))
+        matrices = [p for p in self.learning.values() if p.ndim > 1]
+        vectors = [p for p in self.learning.values() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": recipe.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            fused=True,
+        )
+        self.step = 0
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is over, 0 … 1."""
+        return self.step / self.recipe.steps
+
+    @property
+    def rate(self) -> float:
+        """The next step's learning rate."""
+        recipe = self.recipe
+        rising = max(1, round(recipe.warm_up * recipe.steps))
+        if self.step < rising:
+            return recipe.learning_rate * (self.step + 1) / rising
+        falling = (self.step - rising) / max(1, recipe.steps - rising)
+        return recipe.learning_rate * (1 + math.cos(math.pi * falling)) / 2
+
+    def train_step(self, group: Sequence[Batch]) -> float:
+        """One update from `accumulate` batches, of each this process's share. Returns the loss."""
+        accelerator, recipe = self.accelerator, self.recipe
+        group = [{k: v.to(accelerator.device) for k, v in batch.items()} for batch in group]
+        # Dropout of step n is that of step n, whatever came before it.
+        torch.manual_seed(recipe.seed + 1_000_003 * self.step + accelerator.process_index)
+        tokens = torch.stack([(b["labels"][:, 1:] != IGNORE).sum() for b in group]).sum()
+        tokens = accelerator.reduce(tokens, "sum")
+        total = torch.zeros((), device=accelerator.device)
+        for number, batch in enumerate(group, 1):
+            last = number == len(group)
+            with _no_sync(self.loss, wanted=not last and accelerator.num_processes > 1):
+                loss = self.loss(batch)
+                # Processes' gradients are averaged; they are to be summed.
+                accelerator.backward(loss * accelerator.num_processes / tokens)
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
+        if not math.isfinite(norm):  # before it reaches weights and checkpoint
+            raise PaliglassError(
+                f"step {self.step + 1}: the gradient is not finite; a smaller --learning-rate may "
+                "help"
+            )
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = self.rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return float(accelerator.reduce(total, "sum") / tokens)
+
+    @torch.no_grad()
+    def mean_loss(self, batches: Iterator[Batch]) -> float:
+        """Nats per suffix token, without an update and without dropout."""
+        self.loss.eval()
+        total = tokens = 0.0
+        for batch in batches:
+            batch = {k: v.to(self.accelerator.device) for k, v in batch.items()}
+            total += float(self.loss(batch))
+            tokens += int((batch["labels"][:, 1:] != IGNORE).sum())
+        self.loss.train()
+        return total / max(tokens, 1)
+
+    def learned(self) -> dict[str, Tensor]:
+        """What has learned, by name."""
+        return {name: p.detach().contiguous() for name, p in self.learning.items()}
+
+    def restore(self, path: Path) -> None:
+        """Takes over what `learned` gave, from a safetensors file."""
+        with torch.no_grad():
+            for name, tensor in load_file(path).items():
+                self.learning[name].copy_(tensor)
+
+    def save(self, folder: Path, extra: dict[str, Any]) -> None:
+        """Writes `folder` whole or not at all; what was there is replaced."""
+        with new_checkpoint(folder) as new:
+            save_file(self.learned(), new / "weights.safetensors")
+            torch.save(self.optimizer.state_dict(), new / "optimizer.pt")
+            state = {"step": self.step, "recipe": asdict(self.recipe), **extra}
+            (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def resume(self, folder: Path) -> dict[str, Any]:
+        """Goes on from what `save` wrote; returns its `extra`.
+
+        Raises CheckpointError where it was written with another recipe.
+        """
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        check_same(folder, state.pop("recipe"), asdict(self.recipe))
+        self.restore(folder / "weights.safetensors")
+        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.step = state.pop("step")
+        return state
+
+
+def _no_sync(module: nn.Module, wanted: bool) -> Any:
+    """No exchange of gradients between processes in this block."""
+    from contextlib import nullcontext
+
+    return module.no_sync() if wanted else nullcontext()  # type: ignore[operator]
+
+
+def _checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:
+    """Keeps of each layer its input only; the backward pass computes the rest once more."""
+    layers = [
+        *model.vision_tower.vision_model.encoder.layers,
+        *model.language_model.model.layers,
+    ]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+class _Rows(Dataset[tuple[Example, Tensor, str]]):
+    """Example `index` with its pixels. A broken picture gives way to the next whole one."""
+
+    def __init__(self, examples: Sequence[Example], processor: PaliGemmaProcessor) -> None:
+        self.examples, self.processor = examples, processor
+
+    def __getitem__(self, index: int) -> tuple[Example, Tensor, str]:
+        broken = ""
+        for offset in range(len(self.examples)):
+            example = self.examples[(index + offset) % len(self.examples)]
+            try:
+                return example, self.processor.pixels(example.image), broken
+            except PictureError as error:
+                broken = broken or f"{example.where}: {error}"
+        raise PictureError(f"not one of the {len(self.examples)} pictures can be read: {broken}")
+
+    def collate(self, rows: list[tuple[Example, Tensor, str]]) -> tuple[Batch, list[str]]:
+        """Rows → a batch, and what was wrong."""
+        batch = self.processor.words(
+            [example.prefix for example, _, _ in rows],
+            [1] * len(rows),
+            [example.suffix for example, _, _ in rows],
+            allow_special_tokens=True,
+        )
+        batch["pixel_values"] = torch.stack([pixels for _, pixels, _ in rows])
+        return batch, [broken for _, _, broken in rows if broken]
+
+
+def batches(
+    examples: Sequence[Example],
+    processor: PaliGemmaProcessor,
+    order: Iterator[list[int]],
+    workers: int = 0,
+) -> Iterator[tuple[Batch, list[str]]]:
+    """Batches of the rows that `order` names, prepared by worker processes, and complaints."""
+    dataset = _Rows(examples, processor)
+    yield from DataLoader(
+        dataset,
+        batch_sampler=order,
+        collate_fn=dataset.collate,
+        num_workers=workers,
+    )
+
+
+def shares(trainer: Finetuner, count: int) -> Iterator[list[int]]:
+    """Which rows each batch of this process holds, from the trainer's step on."""
+    recipe, accelerator = trainer.recipe, trainer.accelerator
+    for step in batch_indices(count, recipe.batch_size, recipe.seed, trainer.step, recipe.steps):
+        for part in range(recipe.accumulate):
+            first = (part * accelerator.num_processes + accelerator.process_index) * trainer.rows
+            yield step[first : first + trainer.rows]
+
+
+@dataclass
+class Validation:
+    """How a run is judged on the way.
+
+    examples: held out. every: steps between looks. patience: looks without a better score before
+    the run ends; 0: none. answers: how many are answered in full, for score and samples.
+    """
+
+    examples: Sequence[Example]
+    every: int
+    patience: int = 0
+    answers: int = 64
+
+
+def score_answers(examples: Sequence[Example], said: Sequence[str]) -> float:
+    """0 … 1: F1 at IoU .5 over the boxes of `detect` and `segment`, the share right of the rest.
+
+    Their mean where there are both.
+    """
+    boxes, right, others = Matches(), 0, 0
+    for example, answer in zip(examples, said, strict=True):
+        if example.prefix.startswith(("detect", "segment")):
+            boxes += match_boxes(answer, example.suffix)
+        else:
+            others += 1
+            right += answer.strip() in (example.suffix, *example.answers)
+    parts = [right / others] if others else []
+    return (sum(parts) + boxes.f1) / (len(parts) + 1) if others < len(examples) else sum(parts)
+
+
+def train(
+    trainer: Finetuner,
+    processor: PaliGemmaProcessor,
+    examples: Sequence[Example],
+    out: Path,
+    *,
+    validation: Validation | None = None,
+    workers: int = 0,
+    log_every: int = 10,
+    checkpoint_seconds: float = 120.0,
+    past: dict[str, Any] | None = None,
+) -> None:
+    """Trains to the end, with lines of `log.jsonl` and `samples.jsonl`, and checkpoints.
+
+    With a validation set the best weights seen are kept, and are what the model has at the end.
+    Ctrl-C ends it after the step at hand, with a checkpoint.
+    """
+    accelerator, recipe = trainer.accelerator, trainer.recipe
+    main = accelerator.is_main_process
+    state: dict[str, Any] = {"best": [-1.0, 0.0], "waited": 0, **(past or {})}
+    if main:
+        for name in ("log.jsonl", "samples.jsonl"):
+            cut_log(out / name, trainer.step)
+    data = batches(examples, processor, shares(trainer, len(examples)), workers)
+    saved = logged = time.monotonic()
+    losses: list[float] = []
+    complaints: dict[str, None] = {}
+    with stop_signals() as stop, Screen(trainer.progress, quiet=not main) as screen:
+        while trainer.step < recipe.steps:
+            group = list(islice(data, recipe.accumulate))
+            losses.append(trainer.train_step([batch for batch, _ in group]))
+            for message in (m for _, broken in group for m in broken if m not in complaints):
+                complaints[message] = None
+                screen.say(f"skipped: {message}")
+            done, now = trainer.step == recipe.steps, time.monotonic()
+            if trainer.step % log_every == 0 or done:
+                line = {
+                    "step": trainer.step,
+                    "loss": sum(losses) / len(losses),
+                    "rate": trainer.rate,
+                    "rows_per_second": round(
+                        len(losses) * recipe.batch_size / max(now - logged, 1e-9), 2
+                    ),
+                }
+                if main:
+                    _append(out / "log.jsonl", line)
+                text = f"step {trainer.step}  loss {line['loss']:.3f}"
+                screen.show(trainer.progress, f"{text}  {line['rows_per_second']:.1f} rows/s")
+                losses, logged = [], now
+            if validation is not None and (trainer.step % validation.every == 0 or done):
+                _look(trainer, processor, validation, state, out, screen)
+                logged = time.monotonic()
+            tired = bool(validation and 0 < validation.patience <= state["waited"])
+            stopped = _any(accelerator, bool(stop))
+            if main and (now - saved >= checkpoint_seconds or stopped or done or tired):
+                trainer.save(out / "checkpoint", state)
+                saved = time.monotonic()
+            if tired:
+                screen.say(f"step {trainer.step}: no better for {state['waited']} looks, the end")
+                break
+            if stopped and not done:
+                raise stopped_early(out / "checkpoint", trainer.step)
+    accelerator.wait_for_everyone()
+    if (out / "best.safetensors").exists():
+        trainer.restore(out / "best.safetensors")
+
+
+def _look(
+    trainer: Finetuner,
+    processor: PaliGemmaProcessor,
+    validation: Validation,
+    state: dict[str, Any],
+    out: Path,
+    screen: Screen,
+) -> None:
+    """Loss and answers on what was held out; keeps the weights if they are the best so far."""
+    rows = trainer.rows
+    count = len(validation.examples)
+    order = (list(range(i, min(i + rows, count))) for i in range(0, count, rows))
+    loss = trainer.mean_loss(b for b, _ in batches(validation.examples, processor, order))
+    asked = validation.examples[: validation.answers]
+    trainer.model.eval()
+    with trainer.accelerator.autocast():
+        said = PaliGemma(trainer.model, processor).generate(
+            [example.image for example in asked],
+            [example.prefix for example in asked],
+            allow_special_tokens=True,
+            max_new_tokens=128,
+        )
+    trainer.model.train()
+    score = score_answers(asked, said)
+    better = [score, -loss] > state["best"]  # of equal scores, the lower loss
+    state["waited"] = 0 if better else state["waited"] + 1
+    if trainer.accelerator.is_main_process:
+        _append(out / "log.jsonl", {"step": trainer.step, "held_out_loss": loss, "score": score})
+        for example, answer in list(zip(asked, said, strict=True))[:4]:
+            sample = {"image": str(example.image), "prefix": example.prefix}
+            sample |= {"suffix": example.suffix, "said": str(answer)}
+            _append(out / "samples.jsonl", {"step": trainer.step, **sample})
+        if better:
+            unfinished = out / ".best.safetensors.tmp"
+            save_file(trainer.learned(), unfinished)
+            unfinished.replace(out / "best.safetensors")
+    if better:
+        state["best"] = [score, -loss]
+    first = f"{asked[0].prefix} → {said[0]}" if asked else ""
+    screen.say(f"step {trainer.step}: held-out loss {loss:.3f}, score {score:.3f}; {first}")
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        print(json.dumps(line, ensure_ascii=False), file=file)
+
+
+def _any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it is so in any process: all must leave the loop at one step."""
+    if accelerator.num_processes == 1:
+        return flag
+    state = torch.tensor(float(flag), device=accelerator.device)
+    dist.all_reduce(state, dist.ReduceOp.MAX)
+    return bool(state)
+
+
+def save_result(
+    trainer: Finetuner, base: PaliGemma, folder: Path, name: str, dtype: torch.dtype
+) -> None:
+    """The adapters in peft's format, or the whole model as a folder, in `dtype`.
+
+    A folder keeps the base's mask codec; its scores' calibration was another model's. name: of the
+    base.
+    """
+    if trainer.recipe.lora_rank:
+        save_lora(trainer.model, folder, name)
+        return
+    trainer.model.requires_grad_(False)
+    save_folder(trainer.model.to(dtype), folder, base.processor)
+    if base.mask_codec is not None:
+        base.mask_codec.save(folder / CODEC)

@@ -1,0 +1,84 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) with peft, saved so that transformers can use them.
+
+A frozen matrix W gets a learned update B·A of rank r: r·(in + out) numbers instead of in·out. B
+starts at 0, so training starts from the model as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS
+from paliglass.checkpoints.layouts import transformers_name
+from paliglass.checkpoints.saving import new_folder, write_json
+from paliglass.errors import PaliglassError
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+# The layers' names here and in transformers; peft holds the whole name against it.
+ATTENTION = r".*language_model\.(model\.)?layers\.\d+\.self_attn\.[qkvo]_proj"
+DECODER = r".*language_model\.(model\.)?layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+ALL = (
+    r".*(language_model\.(model\.)?layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+    r"|vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
+    r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.fc[12])"
+    r"|multi_modal_projector\.linear)"
+)
+TARGETS = {"attention": ATTENTION, "decoder": DECODER, "all": ALL}
+
+
+def add_lora(
+    model: PaliGemmaForConditionalGeneration,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str,
+) -> None:
+    """Freezes the model and gives its layers adapters, whose weights are float32.
+
+    targets: "attention" or "decoder" for the language model's, "all" for the vision tower's and
+    the projector's as well. Raises PaliglassError where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise PaliglassError('LoRA needs peft: pip install "paliglass[train]"') from error
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=TARGETS[targets],
+    )
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def save_lora(model: PaliGemmaForConditionalGeneration, folder: Path, base: str) -> None:
+    """Writes the adapters in peft's format, whole or not at all.
+
+    `PeftModel.from_pretrained(transformers' model, folder)` and `paliglass.load(…, adapter=folder)`
+    read it. base: the name of the model that they belong to.
+    """
+    from peft import get_peft_model_state_dict
+
+    config: Any = model.peft_config["default"]  # type: ignore[index]
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    with new_folder(folder) as target:
+        tensors = {
+            f"{PREFIX}{transformers_name(name)}": tensor.detach().contiguous()
+            for name, tensor in state.items()
+        }
+        save_file(tensors, target / WEIGHTS, {"format": "pt"})
+        settings = config.to_dict()
+        write_json(
+            target / CONFIG,
+            {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()},
+        )
