@@ -244,7 +244,7 @@ def _coco_captions(path: Path, content: dict[str, Any], folder: Path) -> list[Ex
 
 def _vqa(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
     """VQAv2: questions, and the answers of annotations.json (or …annotations….json) beside it."""
-    beside = path.with_name(re.sub("(?i)(openended_)?(.*)questions", r"\2annotations", path.name))
+    beside = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
     beside = beside if beside.is_file() else path.with_name("annotations.json")
     if not beside.is_file():
         raise PaliglassError(f"{path}: its answers are missing; put annotations.json beside it")
