@@ -339,6 +339,18 @@ def _defaults(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _recipe(context: typer.Context, name: str | None) -> str | None:
+    """Takes a published recipe's settings as the options' defaults; --config and flags win."""
+    if name is None:
+        return None
+    from paliglass.training.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise typer.BadParameter(f"there is no {name}; choose {', '.join(RECIPES)}")
+    context.default_map = {**RECIPES[name], **(context.default_map or {})}
+    return name
+
+
 @functools.partial(command, on=train)
 def finetune(
     out: Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")],
@@ -360,6 +372,15 @@ def finetune(
             is_eager=True,
             callback=_defaults,
             help="A YAML file of these settings; flags win.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            is_eager=True,
+            callback=_recipe,
+            help="Settings that PaliGemma was transferred with, as vqav2-224; --config and flags "
+            "win.",
         ),
     ] = None,
     images: Annotated[
@@ -438,7 +459,7 @@ def finetune(
         if isinstance(value, Path)
         else value
         for name, value in locals().items()
-        if name not in ("out", "config", "resume") and value is not None
+        if name not in ("out", "config", "recipe", "resume") and value is not None
     }
     import yaml
 
@@ -459,7 +480,7 @@ def finetune(
     examples = open_examples(data, images, task.value, codec)
     held_out = [] if validation is None else open_examples(validation, images, task.value, codec)
     total = steps or max(1, round((epochs or 0) * len(examples) / batch_size))
-    recipe = training.FinetuneRecipe(
+    settled = training.FinetuneRecipe(
         steps=total,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -476,11 +497,11 @@ def finetune(
         seed=seed,
     )
     kept_as = base.model.dtype
-    trainer = training.Finetuner(base.model, recipe, accelerator)
+    trainer = training.Finetuner(base.model, settled, accelerator)
     past = trainer.resume(checkpoint) if checkpoint is not None else None
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        settings |= {"learning_rate": recipe.learning_rate, "steps": total}
+        settings |= {"learning_rate": settled.learning_rate, "steps": total}
         write_whole(out / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
     training.train(
         trainer,
