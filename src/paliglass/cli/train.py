@@ -77,6 +77,10 @@ def contrastive(
             "each picture, or class folders."
         ),
     ] = WORLD,
+    vision: Annotated[
+        str | None,
+        typer.Option(help="A PaliGemma whose vision tower the ViT starts from, as mini."),
+    ] = None,
     image: Annotated[ImageEncoder, typer.Option(help="The image encoder.")] = ImageEncoder.VIT,
     text: Annotated[TextEncoder, typer.Option(help="The text encoder.")] = TextEncoder.TRANSFORMER,
     loss: Annotated[Loss, typer.Option(help="Which loss.")] = Loss.SIGLIP,
@@ -132,7 +136,7 @@ def contrastive(
     if steps is None and minutes is None and epochs is None:
         raise typer.BadParameter("say when to end: --steps, --minutes or --epochs")
     from paliglass.checkpoints.saving import refuse_existing
-    from paliglass.contrastive.folders import save_contrastive
+    from paliglass.contrastive.folders import save_contrastive, start_from_paligemma
     from paliglass.contrastive.processing import ContrastiveProcessor
     from paliglass.training import contrastive as training
     from paliglass.training.runs import find_checkpoint, make_accelerator
@@ -169,6 +173,8 @@ def contrastive(
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
+    elif vision is not None:
+        start_from_paligemma(trainer.model, vision)
     processor = ContrastiveProcessor(
         words, side, shape.text.max_position_embeddings, padding=shape.text.padding
     )

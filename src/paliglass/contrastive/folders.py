@@ -22,7 +22,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.checkpoints.assembly import fill, parse_device, parse_dtype, weightless
-from paliglass.checkpoints.folder import load_tokenizer, read_json, read_tensors, tensor_sizes
+from paliglass.checkpoints.folder import (
+    load_model,
+    load_tokenizer,
+    read_json,
+    read_tensors,
+    tensor_sizes,
+)
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
 from paliglass.checkpoints.processor import picture_config, picture_settings
@@ -132,14 +138,32 @@ def initialise_vision_tower(
     """
     model = _load_model(locate(model_path), "cpu", None)
     weights = vision_weights(model)
-    theirs, ours = model.config.image.to_dict(), paligemma.config.vision_config.to_dict()
+    _same_tower(model_path, model.config.image.to_dict(), paligemma.config.vision_config.to_dict())
+    paligemma.vision_tower.load_state_dict(weights)
+
+
+def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> None:
+    """The other way round: copies a PaliGemma's vision tower into a dual encoder.
+
+    A tower that has learned elsewhere what is in a picture needs few pairs to learn what texts
+    call it (arXiv 2111.07991). Raises CheckpointError as `initialise_vision_tower` does.
+    """
+    paligemma = load_model(locate(model_path), "cpu")
+    weights = vision_weights(model)  # raises where there is no tower
+    _same_tower(model_path, paligemma.config.vision_config.to_dict(), model.config.image.to_dict())
+    tower = paligemma.vision_tower.state_dict()
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tower[name])
+
+
+def _same_tower(source: str | Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     for key, value in ours.items():
         if theirs[key] != value:
             raise CheckpointError(
-                f"{model_path}: its vision tower's {key} is {theirs[key]!r}, the PaliGemma's "
-                f"{value!r}; both must have one shape"
+                f"{source}: its vision tower's {key} is {theirs[key]!r}, here it is {value!r}; "
+                "both must have one shape"
             )
-    paligemma.vision_tower.load_state_dict(weights)
 
 
 def _load_model(

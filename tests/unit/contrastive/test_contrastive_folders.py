@@ -15,11 +15,13 @@ from tests.tiny import TINY, noise_picture, tiny_tokenizer
 from tests.tiny_dual import CONFIGS, SIGLIP, VIT, dual_batch, dual_model
 from torch import Tensor
 
+from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.saving import digest
 from paliglass.contrastive.folders import (
     initialise_vision_tower,
     load_contrastive,
     save_contrastive,
+    start_from_paligemma,
     vision_weights,
 )
 from paliglass.contrastive.processing import ContrastiveProcessor
@@ -185,8 +187,21 @@ def test_the_tower_moves_into_paligemma(name: str, tmp_path: Path) -> None:
     assert torch.equal(model.language_model.model.embed_tokens.weight, before)
 
 
+def test_the_tower_moves_back_into_a_dual_encoder(tmp_path: Path) -> None:
+    model = paligemma()
+    save_folder(model, tmp_path / "model")
+    dual = dual_model()
+    head = dual.image_encoder.head.probe.clone()
+    start_from_paligemma(dual, tmp_path / "model")
+    for key, weight in model.vision_tower.state_dict().items():
+        assert torch.equal(weight, vision_weights(dual)[key]), key
+    assert torch.equal(dual.image_encoder.head.probe, head)
+    with pytest.raises(CheckpointError, match="is a ResNet"):
+        start_from_paligemma(dual_model(CONFIGS["resnet-cbow-clip"]), tmp_path / "model")
+
+
 def test_towers_of_two_shapes_do_not_mix(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tower's patch_size is 8, the PaliGemma's 16"):
+    with pytest.raises(CheckpointError, match=r"tower's patch_size is 8, here it is 16"):
         initialise_vision_tower(paligemma(patch_size=16), saved)
 
 
