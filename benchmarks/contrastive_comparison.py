@@ -103,7 +103,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def train_one(name: str, options: argparse.Namespace) -> None:
-    """One of the eight, in this process."""
+    """One of the eight, in this process, and its scores."""
     torch.set_num_threads(1)
     out: Path = options.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)
@@ -132,6 +132,7 @@ def train_one(name: str, options: argparse.Namespace) -> None:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "image_parameters": sum(p.numel() for p in trainer.model.image_encoder.parameters()),
     }
+    facts |= score(out / "model", options.out / "data")
     write_whole(out / "facts.json", json.dumps(facts))
 
 
@@ -246,10 +247,8 @@ def main() -> None:
         list(pool.map(run, options.only))
     rows = []
     for name in options.only:
-        folder = options.out / "runs" / name
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        row = {"name": name, **facts, **score(folder / "model", options.out / "data")}
-        rows.append(row)
+        facts = options.out / "runs" / name / "facts.json"
+        rows.append({"name": name, **json.loads(facts.read_text(encoding="utf-8"))})
     pixels = baseline(options.out / "data", options.world_cache)
     write_whole(options.out / "scores.json", json.dumps({"runs": rows, "pixels": pixels}, indent=1))
     text = table(rows, pixels, options)
