@@ -42,7 +42,7 @@ class Example:
     """A picture, what is asked about it, and what is right.
 
     where: file and line (or entry) that it came from, for messages. answers: other right answers,
-    for metrics; `suffix` is the one to train on.
+    for metrics; `suffix` is the one to train on. notes: what is odd about it, but no error.
     """
 
     image: Path
@@ -50,6 +50,7 @@ class Example:
     suffix: str
     where: str
     answers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def open_examples(
@@ -169,7 +170,7 @@ def _coco(
     examples = []
     for where, image in _entries(path, content, "images", ("id", "file_name", "width", "height")):
         size = image["width"], image["height"]
-        parts = []
+        parts, notes = [], []
         order = list(names)
         found = sorted(
             of_image[image["id"]], key=lambda it: (order.index(it[1]["category_id"]), it[1]["bbox"])
@@ -179,8 +180,12 @@ def _coco(
             codes = (
                 "" if codec is None or task == "detect" else _codes(entry, box, size, codec, place)
             )
+            if box.x0 < 0 or box.y0 < 0 or box.x1 > size[0] or box.y1 > size[1]:
+                notes.append(f"{place}: bbox {entry['bbox']} leaves the picture of {size}")
             parts.append(f"{encode_box(box, *size)}{codes} {names[entry['category_id']]}")
-        examples.append(Example(folder / image["file_name"], prompt, " ; ".join(parts), where))
+        suffix = " ; ".join(parts)
+        file = folder / image["file_name"]
+        examples.append(Example(file, prompt, suffix, where, notes=tuple(notes)))
     return examples
 
 
