@@ -16,10 +16,10 @@ from tests.tiny_dual import CONFIGS
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.ops.attention import Attention, attend_reference
+from paliglass.training.attention import PlainAttention
 from paliglass.training.contrastive import (
     ContrastiveRecipe,
     ContrastiveTrainer,
-    ShortAttention,
     dual_config,
     text_length,
 )
@@ -175,7 +175,7 @@ def test_short_attention_is_attention(masked: bool) -> None:
     if masked:
         mask = torch.rand(2, 1, 1, 5) < 0.6
         mask[..., 0] = True
-    outputs = [kind(0.3)(*inputs, mask) for kind in (ShortAttention, Attention)]
+    outputs = [kind(0.3)(*inputs, mask) for kind in (PlainAttention, Attention)]
     torch.testing.assert_close(outputs[0], outputs[1])
     gradients = [torch.autograd.grad(o.square().sum(), inputs) for o in outputs]
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -186,7 +186,7 @@ def test_short_attention_is_attention(masked: bool) -> None:
 def test_training_on_a_cpu_uses_it_and_files_do_not_show_it() -> None:
     model = trainer().model
     kinds = {type(m) for m in model.modules() if isinstance(m, Attention)}
-    assert kinds == {ShortAttention}
+    assert kinds == {PlainAttention}
     assert dual_config("vit", "transformer", "siglip", 300).is_siglip_model
 
 

@@ -19,6 +19,7 @@ from paliglass.errors import CheckpointError
 from paliglass.ops.attention import Attention
 from paliglass.ops.masks import prefix_lm_mask
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.training.attention import PlainAttention
 from paliglass.training.batches import (
     TASKS,
     Row,
@@ -30,7 +31,7 @@ from paliglass.training.batches import (
 from paliglass.training.pretrain import batches
 from paliglass.training.runs import cut_log, find_checkpoint
 from paliglass.training.tokenizer import train_tokenizer, training_texts
-from paliglass.training.trainer import MultiQueryAttention, Pretrainer, Recipe
+from paliglass.training.trainer import Pretrainer, Recipe
 
 SMALL = PaliGemmaConfig(
     SigLipConfig(
@@ -204,7 +205,7 @@ def test_attention_for_one_key_head_equals_the_model_s() -> None:
     mask = torch.rand(2, 1, 5, 7) < 0.7
     mask[..., 0] = True
     expected = Attention(0.3)(query, key, value, mask)
-    torch.testing.assert_close(MultiQueryAttention(0.3)(query, key, value, mask), expected)
+    torch.testing.assert_close(PlainAttention(0.3)(query, key, value, mask), expected)
 
 
 def rows(*lengths: tuple[int, int]) -> list[Row]:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 
 from paliglass.config import SigLipConfig
 from paliglass.contrastive.config import (
@@ -37,7 +37,7 @@ from paliglass.contrastive.config import (
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import PaliglassError
-from paliglass.ops.attention import Attention
+from paliglass.training.attention import use_plain_attention
 from paliglass.training.batches import pixel_values
 from paliglass.training.pairs import PairBatch, PairSource, batches
 from paliglass.training.pretrain import MINI
@@ -134,22 +134,6 @@ def text_length(tokenizer: Tokenizer, source: PairSource) -> int:
     return min(max(16, -(-needed // 8) * 8), 64)
 
 
-class ShortAttention(Attention):
-    """`Attention` as two matrix products and a softmax.
-
-    For rows of a few dozen tokens on a CPU, forward and backward take a third of the fused
-    kernels' time.
-    """
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Shapes as in `attend_reference`, with K = H and no cap."""
-        scores = query * self.scale @ key.transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        output = scores.softmax(-1).to(value.dtype) @ value
-        return output.transpose(1, 2).flatten(2)
-
-
 class ContrastiveTrainer:
     """A dual encoder in training: weights, optimizers, the clock."""
 
@@ -165,7 +149,7 @@ class ContrastiveTrainer:
         torch.manual_seed(recipe.seed)
         model = ContrastiveModel(config).train()
         if accelerator.device.type == "cpu":
-            _shorten_attention(model)
+            use_plain_attention(model)
         self.wrapped = accelerator.prepare(model)
         self.model: ContrastiveModel = accelerator.unwrap_model(self.wrapped)
         self.optimizers = Optimizers(self.model, recipe)
@@ -255,13 +239,6 @@ class ContrastiveTrainer:
             optimizer.load_state_dict(past)
         torch.set_rng_state(load_file(folder / "random.safetensors")["cpu"])
         self.step, self.elapsed = data["step"], data["elapsed"]
-
-
-def _shorten_attention(model: nn.Module) -> None:
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is Attention:
-                setattr(module, name, ShortAttention(child.scale))
 
 
 class Optimizers:

@@ -36,6 +36,7 @@ from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.training.attention import use_plain_attention
 from paliglass.training.examples import Example
 from paliglass.training.lora import add_lora, save_lora
 from paliglass.training.metrics import Matches, match_boxes
@@ -51,6 +52,8 @@ from paliglass.training.runs import (
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
 Part = Literal["all", "decoder", "attention", "projector"]
 Batch = dict[str, Tensor]
@@ -144,6 +147,8 @@ class Finetuner:
                 parameter.requires_grad_(PARTS[recipe.part](name))
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+        if accelerator.device.type == "cpu" and model.config.num_image_tokens <= SHORT:
+            use_plain_attention(model)
         if recipe.checkpointing:
             _checkpoint_layers(model)
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}

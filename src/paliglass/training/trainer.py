@@ -22,13 +22,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paliglass.config import PaliGemmaConfig
 from paliglass.contrastive.folders import initialise_vision_tower
-from paliglass.modeling_gemma import GemmaAttention
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.attention import Attention
+from paliglass.training.attention import use_plain_attention
 from paliglass.training.batches import TASKS, SceneBatch, pixel_values, text_batch
 from paliglass.training.runs import check_same, new_checkpoint
 
@@ -91,22 +89,6 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-class MultiQueryAttention(Attention):
-    """`Attention` for one key/value head: the heads' queries in one matrix product.
-
-    On a CPU forward and backward take half the fused kernel's time at these lengths.
-    """
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Shapes as in `attend_reference`, with K = 1."""
-        scores = query.flatten(1, 2) @ key[:, 0].transpose(-1, -2) * self.scale  # B HT S
-        scores = scores.view(*query.shape[:3], -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        output = (scores.softmax(-1).flatten(1, 2) @ value[:, 0]).view_as(query)
-        return output.transpose(1, 2).flatten(2)
-
-
 class ModelWithPatchHead(nn.Module):
     """The model, and the linear layer that says what each patch shows: class scores and a box."""
 
@@ -120,7 +102,7 @@ class Pretrainer:
     """A model in training: weights, optimizers, the clock.
 
     Args:
-        config: of a model with one key/value head.
+        config: the model's.
         num_classes: what a patch can show, the ground included.
     """
 
@@ -131,9 +113,7 @@ class Pretrainer:
         # The float32 weights, and the copy that computes.
         self.weights = ModelWithPatchHead(config, num_classes)
         self.compute = copy.deepcopy(self.weights).to(recipe.dtype)
-        for module in self.compute.model.language_model.modules():
-            if isinstance(module, GemmaAttention):
-                module.attention = MultiQueryAttention(module.attention.scale)
+        use_plain_attention(self.compute)
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, parameter in self.weights.named_parameters():
@@ -170,9 +150,8 @@ class Pretrainer:
     def train_step(self, batch: SceneBatch) -> dict[str, tuple[float, int]]:
         """One update. Returns for each loss its sum and the number of things summed over."""
         recipe, progress = self.recipe, self.progress
-        with sdpa_kernel(SDPBackend.MATH):  # for short rows faster than the fused kernel
-            loss, report = self._losses(batch, progress)
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss, report = self._losses(batch, progress)
+        loss.backward()  # type: ignore[no-untyped-call]
         for master, copied in zip(
             self.weights.parameters(), self.compute.parameters(), strict=True
         ):
