@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,19 +175,45 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
     assert losses("run") == losses("whole")
 
 
-def test_a_killed_run_goes_on_and_two_processes_are_one(cli: Cli, arguments: list[str]) -> None:
-    assert cli(*arguments, "--out", "whole").code == 0
+def together(arguments: list[str], *more: str) -> None:
+    """The command in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--standalone", "-m", "paliglass", *arguments, "--out", "run"]
+    command += ["--standalone", "-m", "paliglass", *arguments, *more]
     environs = environment() | {"OMP_NUM_THREADS": "1"}
-    together = subprocess.run(command, env=environs, capture_output=True, text=True)
-    assert together.returncode == 0, together.stderr
-    for (step, one), (_, two) in zip(losses("whole"), losses("run"), strict=True):
-        assert two == pytest.approx(one, abs=2e-5), step
+    run = subprocess.run(command, env=environs, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
 
+
+@pytest.mark.parametrize("how", [[], ["--shard"], ["--shard", "--lora", "2"]], ids=" ".join)
+def test_two_processes_are_one(cli: Cli, arguments: list[str], how: list[str]) -> None:
+    alone = [part for part in how if part != "--shard"]
+    assert cli(*arguments, *alone, "--out", "one").code == 0
+    together(arguments, *how, "--out", "two")
+    for (step, one), (_, two) in zip(losses("one"), losses("two"), strict=True):
+        assert two == pytest.approx(one, abs=2e-5), step
+    (one,), (two,) = (list(Path(name).glob("*/*model.safetensors")) for name in ("one", "two"))
+    weights = load_file(two)
+    for name, weight in load_file(one).items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-3, rtol=1e-3)
+
+
+def test_a_sharded_run_goes_on_where_it_stopped(arguments: list[str]) -> None:
+    together(arguments, "--shard", "--out", "run")
+    whole = losses("run")
+    shutil.rmtree("run/model")
+    arguments[arguments.index("--steps") + 1] = "8"
+    lines = Path("run/log.jsonl").read_text()
+    together(arguments, "--shard", "--out", "run", "--resume")  # at its end already
+    assert Path("run/log.jsonl").read_text() == lines
+    assert losses("run") == whole
+    assert load("run/model")
+
+
+def test_a_killed_run_goes_on(cli: Cli, arguments: list[str]) -> None:
     arguments[arguments.index("--steps") + 1] = "40"
-    assert cli(*arguments, "--out", "long").code == 0
+    assert cli(*arguments, "--out", "whole").code == 0
     command = [sys.executable, "-m", "paliglass", *arguments, "--out", "killed"]
+    environs = environment() | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environs, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not Path("killed/checkpoint").exists():
@@ -197,7 +224,7 @@ def test_a_killed_run_goes_on_and_two_processes_are_one(cli: Cli, arguments: lis
     process.wait()
     resumed = cli(*arguments, "--out", "killed", "--resume")
     assert resumed.code == 0, resumed.err
-    assert losses("killed") == losses("long")
+    assert losses("killed") == losses("whole")
 
 
 def test_wrong_use_is_said_in_a_line(cli: Cli, arguments: list[str]) -> None:
@@ -209,6 +236,7 @@ def test_wrong_use_is_said_in_a_line(cli: Cli, arguments: list[str]) -> None:
         (["--batch-size", "64"], 1, "do not fill a batch"),
         (["--patience", "1"], 2, "--patience needs --validation"),
         (["--lora", "2", "--train", "projector"], 2, "all, decoder or attention"),
+        (["--shard"], 1, "--shard is for several processes"),
         (["--learning-rate", "1e30"], 1, "the gradient is not finite"),
     ]
     for more, code, complaint in cases:

@@ -104,7 +104,7 @@ def test_our_adapters_load_into_transformers_and_merge_into_ours(part: Any, tmp_
     trainer = finetuner(ours, lora_rank=2, lora_alpha=6.0, part=part)
     for seed in range(3):
         trainer.train_step([batch_of(TINY, seed)])
-    save_lora(trainer.model, tmp_path / "adapter", "tiny")
+    save_lora(trainer.model, trainer.learned(), tmp_path / "adapter", "tiny")
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
     merge_adapter(before, tmp_path / "adapter")
     batch = {k: v for k, v in batch_of(TINY).items() if k != "labels"}

@@ -431,6 +431,14 @@ def finetune(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Less memory, a third more work.")
     ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Spread weights, gradients and optimizer over the processes (FSDP2). Then "
+            "--validation is judged by its loss alone.",
+        ),
+    ] = False,
     every: Annotated[
         int | None, typer.Option(min=1, help="Steps between looks at --validation. [10 in all]")
     ] = None,
@@ -500,6 +508,7 @@ def finetune(
         lora_dropout=lora_dropout,
         precision=precision.value,
         checkpointing=checkpointing,
+        shard=shard,
         seed=seed,
     )
     kept_as = base.model.dtype
@@ -522,8 +531,8 @@ def finetune(
         checkpoint_seconds=checkpoint_seconds,
         past=past,
     )
+    training.save_result(trainer, base, result, model, kept_as)
     if accelerator.is_main_process:
-        training.save_result(trainer, base, result, model, kept_as)
         learned = sum(p.numel() for p in trainer.learning.values())
         print(f"{result}: {trainer.step} steps, {learned:,} numbers learned")
     accelerator.end_training()

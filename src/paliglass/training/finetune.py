@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -26,11 +27,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from paliglass.checkpoints import save_folder
+from paliglass.checkpoints.assembly import assemble
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -74,6 +79,7 @@ class FinetuneRecipe:
     part: what learns; with `lora_rank` above 0, the layers that get adapters ("all", "decoder" or
     "attention"). batch_size: rows in a step, over all processes and all of `accumulate`'s parts.
     learning_rate: the peak, after `warm_up` (share of the steps), whence it falls as a cosine to 0.
+    shard: each process holds a part of weights, gradients and optimizer (FSDP2, arXiv 2304.11277).
     """
 
     steps: int
@@ -89,6 +95,7 @@ class FinetuneRecipe:
     lora_dropout: float = 0.0
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpointing: bool = False
+    shard: bool = False
     seed: int = 0
 
 
@@ -137,7 +144,7 @@ class Finetuner:
         self.model, self.recipe, self.accelerator = model, recipe, accelerator
         self.rows = recipe.batch_size // share
         torch.manual_seed(recipe.seed)
-        if recipe.precision == "fp32":
+        if recipe.precision == "fp32" or recipe.shard:  # a shard has one dtype
             model.float()
         if recipe.lora_rank:
             targets = recipe.part
@@ -151,8 +158,9 @@ class Finetuner:
             use_plain_attention(model)
         if recipe.checkpointing:
             _checkpoint_layers(model)
+        loss = SuffixLoss(model.train(), recipe.label_smoothing)
+        self.loss = _shard(loss, recipe.precision) if recipe.shard else accelerator.prepare(loss)
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.loss = accelerator.prepare(SuffixLoss(model.train(), recipe.label_smoothing))
         matrices = [p for p in self.learning.values() if p.ndim > 1]
         vectors = [p for p in self.learning.values() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -160,7 +168,7 @@ class Finetuner:
                 {"params": matrices, "weight_decay": recipe.weight_decay},
                 {"params": vectors, "weight_decay": 0.0},
             ],
-            fused=True,
+            fused=not recipe.shard,
         )
         self.step = 0
 
@@ -195,7 +203,7 @@ class Finetuner:
                 # Processes' gradients are averaged; they are to be summed.
                 accelerator.backward(loss * accelerator.num_processes / tokens)
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.learning.values(), 1.0)
+        norm = whole(nn.utils.clip_grad_norm_(self.learning.values(), 1.0))
         if not math.isfinite(norm):  # before it reaches weights and checkpoint
             raise PaliglassError(
                 f"step {self.step + 1}: the gradient is not finite; a smaller --learning-rate may "
@@ -221,22 +229,32 @@ class Finetuner:
         return total / max(tokens, 1)
 
     def learned(self) -> dict[str, Tensor]:
-        """What has learned, by name."""
-        return {name: p.detach().contiguous() for name, p in self.learning.items()}
+        """What has learned, by name, gathered from all processes: each of them must ask."""
+        return {name: whole(p.detach()).contiguous() for name, p in self.learning.items()}
 
     def restore(self, path: Path) -> None:
         """Takes over what `learned` gave, from a safetensors file."""
         with torch.no_grad():
             for name, tensor in load_file(path).items():
-                self.learning[name].copy_(tensor)
+                self.learning[name].copy_(_like(tensor, self.learning[name]))
 
     def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Writes `folder` whole or not at all; what was there is replaced."""
+        """Writes `folder` whole or not at all; what was there is replaced.
+
+        To be called by every process: what is sharded is gathered. The first one writes.
+        """
+        learned, optimizer = self.learned(), self.optimizer.state_dict()
+        optimizer["state"] = {
+            number: {name: whole(value) for name, value in moments.items()}
+            for number, moments in optimizer["state"].items()
+        }
+        if not self.accelerator.is_main_process:
+            return
         with new_checkpoint(folder) as new:
-            save_file(self.learned(), new / "weights.safetensors")
-            torch.save(self.optimizer.state_dict(), new / "optimizer.pt")
-            state = {"step": self.step, "recipe": asdict(self.recipe), **extra}
-            (new / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            save_file(learned, new / "weights.safetensors")
+            torch.save(optimizer, new / "optimizer.pt")
+            about = {"step": self.step, "recipe": asdict(self.recipe), **extra}
+            (new / "state.json").write_text(json.dumps(about), encoding="utf-8")
 
     def resume(self, folder: Path) -> dict[str, Any]:
         """Goes on from what `save` wrote; returns its `extra`.
@@ -246,25 +264,70 @@ class Finetuner:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         check_same(folder, state.pop("recipe"), asdict(self.recipe))
         self.restore(folder / "weights.safetensors")
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        past = torch.load(folder / "optimizer.pt", weights_only=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in past["state"].items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = _like(moments[name], parameters[number])
+        self.optimizer.load_state_dict(past)
         self.step = state.pop("step")
         return state
 
 
-def _no_sync(module: nn.Module, wanted: bool) -> Any:
-    """No exchange of gradients between processes in this block."""
-    from contextlib import nullcontext
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, which takes every process; another as it is."""
+    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered
 
-    return module.no_sync() if wanted else nullcontext()  # type: ignore[operator]
+
+def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, sharded as a parameter is."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    on_device = tensor.to(parameter.device)
+    return distribute_tensor(on_device, parameter.device_mesh, parameter.placements)
+
+
+def _shard(loss: SuffixLoss, precision: str) -> nn.Module:
+    """Cuts every layer's weights into as many parts as there are processes (FSDP2).
+
+    A layer is gathered when its turn comes, and let go after it.
+    """
+    if not dist.is_initialized():
+        raise PaliglassError("--shard is for several processes: torchrun --nproc-per-node 2 …")
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None, reduce_dtype=torch.float32
+    )
+    model = loss.model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    for layer in (*model.vision_tower.vision_model.encoder.layers, *_decoder_layers(model)):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(loss, mesh=mesh, mp_policy=policy)
+    return loss
+
+
+def _decoder_layers(model: PaliGemmaForConditionalGeneration) -> list[nn.Module]:
+    return list(model.language_model.model.layers)
+
+
+@contextmanager
+def _no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """No exchange of gradients between processes in this block."""
+    if not wanted:
+        yield
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        yield
+        module.set_requires_gradient_sync(True)
+    else:
+        with module.no_sync():  # type: ignore[operator]
+            yield
 
 
 def _checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:
     """Keeps of each layer its input only; the backward pass computes the rest once more."""
-    layers = [
-        *model.vision_tower.vision_model.encoder.layers,
-        *model.language_model.model.layers,
-    ]
-    for layer in layers:
+    for layer in (*model.vision_tower.vision_model.encoder.layers, *_decoder_layers(model)):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
@@ -405,7 +468,8 @@ def train(
                 logged = time.monotonic()
             tired = bool(validation and 0 < validation.patience <= state["waited"])
             stopped = _any(accelerator, bool(stop))
-            if main and (now - saved >= checkpoint_seconds or stopped or done or tired):
+            due = _any(accelerator, now - saved >= checkpoint_seconds)
+            if due or stopped or done or tired:
                 trainer.save(out / "checkpoint", state)
                 saved = time.monotonic()
             if tired:
@@ -431,7 +495,8 @@ def _look(
     count = len(validation.examples)
     order = (list(range(i, min(i + rows, count))) for i in range(0, count, rows))
     loss = trainer.mean_loss(b for b, _ in batches(validation.examples, processor, order))
-    asked = validation.examples[: validation.answers]
+    # A sharded model is never in one place, as decoding word by word would need: it has no score.
+    asked = [] if trainer.recipe.shard else validation.examples[: validation.answers]
     trainer.model.eval()
     with trainer.accelerator.autocast():
         said = PaliGemma(trainer.model, processor).generate(
@@ -441,9 +506,10 @@ def _look(
             max_new_tokens=128,
         )
     trainer.model.train()
-    score = score_answers(asked, said)
+    score = score_answers(asked, said) if asked else 0.0
     better = [score, -loss] > state["best"]  # of equal scores, the lower loss
     state["waited"] = 0 if better else state["waited"] + 1
+    learned = trainer.learned() if better else {}
     if trainer.accelerator.is_main_process:
         _append(out / "log.jsonl", {"step": trainer.step, "held_out_loss": loss, "score": score})
         for example, answer in list(zip(asked, said, strict=True))[:4]:
@@ -452,7 +518,7 @@ def _look(
             _append(out / "samples.jsonl", {"step": trainer.step, **sample})
         if better:
             unfinished = out / ".best.safetensors.tmp"
-            save_file(trainer.learned(), unfinished)
+            save_file(learned, unfinished)
             unfinished.replace(out / "best.safetensors")
     if better:
         state["best"] = [score, -loss]
@@ -480,12 +546,15 @@ def save_result(
     """The adapters in peft's format, or the whole model as a folder, in `dtype`.
 
     A folder keeps the base's mask codec; its scores' calibration was another model's. name: of the
-    base.
+    base. To be called by every process: what is sharded is gathered. The first one writes.
     """
-    if trainer.recipe.lora_rank:
-        save_lora(trainer.model, folder, name)
+    state = {n: whole(p.detach()).cpu() for n, p in trainer.model.named_parameters()}
+    if not trainer.accelerator.is_main_process:
         return
-    trainer.model.requires_grad_(False)
-    save_folder(trainer.model.to(dtype), folder, base.processor)
+    if trainer.recipe.lora_rank:
+        save_lora(trainer.model, state, folder, name)
+        return
+    triples = ((key, key, tensor) for key, tensor in state.items())
+    save_folder(assemble(trainer.model.config, triples, name, dtype), folder, base.processor)
     if base.mask_codec is not None:
         base.mask_codec.save(folder / CODEC)

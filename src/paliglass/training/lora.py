@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS
 from paliglass.checkpoints.layouts import transformers_name
@@ -59,22 +59,24 @@ def add_lora(
             parameter.data = parameter.data.float()
 
 
-def save_lora(model: PaliGemmaForConditionalGeneration, folder: Path, base: str) -> None:
+def save_lora(
+    model: PaliGemmaForConditionalGeneration, state: dict[str, Tensor], folder: Path, base: str
+) -> None:
     """Writes the adapters in peft's format, whole or not at all.
 
     `PeftModel.from_pretrained(transformers' model, folder)` and `paliglass.load(…, adapter=folder)`
-    read it. base: the name of the model that they belong to.
+    read it. state: the model's parameters by name. base: the name of the model they belong to.
     """
     from peft import get_peft_model_state_dict
 
     config: Any = model.peft_config["default"]  # type: ignore[index]
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+    adapters: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state)
     config.base_model_name_or_path = base
     config.inference_mode = True
     with new_folder(folder) as target:
         tensors = {
             f"{PREFIX}{transformers_name(name)}": tensor.detach().contiguous()
-            for name, tensor in state.items()
+            for name, tensor in adapters.items()
         }
         save_file(tensors, target / WEIGHTS, {"format": "pt"})
         settings = config.to_dict()
