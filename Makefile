@@ -30,19 +30,22 @@ check: $(VENV)/.installed-test
 parity: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.parity_table
 
-# Trains the shipped model from nothing (two and a half hours on two cores; the artwork comes by
-# npm): the mask codec, the model, then the model with masks to segment, and its calibration. RUN
-# keeps the checkpoints; a run that was stopped goes on.
+# Trains the shipped models from nothing (about three hours on two cores; the artwork comes by npm):
+# the mask codec; a dual encoder; from its vision tower the model, which first looks and then talks;
+# the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a run
+# that was stopped goes on.
 RUN ?= runs/mini
-PRETRAIN = OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m paliglass.training.pretrain
+TRAIN = OMP_NUM_THREADS=1 $(BIN)/paliglass train
+TOGETHER = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m paliglass train
 mini: $(VENV)/.installed-test
 	mkdir -p $(RUN)
 	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m paliglass.training.codec --out $(RUN)/mask_codec.safetensors --minutes 9 --world .cache/world
-	test -d $(RUN)/first/model || $(PRETRAIN) --out $(RUN)/first --minutes 86
-	mkdir -p $(RUN)/second && cp $(RUN)/first/tokenizer.json $(RUN)/second
-	test -d $(RUN)/second/model || $(PRETRAIN) --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --minutes 43 --rate 0.5 --looking 0.03 --separate 0.3 --seed 2
-	cp $(RUN)/mask_codec.safetensors $(RUN)/second/model
+	test -d $(RUN)/vit/model || $(TRAIN) contrastive --out $(RUN)/vit --text cbow --loss clip --batch-size 64 --minutes 8 --resume
+	test -d $(RUN)/first/model || $(TOGETHER) pretrain --out $(RUN)/first --vision $(RUN)/vit/model --looking 1 --minutes 30 --resume
+	test -d $(RUN)/second/model || $(TOGETHER) pretrain --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.25 --minutes 100 --resume
+	test -f $(RUN)/second/model/mask_codec.safetensors || cp $(RUN)/mask_codec.safetensors $(RUN)/second/model
 	$(BIN)/python -m paliglass.training.calibrate $(RUN)/second/model --world .cache/world --scenes 200
+	test -d $(RUN)/dual/model || $(TRAIN) contrastive --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 --minutes 28 --resume
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output dist
