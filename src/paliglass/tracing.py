@@ -128,19 +128,26 @@ class Stack:
         raise NotImplementedError
 
     @torch.no_grad()
-    def attention(self, attention: str | int, heads: Sequence[int] | None = None) -> Tensor:
+    def attention(
+        self,
+        attention: str | int,
+        heads: Sequence[int] | None = None,
+        positions: slice = slice(None),
+    ) -> Tensor:
         """The weights softmax(q·kᵀ·scale), heads × n × n in float32; each row's sum is 1.
 
-        heads: which of the query heads; None: all.
+        heads: which of the query heads; None: all. positions: whose rows to compute; at 896 pixels
+        all of them are 70 MB a head.
         """
         name = self._name(attention)
         query, key = self.query(name).float()[None], self.key(name).float()[None]
+        query = query[:, :, positions]
         module = self._trace.modules[name]
         if heads is not None:
             group = query.shape[1] // key.shape[1]
             query = query[:, list(heads)]
             key = key[:, [head // group for head in heads]]
-        mask = self.mask(name)[None, None]
+        mask = self.mask(name)[None, None, positions]
         return attend_reference(query, key, key, mask, module.scale, module.softcap)[1][0]
 
     def _name(self, attention: str | int) -> str:
@@ -241,15 +248,18 @@ class TracedRow(Stack):
 
     @torch.no_grad()
     def picture_attention(
-        self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+        self,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        positions: slice = slice(None),
     ) -> Tensor:
         """Where each token looks in the pictures: n × pictures × √P × √P, the mean over layers and
         heads. What is missing to a sum of 1 goes to words.
         """
         names = self.attention_names if layers is None else [self._name(i) for i in layers]
-        weights = torch.stack([self.attention(name, heads).mean(0) for name in names]).mean(0)
+        weights = torch.stack([self.attention(name, heads, positions).mean(0) for name in names])
         side = self._trace.model.config.vision_config.patches_per_side
-        return weights[:, self.is_picture].reshape(len(self), -1, side, side)
+        return weights.mean(0)[:, self.is_picture].reshape(weights.shape[1], -1, side, side)
 
     @torch.no_grad()
     def logits(self, positions: slice = slice(None)) -> Tensor:
@@ -258,16 +268,30 @@ class TracedRow(Stack):
         model = self._trace.model
         return model.language_model.logits(hidden)[:, : model.config.real_vocab_size].float()
 
+    @property
+    def answer(self) -> slice:
+        """The positions after which a token of the answer was chosen: from the prompt's last on."""
+        return slice(self.passes[0] - 1, len(self))
+
     def top(self, k: int = 5) -> list[list[Candidate]]:
         """The k likeliest words at each step of the answer, the first step after the prompt."""
-        logits = self.logits(slice(self.passes[0] - 1, None))
-        found = logits.softmax(-1).topk(min(k, logits.shape[-1]))
-        return [
-            [Candidate(*pair) for pair in zip(ids, probabilities, strict=True)]
-            for ids, probabilities in zip(
-                found.indices.tolist(), found.values.tolist(), strict=True
-            )
-        ]
+        return _likeliest(self.logits(self.answer), k)
+
+    @torch.no_grad()
+    def lens(self, layer: int, k: int = 1) -> list[list[Candidate]]:
+        """`top`, had the decoder ended after a layer: its output, through the last norm and the
+        head. How an answer forms from layer to layer (the "logit lens").
+        """
+        language_model = self._trace.model.language_model
+        hidden = self.hidden(self._name(layer).removesuffix(".self_attn"))[self.answer]
+        logits = language_model.logits(language_model.model.norm(hidden))
+        return _likeliest(logits[:, : self._trace.model.config.real_vocab_size].float(), k)
+
+
+def _likeliest(logits: Tensor, k: int) -> list[list[Candidate]]:
+    found = logits.softmax(-1).topk(min(k, logits.shape[-1]))
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [[Candidate(*one) for one in zip(*pair, strict=True)] for pair in pairs]
 
 
 class Trace:

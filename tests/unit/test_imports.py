@@ -21,7 +21,7 @@ STAGES = [
     ("modeling_paligemma",),
     ("processing_paligemma", "sampling", "checkpoints"),
     ("generation",),
-    ("tasks", "info", "verify"),
+    ("tasks", "info", "tracing", "verify"),
     ("model",),
     ("cli",),
 ]

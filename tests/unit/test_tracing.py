@@ -118,6 +118,11 @@ def test_what_a_row_says_of_itself() -> None:
     top = row.top(3)
     assert [candidates[0].id for candidates in top] == answers[1]
     assert all(a.probability >= b.probability for c in top for a, b in pairwise(c))
+    # After the last layer there is nothing left to look through.
+    for early, final in zip(row.lens(-1, 3), top, strict=True):
+        assert [c.id for c in early] == [c.id for c in final]
+    assert row.lens(0) != row.lens(-1)
+    close(row.picture_attention([0, -1], positions=row.answer), looks[40:])
     assert row.hidden(INPUTS).shape == (45, 48)
     assert len(rows[0].top()) == 5
 
