@@ -1,0 +1,247 @@
+"""Draws the lessons' figures from real tensors: `make docs`, or with numbers after it, some.
+
+Each function below `Drawing` draws the figure of one lesson, under its own name. The SVGs follow
+the reader's light or dark scheme.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import paliglass
+from paliglass import PRESETS
+
+FOLDER = Path(__file__).parent / "figures"
+SCENE = Path(__file__).parents[2] / "assets" / "scene.png"
+STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #22242a }
+  .soft { fill: #6c6f78 } .small { font-size: 11px } .mono { font-family: ui-monospace, monospace }
+  .strong { font-weight: 650 } .white { fill: #fff }
+  .box { fill: #efede6; stroke: #d6d2c6 } .line { stroke: #6c6f78; fill: none }
+  .blue { fill: #2f6fb7 } .orange { fill: #d9822b } .green { fill: #3c8d5a } .grey { fill: #b9bcc6 }
+  .faint { fill: #efede6 }
+  .s-blue { stroke: #2f6fb7 } .s-orange { stroke: #d9822b } .s-green { stroke: #3c8d5a }
+  .s-grey { stroke: #b9bcc6 } path.curve { fill: none; stroke-width: 2.2 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e8e6e1 } .soft { fill: #9a9ca5 } .white { fill: #15171c }
+    .box { fill: #282c35; stroke: #3c414d } .line { stroke: #9a9ca5 }
+    .blue { fill: #6aa9ee } .orange { fill: #eda04f } .green { fill: #6cc38d }
+    .grey { fill: #5d626e } .faint { fill: #282c35 }
+    .s-blue { stroke: #6aa9ee } .s-orange { stroke: #eda04f } .s-green { stroke: #6cc38d }
+    .s-grey { stroke: #5d626e }
+  }
+"""
+
+
+class Drawing:
+    """An SVG under way. Lengths in pixels of a drawing 680 wide."""
+
+    def __init__(self, height: float, width: float = 680) -> None:
+        self.width, self.height = width, height
+        self.parts: list[str] = []
+
+    def rect(
+        self, x: float, y: float, w: float, h: float, kind: str = "box", opacity: float = 1
+    ) -> None:
+        faded = "" if opacity >= 1 else f' fill-opacity="{opacity:.2f}"'
+        self.parts.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" '
+            f'rx="{min(3, w / 5, h / 5):.1f}"{faded}/>'
+        )
+
+    def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "middle") -> None:
+        self.parts.append(
+            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+            f"{escape(words)}</text>"
+        )
+
+    def label(self, x: float, y: float, w: float, h: float, words: str, kind: str = "box") -> None:
+        """A box with words in it, line by line."""
+        self.rect(x, y, w, h, kind)
+        lines = words.split("\n")
+        first = y + h / 2 + 4.5 - 8 * (len(lines) - 1)
+        for i, line in enumerate(lines):
+            self.text(x + w / 2, first + 16 * i, line, "soft small" if i else "strong")
+
+    def arrow(self, x0: float, y0: float, x1: float, y1: float, kind: str = "line") -> None:
+        angle = math.atan2(y1 - y0, x1 - x0)
+        tips = [(x1 - 7 * math.cos(angle + d), y1 - 7 * math.sin(angle + d)) for d in (-0.45, 0.45)]
+        path = f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" + "".join(
+            f"M{x:.1f} {y:.1f}L{x1:.1f} {y1:.1f}" for x, y in tips
+        )
+        self.parts.append(f'<path class="{kind}" fill="none" stroke-width="1.5" d="{path}"/>')
+
+    def heat(self, x: float, y: float, values: Tensor, cell: float, most: float = 0) -> None:
+        """A matrix as squares: blue above 0, orange below, the fuller the further away."""
+        most = most or values.abs().max().item() or 1
+        if values.numel() > 300:
+            return self._heat_image(x, y, values / most, cell)
+        for i, row in enumerate(values.tolist()):
+            for j, value in enumerate(row):
+                place = x + j * cell, y + i * cell, cell - 1, cell - 1
+                self.rect(*place, "faint")
+                if abs(value) / most > 0.01:
+                    self.rect(*place, "blue" if value > 0 else "orange", min(1, abs(value) / most))
+
+    def curve(self, points: Sequence[tuple[float, float]], kind: str) -> None:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.parts.append(f'<path class="curve {kind}" d="M{path}"/>')
+
+    def plot(
+        self,
+        x: float,
+        y: float,
+        w: float,
+        h: float,
+        ranges: tuple[float, float, float, float],
+        *curves: tuple[Sequence[float], Sequence[float], str],
+    ) -> Callable[[float, float], tuple[float, float]]:
+        """Curves over two axes. ranges: x from, to, y from, to. Returns where a point lies."""
+        x0, x1, y0, y1 = ranges
+
+        def place(a: float, b: float) -> tuple[float, float]:
+            return x + (a - x0) / (x1 - x0) * w, y + h - (b - y0) / (y1 - y0) * h
+
+        self.parts.append(f'<path class="line" d="M{x} {y}V{y + h}H{x + w}"/>')
+        for xs, ys, kind in curves:
+            inside = [(a, b) for a, b in zip(xs, ys, strict=True) if y0 <= b <= y1]
+            self.curve([place(a, b) for a, b in inside], kind)
+        return place
+
+    def _heat_image(self, x: float, y: float, values: Tensor, cell: float) -> None:
+        """`heat` as one picture: many squares would make a large file."""
+        blue, orange = torch.tensor([47, 111, 183]), torch.tensor([217, 130, 43])
+        pixels = torch.where(values[..., None] > 0, blue, orange)
+        alpha = (values.abs().clamp(max=1) * 15).round() * 17
+        pixels = torch.cat((pixels, alpha[..., None]), -1).byte().numpy()
+        rows, columns = values.shape
+        self.rect(x, y, columns * cell, rows * cell, "faint")
+        self.picture(x, y, columns * cell, Image.fromarray(pixels), rows * cell)
+
+    def picture(
+        self, x: float, y: float, w: float, image: Image.Image, h: float | None = None
+    ) -> None:
+        buffer = io.BytesIO()
+        if image.mode == "RGB":
+            image = image.quantize(64)
+        image.save(buffer, format="PNG", optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        self.parts.append(
+            f'<image x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h or w:.1f}" '
+            'preserveAspectRatio="none" style="image-rendering:pixelated" '
+            f'href="data:image/png;base64,{data}"/>'
+        )
+
+    def save(self, name: str) -> None:
+        size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"'
+        body = "\n".join(self.parts)
+        (FOLDER / f"{name}.svg").write_text(
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n'
+            f"{body}\n</svg>\n",
+            "utf-8",
+        )
+
+
+def mini() -> paliglass.PaliGemma:
+    return paliglass.load("mini", device="cpu", dtype="float32")
+
+
+def scene(edge: int = 128) -> Image.Image:
+    return Image.open(SCENE).convert("RGB").resize((edge, edge), Image.Resampling.BICUBIC)
+
+
+def architecture(name: str) -> None:
+    draw = Drawing(430)
+    vision, text = PRESETS["paligemma-3b-224"].vision_config, PRESETS["paligemma-3b-224"].text_config
+    patches, width = vision.num_patches, text.hidden_size
+    left, right, w = 20, 370, 290
+    draw.label(left, 10, w, 44, f"pixel_values\n3 × {vision.image_size} × {vision.image_size}", "faint")
+    draw.label(right, 10, w, 44, "input_ids\n<image> … <image> <bos> caption en \\n", "faint")
+    draw.label(
+        left, 82, w, 76, f"vision_tower\n{vision.num_hidden_layers} layers of attention and MLP\n"
+        f"{patches} patches × {vision.hidden_size}",
+    )
+    draw.label(left, 186, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}")
+    draw.label(right, 82, w, 148, f"embed_tokens\na row of {width} for each word\n× √{width}")
+    draw.label(left, 258, right + w - left, 30, "merge: features in the places of <image>", "faint")
+    draw.label(
+        left, 316, right + w - left, 44, f"language_model.model\n{text.num_hidden_layers} layers of "
+        f"attention and MLP, {text.num_attention_heads} query heads, {text.num_key_value_heads} key head",
+    )
+    draw.label(
+        left, 382, right + w - left, 44, f"lm_head\n{text.vocab_size:,} logits: the next word",
+    )
+    for x, y0, y1 in (
+        (165, 54, 80), (165, 158, 184), (165, 230, 256), (515, 54, 80), (515, 230, 256),
+        (340, 288, 314), (340, 360, 380),
+    ):
+        draw.arrow(x, y0, x, y1)
+    draw.save(name)
+
+
+def patches(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m, layers=[0]) as t:
+        m.caption(SCENE)
+    vectors = t.pictures[0].patch_embeddings
+    draw = Drawing(290)
+    draw.picture(10, 30, 240, scene())
+    for i in range(9):
+        draw.parts.append(f'<path stroke="#fff" d="M{10 + 30 * i} 30v240M10 {30 + 30 * i}h240"/>')
+    draw.text(130, 20, "128 × 128 pixels, patches of 16 × 16", "soft")
+    draw.arrow(262, 150, 300, 150)
+    draw.text(490, 20, "64 vectors, one a patch (48 of their 192 numbers)", "soft")
+    draw.heat(310, 30, vectors[::2, ::4], 7.5, most=float(vectors.abs().quantile(0.98)))
+    draw.text(306, 44, "", "small soft")
+    draw.save(name)
+
+
+def positions(name: str) -> None:
+    m = mini()
+    table = m.model.vision_tower.vision_model.embeddings.position_embedding.weight.detach().float()
+    unit = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
+    draw = Drawing(300)
+    draw.text(150, 18, "sinusoidal: position ↓, channel →", "soft")
+    place = torch.arange(30)[:, None].float()
+    speed = 10000.0 ** (-torch.arange(16).float() / 16)
+    table = torch.stack((torch.sin(place * speed), torch.cos(place * speed)), -1).flatten(1)
+    draw.heat(10, 28, table, 8.8)
+    draw.text(500, 18, "learned (mini): whom a patch's vector resembles", "soft")
+    for i, patch in enumerate((9, 20, 35, 62)):
+        x, y = 345 + 165 * (i % 2), 28 + 134 * (i // 2)
+        draw.heat(x, y, (unit @ unit[patch]).reshape(8, 8), 15.5, most=1)
+        row, column = divmod(patch, 8)
+        draw.parts.append(
+            f'<rect x="{x + 15.5 * column}" y="{y + 15.5 * row}" width="14.5" height="14.5" '
+            'fill="none" class="s-green" stroke-width="2.5"/>'
+        )
+    draw.save(name)
+
+
+FIGURES: dict[str, Callable[[str], None]] = {
+    "01_architecture": architecture,
+    "02_patches": patches,
+    "03_positions": positions,
+}
+
+
+def main(chosen: Sequence[str]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in FIGURES.items():
+        if not chosen or name[:2] in chosen:
+            draw(name)
+            print(f"{FOLDER.name}/{name}.svg")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
