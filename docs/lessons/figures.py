@@ -162,28 +162,50 @@ def scene(edge: int = 128) -> Image.Image:
 
 def architecture(name: str) -> None:
     draw = Drawing(430)
-    vision, text = PRESETS["paligemma-3b-224"].vision_config, PRESETS["paligemma-3b-224"].text_config
+    vision, text = (
+        PRESETS["paligemma-3b-224"].vision_config,
+        PRESETS["paligemma-3b-224"].text_config,
+    )
     patches, width = vision.num_patches, text.hidden_size
     left, right, w = 20, 370, 290
-    draw.label(left, 10, w, 44, f"pixel_values\n3 × {vision.image_size} × {vision.image_size}", "faint")
+    draw.label(
+        left, 10, w, 44, f"pixel_values\n3 × {vision.image_size} × {vision.image_size}", "faint"
+    )
     draw.label(right, 10, w, 44, "input_ids\n<image> … <image> <bos> caption en \\n", "faint")
     draw.label(
-        left, 82, w, 76, f"vision_tower\n{vision.num_hidden_layers} layers of attention and MLP\n"
+        left,
+        82,
+        w,
+        76,
+        f"vision_tower\n{vision.num_hidden_layers} layers of attention and MLP\n"
         f"{patches} patches × {vision.hidden_size}",
     )
     draw.label(left, 186, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}")
     draw.label(right, 82, w, 148, f"embed_tokens\na row of {width} for each word\n× √{width}")
     draw.label(left, 258, right + w - left, 30, "merge: features in the places of <image>", "faint")
     draw.label(
-        left, 316, right + w - left, 44, f"language_model.model\n{text.num_hidden_layers} layers of "
+        left,
+        316,
+        right + w - left,
+        44,
+        f"language_model.model\n{text.num_hidden_layers} layers of "
         f"attention and MLP, {text.num_attention_heads} query heads, {text.num_key_value_heads} key head",
     )
     draw.label(
-        left, 382, right + w - left, 44, f"lm_head\n{text.vocab_size:,} logits: the next word",
+        left,
+        382,
+        right + w - left,
+        44,
+        f"lm_head\n{text.vocab_size:,} logits: the next word",
     )
     for x, y0, y1 in (
-        (165, 54, 80), (165, 158, 184), (165, 230, 256), (515, 54, 80), (515, 230, 256),
-        (340, 288, 314), (340, 360, 380),
+        (165, 54, 80),
+        (165, 158, 184),
+        (165, 230, 256),
+        (515, 54, 80),
+        (515, 230, 256),
+        (340, 288, 314),
+        (340, 360, 380),
     ):
         draw.arrow(x, y0, x, y1)
     draw.save(name)
@@ -228,10 +250,180 @@ def positions(name: str) -> None:
     draw.save(name)
 
 
+def norms(name: str) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(5, 6) * torch.tensor([0.5, 1, 2, 1, 0.7, 1.5]) + torch.linspace(-1, 2, 6)
+    rows = [
+        ("input", x, ""),
+        ("BatchNorm", (x - x.mean(0)) / x.std(0), "each column"),
+        ("LayerNorm", (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "each row"),
+        ("RMSNorm", x / x.square().mean(1, keepdim=True).sqrt(), "each row, no mean"),
+    ]
+    draw = Drawing(370)
+    for i, (title, values, how) in enumerate(rows):
+        left = 14 + 168 * i
+        draw.text(left + 72, 18, title, "strong")
+        draw.heat(left, 28, values, 24, most=3)
+        draw.text(left + 72, 164, how, "soft small")
+    draw.text(86, 164, "a row is a token", "soft small")
+    train, test = torch.randn(60) * 0.5 + 0.5, torch.randn(60) * 0.3
+
+    def fit(points: Tensor, weights: Tensor) -> tuple[float, float]:
+        columns = torch.stack((points, torch.ones_like(points)), 1)
+        target = columns.T @ (weights * (points**3 - points))
+        slope, start = torch.linalg.solve(columns.T @ (weights[:, None] * columns), target)
+        return slope.item(), start.item()
+
+    def density(points: Tensor, mean: float, deviation: float) -> Tensor:
+        return torch.exp(-(((points - mean) / deviation) ** 2) / 2) / deviation
+
+    weights = density(train, 0, 0.3) / density(train, 0.5, 0.5)
+    xs = torch.linspace(-1, 1.6, 80)
+    lines = ((fit(train, torch.ones(60)), "s-grey"), (fit(train, weights), "s-orange"))
+    place = draw.plot(
+        14,
+        196,
+        400,
+        160,
+        (-1, 1.6, -0.9, 1.5),
+        (xs.tolist(), (xs**3 - xs).tolist(), "s-blue"),
+        *((xs.tolist(), (slope * xs + start).tolist(), kind) for (slope, start), kind in lines),
+    )
+    for points, kind, level in ((train, "grey", -0.86), (test, "green", -0.76)):
+        for point in points.tolist():
+            if -1 < point < 1.6:
+                a, b = place(point, level)
+                draw.rect(a - 1.5, b - 4, 3, 8, kind, 0.8)
+    for i, (words, kind) in enumerate(
+        (
+            ("the truth", "blue"),
+            ("training inputs, and their line", "grey"),
+            ("test inputs", "green"),
+            ("the line, weighted for them", "orange"),
+        )
+    ):
+        draw.rect(440, 214 + 26 * i, 12, 12, kind)
+        draw.text(460, 224 + 26 * i, words, "", "start")
+    draw.save(name)
+
+
+def softmax(name: str) -> None:
+    draw = Drawing(210)
+    x = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    for i, (title, values, most, form) in enumerate(
+        (
+            ("logits", x, 2.2, "{:.0f}"),
+            ("logits + 100", x + 100, 110, "{:.0f}"),
+            ("softmax of either", x.softmax(-1), 0.7, "{:.2f}"),
+        )
+    ):
+        left = 30 + 222 * i
+        base = 160 if i else 118  # room below for what is negative
+        draw.text(left + 85, 22, title, "strong")
+        for j, value in enumerate(values.tolist()):
+            tall = max((120 if i else 80) * abs(value) / most, 1.5)
+            top, kind = (base, "orange") if value < 0 else (base - tall, "blue")
+            draw.rect(left + 45 * j, top, 36, tall, kind)
+            draw.text(left + 45 * j + 18, 178, form.format(value), "soft")
+    draw.text(340, 204, "only differences count: +1 is a factor of e = 2.72", "soft")
+    draw.save(name)
+
+
+def over_picture(
+    draw: Drawing, x: float, y: float, edge: float, weights: Tensor, mark: int
+) -> None:
+    """The scene under a veil that is thin where the weights are large; one patch framed."""
+    side = weights.shape[0]
+    seen = (weights / weights.max()).sqrt()
+    veil = torch.zeros(side, side, 4)
+    veil[..., :3] = torch.tensor([12, 14, 28])
+    veil[..., 3] = 235 * (1 - seen)
+    draw.picture(x, y, edge, scene(96))
+    draw.picture(x, y, edge, Image.fromarray(veil.round().byte().numpy()))
+    cell = edge / side
+    row, column = divmod(mark, side)
+    draw.parts.append(
+        f'<rect x="{x + cell * column:.1f}" y="{y + cell * row:.1f}" width="{cell:.1f}" '
+        f'height="{cell:.1f}" fill="none" class="s-green" stroke-width="2.5"/>'
+    )
+
+
+def attention(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    mark = 2 * 8 + 2
+    weights = t.pictures[0].attention(-1)[:, mark].reshape(4, 8, 8)
+    draw = Drawing(196)
+    for head in range(4):
+        draw.text(90 + 167 * head, 18, f"head {head}", "strong")
+        over_picture(draw, 12 + 167 * head, 28, 155, weights[head], mark)
+    draw.save(name)
+
+
+def feed_forward(name: str) -> None:
+    draw = Drawing(230)
+    xs = torch.linspace(-3, 3, 100)
+    gelu = torch.nn.functional.gelu(xs, approximate="tanh")
+    draw.plot(
+        30,
+        30,
+        280,
+        170,
+        (-3, 3, -0.3, 3),
+        (xs.tolist(), xs.relu().tolist(), "s-grey"),
+        (xs.tolist(), gelu.tolist(), "s-blue"),
+    )
+    draw.text(90, 60, "GELU", "blue", "start")
+    draw.text(90, 80, "ReLU", "soft", "start")
+    draw.text(170, 222, "x from −3 to 3", "soft small")
+    for i, up in enumerate((-1.0, 0.5, 1.0)):
+        if not i:
+            place = draw.plot(370, 30, 280, 170, (-3, 3, -3, 3))
+        kind = ("s-orange", "s-green", "s-blue")[i]
+        draw.curve(
+            [place(a, b) for a, b in zip(xs.tolist(), (gelu * up).tolist(), strict=True)], kind
+        )
+        a, b = place(2.95, 2.95 * up)
+        draw.text(
+            a - 62, b + (6 if up < 0 else 14 if up == 1 else -2), f"up = {up:g}", "soft", "end"
+        )
+    draw.text(510, 222, "gate from −3 to 3: what passes of up", "soft small")
+    draw.save(name)
+
+
+def vit(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    picture, mark = t.pictures[0], 3 * 8 + 2
+    draw = Drawing(196)
+    shown = [picture.names[i] for i in (0, 2, 4, 6)]
+    for i, layer in enumerate(shown):
+        hidden = picture.hidden(layer)
+        unit = torch.nn.functional.normalize(hidden - hidden.mean(0), dim=-1)
+        title = "patches" if not i else f"after layer {layer.split('.')[-1]}"
+        draw.text(90 + 167 * i, 18, title, "strong")
+        over_picture(
+            draw,
+            12 + 167 * i,
+            28,
+            155,
+            (unit @ unit[mark]).clamp(min=0).square().reshape(8, 8),
+            mark,
+        )
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
     "03_positions": positions,
+    "04_norms": norms,
+    "05_softmax": softmax,
+    "06_attention": attention,
+    "07_feed_forward": feed_forward,
+    "08_vit": vit,
 }
 
 
