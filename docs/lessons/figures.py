@@ -189,7 +189,7 @@ def architecture(name: str) -> None:
         right + w - left,
         44,
         f"language_model.model\n{text.num_hidden_layers} layers of "
-        f"attention and MLP, {text.num_attention_heads} query heads, {text.num_key_value_heads} key head",
+        f"attention and MLP, {text.num_attention_heads} query heads, 1 key head",
     )
     draw.label(
         left,
@@ -415,6 +415,142 @@ def vit(name: str) -> None:
     draw.save(name)
 
 
+def _pairs() -> tuple[list[str], Tensor]:
+    """Four crops of the scene, and how mini's tower finds them alike: cosines, 4 × 4."""
+    m = mini()
+    names = ["tractor", "doughnut", "star", "nothing"]
+    with torch.no_grad():
+        features = m.model.vision_tower(torch.stack([m.processor.pixels(c) for c in _crops()]))
+        again = m.model.vision_tower(
+            torch.stack(
+                [m.processor.pixels(c.rotate(8, fillcolor=(190, 205, 230))) for c in _crops()]
+            )
+        )
+    one, other = (
+        torch.nn.functional.normalize((f.mean(1) - features.mean((0, 1))), dim=-1)
+        for f in (features, again)
+    )
+    return names, one @ other.T
+
+
+def _crops() -> list[Image.Image]:
+    whole = Image.open(SCENE).convert("RGB")
+    w, h = whole.size
+    boxes = [
+        (0.02, 0.18, 0.52, 0.55),
+        (0.62, 0.05, 0.98, 0.38),
+        (0.3, 0.5, 0.7, 0.85),
+        (0.6, 0.6, 1, 1),
+    ]
+    return [whole.crop((int(a * w), int(b * h), int(c * w), int(d * h))) for a, b, c, d in boxes]
+
+
+def _matrix(draw: Drawing, left: float, title: str, values: Tensor, form: str) -> None:
+    draw.text(left + 130, 18, title, "strong")
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            place = left + 66 * j, 90 + 56 * i, 64, 54
+            draw.rect(*place, "faint")
+            draw.rect(*place, "blue" if value > 0 else "orange", min(abs(value), 1) * 0.9)
+            draw.text(place[0] + 32, place[1] + 32, form.format(value), "strong" if i == j else "")
+
+
+def clip(name: str) -> None:
+    _, cosines = _pairs()
+    draw = Drawing(350)
+    for i, crop in enumerate(_crops()):
+        draw.picture(20, 92 + 56 * i, 50, crop.resize((50, 50)))
+        draw.text(84, 122 + 56 * i, f"I{'₁₂₃₄'[i]}", "strong")
+        draw.picture(100 + 66 * i + 7, 34, 50, crop.rotate(8).resize((50, 50)))
+    _matrix(draw, 100, "cosines of vectors: the diagonal is to lead", cosines, "{:.2f}")
+    draw.label(400, 90, 250, 50, "row: which one belongs to I₁?\ncross-entropy, label 1", "faint")
+    draw.label(
+        400, 160, 250, 50, "column: which one belongs to T₁?\ncross-entropy, label 1", "faint"
+    )
+    draw.label(400, 230, 250, 50, "loss = mean of both\nover all rows and columns", "faint")
+    draw.text(
+        234, 336, "here: mini's tower on four pictures and the same, turned by 8°", "soft small"
+    )
+    draw.save(name)
+
+
+def siglip(name: str) -> None:
+    torch.manual_seed(1)
+    cosines = torch.tensor(
+        [
+            [0.32, 0.10, 0.06, 0.02],
+            [0.08, 0.30, 0.05, 0.09],
+            [0.04, 0.07, 0.28, 0.03],
+            [0.03, 0.05, 0.01, 0.04],
+        ]
+    )
+    draw = Drawing(340)
+    _matrix(draw, 20, "softmax of each row: sums to 1", (cosines * 30).softmax(-1), "{:.2f}")
+    _matrix(draw, 370, "sigmoid of each cell: on its own", (cosines * 60 - 10).sigmoid(), "{:.2f}")
+    draw.text(
+        340, 58, "the same four pictures and texts; the fourth text describes nothing", "soft"
+    )
+    draw.text(340, 334, "last row: softmax must choose, the sigmoid may say no to all", "soft")
+    draw.save(name)
+
+
+def merge(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m, layers=[0]) as t:
+        m.caption(SCENE)
+    row = t.rows[0]
+    n = row.passes[0]
+    norms = row.norms["inputs_embeds"][:n].tolist()
+    kinds = row.is_picture[:n].tolist()
+    draw = Drawing(250)
+    each, tall = 650 / n, 130 / max(norms)
+    for i, (norm, is_picture) in enumerate(zip(norms, kinds, strict=True)):
+        kind = "blue" if is_picture else "orange"
+        draw.rect(15 + each * i, 160 - norm * tall, each - 1.5, norm * tall, kind)
+    draw.text(15, 20, "length of each vector that enters the decoder (mini)", "soft", "start")
+    draw.text(310, 182, "64 patches, as the projector makes them", "blue")
+    words = [
+        m.processor.tokenizer.id_to_token(i).replace("▁", "").replace("\n", "\\n")
+        for i in row.ids[64:n].tolist()
+    ]
+    draw.text(665, 182, " ".join(words), "orange", "end")
+    draw.arrow(300, 215, 300, 190)
+    draw.arrow(620, 215, 620, 190)
+    draw.label(200, 216, 200, 28, "multi_modal_projector", "faint")
+    draw.label(525, 216, 150, 28, "embed_tokens · √D", "faint")
+    draw.save(name)
+
+
+def tokens(name: str) -> None:
+    m = mini()
+    ids = m.processor.encode_prefix("detect tractor")[62:]
+    answer = m.processor.encode_suffix(str(m.generate(SCENE, "detect tractor")))
+    draw = Drawing(300)
+    for line, (title, row) in enumerate((("prompt", ids), ("answer", answer))):
+        x, y = 15.0, 30 + 74 * line
+        draw.text(x, y - 10, title, "soft", "start")
+        for token in row:
+            word = m.processor.tokenizer.id_to_token(token).replace("▁", "").replace("\n", "\\n")
+            wide = 16 + 7.4 * len(word)
+            kind = "orange" if word.startswith("<loc") else "blue" if word == "<image>" else "faint"
+            draw.rect(x, y, wide, 26, kind, 0.45 if kind != "faint" else 1)
+            draw.text(x + wide / 2, y + 17, word, "mono small")
+            draw.text(x + wide / 2, y + 42, str(token), "soft small")
+            x += wide + 6
+    [found] = m.detect(SCENE, "tractor")
+    whole = Image.open(SCENE)
+    scale = 112 / whole.height
+    draw.picture(440, 180, 112 * whole.width / whole.height, scene(112), 112)
+    x0, y0, x1, y1 = (edge * scale for edge in found.box)
+    draw.parts.append(
+        f'<rect x="{440 + x0:.0f}" y="{180 + y0:.0f}" width="{x1 - x0:.0f}" height="{y1 - y0:.0f}" '
+        'fill="none" class="s-orange" stroke-width="3"/>'
+    )
+    draw.text(15, 215, "y0 x0 y1 x1, each in 1023rds of the picture:", "", "start")
+    draw.text(15, 240, "a box is four words, said like any others", "soft", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -424,6 +560,10 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "06_attention": attention,
     "07_feed_forward": feed_forward,
     "08_vit": vit,
+    "09_clip": clip,
+    "10_siglip": siglip,
+    "11_merge": merge,
+    "12_tokens": tokens,
 }
 
 
