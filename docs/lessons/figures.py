@@ -20,6 +20,8 @@ from torch import Tensor
 
 import paliglass
 from paliglass import PRESETS
+from paliglass.ops.masks import prefix_lm_mask
+from paliglass.ops.rope import apply_rotary, rotary_cos_sin
 
 FOLDER = Path(__file__).parent / "figures"
 SCENE = Path(__file__).parents[2] / "assets" / "scene.png"
@@ -551,6 +553,101 @@ def tokens(name: str) -> None:
     draw.save(name)
 
 
+def rope(name: str) -> None:
+    draw = Drawing(330)
+    positions = torch.arange(0, 6)[None]
+    cos, sin = rotary_cos_sin(positions, 8, 10000.0**0.55, torch.float32)
+    pair = apply_rotary(torch.tensor([1.0] * 4 + [0.0] * 4).expand(1, 1, 6, 8), cos, sin)[0, 0]
+    for i in range(3):
+        x, y, radius = 75 + 125 * i, 90, 48
+        draw.parts.append(f'<circle class="line" cx="{x}" cy="{y}" r="{radius}"/>')
+        for p in range(6):
+            a, b = pair[p, i].item(), pair[p, i + 4].item()
+            draw.parts.append(
+                f'<path class="s-blue" stroke-opacity="{1 - 0.14 * p:.2f}" stroke-width="2.5" '
+                f'd="M{x} {y}L{x + radius * a:.1f} {y - radius * b:.1f}"/>'
+            )
+            draw.text(x + 1.22 * radius * a, y + 4 - 1.22 * radius * b, str(p), "small soft")
+        draw.text(x, 172, ("fast pair", "slower", "slower still")[i], "soft")
+    draw.text(200, 20, "one pair of channels at positions 0 … 5", "soft")
+    draw.text(545, 20, "q·k by distance, equal q and k", "soft")
+    far = torch.arange(0, 61)[None]
+    ones = torch.ones(1, 1, 61, 256)
+    turned = apply_rotary(ones, *rotary_cos_sin(far, 256, 10000.0, torch.float32))[0, 0]
+    scores = (turned @ turned[0] / 256).tolist()
+    draw.plot(425, 34, 240, 130, (0, 60, 0, 1), (list(range(61)), scores, "s-blue"))
+    draw.text(545, 182, "0 … 60 tokens apart, head_dim 256", "small soft")
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    key = t.rows[0].key(0)[0]
+    draw.text(
+        15,
+        212,
+        "keys of mini's first layer, after RoPE: a column is a token, a row a channel, the upper ones turn fastest",
+        "soft",
+        "start",
+    )
+    draw.heat(
+        15,
+        222,
+        key[:, :24].T.contiguous(),
+        650 / len(key) if len(key) > 70 else 9,
+        most=float(key[:, :24].abs().quantile(0.97)),
+    )
+    draw.height = 222 + 24 * (650 / len(key)) + 8
+    draw.save(name)
+
+
+def gqa(name: str) -> None:
+    draw = Drawing(250)
+    text = PRESETS["paligemma-3b-224"].text_config
+    for i, (title, heads) in enumerate((("MHA", 8), ("GQA: Gemma 2", 4), ("MQA: Gemma 2B", 1))):
+        left = 20 + 222 * i
+        draw.text(left + 98, 20, title, "strong")
+        for q in range(8):
+            draw.label(left + 25 * q, 34, 21, 24, "q", "faint")
+            k = q * heads // 8
+            x = left + (k + 0.5) * 200 / heads - 2
+            draw.parts.append(f'<path class="line" d="M{left + 25 * q + 10.5} 58L{x:.1f} 98"/>')
+        for k in range(heads):
+            x = left + (k + 0.5) * 200 / heads - 2
+            draw.rect(x - 10.5, 98, 21, 24, "orange")
+            draw.text(x, 115, "k", "white strong")
+        size = 2 * text.num_hidden_layers * heads * text.head_dim * 2 / 1024
+        draw.rect(left, 170, 196, 18, "faint")
+        draw.rect(left, 170, 196 * heads / 8, 18, "orange")
+        draw.text(left + 98, 208, f"{size:.0f} KiB a token", "soft")
+    draw.text(340, 152, "keys and values in the cache, were Gemma 2B built so (bfloat16)", "soft")
+    draw.text(
+        340, 240, "eight query heads each; the lines say which key head they read", "soft small"
+    )
+    draw.save(name)
+
+
+def masks(name: str) -> None:
+    words = ["▦", "▦", "▦", "▦", "<bos>", "what", "\\n", "a", "dog", "<eos>"]
+    draw = Drawing(290)
+    for i, (title, given) in enumerate((("full", 10), ("causal", 0), ("prefix-LM", 7))):
+        types = torch.tensor([[0] * given + [1] * (10 - given)])
+        mask = prefix_lm_mask(types, torch.ones(1, 10))[0, 0]
+        left, top, cell = 62 + 208 * i, 40, 19
+        draw.text(left + 95, 24, title, "strong")
+        for row in range(10):
+            if not i:
+                draw.text(left - 8, top + row * cell + 14, words[row], "mono small soft", "end")
+            for column in range(10):
+                kind = "faint"
+                if mask[row, column]:
+                    kind = "blue" if row < 7 or i != 2 else "orange"
+                draw.rect(left + column * cell, top + row * cell, cell - 1.5, cell - 1.5, kind)
+    draw.text(157, 254, "the vision tower", "soft")
+    draw.text(365, 254, "a plain language model", "soft")
+    draw.text(573, 254, "PaliGemma", "soft")
+    draw.text(365, 280, "a row looks at the columns that are filled", "soft small")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -564,6 +661,9 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "10_siglip": siglip,
     "11_merge": merge,
     "12_tokens": tokens,
+    "13_rope": rope,
+    "14_gqa": gqa,
+    "15_masks": masks,
 }
 
 
