@@ -20,6 +20,7 @@ from torch import Tensor
 
 import paliglass
 from paliglass import PRESETS
+from paliglass.info import describe
 from paliglass.ops.masks import prefix_lm_mask
 from paliglass.ops.rope import apply_rotary, rotary_cos_sin
 
@@ -584,7 +585,7 @@ def rope(name: str) -> None:
     draw.text(
         15,
         212,
-        "keys of mini's first layer, after RoPE: a column is a token, a row a channel, the upper ones turn fastest",
+        "mini's keys after RoPE: a column is a token, a row a channel; the upper ones turn fastest",
         "soft",
         "start",
     )
@@ -648,6 +649,108 @@ def masks(name: str) -> None:
     draw.save(name)
 
 
+def cache(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    passes = t.rows[0].passes
+    draw = Drawing(230)
+    for i, (title, kept) in enumerate((("without a cache", False), ("with one", True))):
+        left, each = 20 + 340 * i, 300 / len(passes)
+        draw.text(left + 150, 20, title, "strong")
+        total = 0
+        for step in range(len(passes)):
+            seen = sum(passes[: step + 1])
+            new = passes[step] if kept else seen
+            total += new
+            x, tall = left + each * step, 140 * seen / sum(passes)
+            draw.rect(x, 180 - tall, each - 3, tall, "faint")
+            done = max(140 * new / sum(passes), 2.5)
+            draw.rect(x, 180 - done, each - 3, done, "blue" if not step else "orange")
+        draw.text(left + 150, 202, f"{total} tokens computed", "soft")
+    draw.text(
+        340,
+        224,
+        "mini's caption of the test picture: the prompt, then one bar for each word",
+        "small soft",
+    )
+    draw.save(name)
+
+
+def sampling(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    logits = t.rows[0].logits(t.rows[0].answer)[0]
+    best = logits.topk(7)
+    words = [m.processor.tokenizer.id_to_token(i).replace("▁", "") for i in best.indices.tolist()]
+    draw = Drawing(250)
+    for i, temperature in enumerate((0.5, 1.0, 2.0)):
+        left = 20 + 225 * i
+        draw.text(left + 95, 20, f"temperature {temperature:g}", "strong")
+        shares = (logits / temperature).softmax(-1)[best.indices].tolist()
+        reached = 0.0
+        for j, (word, share) in enumerate(zip(words, shares, strict=True)):
+            y = 36 + 26 * j
+            draw.text(left + 56, y + 15, word, "small", "end")
+            draw.rect(left + 62, y, 100, 20, "faint")
+            draw.rect(left + 62, y, max(100 * share, 0.6), 20, "blue" if reached < 0.9 else "grey")
+            draw.text(left + 196, y + 15, f"{share:.2f}", "small soft", "end")
+            reached += share
+    draw.text(
+        340, 240, "mini's first word about the test picture; blue is what top-p 0.9 keeps", "soft"
+    )
+    draw.save(name)
+
+
+def weight_tying(name: str) -> None:
+    draw = Drawing(230)
+    shown = [
+        ("mini", None),
+        ("PaliGemma 3B", "paligemma-3b-224"),
+        ("PaliGemma 2 3B", "paligemma2-3b-224"),
+        ("PaliGemma 2 10B", "paligemma2-10b-224"),
+        ("PaliGemma 2 28B", "paligemma2-28b-224"),
+    ]
+    for i, (title, preset) in enumerate(shown):
+        found = describe(PRESETS[preset]) if preset else describe(mini().model.config)
+        table, y = found.parameters["embedding"] / found.total_parameters, 34 + 36 * i
+        draw.text(140, y + 17, title, "", "end")
+        draw.rect(150, y, 330, 24, "faint")
+        draw.rect(150, y, 330 * table, 24, "orange")
+        draw.rect(480, y, 330 * table, 24, "grey", 0.5)
+        count = found.parameters["embedding"]
+        words = f"{count / 1e6:,.0f} M" if count > 1e6 else f"{count / 1e6:.1f} M"
+        draw.text(156, y + 17, words, "small", "start")
+        draw.text(474, y + 17, f"{100 * table:.0f} %", "soft", "end")
+    draw.text(150, 20, "the table, of all parameters", "soft", "start")
+    draw.text(486, 20, "what a second would add", "soft", "start")
+    draw.save(name)
+
+
+def decoder(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    row = t.rows[0]
+    columns = len(row.top())
+    draw = Drawing(190)
+    spell = m.processor.tokenizer.id_to_token
+    final = [best.id for [best] in row.top(1)]
+    each = 610 / columns
+    for layer in range(4):
+        y = 34 + 38 * layer
+        draw.text(8, y + 20, f"layer {layer}", "soft small", "start")
+        for i, [best] in enumerate(row.lens(layer)):
+            x = 62 + each * i
+            draw.rect(x, y, each - 4, 30, "faint")
+            kind = "blue" if best.id == final[i] else "orange"
+            draw.rect(x, y, each - 4, 30, kind, 0.55 * best.probability)
+            draw.text(x + each / 2 - 2, y + 20, spell(best.id).replace("▁", "") or "␣", "small")
+    draw.text(340, 20, "blue: the word that is said in the end; the fuller, the surer", "soft")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -664,6 +767,10 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "13_rope": rope,
     "14_gqa": gqa,
     "15_masks": masks,
+    "16_cache": cache,
+    "17_sampling": sampling,
+    "18_weight_tying": weight_tying,
+    "19_decoder": decoder,
 }
 
 

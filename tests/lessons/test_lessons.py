@@ -79,8 +79,9 @@ def test_the_source_shown_is_the_packages() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_lessons_are_numbered_without_gaps() -> None:
+def test_lessons_are_numbered_in_order() -> None:
     assert [one.number for one in LESSONS] == list(range(1, len(LESSONS) + 1))
+    assert len({one.topic for one in LESSONS}) == len(LESSONS)
 
 
 def test_find() -> None:
