@@ -23,6 +23,7 @@ from paliglass import PRESETS
 from paliglass.info import describe
 from paliglass.ops.masks import prefix_lm_mask
 from paliglass.ops.rope import apply_rotary, rotary_cos_sin
+from paliglass.tasks.boxes import parse_boxes
 
 FOLDER = Path(__file__).parent / "figures"
 SCENE = Path(__file__).parents[2] / "assets" / "scene.png"
@@ -751,6 +752,150 @@ def decoder(name: str) -> None:
     draw.save(name)
 
 
+def fine_tuning(name: str) -> None:
+    """Fits one LoRA factor pair to what 60 steps of gradient descent change in a real matrix."""
+    weight = mini().model.language_model.model.layers[1].self_attn.q_proj.weight.detach()
+    torch.manual_seed(0)
+    left = torch.zeros(48, 4, requires_grad=True)
+    right = (torch.randn(4, 48) / 48**0.5).requires_grad_()
+    inputs = torch.randn(64, 48)
+    wanted = inputs @ (weight[:48, :48] + 0.5 * torch.outer(weight[:48, 60], weight[:48, 70]) * 4).T
+    for _ in range(60):
+        loss = (inputs @ (weight[:48, :48] + left @ right).T - wanted).square().mean()
+        for factor, slope in zip(
+            (left, right), torch.autograd.grad(loss, (left, right)), strict=True
+        ):
+            factor.data -= 20 * slope
+    draw = Drawing(220)
+    for x, values, title in (
+        (15, weight[:48, :48], "W, frozen"),
+        (235, left.detach(), "B"),
+        (285, right.detach(), "A"),
+        (505, (left @ right).detach(), "B · A, the change"),
+    ):
+        wide = 3.4 if values.shape[1] > 4 else 7.0
+        draw.text(x + values.shape[1] * wide / 2, 20, title, "strong")
+        draw.heat(x, 34, values, wide, most=float(values.abs().quantile(0.98)))
+    draw.text(207, 120, "+", "strong")
+    draw.text(275, 120, "·", "strong")
+    draw.text(478, 120, "=", "strong")
+    draw.text(340, 212, "48 × 48 weights of mini; 48 × 4 and 4 × 48 numbers to learn", "soft")
+    draw.save(name)
+
+
+def int8(name: str) -> None:
+    weight = mini().model.language_model.model.layers[0].mlp.down_proj.weight.detach()
+    row = weight[7][:56]
+    scale = weight[7].abs().max() / 127
+    rounded = (row / scale).round() * scale
+    draw = Drawing(270)
+    most = row.abs().max().item()
+    for title, values, y, full in (
+        (
+            "56 weights of a row (blue and orange), in steps of 1/127 of the largest",
+            rounded,
+            34,
+            most,
+        ),
+        ("what is lost by rounding, on the same scale", rounded - row, 150, most),
+    ):
+        draw.text(15, y - 14, title, "soft", "start")
+        draw.parts.append(f'<path class="line" d="M15 {y + 46}H665"/>')
+        for i, value in enumerate(values.tolist()):
+            tall = 46 * abs(value) / full
+            top = y + 46 - tall if value > 0 else y + 46
+            draw.rect(15 + 11.6 * i, top, 9.6, max(tall, 0.4), "blue" if value > 0 else "orange")
+    error = ((rounded - row).norm() / row.norm()).item()
+    draw.text(340, 262, f"error of the row: {100 * error:.1f} % of its length", "soft")
+    draw.save(name)
+
+
+def detection(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        answer = m.generate(SCENE, "detect doughnut")
+    row = t.rows[0]
+    first = m.processor.token_id("<loc0000>")
+    shares = row.logits(row.answer)[:4].softmax(-1)[:, first : first + 1024]
+    [box] = parse_boxes(answer)
+    draw = Drawing(300)
+    draw.picture(15, 20, 262, scene())
+    x0, y0, x1, y1 = (
+        15 + 262 * box.box.x0,
+        20 + 262 * box.box.y0,
+        15 + 262 * box.box.x1,
+        20 + 262 * box.box.y1,
+    )
+    draw.parts.append(
+        f'<rect x="{x0:.0f}" y="{y0:.0f}" width="{x1 - x0:.0f}" height="{y1 - y0:.0f}" fill="none" '
+        'class="s-orange" stroke-width="3"/>'
+    )
+    for i, edge in enumerate(("y0", "x0", "y1", "x1")):
+        y = 24 + 66 * i
+        draw.text(306, y + 34, edge, "strong", "end")
+        draw.parts.append(f'<path class="line" d="M316 {y + 46}H664"/>')
+        bins = shares[i].reshape(128, 8).sum(-1)
+        for j, share in enumerate(bins.tolist()):
+            if share > 0.002:
+                tall = 44 * share / bins.max().item()
+                draw.rect(316 + 2.72 * j, y + 46 - tall, 3.4, tall, "blue")
+    draw.text(
+        490,
+        294,
+        "0 … 1023: probability of each place, in the order in which they are said",
+        "small soft",
+    )
+    draw.save(name)
+
+
+def cost(name: str) -> None:
+    draw = Drawing(300)
+    flops, bandwidth = 990e12, 3.35e12
+    left, top, wide, tall = 70, 24, 570, 220
+
+    def place(intensity: float, reached: float) -> tuple[float, float]:
+        x = left + wide * (math.log10(intensity) + 1) / 4.5
+        return x, top + tall * (15.2 - math.log10(reached)) / 4
+
+    draw.parts.append(f'<path class="line" d="M{left} {top}V{top + tall}H{left + wide}"/>')
+    ridge = flops / bandwidth
+    roof = [(0.1, 0.1 * bandwidth), (ridge, flops), (10**3.5, flops)]
+    draw.curve([place(*point) for point in roof], "s-grey")
+    config = PRESETS["paligemma-3b-224"]
+    found = describe(config)
+    text, tokens = config.text_config, config.num_image_tokens + 10
+    each = 2 * (found.parameters["decoder"] - (2 * text.num_hidden_layers + 1) * text.hidden_size)
+    heads = text.num_attention_heads * text.head_dim
+    attention = 4 * tokens * heads * text.num_hidden_layers
+    table = 2 * found.parameters["embedding"]
+    read = 2 * (found.parameters["decoder"] + found.parameters["embedding"])
+    kept = tokens * found.cache["bfloat16"]
+    points = [("prefill", tokens * (each + attention), read, "blue")]
+    points += [
+        (
+            f"one word, {rows} at once" if rows > 1 else "one word",
+            rows * (each + attention + table),
+            read + rows * kept,
+            "orange",
+        )
+        for rows in (1, 8, 64)
+    ]
+    for title, operations, size, kind in points:
+        intensity = operations / size
+        x, y = place(intensity, min(flops, intensity * bandwidth))
+        draw.parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
+        draw.text(x + 12, y + 18, title, "", "start")
+    for power in range(-1, 4):
+        x, _ = place(10.0**power, 1e12)
+        draw.text(x, top + tall + 18, f"{10.0**power:g}", "small soft")
+    for power in (12, 13, 14, 15):
+        _, y = place(1, 10.0**power)
+        draw.text(left - 8, y + 4, f"{10 ** (power - 12)} T", "small soft", "end")
+    draw.text(left + wide / 2, top + tall + 40, "operations per byte", "soft")
+    draw.text(left + 10, top + 8, "operations a second (an H100, at best)", "soft", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -771,6 +916,10 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "17_sampling": sampling,
     "18_weight_tying": weight_tying,
     "19_decoder": decoder,
+    "20_fine_tuning": fine_tuning,
+    "21_int8": int8,
+    "22_detection": detection,
+    "23_cost": cost,
 }
 
 
