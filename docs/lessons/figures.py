@@ -769,11 +769,11 @@ def fine_tuning(name: str) -> None:
     draw = Drawing(220)
     for x, values, title in (
         (15, weight[:48, :48], "W, frozen"),
-        (235, left.detach(), "B"),
+        (240, left.detach(), "B"),
         (285, right.detach(), "A"),
         (505, (left @ right).detach(), "B · A, the change"),
     ):
-        wide = 3.4 if values.shape[1] > 4 else 7.0
+        wide = 3.4
         draw.text(x + values.shape[1] * wide / 2, 20, title, "strong")
         draw.heat(x, 34, values, wide, most=float(values.abs().quantile(0.98)))
     draw.text(207, 120, "+", "strong")
@@ -842,7 +842,7 @@ def detection(name: str) -> None:
     draw.text(
         490,
         294,
-        "0 … 1023: probability of each place, in the order in which they are said",
+        "probability of each place 0 … 1023, in the order of saying",
         "small soft",
     )
     draw.save(name)
