@@ -21,8 +21,9 @@ STAGES = [
     ("modeling_paligemma",),
     ("processing_paligemma", "sampling", "checkpoints"),
     ("generation",),
-    ("tasks", "info", "tracing", "verify"),
+    ("tasks", "info", "verify"),
     ("model",),
+    ("tracing", "report", "lesson"),
     ("cli",),
 ]
 LEAVES = ("contrastive", "lab", "training", "world")  # inference works with these deleted
