@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -67,6 +68,15 @@ def test_the_figure_is_one_that_is_drawn(lesson: Lesson) -> None:
     assert lesson.path.stem in names
     script = (FOLDER / "figures.py").read_text("utf-8")
     assert [name for name in names if f'"{name}":' not in script] == []
+
+
+@pytest.mark.parametrize("name", ["01_architecture", "14_gqa", "15_masks", "23_cost"])
+def test_figures_of_sizes_and_masks_are_up_to_date(name: str, tmp_path: Path) -> None:
+    """Those that no weight is needed for, so that every machine draws the same."""
+    figures = runpy.run_path(str(FOLDER / "figures.py"))
+    figures["FIGURES"][name].__globals__["FOLDER"] = tmp_path
+    figures["FIGURES"][name](name)
+    assert (tmp_path / f"{name}.svg").read_text() == (FOLDER / f"figures/{name}.svg").read_text()
 
 
 def test_the_source_shown_is_the_packages() -> None:
