@@ -334,7 +334,7 @@ def softmax(name: str) -> None:
 
 
 def over_picture(
-    draw: Drawing, x: float, y: float, edge: float, weights: Tensor, mark: int
+    draw: Drawing, x: float, y: float, edge: float, weights: Tensor, mark: int | None = None
 ) -> None:
     """The scene under a veil that is thin where the weights are large; one patch framed."""
     side = weights.shape[0]
@@ -344,6 +344,8 @@ def over_picture(
     veil[..., 3] = 235 * (1 - seen)
     draw.picture(x, y, edge, scene(96))
     draw.picture(x, y, edge, Image.fromarray(veil.round().byte().numpy()))
+    if mark is None:
+        return
     cell = edge / side
     row, column = divmod(mark, side)
     draw.parts.append(
@@ -813,37 +815,36 @@ def int8(name: str) -> None:
 def detection(name: str) -> None:
     m = mini()
     with paliglass.trace(m) as t:
-        answer = m.generate(SCENE, "detect doughnut")
+        answer = m.generate(SCENE, "detect tractor")
     row = t.rows[0]
     first = m.processor.token_id("<loc0000>")
     shares = row.logits(row.answer)[:4].softmax(-1)[:, first : first + 1024]
-    [box] = parse_boxes(answer)
-    draw = Drawing(300)
-    draw.picture(15, 20, 262, scene())
-    x0, y0, x1, y1 = (
-        15 + 262 * box.box.x0,
-        20 + 262 * box.box.y0,
-        15 + 262 * box.box.x1,
-        20 + 262 * box.box.y1,
-    )
-    draw.parts.append(
-        f'<rect x="{x0:.0f}" y="{y0:.0f}" width="{x1 - x0:.0f}" height="{y1 - y0:.0f}" fill="none" '
-        'class="s-orange" stroke-width="3"/>'
-    )
-    for i, edge in enumerate(("y0", "x0", "y1", "x1")):
-        y = 24 + 66 * i
-        draw.text(306, y + 34, edge, "strong", "end")
-        draw.parts.append(f'<path class="line" d="M316 {y + 46}H664"/>')
-        bins = shares[i].reshape(128, 8).sum(-1)
-        for j, share in enumerate(bins.tolist()):
-            if share > 0.002:
-                tall = 44 * share / bins.max().item()
-                draw.rect(316 + 2.72 * j, y + 46 - tall, 3.4, tall, "blue")
+    looks = row.picture_attention(positions=row.answer)[:4, 0]
+    [found] = parse_boxes(answer)
+    box, edge = found.box, 150
+    draw = Drawing(284)
+    for i, (side, share) in enumerate(
+        (("y0", box.y0), ("x0", box.x0), ("y1", box.y1), ("x1", box.x1))
+    ):
+        left = 12 + 167 * i
+        draw.text(left + edge / 2, 18, f"{side}: <loc{round(share * 1023):04}>", "mono")
+        over_picture(draw, left, 28, edge, looks[i])
+        place = share * edge
+        line = f"M{left} {28 + place}h{edge}" if side[0] == "y" else f"M{left + place} 28v{edge}"
+        draw.parts.append(f'<path class="s-orange" stroke-width="2.5" d="{line}"/>')
+        draw.parts.append(f'<path class="line" d="M{left} 244h{edge}"/>')
+        bins = shares[i].reshape(64, 16).sum(-1)
+        for j, part in enumerate(bins.tolist()):
+            if part > 0.002:
+                tall = 52 * part / bins.max().item()
+                draw.rect(left + edge / 64 * j, 244 - tall, 2.3, tall, "blue")
+        draw.text(left, 258, "0", "small soft", "start")
+        draw.text(left + edge, 258, "1023", "small soft", "end")
     draw.text(
-        490,
-        294,
-        "probability of each place 0 … 1023, in the order of saying",
-        "small soft",
+        340,
+        278,
+        "above: where mini looks as it says each edge; below: how sure it is of the place",
+        "soft",
     )
     draw.save(name)
 

@@ -149,14 +149,15 @@ def _png(pixels: Tensor) -> str:
 
 def _word(word: str, top: Sequence[Candidate], spell: Callable[[int], str]) -> str:
     """A card: where the model looked, and what else it might have said."""
+    name = escape(word.strip() or "␣")
     rows = "".join(
         f'<li><span class="bar" style="width:{100 * c.probability:.1f}%"></span>'
         f"<b>{escape(spell(c.id).strip() or '␣')}</b><i>{_percent(c.probability)}</i></li>"
         for c in top
     )
     return (
-        f'<figure class="word"><figcaption>{escape(word.strip() or "␣")}</figcaption>'
-        '<div class="look"><canvas></canvas></div>'
+        f'<figure class="word"><figcaption>{name}</figcaption><div class="look">'
+        f'<canvas role="img" aria-label="where it looked for {name}"></canvas></div>'
         '<div class="shares"><span></span><span></span><span></span></div>'
         f'<ol class="candidates">{rows}</ol></figure>'
     )
