@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two test processes of one thread each: small models gain nothing from more threads.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test check parity mini clean
+.PHONY: demo test check parity docs mini clean
 
 demo: $(VENV)/.installed
 	rm -rf demo_output
@@ -29,6 +29,11 @@ check: $(VENV)/.installed-test
 # How far from transformers and from the original: the README's table.
 parity: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.parity_table
+
+# The lessons' figures, drawn from real tensors, and the source that the lessons show.
+docs: $(VENV)/.installed-test
+	$(BIN)/python docs/lessons/figures.py
+	$(BIN)/cog -r -I docs/lessons -p "from sources import show" docs/lessons/*.md
 
 # Trains the shipped models from nothing (about three hours on two cores; the artwork comes by npm):
 # the mask codec; a dual encoder; from its vision tower the model, which first looks and then talks;

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paliglass.model import PaliGemma, load
     from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
     from paliglass.processing_paligemma import PaliGemmaProcessor
+    from paliglass.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "load_big_vision",
     "load_hf_model",
+    "trace",
 ]
 
 # What needs torch is imported on first use: `paliglass --help` should not wait two seconds for it.
@@ -53,6 +55,7 @@ _NEEDS_TORCH = {
     "load": "paliglass.model",
     "load_big_vision": "paliglass.checkpoints",
     "load_hf_model": "paliglass.checkpoints",
+    "trace": "paliglass.tracing",
 }
 
 

@@ -23,6 +23,7 @@ STAGES = [
     ("generation",),
     ("tasks", "info", "verify"),
     ("model",),
+    ("tracing", "report", "lesson"),
     ("cli",),
 ]
 LEAVES = ("contrastive", "lab", "training", "world")  # inference works with these deleted

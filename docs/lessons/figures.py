@@ -1,0 +1,936 @@
+"""Draws the lessons' figures from real tensors: `make docs`, or with numbers after it, some.
+
+Each function below `Drawing` draws the figure of one lesson, under its own name. The SVGs follow
+the reader's light or dark scheme.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import paliglass
+from paliglass import PRESETS
+from paliglass.info import describe
+from paliglass.ops.masks import prefix_lm_mask
+from paliglass.ops.rope import apply_rotary, rotary_cos_sin
+from paliglass.tasks.boxes import parse_boxes
+
+FOLDER = Path(__file__).parent / "figures"
+SCENE = Path(__file__).parents[2] / "assets" / "scene.png"
+STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #22242a }
+  .soft { fill: #6c6f78 } .small { font-size: 11px } .mono { font-family: ui-monospace, monospace }
+  .strong { font-weight: 650 } .white { fill: #fff }
+  .box { fill: #efede6; stroke: #d6d2c6 } .line { stroke: #6c6f78; fill: none }
+  .blue { fill: #2f6fb7 } .orange { fill: #d9822b } .green { fill: #3c8d5a } .grey { fill: #b9bcc6 }
+  .faint { fill: #efede6 }
+  .s-blue { stroke: #2f6fb7 } .s-orange { stroke: #d9822b } .s-green { stroke: #3c8d5a }
+  .s-grey { stroke: #b9bcc6 } path.curve { fill: none; stroke-width: 2.2 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e8e6e1 } .soft { fill: #9a9ca5 } .white { fill: #15171c }
+    .box { fill: #282c35; stroke: #3c414d } .line { stroke: #9a9ca5 }
+    .blue { fill: #6aa9ee } .orange { fill: #eda04f } .green { fill: #6cc38d }
+    .grey { fill: #5d626e } .faint { fill: #282c35 }
+    .s-blue { stroke: #6aa9ee } .s-orange { stroke: #eda04f } .s-green { stroke: #6cc38d }
+    .s-grey { stroke: #5d626e }
+  }
+"""
+
+
+class Drawing:
+    """An SVG under way. Lengths in pixels of a drawing 680 wide."""
+
+    def __init__(self, height: float, width: float = 680) -> None:
+        self.width, self.height = width, height
+        self.parts: list[str] = []
+
+    def rect(
+        self, x: float, y: float, w: float, h: float, kind: str = "box", opacity: float = 1
+    ) -> None:
+        faded = "" if opacity >= 1 else f' fill-opacity="{opacity:.2f}"'
+        self.parts.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" '
+            f'rx="{min(3, w / 5, h / 5):.1f}"{faded}/>'
+        )
+
+    def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "middle") -> None:
+        self.parts.append(
+            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+            f"{escape(words)}</text>"
+        )
+
+    def label(self, x: float, y: float, w: float, h: float, words: str, kind: str = "box") -> None:
+        """A box with words in it, line by line."""
+        self.rect(x, y, w, h, kind)
+        lines = words.split("\n")
+        first = y + h / 2 + 4.5 - 8 * (len(lines) - 1)
+        for i, line in enumerate(lines):
+            self.text(x + w / 2, first + 16 * i, line, "soft small" if i else "strong")
+
+    def arrow(self, x0: float, y0: float, x1: float, y1: float, kind: str = "line") -> None:
+        angle = math.atan2(y1 - y0, x1 - x0)
+        tips = [(x1 - 7 * math.cos(angle + d), y1 - 7 * math.sin(angle + d)) for d in (-0.45, 0.45)]
+        path = f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" + "".join(
+            f"M{x:.1f} {y:.1f}L{x1:.1f} {y1:.1f}" for x, y in tips
+        )
+        self.parts.append(f'<path class="{kind}" fill="none" stroke-width="1.5" d="{path}"/>')
+
+    def heat(self, x: float, y: float, values: Tensor, cell: float, most: float = 0) -> None:
+        """A matrix as squares: blue above 0, orange below, the fuller the further away."""
+        most = most or values.abs().max().item() or 1
+        if values.numel() > 300:
+            return self._heat_image(x, y, values / most, cell)
+        for i, row in enumerate(values.tolist()):
+            for j, value in enumerate(row):
+                place = x + j * cell, y + i * cell, cell - 1, cell - 1
+                self.rect(*place, "faint")
+                if abs(value) / most > 0.01:
+                    self.rect(*place, "blue" if value > 0 else "orange", min(1, abs(value) / most))
+
+    def curve(self, points: Sequence[tuple[float, float]], kind: str) -> None:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.parts.append(f'<path class="curve {kind}" d="M{path}"/>')
+
+    def plot(
+        self,
+        x: float,
+        y: float,
+        w: float,
+        h: float,
+        ranges: tuple[float, float, float, float],
+        *curves: tuple[Sequence[float], Sequence[float], str],
+    ) -> Callable[[float, float], tuple[float, float]]:
+        """Curves over two axes. ranges: x from, to, y from, to. Returns where a point lies."""
+        x0, x1, y0, y1 = ranges
+
+        def place(a: float, b: float) -> tuple[float, float]:
+            return x + (a - x0) / (x1 - x0) * w, y + h - (b - y0) / (y1 - y0) * h
+
+        self.parts.append(f'<path class="line" d="M{x} {y}V{y + h}H{x + w}"/>')
+        for xs, ys, kind in curves:
+            inside = [(a, b) for a, b in zip(xs, ys, strict=True) if y0 <= b <= y1]
+            self.curve([place(a, b) for a, b in inside], kind)
+        return place
+
+    def _heat_image(self, x: float, y: float, values: Tensor, cell: float) -> None:
+        """`heat` as one picture: many squares would make a large file."""
+        blue, orange = torch.tensor([47, 111, 183]), torch.tensor([217, 130, 43])
+        pixels = torch.where(values[..., None] > 0, blue, orange)
+        alpha = (values.abs().clamp(max=1) * 15).round() * 17
+        pixels = torch.cat((pixels, alpha[..., None]), -1).byte().numpy()
+        rows, columns = values.shape
+        self.rect(x, y, columns * cell, rows * cell, "faint")
+        self.picture(x, y, columns * cell, Image.fromarray(pixels), rows * cell)
+
+    def picture(
+        self, x: float, y: float, w: float, image: Image.Image, h: float | None = None
+    ) -> None:
+        buffer = io.BytesIO()
+        if image.mode == "RGB":
+            image = image.quantize(64)
+        image.save(buffer, format="PNG", optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        self.parts.append(
+            f'<image x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h or w:.1f}" '
+            'preserveAspectRatio="none" style="image-rendering:pixelated" '
+            f'href="data:image/png;base64,{data}"/>'
+        )
+
+    def save(self, name: str) -> None:
+        size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"'
+        body = "\n".join(self.parts)
+        (FOLDER / f"{name}.svg").write_text(
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n'
+            f"{body}\n</svg>\n",
+            "utf-8",
+        )
+
+
+def mini() -> paliglass.PaliGemma:
+    return paliglass.load("mini", device="cpu", dtype="float32")
+
+
+def scene(edge: int = 128) -> Image.Image:
+    return Image.open(SCENE).convert("RGB").resize((edge, edge), Image.Resampling.BICUBIC)
+
+
+def architecture(name: str) -> None:
+    draw = Drawing(430)
+    vision, text = (
+        PRESETS["paligemma-3b-224"].vision_config,
+        PRESETS["paligemma-3b-224"].text_config,
+    )
+    patches, width = vision.num_patches, text.hidden_size
+    left, right, w = 20, 370, 290
+    draw.label(
+        left, 10, w, 44, f"pixel_values\n3 × {vision.image_size} × {vision.image_size}", "faint"
+    )
+    draw.label(right, 10, w, 44, "input_ids\n<image> … <image> <bos> caption en \\n", "faint")
+    draw.label(
+        left,
+        82,
+        w,
+        76,
+        f"vision_tower\n{vision.num_hidden_layers} layers of attention and MLP\n"
+        f"{patches} patches × {vision.hidden_size}",
+    )
+    draw.label(left, 186, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}")
+    draw.label(right, 82, w, 148, f"embed_tokens\na row of {width} for each word\n× √{width}")
+    draw.label(left, 258, right + w - left, 30, "merge: features in the places of <image>", "faint")
+    draw.label(
+        left,
+        316,
+        right + w - left,
+        44,
+        f"language_model.model\n{text.num_hidden_layers} layers of "
+        f"attention and MLP, {text.num_attention_heads} query heads, 1 key head",
+    )
+    draw.label(
+        left,
+        382,
+        right + w - left,
+        44,
+        f"lm_head\n{text.vocab_size:,} logits: the next word",
+    )
+    for x, y0, y1 in (
+        (165, 54, 80),
+        (165, 158, 184),
+        (165, 230, 256),
+        (515, 54, 80),
+        (515, 230, 256),
+        (340, 288, 314),
+        (340, 360, 380),
+    ):
+        draw.arrow(x, y0, x, y1)
+    draw.save(name)
+
+
+def patches(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m, layers=[0]) as t:
+        m.caption(SCENE)
+    vectors = t.pictures[0].patch_embeddings
+    draw = Drawing(290)
+    draw.picture(10, 30, 240, scene())
+    for i in range(9):
+        draw.parts.append(f'<path stroke="#fff" d="M{10 + 30 * i} 30v240M10 {30 + 30 * i}h240"/>')
+    draw.text(130, 20, "128 × 128 pixels, patches of 16 × 16", "soft")
+    draw.arrow(262, 150, 300, 150)
+    draw.text(490, 20, "64 vectors, one a patch (48 of their 192 numbers)", "soft")
+    draw.heat(310, 30, vectors[::2, ::4], 7.5, most=float(vectors.abs().quantile(0.98)))
+    draw.text(306, 44, "", "small soft")
+    draw.save(name)
+
+
+def positions(name: str) -> None:
+    m = mini()
+    table = m.model.vision_tower.vision_model.embeddings.position_embedding.weight.detach().float()
+    unit = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
+    draw = Drawing(300)
+    draw.text(150, 18, "sinusoidal: position ↓, channel →", "soft")
+    place = torch.arange(30)[:, None].float()
+    speed = 10000.0 ** (-torch.arange(16).float() / 16)
+    table = torch.stack((torch.sin(place * speed), torch.cos(place * speed)), -1).flatten(1)
+    draw.heat(10, 28, table, 8.8)
+    draw.text(500, 18, "learned (mini): whom a patch's vector resembles", "soft")
+    for i, patch in enumerate((9, 20, 35, 62)):
+        x, y = 345 + 165 * (i % 2), 28 + 134 * (i // 2)
+        draw.heat(x, y, (unit @ unit[patch]).reshape(8, 8), 15.5, most=1)
+        row, column = divmod(patch, 8)
+        draw.parts.append(
+            f'<rect x="{x + 15.5 * column}" y="{y + 15.5 * row}" width="14.5" height="14.5" '
+            'fill="none" class="s-green" stroke-width="2.5"/>'
+        )
+    draw.save(name)
+
+
+def norms(name: str) -> None:
+    torch.manual_seed(3)
+    x = torch.randn(5, 6) * torch.tensor([0.5, 1, 2, 1, 0.7, 1.5]) + torch.linspace(-1, 2, 6)
+    rows = [
+        ("input", x, ""),
+        ("BatchNorm", (x - x.mean(0)) / x.std(0), "each column"),
+        ("LayerNorm", (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "each row"),
+        ("RMSNorm", x / x.square().mean(1, keepdim=True).sqrt(), "each row, no mean"),
+    ]
+    draw = Drawing(370)
+    for i, (title, values, how) in enumerate(rows):
+        left = 14 + 168 * i
+        draw.text(left + 72, 18, title, "strong")
+        draw.heat(left, 28, values, 24, most=3)
+        draw.text(left + 72, 164, how, "soft small")
+    draw.text(86, 164, "a row is a token", "soft small")
+    train, test = torch.randn(60) * 0.5 + 0.5, torch.randn(60) * 0.3
+
+    def fit(points: Tensor, weights: Tensor) -> tuple[float, float]:
+        columns = torch.stack((points, torch.ones_like(points)), 1)
+        target = columns.T @ (weights * (points**3 - points))
+        slope, start = torch.linalg.solve(columns.T @ (weights[:, None] * columns), target)
+        return slope.item(), start.item()
+
+    def density(points: Tensor, mean: float, deviation: float) -> Tensor:
+        return torch.exp(-(((points - mean) / deviation) ** 2) / 2) / deviation
+
+    weights = density(train, 0, 0.3) / density(train, 0.5, 0.5)
+    xs = torch.linspace(-1, 1.6, 80)
+    lines = ((fit(train, torch.ones(60)), "s-grey"), (fit(train, weights), "s-orange"))
+    place = draw.plot(
+        14,
+        196,
+        400,
+        160,
+        (-1, 1.6, -0.9, 1.5),
+        (xs.tolist(), (xs**3 - xs).tolist(), "s-blue"),
+        *((xs.tolist(), (slope * xs + start).tolist(), kind) for (slope, start), kind in lines),
+    )
+    for points, kind, level in ((train, "grey", -0.86), (test, "green", -0.76)):
+        for point in points.tolist():
+            if -1 < point < 1.6:
+                a, b = place(point, level)
+                draw.rect(a - 1.5, b - 4, 3, 8, kind, 0.8)
+    for i, (words, kind) in enumerate(
+        (
+            ("the truth", "blue"),
+            ("training inputs, and their line", "grey"),
+            ("test inputs", "green"),
+            ("the line, weighted for them", "orange"),
+        )
+    ):
+        draw.rect(440, 214 + 26 * i, 12, 12, kind)
+        draw.text(460, 224 + 26 * i, words, "", "start")
+    draw.save(name)
+
+
+def softmax(name: str) -> None:
+    draw = Drawing(210)
+    x = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    for i, (title, values, most, form) in enumerate(
+        (
+            ("logits", x, 2.2, "{:.0f}"),
+            ("logits + 100", x + 100, 110, "{:.0f}"),
+            ("softmax of either", x.softmax(-1), 0.7, "{:.2f}"),
+        )
+    ):
+        left = 30 + 222 * i
+        base = 160 if i else 118  # room below for what is negative
+        draw.text(left + 85, 22, title, "strong")
+        for j, value in enumerate(values.tolist()):
+            tall = max((120 if i else 80) * abs(value) / most, 1.5)
+            top, kind = (base, "orange") if value < 0 else (base - tall, "blue")
+            draw.rect(left + 45 * j, top, 36, tall, kind)
+            draw.text(left + 45 * j + 18, 178, form.format(value), "soft")
+    draw.text(340, 204, "only differences count: +1 is a factor of e = 2.72", "soft")
+    draw.save(name)
+
+
+def over_picture(
+    draw: Drawing, x: float, y: float, edge: float, weights: Tensor, mark: int | None = None
+) -> None:
+    """The scene under a veil that is thin where the weights are large; one patch framed."""
+    side = weights.shape[0]
+    seen = (weights / weights.max()).sqrt()
+    veil = torch.zeros(side, side, 4)
+    veil[..., :3] = torch.tensor([12, 14, 28])
+    veil[..., 3] = 235 * (1 - seen)
+    draw.picture(x, y, edge, scene(96))
+    draw.picture(x, y, edge, Image.fromarray(veil.round().byte().numpy()))
+    if mark is None:
+        return
+    cell = edge / side
+    row, column = divmod(mark, side)
+    draw.parts.append(
+        f'<rect x="{x + cell * column:.1f}" y="{y + cell * row:.1f}" width="{cell:.1f}" '
+        f'height="{cell:.1f}" fill="none" class="s-green" stroke-width="2.5"/>'
+    )
+
+
+def attention(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    mark = 2 * 8 + 2
+    weights = t.pictures[0].attention(-1)[:, mark].reshape(4, 8, 8)
+    draw = Drawing(196)
+    for head in range(4):
+        draw.text(90 + 167 * head, 18, f"head {head}", "strong")
+        over_picture(draw, 12 + 167 * head, 28, 155, weights[head], mark)
+    draw.save(name)
+
+
+def feed_forward(name: str) -> None:
+    draw = Drawing(230)
+    xs = torch.linspace(-3, 3, 100)
+    gelu = torch.nn.functional.gelu(xs, approximate="tanh")
+    draw.plot(
+        30,
+        30,
+        280,
+        170,
+        (-3, 3, -0.3, 3),
+        (xs.tolist(), xs.relu().tolist(), "s-grey"),
+        (xs.tolist(), gelu.tolist(), "s-blue"),
+    )
+    draw.text(90, 60, "GELU", "blue", "start")
+    draw.text(90, 80, "ReLU", "soft", "start")
+    draw.text(170, 222, "x from −3 to 3", "soft small")
+    for i, up in enumerate((-1.0, 0.5, 1.0)):
+        if not i:
+            place = draw.plot(370, 30, 280, 170, (-3, 3, -3, 3))
+        kind = ("s-orange", "s-green", "s-blue")[i]
+        draw.curve(
+            [place(a, b) for a, b in zip(xs.tolist(), (gelu * up).tolist(), strict=True)], kind
+        )
+        a, b = place(2.95, 2.95 * up)
+        draw.text(
+            a - 62, b + (6 if up < 0 else 14 if up == 1 else -2), f"up = {up:g}", "soft", "end"
+        )
+    draw.text(510, 222, "gate from −3 to 3: what passes of up", "soft small")
+    draw.save(name)
+
+
+def vit(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    picture, mark = t.pictures[0], 3 * 8 + 2
+    draw = Drawing(196)
+    shown = [picture.names[i] for i in (0, 2, 4, 6)]
+    for i, layer in enumerate(shown):
+        hidden = picture.hidden(layer)
+        unit = torch.nn.functional.normalize(hidden - hidden.mean(0), dim=-1)
+        title = "patches" if not i else f"after layer {layer.split('.')[-1]}"
+        draw.text(90 + 167 * i, 18, title, "strong")
+        over_picture(
+            draw,
+            12 + 167 * i,
+            28,
+            155,
+            (unit @ unit[mark]).clamp(min=0).square().reshape(8, 8),
+            mark,
+        )
+    draw.save(name)
+
+
+def _pairs() -> tuple[list[str], Tensor]:
+    """Four crops of the scene, and how mini's tower finds them alike: cosines, 4 × 4."""
+    m = mini()
+    names = ["tractor", "doughnut", "star", "nothing"]
+    with torch.no_grad():
+        features = m.model.vision_tower(torch.stack([m.processor.pixels(c) for c in _crops()]))
+        again = m.model.vision_tower(
+            torch.stack(
+                [m.processor.pixels(c.rotate(8, fillcolor=(190, 205, 230))) for c in _crops()]
+            )
+        )
+    one, other = (
+        torch.nn.functional.normalize((f.mean(1) - features.mean((0, 1))), dim=-1)
+        for f in (features, again)
+    )
+    return names, one @ other.T
+
+
+def _crops() -> list[Image.Image]:
+    whole = Image.open(SCENE).convert("RGB")
+    w, h = whole.size
+    boxes = [
+        (0.02, 0.18, 0.52, 0.55),
+        (0.62, 0.05, 0.98, 0.38),
+        (0.3, 0.5, 0.7, 0.85),
+        (0.6, 0.6, 1, 1),
+    ]
+    return [whole.crop((int(a * w), int(b * h), int(c * w), int(d * h))) for a, b, c, d in boxes]
+
+
+def _matrix(draw: Drawing, left: float, title: str, values: Tensor, form: str) -> None:
+    draw.text(left + 130, 18, title, "strong")
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            place = left + 66 * j, 90 + 56 * i, 64, 54
+            draw.rect(*place, "faint")
+            draw.rect(*place, "blue" if value > 0 else "orange", min(abs(value), 1) * 0.9)
+            draw.text(place[0] + 32, place[1] + 32, form.format(value), "strong" if i == j else "")
+
+
+def clip(name: str) -> None:
+    _, cosines = _pairs()
+    draw = Drawing(350)
+    for i, crop in enumerate(_crops()):
+        draw.picture(20, 92 + 56 * i, 50, crop.resize((50, 50)))
+        draw.text(84, 122 + 56 * i, f"I{'₁₂₃₄'[i]}", "strong")
+        draw.picture(100 + 66 * i + 7, 34, 50, crop.rotate(8).resize((50, 50)))
+    _matrix(draw, 100, "cosines of vectors: the diagonal is to lead", cosines, "{:.2f}")
+    draw.label(400, 90, 250, 50, "row: which one belongs to I₁?\ncross-entropy, label 1", "faint")
+    draw.label(
+        400, 160, 250, 50, "column: which one belongs to T₁?\ncross-entropy, label 1", "faint"
+    )
+    draw.label(400, 230, 250, 50, "loss = mean of both\nover all rows and columns", "faint")
+    draw.text(
+        234, 336, "here: mini's tower on four pictures and the same, turned by 8°", "soft small"
+    )
+    draw.save(name)
+
+
+def siglip(name: str) -> None:
+    torch.manual_seed(1)
+    cosines = torch.tensor(
+        [
+            [0.32, 0.10, 0.06, 0.02],
+            [0.08, 0.30, 0.05, 0.09],
+            [0.04, 0.07, 0.28, 0.03],
+            [0.03, 0.05, 0.01, 0.04],
+        ]
+    )
+    draw = Drawing(340)
+    _matrix(draw, 20, "softmax of each row: sums to 1", (cosines * 30).softmax(-1), "{:.2f}")
+    _matrix(draw, 370, "sigmoid of each cell: on its own", (cosines * 60 - 10).sigmoid(), "{:.2f}")
+    draw.text(
+        340, 58, "the same four pictures and texts; the fourth text describes nothing", "soft"
+    )
+    draw.text(340, 334, "last row: softmax must choose, the sigmoid may say no to all", "soft")
+    draw.save(name)
+
+
+def merge(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m, layers=[0]) as t:
+        m.caption(SCENE)
+    row = t.rows[0]
+    n = row.passes[0]
+    norms = row.norms["inputs_embeds"][:n].tolist()
+    kinds = row.is_picture[:n].tolist()
+    draw = Drawing(250)
+    each, tall = 650 / n, 130 / max(norms)
+    for i, (norm, is_picture) in enumerate(zip(norms, kinds, strict=True)):
+        kind = "blue" if is_picture else "orange"
+        draw.rect(15 + each * i, 160 - norm * tall, each - 1.5, norm * tall, kind)
+    draw.text(15, 20, "length of each vector that enters the decoder (mini)", "soft", "start")
+    draw.text(310, 182, "64 patches, as the projector makes them", "blue")
+    words = [
+        m.processor.tokenizer.id_to_token(i).replace("▁", "").replace("\n", "\\n")
+        for i in row.ids[64:n].tolist()
+    ]
+    draw.text(665, 182, " ".join(words), "orange", "end")
+    draw.arrow(300, 215, 300, 190)
+    draw.arrow(620, 215, 620, 190)
+    draw.label(200, 216, 200, 28, "multi_modal_projector", "faint")
+    draw.label(525, 216, 150, 28, "embed_tokens · √D", "faint")
+    draw.save(name)
+
+
+def tokens(name: str) -> None:
+    m = mini()
+    ids = m.processor.encode_prefix("detect tractor")[62:]
+    answer = m.processor.encode_suffix(str(m.generate(SCENE, "detect tractor")))
+    draw = Drawing(300)
+    for line, (title, row) in enumerate((("prompt", ids), ("answer", answer))):
+        x, y = 15.0, 30 + 74 * line
+        draw.text(x, y - 10, title, "soft", "start")
+        for token in row:
+            word = m.processor.tokenizer.id_to_token(token).replace("▁", "").replace("\n", "\\n")
+            wide = 16 + 7.4 * len(word)
+            kind = "orange" if word.startswith("<loc") else "blue" if word == "<image>" else "faint"
+            draw.rect(x, y, wide, 26, kind, 0.45 if kind != "faint" else 1)
+            draw.text(x + wide / 2, y + 17, word, "mono small")
+            draw.text(x + wide / 2, y + 42, str(token), "soft small")
+            x += wide + 6
+    [found] = m.detect(SCENE, "tractor")
+    whole = Image.open(SCENE)
+    scale = 112 / whole.height
+    draw.picture(440, 180, 112 * whole.width / whole.height, scene(112), 112)
+    x0, y0, x1, y1 = (edge * scale for edge in found.box)
+    draw.parts.append(
+        f'<rect x="{440 + x0:.0f}" y="{180 + y0:.0f}" width="{x1 - x0:.0f}" height="{y1 - y0:.0f}" '
+        'fill="none" class="s-orange" stroke-width="3"/>'
+    )
+    draw.text(15, 215, "y0 x0 y1 x1, each in 1023rds of the picture:", "", "start")
+    draw.text(15, 240, "a box is four words, said like any others", "soft", "start")
+    draw.save(name)
+
+
+def rope(name: str) -> None:
+    draw = Drawing(330)
+    positions = torch.arange(0, 6)[None]
+    cos, sin = rotary_cos_sin(positions, 8, 10000.0**0.55, torch.float32)
+    pair = apply_rotary(torch.tensor([1.0] * 4 + [0.0] * 4).expand(1, 1, 6, 8), cos, sin)[0, 0]
+    for i in range(3):
+        x, y, radius = 75 + 125 * i, 90, 48
+        draw.parts.append(f'<circle class="line" cx="{x}" cy="{y}" r="{radius}"/>')
+        for p in range(6):
+            a, b = pair[p, i].item(), pair[p, i + 4].item()
+            draw.parts.append(
+                f'<path class="s-blue" stroke-opacity="{1 - 0.14 * p:.2f}" stroke-width="2.5" '
+                f'd="M{x} {y}L{x + radius * a:.1f} {y - radius * b:.1f}"/>'
+            )
+            draw.text(x + 1.22 * radius * a, y + 4 - 1.22 * radius * b, str(p), "small soft")
+        draw.text(x, 172, ("fast pair", "slower", "slower still")[i], "soft")
+    draw.text(200, 20, "one pair of channels at positions 0 … 5", "soft")
+    draw.text(545, 20, "q·k by distance, equal q and k", "soft")
+    far = torch.arange(0, 61)[None]
+    ones = torch.ones(1, 1, 61, 256)
+    turned = apply_rotary(ones, *rotary_cos_sin(far, 256, 10000.0, torch.float32))[0, 0]
+    scores = (turned @ turned[0] / 256).tolist()
+    draw.plot(425, 34, 240, 130, (0, 60, 0, 1), (list(range(61)), scores, "s-blue"))
+    draw.text(545, 182, "0 … 60 tokens apart, head_dim 256", "small soft")
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    key = t.rows[0].key(0)[0]
+    draw.text(
+        15,
+        212,
+        "mini's keys after RoPE: a column is a token, a row a channel; the upper ones turn fastest",
+        "soft",
+        "start",
+    )
+    draw.heat(
+        15,
+        222,
+        key[:, :24].T.contiguous(),
+        650 / len(key) if len(key) > 70 else 9,
+        most=float(key[:, :24].abs().quantile(0.97)),
+    )
+    draw.height = 222 + 24 * (650 / len(key)) + 8
+    draw.save(name)
+
+
+def gqa(name: str) -> None:
+    draw = Drawing(250)
+    text = PRESETS["paligemma-3b-224"].text_config
+    for i, (title, heads) in enumerate((("MHA", 8), ("GQA: Gemma 2", 4), ("MQA: Gemma 2B", 1))):
+        left = 20 + 222 * i
+        draw.text(left + 98, 20, title, "strong")
+        for q in range(8):
+            draw.label(left + 25 * q, 34, 21, 24, "q", "faint")
+            k = q * heads // 8
+            x = left + (k + 0.5) * 200 / heads - 2
+            draw.parts.append(f'<path class="line" d="M{left + 25 * q + 10.5} 58L{x:.1f} 98"/>')
+        for k in range(heads):
+            x = left + (k + 0.5) * 200 / heads - 2
+            draw.rect(x - 10.5, 98, 21, 24, "orange")
+            draw.text(x, 115, "k", "white strong")
+        size = 2 * text.num_hidden_layers * heads * text.head_dim * 2 / 1024
+        draw.rect(left, 170, 196, 18, "faint")
+        draw.rect(left, 170, 196 * heads / 8, 18, "orange")
+        draw.text(left + 98, 208, f"{size:.0f} KiB a token", "soft")
+    draw.text(340, 152, "keys and values in the cache, were Gemma 2B built so (bfloat16)", "soft")
+    draw.text(
+        340, 240, "eight query heads each; the lines say which key head they read", "soft small"
+    )
+    draw.save(name)
+
+
+def masks(name: str) -> None:
+    words = ["▦", "▦", "▦", "▦", "<bos>", "what", "\\n", "a", "dog", "<eos>"]
+    draw = Drawing(290)
+    for i, (title, given) in enumerate((("full", 10), ("causal", 0), ("prefix-LM", 7))):
+        types = torch.tensor([[0] * given + [1] * (10 - given)])
+        mask = prefix_lm_mask(types, torch.ones(1, 10))[0, 0]
+        left, top, cell = 62 + 208 * i, 40, 19
+        draw.text(left + 95, 24, title, "strong")
+        for row in range(10):
+            if not i:
+                draw.text(left - 8, top + row * cell + 14, words[row], "mono small soft", "end")
+            for column in range(10):
+                kind = "faint"
+                if mask[row, column]:
+                    kind = "blue" if row < 7 or i != 2 else "orange"
+                draw.rect(left + column * cell, top + row * cell, cell - 1.5, cell - 1.5, kind)
+    draw.text(157, 254, "the vision tower", "soft")
+    draw.text(365, 254, "a plain language model", "soft")
+    draw.text(573, 254, "PaliGemma", "soft")
+    draw.text(365, 280, "a row looks at the columns that are filled", "soft small")
+    draw.save(name)
+
+
+def cache(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    passes = t.rows[0].passes
+    draw = Drawing(230)
+    for i, (title, kept) in enumerate((("without a cache", False), ("with one", True))):
+        left, each = 20 + 340 * i, 300 / len(passes)
+        draw.text(left + 150, 20, title, "strong")
+        total = 0
+        for step in range(len(passes)):
+            seen = sum(passes[: step + 1])
+            new = passes[step] if kept else seen
+            total += new
+            x, tall = left + each * step, 140 * seen / sum(passes)
+            draw.rect(x, 180 - tall, each - 3, tall, "faint")
+            done = max(140 * new / sum(passes), 2.5)
+            draw.rect(x, 180 - done, each - 3, done, "blue" if not step else "orange")
+        draw.text(left + 150, 202, f"{total} tokens computed", "soft")
+    draw.text(
+        340,
+        224,
+        "mini's caption of the test picture: the prompt, then one bar for each word",
+        "small soft",
+    )
+    draw.save(name)
+
+
+def sampling(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    logits = t.rows[0].logits(t.rows[0].answer)[0]
+    best = logits.topk(7)
+    words = [m.processor.tokenizer.id_to_token(i).replace("▁", "") for i in best.indices.tolist()]
+    draw = Drawing(250)
+    for i, temperature in enumerate((0.5, 1.0, 2.0)):
+        left = 20 + 225 * i
+        draw.text(left + 95, 20, f"temperature {temperature:g}", "strong")
+        shares = (logits / temperature).softmax(-1)[best.indices].tolist()
+        reached = 0.0
+        for j, (word, share) in enumerate(zip(words, shares, strict=True)):
+            y = 36 + 26 * j
+            draw.text(left + 56, y + 15, word, "small", "end")
+            draw.rect(left + 62, y, 100, 20, "faint")
+            draw.rect(left + 62, y, max(100 * share, 0.6), 20, "blue" if reached < 0.9 else "grey")
+            draw.text(left + 196, y + 15, f"{share:.2f}", "small soft", "end")
+            reached += share
+    draw.text(
+        340, 240, "mini's first word about the test picture; blue is what top-p 0.9 keeps", "soft"
+    )
+    draw.save(name)
+
+
+def weight_tying(name: str) -> None:
+    draw = Drawing(230)
+    shown = [
+        ("mini", None),
+        ("PaliGemma 3B", "paligemma-3b-224"),
+        ("PaliGemma 2 3B", "paligemma2-3b-224"),
+        ("PaliGemma 2 10B", "paligemma2-10b-224"),
+        ("PaliGemma 2 28B", "paligemma2-28b-224"),
+    ]
+    for i, (title, preset) in enumerate(shown):
+        found = describe(PRESETS[preset]) if preset else describe(mini().model.config)
+        table, y = found.parameters["embedding"] / found.total_parameters, 34 + 36 * i
+        draw.text(140, y + 17, title, "", "end")
+        draw.rect(150, y, 330, 24, "faint")
+        draw.rect(150, y, 330 * table, 24, "orange")
+        draw.rect(480, y, 330 * table, 24, "grey", 0.5)
+        count = found.parameters["embedding"]
+        words = f"{count / 1e6:,.0f} M" if count > 1e6 else f"{count / 1e6:.1f} M"
+        draw.text(156, y + 17, words, "small", "start")
+        draw.text(474, y + 17, f"{100 * table:.0f} %", "soft", "end")
+    draw.text(150, 20, "the table, of all parameters", "soft", "start")
+    draw.text(486, 20, "what a second would add", "soft", "start")
+    draw.save(name)
+
+
+def decoder(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        m.caption(SCENE)
+    row = t.rows[0]
+    columns = len(row.top())
+    draw = Drawing(190)
+    spell = m.processor.tokenizer.id_to_token
+    final = [best.id for [best] in row.top(1)]
+    each = 610 / columns
+    for layer in range(4):
+        y = 34 + 38 * layer
+        draw.text(8, y + 20, f"layer {layer}", "soft small", "start")
+        for i, [best] in enumerate(row.lens(layer)):
+            x = 62 + each * i
+            draw.rect(x, y, each - 4, 30, "faint")
+            kind = "blue" if best.id == final[i] else "orange"
+            draw.rect(x, y, each - 4, 30, kind, 0.55 * best.probability)
+            draw.text(x + each / 2 - 2, y + 20, spell(best.id).replace("▁", "") or "␣", "small")
+    draw.text(340, 20, "blue: the word that is said in the end; the fuller, the surer", "soft")
+    draw.save(name)
+
+
+def fine_tuning(name: str) -> None:
+    """Fits one LoRA factor pair to what 60 steps of gradient descent change in a real matrix."""
+    weight = mini().model.language_model.model.layers[1].self_attn.q_proj.weight.detach()
+    torch.manual_seed(0)
+    left = torch.zeros(48, 4, requires_grad=True)
+    right = (torch.randn(4, 48) / 48**0.5).requires_grad_()
+    inputs = torch.randn(64, 48)
+    wanted = inputs @ (weight[:48, :48] + 0.5 * torch.outer(weight[:48, 60], weight[:48, 70]) * 4).T
+    for _ in range(60):
+        loss = (inputs @ (weight[:48, :48] + left @ right).T - wanted).square().mean()
+        for factor, slope in zip(
+            (left, right), torch.autograd.grad(loss, (left, right)), strict=True
+        ):
+            factor.data -= 20 * slope
+    draw = Drawing(220)
+    for x, values, title in (
+        (15, weight[:48, :48], "W, frozen"),
+        (240, left.detach(), "B"),
+        (285, right.detach(), "A"),
+        (505, (left @ right).detach(), "B · A, the change"),
+    ):
+        wide = 3.4
+        draw.text(x + values.shape[1] * wide / 2, 20, title, "strong")
+        draw.heat(x, 34, values, wide, most=float(values.abs().quantile(0.98)))
+    draw.text(207, 120, "+", "strong")
+    draw.text(275, 120, "·", "strong")
+    draw.text(478, 120, "=", "strong")
+    draw.text(340, 212, "48 × 48 weights of mini; 48 × 4 and 4 × 48 numbers to learn", "soft")
+    draw.save(name)
+
+
+def int8(name: str) -> None:
+    weight = mini().model.language_model.model.layers[0].mlp.down_proj.weight.detach()
+    row = weight[7][:56]
+    scale = weight[7].abs().max() / 127
+    rounded = (row / scale).round() * scale
+    draw = Drawing(270)
+    most = row.abs().max().item()
+    for title, values, y, full in (
+        (
+            "56 weights of a row (blue and orange), in steps of 1/127 of the largest",
+            rounded,
+            34,
+            most,
+        ),
+        ("what is lost by rounding, on the same scale", rounded - row, 150, most),
+    ):
+        draw.text(15, y - 14, title, "soft", "start")
+        draw.parts.append(f'<path class="line" d="M15 {y + 46}H665"/>')
+        for i, value in enumerate(values.tolist()):
+            tall = 46 * abs(value) / full
+            top = y + 46 - tall if value > 0 else y + 46
+            draw.rect(15 + 11.6 * i, top, 9.6, max(tall, 0.4), "blue" if value > 0 else "orange")
+    error = ((rounded - row).norm() / row.norm()).item()
+    draw.text(340, 262, f"error of the row: {100 * error:.1f} % of its length", "soft")
+    draw.save(name)
+
+
+def detection(name: str) -> None:
+    m = mini()
+    with paliglass.trace(m) as t:
+        answer = m.generate(SCENE, "detect tractor")
+    row = t.rows[0]
+    first = m.processor.token_id("<loc0000>")
+    shares = row.logits(row.answer)[:4].softmax(-1)[:, first : first + 1024]
+    looks = row.picture_attention(positions=row.answer)[:4, 0]
+    [found] = parse_boxes(answer)
+    box, edge = found.box, 150
+    draw = Drawing(284)
+    for i, (side, share) in enumerate(
+        (("y0", box.y0), ("x0", box.x0), ("y1", box.y1), ("x1", box.x1))
+    ):
+        left = 12 + 167 * i
+        draw.text(left + edge / 2, 18, f"{side}: <loc{round(share * 1023):04}>", "mono")
+        over_picture(draw, left, 28, edge, looks[i])
+        place = share * edge
+        line = f"M{left} {28 + place}h{edge}" if side[0] == "y" else f"M{left + place} 28v{edge}"
+        draw.parts.append(f'<path class="s-orange" stroke-width="2.5" d="{line}"/>')
+        draw.parts.append(f'<path class="line" d="M{left} 244h{edge}"/>')
+        bins = shares[i].reshape(64, 16).sum(-1)
+        for j, part in enumerate(bins.tolist()):
+            if part > 0.002:
+                tall = 52 * part / bins.max().item()
+                draw.rect(left + edge / 64 * j, 244 - tall, 2.3, tall, "blue")
+        draw.text(left, 258, "0", "small soft", "start")
+        draw.text(left + edge, 258, "1023", "small soft", "end")
+    draw.text(
+        340,
+        278,
+        "above: where mini looks as it says each edge; below: how sure it is of the place",
+        "soft",
+    )
+    draw.save(name)
+
+
+def cost(name: str) -> None:
+    draw = Drawing(300)
+    flops, bandwidth = 990e12, 3.35e12
+    left, top, wide, tall = 70, 24, 570, 220
+
+    def place(intensity: float, reached: float) -> tuple[float, float]:
+        x = left + wide * (math.log10(intensity) + 1) / 4.5
+        return x, top + tall * (15.2 - math.log10(reached)) / 4
+
+    draw.parts.append(f'<path class="line" d="M{left} {top}V{top + tall}H{left + wide}"/>')
+    ridge = flops / bandwidth
+    roof = [(0.1, 0.1 * bandwidth), (ridge, flops), (10**3.5, flops)]
+    draw.curve([place(*point) for point in roof], "s-grey")
+    config = PRESETS["paligemma-3b-224"]
+    found = describe(config)
+    text, tokens = config.text_config, config.num_image_tokens + 10
+    each = 2 * (found.parameters["decoder"] - (2 * text.num_hidden_layers + 1) * text.hidden_size)
+    heads = text.num_attention_heads * text.head_dim
+    attention = 4 * tokens * heads * text.num_hidden_layers
+    table = 2 * found.parameters["embedding"]
+    read = 2 * (found.parameters["decoder"] + found.parameters["embedding"])
+    kept = tokens * found.cache["bfloat16"]
+    points = [("prefill", tokens * (each + attention), read, "blue")]
+    points += [
+        (
+            f"one word, {rows} at once" if rows > 1 else "one word",
+            rows * (each + attention + table),
+            read + rows * kept,
+            "orange",
+        )
+        for rows in (1, 8, 64)
+    ]
+    for title, operations, size, kind in points:
+        intensity = operations / size
+        x, y = place(intensity, min(flops, intensity * bandwidth))
+        draw.parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
+        draw.text(x + 12, y + 18, title, "", "start")
+    for power in range(-1, 4):
+        x, _ = place(10.0**power, 1e12)
+        draw.text(x, top + tall + 18, f"{10.0**power:g}", "small soft")
+    for power in (12, 13, 14, 15):
+        _, y = place(1, 10.0**power)
+        draw.text(left - 8, y + 4, f"{10 ** (power - 12)} T", "small soft", "end")
+    draw.text(left + wide / 2, top + tall + 40, "operations per byte", "soft")
+    draw.text(left + 10, top + 8, "operations a second (an H100, at best)", "soft", "start")
+    draw.save(name)
+
+
+FIGURES: dict[str, Callable[[str], None]] = {
+    "01_architecture": architecture,
+    "02_patches": patches,
+    "03_positions": positions,
+    "04_norms": norms,
+    "05_softmax": softmax,
+    "06_attention": attention,
+    "07_feed_forward": feed_forward,
+    "08_vit": vit,
+    "09_clip": clip,
+    "10_siglip": siglip,
+    "11_merge": merge,
+    "12_tokens": tokens,
+    "13_rope": rope,
+    "14_gqa": gqa,
+    "15_masks": masks,
+    "16_cache": cache,
+    "17_sampling": sampling,
+    "18_weight_tying": weight_tying,
+    "19_decoder": decoder,
+    "20_fine_tuning": fine_tuning,
+    "21_int8": int8,
+    "22_detection": detection,
+    "23_cost": cost,
+}
+
+
+def main(chosen: Sequence[str]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in FIGURES.items():
+        if not chosen or name[:2] in chosen:
+            draw(name)
+            print(f"{FOLDER.name}/{name}.svg")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""learn: the lessons in the terminal, their code run on the spot."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paliglass.cli.app import command, fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from paliglass.lesson import Lesson
+
+
+@command
+def learn(
+    topic: Annotated[
+        str | None, typer.Argument(help="A lesson: its number or a word, as rope.")
+    ] = None,
+    run: Annotated[
+        bool, typer.Option("--run/--no-run", help="Run the lesson's code, or only show it.")
+    ] = True,
+) -> None:
+    """List the lessons, or read one with its code running: paliglass learn rope."""
+    from rich.console import Console
+
+    from paliglass.lesson import find, lessons
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    if topic is None:
+        _list(console, lessons())
+    else:
+        _show(console, find(topic), run)
+
+
+def _list(console: Console, lessons: list[Lesson]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for one in lessons:
+        table.add_row(f"{one.number:02}", Text(one.topic, "bold"), Text(one.title))
+    console.print(table)
+    console.print("\npaliglass learn TOPIC shows one and runs its code.", highlight=False)
+
+
+def _show(console: Console, lesson: Lesson, run: bool) -> None:
+    from rich.markdown import Markdown
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+    from rich.text import Text
+
+    start = time.perf_counter()
+    blocks = 0
+    steps = lesson.run() if run else ((part, "") for part in lesson.parts)
+    try:
+        for part, printed in steps:
+            if part.kind == "markdown":
+                console.print(Markdown(_for_terminal(part.text)))
+            elif part.kind == "python":
+                console.print(Padding(Syntax(part.text.rstrip(), "python"), (1, 0)))
+                blocks += 1
+                if printed:
+                    console.print(Text(printed.rstrip(), "green"))
+            elif not run:  # what it would have printed
+                console.print(Text(part.text.rstrip(), "green"))
+    except AssertionError as error:
+        fail(f"lesson {lesson.topic}: an assertion does not hold on this machine: {error}")
+    if run:
+        seconds = time.perf_counter() - start
+        console.print(
+            f"\n{blocks} blocks of code ran in {seconds:.1f} s, and all {lesson.num_asserts} "
+            "assertions held.",
+            style="bold",
+            highlight=False,
+        )
+
+
+def _for_terminal(text: str) -> str:
+    """Markdown without what a terminal cannot show: comments, folding, pictures."""
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"</?(details|summary)>", "", text)
+    return re.sub(r"!\[(.*?)\]\((.*?)\)", r"*Figure: \1 (\2)*", text, flags=re.DOTALL)

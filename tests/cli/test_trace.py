@@ -1,0 +1,95 @@
+"""trace and learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cli.helpers import picture
+
+from paliglass import lesson
+from paliglass.lesson import find, lessons
+
+
+class TestTrace:
+    def test_writes_a_page_and_says_the_answer(self, cli, model_folder):
+        picture("red.png")
+        done = cli("trace", "red.png", "--out", "new/page.html", "--max-new-tokens", 4)
+        answer, _, summary = done.out.rstrip("\n").rpartition("\n")
+        assert (done.code, done.err) == (0, "")
+        assert summary.startswith("new/page.html: 4 words, ")
+        [same] = cli("caption", "red.png", "--json", "--max-new-tokens", 4).records()
+        assert answer == same["answer"]
+        page = Path("new/page.html").read_text("utf-8")
+        assert page.startswith("<!doctype html>")
+        assert page.rstrip().endswith("</html>")
+        assert [path.name for path in Path("new").iterdir()] == ["page.html"]
+
+    def test_json(self, cli):
+        picture("red.png")
+        arguments = ("--max-new-tokens", 3, "--candidates", 2, "--json", "--prompt", "ocr")
+        [record] = cli("trace", "red.png", *arguments).records()
+        assert record["page"] == "trace.html"
+        assert len(record["steps"]) == 3
+        for step in record["steps"]:
+            assert step["candidates"][0][0] == step["word"]
+            assert len(step["candidates"]) == 2
+
+    def test_a_picture_that_is_none(self, cli):
+        Path("a.png").write_text("no picture")
+        done = cli("trace", "a.png")
+        assert (done.code, done.out) == (1, "")
+        assert done.err == "error: a.png: is not a picture\n"
+        assert not Path("trace.html").exists()
+
+
+class TestLearn:
+    def test_lists_every_lesson(self, cli):
+        done = cli("learn")
+        for one in lessons():
+            assert f"{one.number:02}" in done.out
+            assert one.topic in done.out
+            assert one.title in done.out
+
+    def test_runs_a_lesson_and_says_that_it_held(self, cli):
+        done = cli("learn", "rope")
+        assert (done.code, done.err) == (0, "")
+        assert "RoPE: positions as rotations" in done.out
+        assert "positions 7 and 6: dot product 0.0" in done.out
+        assert "and all 5 assertions held." in done.out
+        assert "[[[cog" not in done.out
+        assert "<details>" not in done.out
+
+    def test_only_shows(self, cli):
+        done = cli("learn", "13", "--no-run")
+        assert "positions 7 and 6: dot product 0.0" in done.out  # as the page has it
+        assert "held" not in done.out
+
+    def test_an_unknown_topic(self, cli):
+        done = cli("learn", "cooking")
+        assert done.code == 1
+        assert done.err.startswith("error: there is no lesson on 'cooking'; choose architecture, ")
+
+    def test_an_assertion_that_does_not_hold(self, cli, monkeypatch, tmp_path):
+        page = "# 01 · Sums\n\n> Is it?\n\n```python\nassert 1 + 1 == 3, 'two'\n```\n"
+        (tmp_path / "01_sums.md").write_text(page)
+        (tmp_path / "README.md").write_text("")
+        monkeypatch.setattr(lesson, "FOLDERS", (tmp_path,))
+        done = cli("learn", "sums")
+        assert done.code == 1
+        assert done.err == "error: lesson sums: an assertion does not hold on this machine: two\n"
+
+    def test_an_installation_without_lessons(self, cli, monkeypatch, tmp_path):
+        monkeypatch.setattr(lesson, "FOLDERS", (tmp_path,))
+        done = cli("learn")
+        assert done.code == 1
+        assert "the lessons are not part of this installation" in done.err
+
+    @pytest.mark.parametrize("topic", ["norms", "rope"])  # both draw
+    def test_running_a_lesson_leaves_random_numbers_alone(self, topic):
+        torch.manual_seed(7)
+        expected = torch.rand(1)
+        torch.manual_seed(7)
+        list(find(topic).run())
+        assert torch.rand(1).equal(expected)

@@ -1,0 +1,145 @@
+"""The lessons run, print what they show, show the source that runs, and miss nothing."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paliglass.errors import PaliglassError
+from paliglass.lesson import Lesson, find, lessons
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "lessons"
+LESSONS = lessons()
+SECTIONS = ["By hand", "The source", "The same numbers", "Break it", "Exercises", "Papers"]
+NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
+
+each = pytest.mark.parametrize("lesson", LESSONS, ids=lambda one: one.topic)
+
+
+@each
+def test_the_code_runs_and_prints_what_is_shown(lesson: Lesson) -> None:
+    start = time.process_time()
+    printed = None
+    for part, output in lesson.run():
+        if part.kind == "text":
+            assert printed is not None, "a text block follows no code"
+            assert "".join(NUMBER.sub("#", printed).split()) == "".join(
+                NUMBER.sub("#", part.text).split()
+            )
+            shown = [float(number) for number in NUMBER.findall(part.text)]
+            found = [float(number) for number in NUMBER.findall(printed)]
+            assert found == pytest.approx(shown, rel=2e-3, abs=2e-3)
+        if part.kind == "python":
+            assert not printed, f"printed and not shown: {printed}"
+        printed = output if part.kind == "python" else None if part.kind == "text" else printed
+    assert not printed, f"printed and not shown: {printed}"
+    assert lesson.num_asserts >= 2
+    assert time.process_time() - start < 10  # three seconds on a quick machine
+
+
+@each
+def test_the_page_has_the_lessons_shape(lesson: Lesson) -> None:
+    assert re.fullmatch(rf"# {lesson.number:02} · \S.*", lesson.text.partition("\n")[0])
+    assert lesson.question.endswith("?")
+    sections = re.findall(r"^## (.+)$", lesson.text, re.MULTILINE)
+    assert sections == SECTIONS
+    assert re.search(r"<details><summary>Answers</summary>\n\n1\. .*</details>", lesson.text, re.S)
+    assert re.search(r"\(https://arxiv\.org/abs/\d{4}\.\d{5}\)|\(https://doi\.org/", lesson.text)
+    assert "```py\n" in lesson.text, "shows no source"
+
+
+@each
+def test_every_link_leads_somewhere(lesson: Lesson) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", lesson.text)
+    assert [target for target in targets if not (FOLDER / target).exists()] == []
+
+
+@each
+def test_the_figure_is_one_that_is_drawn(lesson: Lesson) -> None:
+    names = re.findall(r"!\[[^\]]{20,}\]\(figures/(\w+)\.svg\)", lesson.text)
+    assert lesson.path.stem in names
+    script = (FOLDER / "figures.py").read_text("utf-8")
+    assert [name for name in names if f'"{name}":' not in script] == []
+
+
+@pytest.mark.parametrize("name", ["01_architecture", "14_gqa", "15_masks", "23_cost"])
+def test_figures_of_sizes_and_masks_are_up_to_date(name: str, tmp_path: Path) -> None:
+    """Those that no weight is needed for, so that every machine draws the same."""
+    figures = runpy.run_path(str(FOLDER / "figures.py"))
+    figures["FIGURES"][name].__globals__["FOLDER"] = tmp_path
+    figures["FIGURES"][name](name)
+    assert (tmp_path / f"{name}.svg").read_text() == (FOLDER / f"figures/{name}.svg").read_text()
+
+
+def test_the_source_shown_is_the_packages() -> None:
+    """`make docs` writes it anew."""
+    pages = [str(one.path) for one in LESSONS]
+    command = ["-m", "cogapp", "--check", "-I", str(FOLDER), "-p", "from sources import show"]
+    done = subprocess.run(
+        [sys.executable, *command, *pages], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lessons_are_numbered_in_order() -> None:
+    assert [one.number for one in LESSONS] == list(range(1, len(LESSONS) + 1))
+    assert len({one.topic for one in LESSONS}) == len(LESSONS)
+
+
+def test_find() -> None:
+    assert find("2").topic == find("02").topic == find("patches").topic == "patches"
+    assert find("whole architecture").number == 1
+    with pytest.raises(PaliglassError, match="no lesson on 'cooking'; choose architecture, "):
+        find("cooking")
+
+
+CONCEPTS = """
+    embeddings; positional encoding; multi-head attention; feed forward; logits; softmax; skip
+    connection; rotary; multi-query; grouped query; contrastive learning; CLIP; SigLIP; vision
+    transformer; language model decoder; KV cache; pre-filling; weight tying; top-p; temperature;
+    attention masks; numerical stability of softmax; cross entropy loss; full attention; covariate
+    shift; importance weighting; domain adaptation; batch normalization; layer normalization; root
+    mean square; image tokens; projector; image resizing; tokenizes; object detection; image
+    captioning; visual question answering; reading text; fine-tun; parameter sizes; sampling;
+    load_hf_model; inference loop; l2_normalize; learned temperature; ResNet; CBOW; text
+    transformer; symmetric loss; dot product; not auto-regressive; parallel
+"""
+
+
+def index() -> str:
+    return (FOLDER / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("concept", [" ".join(c.split()) for c in CONCEPTS.split(";")])
+def test_every_concept_has_its_row(concept: str) -> None:
+    rows = re.findall(r"^\| (.+?) \| \[", index(), re.MULTILINE)
+    assert any(concept.lower() in row.lower() for row in rows)
+
+
+def test_every_row_names_a_lesson_and_code_that_exist() -> None:
+    rows = re.findall(
+        r"^\| .+? \| \[.+?\]\((\S+?)\) \| \[`(\S+?)`\]\((\S+?)\) \|$", index(), re.MULTILINE
+    )
+    assert len(rows) == len(re.findall(r"^\| .+? \| \[.+$", index(), re.MULTILINE)) > 40
+    for target, name, file in rows:
+        page, _, anchor = target.partition("#")
+        headings = re.findall(r"^## (.+)$", (FOLDER / page).read_text("utf-8"), re.MULTILINE)
+        assert not anchor or anchor in {h.lower().replace(" ", "-") for h in headings}, target
+        path = (FOLDER / file).resolve()
+        module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+        found = importlib.import_module(module.removesuffix(".__init__"))
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_the_index_lists_all_lessons() -> None:
+    listed = re.findall(r"^\d+\. \[(.+?)\]\((.+?)\)", index(), re.MULTILINE)
+    assert listed == [(one.title, one.path.name) for one in LESSONS]
