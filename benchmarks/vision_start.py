@@ -1,6 +1,6 @@
 """What a contrastive start is worth: pre-training from random weights and from a dual encoder's.
 
-    python -m benchmarks.vision_start --dual mini-dual --out runs/vision_start --steps 1200
+    python -m benchmarks.vision_start --dual runs/dual/model --out runs/vision_start --steps 1200
 
 PaliGemma's vision tower comes from SigLIP, not from nothing. Here the mini model is pre-trained
 twice with the same seed, scenes and steps, every weight trained: once wholly random, once with the
@@ -93,7 +93,7 @@ def table(runs: dict[str, list[dict]], options: argparse.Namespace) -> str:  # t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dual", default="mini-dual", help="the dual encoder")
+    parser.add_argument("--dual", required=True, help="a dual encoder with a ViT")
     parser.add_argument("--out", type=Path, default=Path("runs/vision_start"))
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--every", type=int, default=300, help="steps between evaluations")

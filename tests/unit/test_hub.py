@@ -104,4 +104,5 @@ def test_a_folder_goes_before_the_hub(
 def test_mini_needs_no_network(hub: Callable[[Any], list[Any]]) -> None:
     calls = hub(ConnectionError("no network"))
     assert locate("mini") == SHIPPED["mini"]
+    assert (locate("mini-dual") / "model.safetensors").is_file()
     assert not calls

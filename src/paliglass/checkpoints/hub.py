@@ -33,7 +33,7 @@ def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
         return download(str(model), files)
     raise CheckpointError(
         f"{model}: no such folder (give one with config.json and model.safetensors, a big_vision "
-        ".npz, a hub id like google/paligemma2-3b-mix-224, or mini)"
+        f".npz, a hub id like google/paligemma2-3b-mix-224, or {' or '.join(SHIPPED)})"
     )
 
 

@@ -204,7 +204,7 @@ def pretrain(
     ] = None,
     vision: Annotated[
         str | None,
-        typer.Option(help="A dual encoder whose vision tower to start from, as mini-dual."),
+        typer.Option(help="A dual encoder with a ViT, whose vision tower to start from."),
     ] = None,
     codec: Annotated[
         Path | None,
