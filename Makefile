@@ -33,6 +33,7 @@ parity: $(VENV)/.installed-test
 # The lessons' figures, drawn from real tensors, and the source that the lessons show.
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/lessons/figures.py
+	$(BIN)/python docs/architecture.py
 	$(BIN)/cog -r -I docs/lessons -p "from sources import show" docs/lessons/*.md
 
 # Trains the shipped models from nothing (about three hours on two cores; the artwork comes by npm):

@@ -147,9 +147,12 @@ class Drawing:
         )
 
     def save(self, name: str) -> None:
+        self.write(FOLDER / f"{name}.svg")
+
+    def write(self, path: Path) -> None:
         size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"'
         body = "\n".join(self.parts)
-        (FOLDER / f"{name}.svg").write_text(
+        path.write_text(
             f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n'
             f"{body}\n</svg>\n",
             "utf-8",
