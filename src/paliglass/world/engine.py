@@ -10,7 +10,8 @@ import numpy as np
 from paliglass.errors import PaliglassError
 from paliglass.world.concepts import PATCH_CLASSES
 from paliglass.world.scenes import Scene, compose
-from paliglass.world.sources import Art, Split, default_cache, is_held_out_split, load_art
+from paliglass.world.sources import Art, default_cache, load_art
+from paliglass.world.splits import SPLITS, Split
 from paliglass.world.tasks import Example, examples
 
 if TYPE_CHECKING:
@@ -18,21 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = ["World"]
 
-_SPLIT_NUMBERS: dict[str, int] = {"train": 0, "test": 1, "style": 2, "validation": 3}
-
 
 class World:
     """Scenes of one split, each determined by (seed, split, index, size) alone.
 
-    The splits: "train"; "test", new scenes of the training vendors with held-out words, fonts
-    and handwritten digits; "style", the same with the stickers of held-out vendors; "validation",
-    new scenes of all that "train" is made of, to tune and calibrate on.
+    The splits:
+        train: what models learn from.
+        validation: new scenes of all that "train" is made of, to tune and calibrate on.
+        test: new scenes of the training vendors, with held-out words, fonts and handwritten
+            digits; so have all that follow.
+        style: with the stickers of held-out vendors.
+        composition: every scene holds a pair of concepts that no scene of another split holds,
+            or a coloured shape that none does (`splits.is_reserved`).
+        reading, digits: every scene holds a word or random letters (told apart by
+            `words.is_word`), or a handwritten digit.
+        photos: with cut-out photographs for stickers, of the concepts that there are some of.
 
     It can be pickled, and holds no state that a worker process would have to share.
 
     Args:
         cache: folder for fetched and rendered art; `.cache/world` by default.
-        split: "train", "test", "style" or "validation".
+        split: one of those.
         seed: another seed gives another world of the same kind.
         size: side of the scenes in pixels.
         art: what to compose scenes of, in place of the split's own.
@@ -52,8 +59,8 @@ class World:
         art: Art | None = None,
         codec: MaskCodec | None = None,
     ) -> None:
-        if split not in _SPLIT_NUMBERS:
-            raise PaliglassError(f"no split {split!r}: take one of {', '.join(_SPLIT_NUMBERS)}")
+        if split not in SPLITS:
+            raise PaliglassError(f"no split {split!r}: take one of {', '.join(SPLITS)}")
         self.split = split
         self.seed = seed
         self.size = size
@@ -68,8 +75,7 @@ class World:
 
     def scene(self, index: int) -> Scene:
         """The scene at `index`."""
-        held_out = is_held_out_split(self.split)
-        return compose(self._rng(index, 0), self.art, self.size, held_out=held_out)
+        return compose(self._rng(index, 0), self.art, self.size, SPLITS[self.split])
 
     def sample(self, index: int, prompts: int = 4) -> tuple[Scene, list[Example]]:
         """The scene at `index` with that many different prompts about it."""
@@ -77,4 +83,4 @@ class World:
         return scene, examples(scene, self._rng(index, 1), prompts, self.codec)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed, _SPLIT_NUMBERS[self.split], index, stream))
+        return np.random.default_rng((self.seed, SPLITS[self.split].number, index, stream))

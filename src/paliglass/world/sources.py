@@ -25,6 +25,7 @@ from PIL import Image, ImageFont
 
 from paliglass.errors import PaliglassError
 from paliglass.world.concepts import CONCEPTS
+from paliglass.world.splits import SPLITS, Split
 
 __all__ = [
     "SOURCES",
@@ -32,12 +33,10 @@ __all__ = [
     "Source",
     "default_cache",
     "fetch",
-    "is_held_out_split",
     "load_art",
     "read_members",
 ]
 
-Split = Literal["train", "test", "style", "validation"]
 Role = Literal["train", "test", "style", "digits"]
 
 _MAX_MEMBER_BYTES = 64 << 20
@@ -270,11 +269,6 @@ def read_members(tarball: Path, members: tuple[str, ...]) -> list[bytes]:
     return contents
 
 
-def is_held_out_split(split: Split) -> bool:
-    """Whether a split has words, fonts and handwritten digits that training never sees."""
-    return split in ("test", "style")
-
-
 def load_art(cache: Path, split: Split, pixels: int) -> Art:
     """The art of a split, stickers rendered at `pixels`; the first call fetches and renders.
 
@@ -282,10 +276,9 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
         PaliglassError: a package cannot be had, or the renderer is not installed.
     """
     vendors = [s for s in SOURCES if s.name.startswith("@iconify-json/")]
-    wanted = "style" if split == "style" else "train"
-    drawings = [_stickers(s, cache, pixels) for s in vendors if s.role == wanted]
-    held_out = is_held_out_split(split)
-    face = "test" if held_out else "train"
+    rules = SPLITS[split]
+    drawings = [_stickers(s, cache, pixels) for s in vendors if s.role == rules.stickers]
+    face = "test" if rules.held_out else "train"
     fonts = [s for s in SOURCES if s.name.startswith("@expo-google-fonts/") and s.role == face]
     return Art(
         stickers={
@@ -296,7 +289,7 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
             )
             for name in CONCEPTS
         },
-        digits=_digits(cache, held_out=held_out),
+        digits=_digits(cache, held_out=rules.held_out),
         fonts=tuple(
             ImageFont.truetype(
                 _font_file(source, cache), pixels * 2 // 5, layout_engine=ImageFont.Layout.BASIC

@@ -15,6 +15,7 @@ import numpy as np
 
 from paliglass.world.concepts import COLOURS, CONCEPTS, SHAPES, plural_of, with_article
 from paliglass.world.scenes import Box, Scene, SceneObject
+from paliglass.world.splits import RESERVED_SHAPES
 
 if TYPE_CHECKING:
     from paliglass.segmentation import MaskCodec
@@ -153,7 +154,10 @@ def _nameable(scene: Scene) -> list[str]:
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> str:
-    """A name that is not in the scene: half of the time a look-alike of one that is."""
+    """A name that is not in the scene: half of the time a look-alike of one that is.
+
+    Never a reserved shape: from training it could be learned that there are none.
+    """
     present = _nameable(scene)
     while True:
         name = ""
@@ -163,7 +167,7 @@ def _absent(scene: Scene, rng: np.random.Generator) -> str:
             name = _CONCEPT_NAMES[rng.integers(len(_CONCEPT_NAMES))]
         else:
             name = f"{_any_colour(rng)} {SHAPES[rng.integers(len(SHAPES))]}"
-        if name not in present:
+        if name not in present and name not in RESERVED_SHAPES:
             return name
 
 

@@ -6,7 +6,7 @@ from zlib import crc32
 
 import numpy as np
 
-__all__ = ["WORDS", "is_held_out", "random_text"]
+__all__ = ["WORDS", "is_held_out", "is_word", "random_text"]
 
 _TEXT = """
 STOP OPEN EXIT PUSH PULL SALE FREE TAXI BUS CAFE BANK HOTEL HELP HELLO WOW YES NO ON OFF UP
@@ -39,6 +39,11 @@ _UNLIKE = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # no O with 0, no I with 1
 def is_held_out(text: str) -> bool:
     """Whether a text belongs to the test splits: about one in ten, settled by its hash."""
     return crc32(text.encode()) % 10 == 0
+
+
+def is_word(text: str) -> bool:
+    """Whether a text is a word that means something, which a reader can guess half-read."""
+    return text in WORDS
 
 
 def random_text(rng: np.random.Generator, held_out: bool) -> str:
