@@ -48,6 +48,8 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    pack: bool = True,
     tokenizer: str | Path | None = None,
     mask_codec: str | Path | None = None,
     **overrides: Any,
@@ -59,6 +61,9 @@ def load(
             "google/paligemma2-3b-mix-224", or a big_vision .npz.
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
+        quantize: "int8" makes the matrices int8 while they are read: half of bfloat16's memory,
+            and faster on processors with VNNI; see `ops.int8`. None leaves them as they are.
+        pack: lay the weights out for speed; False for those who only want to save them.
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
@@ -77,7 +82,7 @@ def load(
             raise CheckpointError(
                 f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
-        network = load_model(path, device, dtype, **overrides)
+        network = load_model(path, device, dtype, quantize, pack, **overrides)
         processor = load_processor(path, network.config)
         return PaliGemma(network, processor, *_beside(path, mask_codec, network.device))
     source = path.parent if tokenizer is None else Path(tokenizer)
@@ -87,7 +92,7 @@ def load(
             "its place with tokenizer="
         )
     words = load_tokenizer(source)
-    network = load_big_vision(path, device=device, dtype=dtype, **overrides)
+    network = load_big_vision(path, device=device, dtype=dtype, quantize=quantize, **overrides)
     processor = make_processor(words, network.config, path)
     return PaliGemma(network, processor, *_beside(path.parent, mask_codec, network.device))
 

@@ -18,6 +18,7 @@ from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
+from paliglass.checkpoints.quantized import parse_quantize, take_config
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -53,13 +54,21 @@ def load_model(
     folder: Path,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    pack: bool = True,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
-    """The model alone; see `load_hf_model`."""
+    """The model alone; see `load_hf_model`.
+
+    quantize: "int8" makes its matrices int8; None leaves them as the folder has them. pack: see
+    `assemble`.
+    """
     config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
-    require_memory(folder.name, tensor_sizes(folder), wanted, target)
-    return assemble(config, read_tensors(folder), str(folder), wanted, target)
+    int8 = parse_quantize(quantize) or is_int8(folder)
+    require_memory(folder.name, tensor_sizes(folder), torch.int8 if int8 else wanted, target)
+    tensors = read_tensors(folder, one_by_one=int8)
+    return assemble(config, tensors, str(folder), wanted, target, int8, pack)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,10 +87,17 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> PaliGemmaConfig:
     """config.json, checked."""
     path = folder / "config.json"
+    data = read_json(path)
     try:
-        return PaliGemmaConfig.from_dict(read_json(path))
+        take_config(data)
+        return PaliGemmaConfig.from_dict(data)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def is_int8(folder: Path) -> bool:
+    """Whether a folder's matrices are int8."""
+    return take_config(read_json(folder / "config.json"))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -147,9 +163,20 @@ def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
     return sizes
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-    """(our name, the file's name, memory-mapped tensor) for every tensor of every shard."""
+def read_tensors(folder: Path, one_by_one: bool = False) -> Iterator[tuple[str, str, Tensor]]:
+    """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
+
+    one_by_one: each with a mapping of its own, which goes when it goes, the largest one first. Who
+    keeps none of them then never has more than one in memory.
+    """
     for file in weight_files(folder):
         with _open(file) as shard:
-            for key in shard.keys():
+            keys = list(shard.keys())
+            if not one_by_one:
+                for key in keys:
+                    yield module_name(key), key, shard.get_tensor(key)
+                continue
+            keys.sort(key=lambda key: -math.prod(shard.get_slice(key).get_shape()))
+        for key in keys:
+            with _open(file) as shard:
                 yield module_name(key), key, shard.get_tensor(key)

@@ -18,8 +18,10 @@ from torch import Tensor
 from paliglass.checkpoints.folder import INDEX
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
+from paliglass.checkpoints.quantized import CONFIG, CONFIG_KEY
 from paliglass.errors import CheckpointError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.int8 import Int8Linear
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
 CHECKSUMS = "checksums.json"
@@ -66,13 +68,16 @@ def save_folder(
 
     config.json, model.safetensors (or shards of up to 5 GB with their index), checksums.json (the
     SHA-256 of every tensor, for `paliglass verify`); with a processor also tokenizer.json and what
-    AutoProcessor needs. The tied head is not stored twice.
+    AutoProcessor needs. The tied head is not stored twice. A model in int8 is saved in int8, which
+    transformers does not read.
     """
     with new_folder(Path(folder)) as target:
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
         write_weights(target, state)
         dtype = str(model.dtype).removeprefix("torch.")
-        write_json(target / "config.json", {**model.config.to_dict(), "dtype": dtype})
+        is_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
+        about = {**model.config.to_dict(), "dtype": dtype}
+        write_json(target / "config.json", about | ({CONFIG_KEY: CONFIG} if is_int8 else {}))
         if processor is not None:
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():
