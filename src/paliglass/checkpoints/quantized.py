@@ -52,8 +52,8 @@ def use_int8(model: PaliGemmaForConditionalGeneration) -> None:
                 bias = None if child.bias is None else child.bias
                 setattr(parent, name, Int8Linear(*_empty(child.weight.shape), bias))
     table = Int8Embedding(*_empty(decoder.model.embed_tokens.weight.shape))
-    decoder.model.embed_tokens = table
-    decoder.lm_head = Int8Head(table)
+    decoder.model.register_module("embed_tokens", table)
+    decoder.register_module("lm_head", Int8Head(table))
 
 
 def _empty(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

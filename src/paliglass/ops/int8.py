@@ -77,7 +77,7 @@ def has_kernel() -> bool:
 
     Processors without VNNI would add pairs of products in 16 bits, where they overflow.
     """
-    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+    if not (torch._C._has_mkldnn and torch.cpu._is_vnni_supported()):
         return False
     weight = torch.full((CHANNELS, 2 * INPUTS), LARGEST, dtype=torch.int8)
     tokens = torch.full((FEWEST_TOKENS, 2 * INPUTS), 255, dtype=torch.uint8)
@@ -242,7 +242,7 @@ class Int8Linear(nn.Module):
         return found.flatten(-2).view(torch.int8)[..., : self.in_features]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight is None:
             destination[prefix + "weight"] = self.integers(torch.arange(self.out_features))
 
