@@ -65,7 +65,7 @@ def quantise_token(x: Tensor) -> tuple[Tensor, float]:
     `quantise_tokens` in fewer calls: of a single token they cost more than the numbers.
     """
     scale = (float(x.abs().amax()) or 1.0) / LARGEST
-    integers = x.float().mul_(1 / scale).round_().expand(FEWEST_TOKENS, -1).to(torch.int8)
+    integers = (x.float() * (1 / scale)).round_().expand(FEWEST_TOKENS, -1).to(torch.int8)
     return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scale
 
 
@@ -232,7 +232,9 @@ class Int8Linear(nn.Module):
             integers, scale = quantise_token(x)
             return _multiply(integers, *matrix, self.bias, scale, x.dtype)[:1]
         integers, scales = quantise_tokens(x)
-        y = _multiply(integers, *matrix, None, 1.0, x.dtype)
+        if len(x) < FEWEST_TOKENS:
+            integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(x)))
+        y = _multiply(integers, *matrix, None, 1.0, x.dtype)[: len(x)]
         return y.mul_(scales) if self.bias is None else torch.addcmul(self.bias, y, scales)
 
     def _widened(self, x: Tensor) -> Tensor:
