@@ -63,7 +63,8 @@ def load(
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
         quantize: "int8" makes the matrices int8 while they are read: half of bfloat16's memory,
             and faster on processors with VNNI; see `ops.int8`. None leaves them as they are.
-        pack: lay the weights out for speed; False for those who only want to save them.
+        pack: on a CPU, lay matrices out for its fastest kernels: they cannot be trained, or looked
+            at by name, any more. False leaves them as they are.
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of

@@ -93,6 +93,10 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
     """
     folder = locate(model)
     other = folder if reference is None else locate(reference)
+    if is_int8(folder):
+        raise CheckpointError(
+            f"{folder}: is in int8, which transformers does not read; verify what it was made from"
+        )
     integrity, problems = check_integrity(folder)
     batch = fixed_input(read_config(folder))
     our_outputs = _run(load_model(folder, "cpu", torch.float32), _our_layers, batch)

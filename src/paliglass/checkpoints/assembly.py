@@ -16,6 +16,7 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.int8 import Int8Linear
+from paliglass.ops.packed import pack_linears
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,12 +91,12 @@ def assemble(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     quantize: bool = False,
-    pack: bool = True,
+    pack: bool = False,
 ) -> PaliGemmaForConditionalGeneration:
     """Fills a PaliGemma with (our name, the file's name, tensor) triples, each used once.
 
-    With `quantize`, matrices become int8 as they come, so that one alone is held as it was; and,
-    with `pack`, what the fast kernel reads (see `checkpoints.quantized`).
+    quantize: matrices become int8 as they come, so that one alone is held as it was. pack: on a
+    CPU, matrices are laid out for its fastest kernels, for good (`ops.int8`, `ops.packed`).
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
     """
@@ -126,6 +127,8 @@ def assemble(
             f"{source}: lm_head.weight differs from embed_tokens.weight; "
             "PaliGemma's output layer is its embedding (tied weights)"
         )
+    if pack:
+        pack_linears(model.language_model)
     return model.eval()
 
 

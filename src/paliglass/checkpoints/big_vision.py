@@ -36,7 +36,7 @@ def load_big_vision(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
-    pack: bool = True,
+    pack: bool = False,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
     """The model of a big_vision PaliGemma .npz, with or without the `params/` prefix.

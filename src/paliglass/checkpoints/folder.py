@@ -24,6 +24,7 @@ from paliglass.errors import CheckpointError, ConfigError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 INDEX = "model.safetensors.index.json"
+LARGE = 1 << 20  # numbers of a tensor that is worth a mapping of its own
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -55,7 +56,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
-    pack: bool = True,
+    pack: bool = False,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
     """The model alone; see `load_hf_model`.
@@ -67,7 +68,7 @@ def load_model(
     target, wanted = parse_device(device), parse_dtype(dtype)
     int8 = parse_quantize(quantize) or is_int8(folder)
     require_memory(folder.name, tensor_sizes(folder), torch.int8 if int8 else wanted, target)
-    tensors = read_tensors(folder, one_by_one=int8)
+    tensors = read_tensors(folder, one_by_one=int8 or pack)
     return assemble(config, tensors, str(folder), wanted, target, int8, pack)
 
 
@@ -166,17 +167,15 @@ def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
 def read_tensors(folder: Path, one_by_one: bool = False) -> Iterator[tuple[str, str, Tensor]]:
     """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
 
-    one_by_one: each with a mapping of its own, which goes when it goes, the largest one first. Who
-    keeps none of them then never has more than one in memory.
+    one_by_one: each large tensor has a mapping of its own, which goes when it goes, and the largest
+    comes first. Who keeps none of them then never has more than one in memory.
     """
     for file in weight_files(folder):
         with _open(file) as shard:
-            keys = list(shard.keys())
-            if not one_by_one:
-                for key in keys:
-                    yield module_name(key), key, shard.get_tensor(key)
-                continue
-            keys.sort(key=lambda key: -math.prod(shard.get_slice(key).get_shape()))
-        for key in keys:
-            with _open(file) as shard:
+            sizes = {key: math.prod(shard.get_slice(key).get_shape()) for key in shard.keys()}
+            large = [key for key in sizes if one_by_one and sizes[key] >= LARGE]
+            for key in sorted(large, key=lambda key: -sizes[key]):
+                with _open(file) as own:
+                    yield module_name(key), key, own.get_tensor(key)
+            for key in (key for key in sizes if key not in large):
                 yield module_name(key), key, shard.get_tensor(key)

@@ -86,8 +86,7 @@ def quantized(
     for name, key, tensor in tensors:
         layer = layers.get(name)
         if layer is None:
-            # A copy: a mapped file would stay in memory whole for the sake of a few small ones.
-            yield name, key, tensor.clone()
+            yield name, key, tensor
             continue
         if tensor.is_floating_point() and tensor.ndim == 2:
             tensor, scales = quantise_rows(tensor.to(device))

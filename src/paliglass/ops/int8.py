@@ -137,7 +137,10 @@ def _blocks(packed: Tensor, rows: int, columns: int) -> Tensor:
 def _to_blocks(integers: Tensor) -> Tensor:
     """N × K integers in the order of `_blocks`, zeros where rows or columns fill no block."""
     rows, columns = integers.shape
-    padded = F.pad(integers, (0, -columns % INPUTS, 0, -rows % CHANNELS)).view(torch.int32)
+    missing = -columns % INPUTS, -rows % CHANNELS
+    if any(missing):
+        integers = F.pad(integers, (0, missing[0], 0, missing[1]))
+    padded = integers.view(torch.int32)
     blocks = padded.view(-1, CHANNELS, padded.shape[1] * TOGETHER // INPUTS, INPUTS // TOGETHER)
     return blocks.permute(0, 2, 3, 1)
 
