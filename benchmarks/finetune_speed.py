@@ -31,7 +31,7 @@ def ours(options: argparse.Namespace) -> float:
     from paliglass.training.finetune import Finetuner, FinetuneRecipe, batches, shares
     from paliglass.training.runs import make_accelerator
 
-    base = load(options.model, dtype="float32")
+    base = load(options.model, dtype="float32", pack=False)
     recipe = FinetuneRecipe(
         steps=options.steps + 2, batch_size=options.batch_size, precision=options.precision
     )

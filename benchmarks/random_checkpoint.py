@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from paliglass.checkpoints.assembly import expected_shapes, skeleton
-from paliglass.checkpoints.saving import new_folder, write_json
+from paliglass.checkpoints.files import write_json
+from paliglass.checkpoints.saving import new_folder
 from paliglass.config import PRESETS
 
 DTYPES = {"bfloat16": (torch.bfloat16, "BF16"), "float32": (torch.float32, "F32")}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -157,13 +158,15 @@ class GemmaForCausalLM(nn.Module):
         """… × D → … × V, unnormalised log-probabilities; Gemma 2 caps them: c·tanh(x / c).
 
         With `rows` (a slice, or U ids) only those words' logits, … × U: where an answer's grammar
-        leaves 1024 of 257 152 words, the rest of the matrix need not be read.
+        leaves 1024 of 257 152 words, the rest of the matrix need not be read. They come from the
+        embedding, whose matrix is the same: of an int8 one that knows how to read rows.
         """
         logits: Tensor
         if rows is None:
             logits = self.lm_head(hidden)
         else:
-            logits = F.linear(hidden, self.lm_head.weight[rows])
+            ids = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            logits = F.linear(hidden, self.model.embed_tokens(ids.to(hidden.device)))
         cap = self.config.final_logit_softcapping
         return (logits / cap).tanh() * cap if cap else logits
 

@@ -58,11 +58,11 @@ class PaliGemmaForConditionalGeneration(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.language_model.lm_head.weight.device
+        return self.language_model.model.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.language_model.lm_head.weight.dtype
+        return self.language_model.model.norm.weight.dtype
 
     def tie_weights(self) -> None:
         self.language_model.tie_weights()

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.folder import (
+    is_int8,
     load_model,
     read_config,
-    read_json,
     read_tensors,
     weight_files,
 )
@@ -32,7 +33,7 @@ from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.saving import CHECKSUMS, digest
 from paliglass.config import PaliGemmaConfig
-from paliglass.errors import PaliglassError
+from paliglass.errors import CheckpointError, PaliglassError
 
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the layer's largest output (float32 rounding piles up
@@ -93,6 +94,10 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
     """
     folder = locate(model)
     other = folder if reference is None else locate(reference)
+    if is_int8(folder):
+        raise CheckpointError(
+            f"{folder}: is in int8, which transformers does not read; verify what it was made from"
+        )
     integrity, problems = check_integrity(folder)
     batch = fixed_input(read_config(folder))
     our_outputs = _run(load_model(folder, "cpu", torch.float32), _our_layers, batch)

@@ -21,7 +21,7 @@ from tests.cli.test_processes import environment
 from tests.tiny import tiny_tokenizer
 from tests.tiny_dual import CONFIGS
 
-from paliglass.checkpoints.saving import write_json
+from paliglass.checkpoints.files import write_json
 from paliglass.contrastive.folders import load_contrastive
 
 Cli = Callable[..., Result]

@@ -9,15 +9,17 @@ A merged model runs as fast as it did before, and needs no peft.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from paliglass.checkpoints.folder import read_json
-from paliglass.checkpoints.layouts import module_name
+from paliglass.checkpoints.files import read_json
+from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name
 from paliglass.errors import CheckpointError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,39 +40,48 @@ _UNSUPPORTED: dict[str, tuple[Any, Any]] = {
 }
 
 
-def merge_adapter(model: nn.Module, folder: Path) -> None:
-    """Adds an adapter's updates to the weights of the layers that it names.
+def with_adapter(
+    tensors: Iterable[tuple[str, str, Tensor]], folder: Path, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, str, Tensor]]:
+    """A checkpoint's (our name, the file's name, tensor) triples, an adapter's updates added.
 
-    The sum is made in float32 and rounded once, to the layer's dtype.
+    Sums are made in float32 and rounded once, to `dtype` or the tensor's own.
 
     Raises CheckpointError where the folder holds no LoRA adapter of plain linear layers, or one of
     another model: a layer that is not there, or of another shape.
     """
-    config = read_json(folder / CONFIG)
-    scale = _scale(config, folder / CONFIG)
+    scale = _scale(read_json(folder / CONFIG), folder / CONFIG)
+    where = folder / WEIGHTS
     pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _read(folder / WEIGHTS).items():
+    for key, tensor in _read(where).items():
         layer, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         pairs.setdefault(module_name(layer), {})[part] = tensor
-    modules = dict(model.named_modules())
-    where = folder / WEIGHTS
-    for layer, parts in pairs.items():
-        linear = modules.get(layer)
-        if not isinstance(linear, nn.Linear) or layer.endswith("lm_head"):
-            raise CheckpointError(f"{where}: {layer} is no linear layer inside this model")
+    for name, key, weight in tensors:
+        layer = name.removesuffix(".weight")
+        is_linear = weight.ndim == 2 and name not in (EMBEDDING, HEAD)
+        parts = pairs.pop(layer, None) if is_linear else None
+        if parts is None:
+            yield name, key, weight
+            continue
         if parts.keys() != {"lora_A", "lora_B"}:
             raise CheckpointError(
                 f"{where}: {layer} has {', '.join(sorted(parts))}; it needs lora_A and lora_B"
             )
         down, up = parts["lora_A"].float(), parts["lora_B"].float()
-        if (up.shape[0], down.shape[1]) != tuple(linear.weight.shape) or len(down) != up.shape[1]:
+        if (up.shape[0], down.shape[1]) != tuple(weight.shape) or len(down) != up.shape[1]:
             raise CheckpointError(
-                f"{where}: {layer} is {list(linear.weight.shape)} in this model, the adapter's "
+                f"{where}: {layer} is {list(weight.shape)} in this model, the adapter's "
                 f"lora_B and lora_A are {list(up.shape)} and {list(down.shape)}"
             )
-        weight = linear.weight.detach()
-        merged = weight.float() + scale * (up @ down).to(weight.device)
-        linear.weight = nn.Parameter(merged.to(weight.dtype), requires_grad=False)
+        if not weight.is_floating_point():
+            raise CheckpointError(
+                f"{where}: {key} is {weight.dtype} in this model; merge the adapter into the "
+                "checkpoint that was quantised (`paliglass convert --adapter … --quantize int8`)"
+            )
+        merged = weight.float() + scale * (up @ down)
+        yield name, key, merged.to(dtype or weight.dtype)
+    if pairs:
+        raise CheckpointError(f"{where}: {min(pairs)} is no linear layer inside this model")
 
 
 def _scale(config: dict[str, Any], path: Path) -> float:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD
+from paliglass.checkpoints.quantized import QUANTIZED, quantized, settle, use_int8
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.int8 import Int8Linear
+from paliglass.ops.packed import pack_linears
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,12 +90,21 @@ def assemble(
     source: str,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    quantize: bool = False,
+    pack: bool = False,
 ) -> PaliGemmaForConditionalGeneration:
     """Fills a PaliGemma with (our name, the file's name, tensor) triples, each used once.
+
+    quantize: matrices become int8 as they come, so that one alone is held as it was. pack: on a
+    CPU, matrices are laid out for its fastest kernels, for good (`ops.int8`, `ops.packed`).
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
     """
     model = skeleton(config)
+    if quantize:
+        with weightless():
+            use_int8(model)
+        tensors = quantized(model, tensors, device, pack)
     head: Tensor | None = None
 
     def without_head() -> Iterator[tuple[str, str, Tensor]]:
@@ -104,13 +116,19 @@ def assemble(
                 yield name, key, tensor
 
     fill(model, without_head(), source, dtype, device)
-    model.tie_weights()
-    embedding = model.get_parameter(EMBEDDING)
-    if head is not None and not torch.equal(head.to(embedding), embedding):
+    if quantize:
+        is_tied = settle(model, head)
+    else:
+        model.tie_weights()
+        embedding = model.get_parameter(EMBEDDING)
+        is_tied = head is None or torch.equal(head.to(embedding), embedding)
+    if not is_tied:
         raise CheckpointError(
             f"{source}: lm_head.weight differs from embed_tokens.weight; "
             "PaliGemma's output layer is its embedding (tied weights)"
         )
+    if pack:
+        pack_linears(model.language_model)
     return model.eval()
 
 
@@ -141,15 +159,18 @@ def fill(
                 f"{source}: {key} has shape {list(tensor.shape)}, "
                 f"the configuration asks for {list(missing[name])}"
             )
-        if not tensor.is_floating_point() or tensor.itemsize < 2:
-            raise CheckpointError(
-                f"{source}: {key} is {tensor.dtype}; quantised checkpoints are not read"
-            )
-        dtypes.setdefault(dtype or tensor.dtype, key)
-        del missing[name]
         path, _, leaf = name.rpartition(".")
-        value = tensor.to(device=device, dtype=dtype or tensor.dtype)
         module = model.get_submodule(path)
+        own = QUANTIZED.get(leaf) if isinstance(module, Int8Linear) else None
+        if tensor.dtype != own if own else not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise CheckpointError(
+                f"{source}: {key} is {tensor.dtype}; of quantised checkpoints, only those that "
+                "`paliglass convert --quantize int8` writes are read"
+            )
+        if own is None:
+            dtypes.setdefault(dtype or tensor.dtype, key)
+        del missing[name]
+        value = tensor.to(device=device, dtype=own or dtype or tensor.dtype)
         setattr(module, leaf, nn.Parameter(value) if name in parameters else value)
     problems = [("lacks", sorted(missing)), ("holds, beyond the model,", sorted(surplus))]
     for what, names in problems:

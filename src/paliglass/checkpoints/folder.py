@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,15 +13,19 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from paliglass.checkpoints.adapters import with_adapter
 from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
+from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
+from paliglass.checkpoints.quantized import parse_quantize, take_config
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 INDEX = "model.safetensors.index.json"
+LARGE = 1 << 20  # numbers of a tensor that is worth a mapping of its own
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -53,35 +56,40 @@ def load_model(
     folder: Path,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    pack: bool = False,
+    adapter: str | Path | None = None,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
-    """The model alone; see `load_hf_model`."""
+    """The model alone; see `load_hf_model`.
+
+    quantize: "int8" makes its matrices int8; None leaves them as the folder has them. pack: see
+    `assemble`. adapter: a folder or hub id, see `with_adapter`.
+    """
     config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
-    require_memory(folder.name, tensor_sizes(folder), wanted, target)
-    return assemble(config, read_tensors(folder), str(folder), wanted, target)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises CheckpointError naming it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: there is no {path.name}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
-    return data
+    int8 = parse_quantize(quantize) or is_int8(folder)
+    require_memory(folder.name, tensor_sizes(folder), torch.int8 if int8 else wanted, target)
+    tensors = read_tensors(folder, one_by_one=int8 or pack)
+    if adapter is not None:
+        tensors = with_adapter(tensors, locate(adapter), wanted)
+    return assemble(config, tensors, str(folder), wanted, target, int8, pack)
 
 
 def read_config(folder: Path) -> PaliGemmaConfig:
     """config.json, checked."""
     path = folder / "config.json"
+    data = read_json(path)
     try:
-        return PaliGemmaConfig.from_dict(read_json(path))
+        take_config(data)
+        return PaliGemmaConfig.from_dict(data)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def is_int8(folder: Path) -> bool:
+    """Whether a folder's matrices are int8."""
+    return take_config(read_json(folder / "config.json"))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -147,9 +155,18 @@ def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
     return sizes
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-    """(our name, the file's name, memory-mapped tensor) for every tensor of every shard."""
+def read_tensors(folder: Path, one_by_one: bool = False) -> Iterator[tuple[str, str, Tensor]]:
+    """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
+
+    one_by_one: each large tensor has a mapping of its own, which goes when it goes, and the largest
+    comes first. Who keeps none of them then never has more than one in memory.
+    """
     for file in weight_files(folder):
         with _open(file) as shard:
-            for key in shard.keys():
+            sizes = {key: math.prod(shard.get_slice(key).get_shape()) for key in shard.keys()}
+            large = [key for key in sizes if one_by_one and sizes[key] >= LARGE]
+            for key in sorted(large, key=lambda key: -sizes[key]):
+                with _open(file) as own:
+                    yield module_name(key), key, own.get_tensor(key)
+            for key in (key for key in sizes if key not in large):
                 yield module_name(key), key, shard.get_tensor(key)

@@ -53,7 +53,8 @@ def require_memory(
     if free is None or wanted <= free:
         return
     halved = f"dtype bfloat16 needs {gigabytes(need(2))}, " if need(2) < wanted else ""
+    in_bytes = f"quantize int8 needs {gigabytes(need(1))}, " if need(1) < wanted else ""
     raise PaliglassError(
         f"{name}: the weights need {gigabytes(wanted)}, {device.type} has {gigabytes(free)} free; "
-        f"{halved}a smaller model less (`paliglass info MODEL` tells)"
+        f"{halved}{in_bytes}a smaller model less (`paliglass info MODEL` tells)"
     )

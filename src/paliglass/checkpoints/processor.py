@@ -8,7 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from paliglass.checkpoints.folder import load_tokenizer, read_json
+from paliglass.checkpoints.files import read_json
+from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError
 from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -15,11 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.folder import INDEX
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
+from paliglass.checkpoints.quantized import CONFIG, CONFIG_KEY
 from paliglass.errors import CheckpointError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.int8 import Int8Linear
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
 CHECKSUMS = "checksums.json"
@@ -49,14 +51,6 @@ def refuse_existing(folder: Path) -> None:
         raise CheckpointError(f"{folder}: exists already; choose a new folder")
 
 
-def write_json(path: Path, data: object) -> None:
-    """JSON that diffs well, put in place in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
 def save_folder(
     model: PaliGemmaForConditionalGeneration,
     folder: str | Path,
@@ -66,13 +60,16 @@ def save_folder(
 
     config.json, model.safetensors (or shards of up to 5 GB with their index), checksums.json (the
     SHA-256 of every tensor, for `paliglass verify`); with a processor also tokenizer.json and what
-    AutoProcessor needs. The tied head is not stored twice.
+    AutoProcessor needs. The tied head is not stored twice. A model in int8 is saved in int8, which
+    transformers does not read.
     """
     with new_folder(Path(folder)) as target:
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
         write_weights(target, state)
         dtype = str(model.dtype).removeprefix("torch.")
-        write_json(target / "config.json", {**model.config.to_dict(), "dtype": dtype})
+        is_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
+        about = {**model.config.to_dict(), "dtype": dtype}
+        write_json(target / "config.json", about | ({CONFIG_KEY: CONFIG} if is_int8 else {}))
         if processor is not None:
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.options import MODEL_HELP, Dtype
+from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
 
 if TYPE_CHECKING:
     from paliglass.info import ModelInfo
@@ -84,6 +84,10 @@ def convert(
     source: Annotated[str, typer.Argument(help=MODEL_HELP)],
     target: Annotated[Path, typer.Argument(help="The new folder.")],
     dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(help="Make the weights smaller; only paliglass reads such a folder."),
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(exists=True, help="For an .npz: a tokenizer.json or its folder."),
@@ -106,14 +110,16 @@ def convert(
     from paliglass.model import load
 
     refuse_existing(target)
-    model = load(
-        source, device="cpu", dtype=dtype.value, tokenizer=tokenizer, adapter=adapter, **overrides
-    )
+    how: dict[str, Any] = {"dtype": dtype.value, "tokenizer": tokenizer, "adapter": adapter}
+    if quantize is not None:
+        how["quantize"] = quantize.value
+    model = load(source, device="cpu", pack=False, **how, **overrides)
     save_folder(model.model, target, model.processor)
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes
 
-    print(f"{target}: {gigabytes(size)}; check it with: paliglass verify {target}")
+    hint = "" if quantize else f"; check it with: paliglass verify {target}"
+    print(f"{target}: {gigabytes(size)}{hint}")
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -239,6 +239,8 @@ def _load(run: RunOptions, mask_codec: Path | None = None) -> PaliGemma:
     from paliglass.model import load
 
     more: dict[str, Any] = {} if mask_codec is None else {"mask_codec": mask_codec}
+    if run.quantize is not None:
+        more["quantize"] = run.quantize.value
     return load(run.model, device=run.device, dtype=run.dtype.value, adapter=run.adapter, **more)
 
 

@@ -489,7 +489,7 @@ def finetune(
     if checkpoint is not None and not resume:
         raise typer.BadParameter(f"{out} holds a run; go on with --resume, or choose a new folder")
     accelerator = make_accelerator(precision.value)
-    base = load(model, device=accelerator.device)
+    base = load(model, device=accelerator.device, pack=False)
     codec = base.mask_codec if task is CocoTask.SEGMENT else None
     examples = open_examples(data, images, task.value, codec)
     held_out = [] if validation is None else open_examples(validation, images, task.value, codec)
@@ -539,7 +539,7 @@ def finetune(
 
 
 def _read_config(path: Path) -> ContrastiveConfig:
-    from paliglass.checkpoints.folder import read_json
+    from paliglass.checkpoints.files import read_json
     from paliglass.contrastive.config import ContrastiveConfig
     from paliglass.errors import ConfigError
 

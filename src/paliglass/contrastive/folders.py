@@ -22,17 +22,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.checkpoints.assembly import fill, parse_device, parse_dtype, weightless
+from paliglass.checkpoints.files import read_json, write_json
 from paliglass.checkpoints.folder import (
     load_model,
     load_tokenizer,
-    read_json,
     read_tensors,
     tensor_sizes,
 )
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
 from paliglass.checkpoints.processor import picture_config, picture_settings
-from paliglass.checkpoints.saving import new_folder, write_json, write_weights
+from paliglass.checkpoints.saving import new_folder, write_weights
 from paliglass.contrastive.config import ContrastiveConfig
 from paliglass.contrastive.encoders import VisionTransformer
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel

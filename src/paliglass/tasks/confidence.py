@@ -25,8 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from paliglass.checkpoints.folder import read_json
-from paliglass.checkpoints.saving import write_json
+from paliglass.checkpoints.files import read_json, write_json
 from paliglass.errors import CheckpointError
 
 FILE = "calibration.json"

@@ -39,6 +39,7 @@ from paliglass.checkpoints.assembly import assemble
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.int8 import Int8Linear
 from paliglass.ops.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.attention import use_plain_attention
@@ -140,6 +141,11 @@ class Finetuner:
             raise PaliglassError(
                 f"a batch of {recipe.batch_size} rows cannot be shared by {share} (processes × "
                 "--accumulate); choose a multiple"
+            )
+        if any(isinstance(module, Int8Linear) for module in model.modules()):
+            raise PaliglassError(
+                "a model in int8 cannot be trained: fine-tune the one that it was made from, and "
+                "quantise the result"
             )
         self.model, self.recipe, self.accelerator = model, recipe, accelerator
         self.rows = recipe.batch_size // share

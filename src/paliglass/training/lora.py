@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS
+from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.layouts import transformers_name
-from paliglass.checkpoints.saving import new_folder, write_json
+from paliglass.checkpoints.saving import new_folder
 from paliglass.errors import PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 

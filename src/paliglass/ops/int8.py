@@ -1,0 +1,289 @@
+"""Matrices in int8: half of bfloat16's memory, half of what a decoded token has to read.
+
+Weights carry one scale per output channel, activations one per token, found as they come
+(LLM.int8's vector-wise quantisation, arXiv 2208.07339, without its outliers)::
+
+    y = (q_x · Wqᵀ) · s_x · s_w        q = round(127 · x / max|x|),   s = max|x| / 127
+
+- the product of the integers is exact; what is lost is lost in the two roundings
+- oneDNN's kernel wants activations as uint8 with zero point 128: of int8 it makes a reference loop
+- weights are packed once into the layout that kernel reads; prompts and single tokens share it
+- where there is no such kernel (no VNNI instructions, a GPU, Apple) the integers are widened at
+  every use: as small, but no faster than bfloat16
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LARGEST = 127
+ZERO_POINT = 128
+# A packed matrix is a row of blocks: 64 output channels of 64 inputs, four inputs side by side.
+CHANNELS, INPUTS, TOGETHER = 64, 64, 4
+# The kernel reads the same weights faster for four tokens than for fewer.
+FEWEST_TOKENS = 4
+_AT_ONCE = 1 << 17  # numbers that are converted at once: their float32 copy stays in the cache
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """N × K → int8 N × K in −127 … 127, and the float32 scale of each row, N.
+
+    `scale · integers` is within half a scale of the weight. A row of zeros has scale 1/127.
+    """
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), device=weight.device)
+    for rows in _chunks(weight):
+        largest = _largest(weight[rows])
+        integers[rows] = (weight[rows] * (LARGEST / largest)).round_()
+        scales[rows] = largest[:, 0] / LARGEST
+    return integers, scales
+
+
+def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """M × K → uint8 M × K around 128, and the scale of each token, M × 1, of x's dtype.
+
+    The scale is rounded to that dtype first: what is multiplied by it later is rounded only once.
+    """
+    scales = (_largest(x) / LARGEST).to(x.dtype)
+    # Through int8 and a flip of its top bit: torch converts to uint8 eight times slower.
+    integers = (x * scales.float().reciprocal()).round_().to(torch.int8)
+    return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scales
+
+
+def quantise_token(x: Tensor) -> tuple[Tensor, float]:
+    """1 × K → the same token FEWEST_TOKENS times, uint8 around 128, and its scale.
+
+    `quantise_tokens` in fewer calls: of a single token they cost more than the numbers.
+    """
+    scale = (float(x.abs().amax()) or 1.0) / LARGEST
+    integers = (x.float() * (1 / scale)).round_().expand(FEWEST_TOKENS, -1).to(torch.int8)
+    return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scale
+
+
+def _chunks(matrix: Tensor) -> Iterator[slice]:
+    """Rows that are converted together."""
+    rows = max(1, _AT_ONCE // matrix.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(matrix), rows))
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest magnitude of each row in float32, M × 1; 1 for a row of zeros."""
+    largest = x.abs().amax(-1, keepdim=True).float()
+    return largest.masked_fill_(largest == 0, 1.0)
+
+
+@lru_cache
+def has_kernel() -> bool:
+    """Whether this processor multiplies packed int8 matrices, tried at the extremes.
+
+    Processors without VNNI would add pairs of products in 16 bits, where they overflow.
+    """
+    if not (torch._C._has_mkldnn and torch.cpu._is_vnni_supported()):
+        return False
+    weight = torch.full((CHANNELS, 2 * INPUTS), LARGEST, dtype=torch.int8)
+    tokens = torch.full((FEWEST_TOKENS, 2 * INPUTS), 255, dtype=torch.uint8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    product = _multiply(tokens, packed, torch.ones(CHANNELS), None, 1.0, torch.float32)
+    return bool((product == LARGEST * (255 - ZERO_POINT) * 2 * INPUTS).all())
+
+
+def _multiply(
+    tokens: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    token_scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(tokens − 128) · token_scale · (packed · scales)ᵀ + bias: M × N."""
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        *(tokens, token_scale, ZERO_POINT, packed, scales, _zeros(len(scales)), bias),
+        *(1.0, 0, dtype, "none", [], ""),
+    )
+    return product
+
+
+@lru_cache
+def _zeros(count: int) -> Tensor:
+    """The weights' zero points, which the kernel asks for and which are none."""
+    return torch.zeros(count, dtype=torch.long)
+
+
+def _memory(packed: Tensor) -> Tensor:
+    """The bytes of a packed matrix as an int8 vector that shares its memory.
+
+    Valid as long as `packed` lives.
+    """
+    size = torch.ops.mkldnn._nbytes(packed)
+    address = torch.ops.mkldnn.data_ptr(packed)
+    return torch.frombuffer((ctypes.c_byte * size).from_address(address), dtype=torch.int8)
+
+
+def _blocks(packed: Tensor, rows: int, columns: int) -> Tensor:
+    """The integers of a packed matrix as they lie: N/64 × K/64 × 16 × 64, four in an int32."""
+    shape = math.ceil(rows / CHANNELS), math.ceil(columns / INPUTS), INPUTS // TOGETHER, CHANNELS
+    return _memory(packed).view(torch.int32)[: math.prod(shape)].view(shape)
+
+
+def _to_blocks(integers: Tensor) -> Tensor:
+    """N × K integers in the order of `_blocks`, zeros where rows or columns fill no block."""
+    rows, columns = integers.shape
+    missing = -columns % INPUTS, -rows % CHANNELS
+    if any(missing):
+        integers = F.pad(integers, (0, missing[0], 0, missing[1]))
+    padded = integers.view(torch.int32)
+    blocks = padded.view(-1, CHANNELS, padded.shape[1] * TOGETHER // INPUTS, INPUTS // TOGETHER)
+    return blocks.permute(0, 2, 3, 1)
+
+
+@lru_cache
+def knows_layout() -> bool:
+    """Whether a packed matrix lies in memory as `_blocks` takes it to: AVX-512's way.
+
+    Then rows can be read out of it, and others of its shape packed by copying: oneDNN's own
+    packing is seven times slower.
+    """
+    shape = 3 * CHANNELS - 1, 5 * INPUTS - 3
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-LARGEST, LARGEST + 1, shape, dtype=torch.int8, generator=generator)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    blocks = _to_blocks(weight)
+    size = blocks.numel() * TOGETHER
+    if torch.ops.mkldnn._nbytes(packed) != size + 4 * blocks.shape[0] * CHANNELS:
+        return False
+    sums = _memory(packed)[size:].view(torch.int32)[: len(weight)]
+    same = torch.equal(_blocks(packed, *shape), blocks)
+    return same and torch.equal(sums, -weight.sum(1, dtype=torch.int32))
+
+
+_packed_by_shape: WeakValueDictionary[tuple[int, ...], Tensor] = WeakValueDictionary()
+
+
+def pack(integers: Tensor) -> Tensor:
+    """int8 N × K → oneDNN's packed matrix, a copy."""
+    shape = tuple(integers.shape)
+    like = _packed_by_shape.get(shape) if knows_layout() else None
+    if like is None:
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(integers, None)
+        _packed_by_shape[shape] = packed
+        return packed
+    packed = like.clone()  # the only way to a matrix of this layout without packing one
+    blocks = _blocks(packed, *shape)
+    blocks.copy_(_to_blocks(integers))
+    sums = _memory(packed)[blocks.numel() * TOGETHER :].view(torch.int32)
+    ones = torch.ones(shape[1])
+    for rows in _chunks(integers):
+        sums[: len(integers)][rows] = -(integers[rows].float() @ ones)
+    return packed
+
+
+class Int8Linear(nn.Module):
+    """`nn.Linear` with an int8 matrix: … × K → … × N, in the dtype of what comes in.
+
+    weight: N × K; None once it is packed. scale: N. bias: N, in the model's dtype, or None.
+    """
+
+    weight: Tensor | None
+    scale: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = bias
+        self.packed: Tensor | None = None
+
+    @classmethod
+    def quantise(cls, weight: Tensor, bias: nn.Parameter | None = None) -> Self:
+        """From float weights, N × K."""
+        return cls(*quantise_rows(weight), bias)
+
+    def pack(self) -> None:
+        """Makes the matrix ready for the fast kernel, where there is one."""
+        if self.packed is None and self.weight is not None and self.weight.device.type == "cpu":
+            if not has_kernel():
+                return
+            self.packed = pack(self.weight)
+            # The row-major integers are let go, unless rows could not be read otherwise.
+            self.weight = None if knows_layout() else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """… × K → … × N."""
+        return self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x · Wᵀ + bias."""
+        tokens = x.reshape(-1, self.in_features)
+        y = self._packed(tokens) if self.packed is not None else self._widened(tokens)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        assert self.packed is not None
+        matrix = self.packed, self.scale
+        if len(x) == 1:  # its scale, and the bias, then cost no pass over the result
+            integers, scale = quantise_token(x)
+            return _multiply(integers, *matrix, self.bias, scale, x.dtype)[:1]
+        integers, scales = quantise_tokens(x)
+        if len(x) < FEWEST_TOKENS:
+            integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(x)))
+        y = _multiply(integers, *matrix, None, 1.0, x.dtype)[: len(x)]
+        return y.mul_(scales) if self.bias is None else torch.addcmul(self.bias, y, scales)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        y = F.linear(x, self.weight.to(x.dtype)) * self.scale  # in float32: rounded once
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def integers(self, ids: Tensor) -> Tensor:
+        """Some rows of the matrix as int8: … → … × K."""
+        if self.weight is not None:
+            return self.weight[ids]
+        assert self.packed is not None
+        blocks = _blocks(self.packed, self.out_features, self.in_features)
+        found = blocks.permute(0, 3, 1, 2)[ids // CHANNELS, ids % CHANNELS]  # … K/64 16
+        return found.flatten(-2).view(torch.int8)[..., : self.in_features]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight is None:
+            destination[prefix + "weight"] = self.integers(torch.arange(self.out_features))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class Int8Embedding(Int8Linear):
+    """`nn.Embedding` whose table is the matrix of the output layer tied to it, `Int8Head`.
+
+    The two share one copy: rows are read out of the packed matrix, where its layout is known.
+    """
+
+    dtype = torch.float32  # of the rows; the model's
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """… → … × D."""
+        return (self.integers(ids) * self.scale[ids][..., None]).to(self.dtype)
+
+
+class Int8Head(nn.Module):
+    """The output layer, … × D → … × V; it has no matrix of its own."""
+
+    def __init__(self, table: Int8Embedding) -> None:
+        super().__init__()
+        # In a tuple, so that torch does not take the table for a part of this module too.
+        self._tied = (table,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """… × D → … × V."""
+        return self._tied[0].multiply(x)

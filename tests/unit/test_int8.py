@@ -1,0 +1,176 @@
+"""int8 layers against the same sums in exact integers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paliglass.ops import int8
+from paliglass.ops.int8 import (
+    Int8Embedding,
+    Int8Head,
+    Int8Linear,
+    quantise_rows,
+    quantise_token,
+    quantise_tokens,
+)
+
+needs_kernel = pytest.mark.skipif(not int8.has_kernel(), reason="no int8 kernel here")
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the two roundings leave, multiplied in integers and scaled in float64."""
+    integers, scales = quantise_rows(weight)
+    if len(x) == 1:
+        tokens, token_scales = quantise_token(x)
+        tokens = tokens[:1]
+    else:
+        tokens, several = quantise_tokens(x)
+        token_scales = several.double()
+    product = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
+    y = product.double() * token_scales * scales.double()
+    return y if bias is None else y + bias.double()
+
+
+def test_rows_are_within_half_a_step() -> None:
+    weight = torch.cat((normal(30, 70) * torch.logspace(-8, 3, 30)[:, None], torch.zeros(1, 70)))
+    integers, scales = quantise_rows(weight)
+    assert integers.abs().max() == int8.LARGEST
+    off = (integers * scales[:, None] - weight).abs()
+    assert (off <= 0.5001 * scales[:, None]).all()
+    assert (integers[-1] == 0).all()
+    assert scales[-1] == pytest.approx(1 / 127)
+
+
+def test_large_matrices_are_converted_as_small_ones() -> None:
+    weight = normal(300, 1000)  # more than one chunk
+    integers, scales = quantise_rows(weight)
+    again = [quantise_rows(row[None]) for row in weight[::50]]
+    assert torch.equal(integers[::50], torch.cat([row for row, _ in again]))
+    assert torch.equal(scales[::50], torch.cat([scale for _, scale in again]))
+
+
+@pytest.mark.parametrize("packed", [pytest.param(True, marks=needs_kernel), False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 33])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_are_those_of_the_integers(
+    packed: bool, dtype: torch.dtype, tokens: int, biased: bool
+) -> None:
+    weight, x = normal(130, 200, dtype=dtype), normal(tokens, 200, seed=1, dtype=dtype)
+    bias = nn.Parameter(normal(130, seed=2, dtype=dtype), requires_grad=False) if biased else None
+    layer = Int8Linear.quantise(weight, bias)
+    if not packed:  # the tokens keep their own precision
+        y = F.linear(x.double(), (layer.weight * layer.scale[:, None]).double())
+        expected = y if bias is None else y + bias.double()
+    else:
+        layer.pack()
+        assert layer.packed is not None
+        expected = exact(x, weight, bias)
+    with torch.no_grad():
+        found = layer(x)
+    assert found.dtype == dtype
+    # Before the bias is added a bfloat16 is rounded already, to 8 bits of what may then cancel.
+    share = 1e-6 if dtype == torch.float32 else 2.0**-8
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found.double(), expected, rtol=share, atol=share * largest)
+
+
+@needs_kernel
+def test_shape_and_zeros() -> None:
+    layer = Int8Linear.quantise(normal(64, 64))
+    layer.pack()
+    assert layer(normal(2, 3, 64)).shape == (2, 3, 64)
+    assert (layer(torch.zeros(1, 1, 64)) == 0).all()
+    one = normal(1, 64)
+    before = one.clone()
+    layer(one)
+    assert torch.equal(one, before)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", [(64, 64), (130, 200), (1, 8), (63, 129)])
+def test_packing_by_copy_is_packing(shape: tuple[int, int]) -> None:
+    first, second = (
+        torch.randint(
+            -127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(s)
+        )
+        for s in (0, 1)
+    )
+    like = int8.pack(first)  # kept alive: the second is made by copying
+    packed = int8.pack(second)
+    tokens = quantise_tokens(normal(5, shape[1]))[0]
+    ones = torch.ones(shape[0])
+    for integers, matrix in ((first, like), (second, packed)):
+        found = int8._multiply(tokens, matrix, ones, None, 1.0, torch.float32)
+        expected = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
+        assert torch.equal(found.long(), expected)
+
+
+@needs_kernel
+def test_rows_are_read_out_of_the_packed_matrix() -> None:
+    layer = Int8Linear.quantise(normal(150, 100))
+    integers = layer.weight
+    assert integers is not None
+    integers = integers.clone()
+    layer.pack()
+    ids = torch.tensor([[0, 149, 64], [63, 65, 0]])
+    assert torch.equal(layer.integers(ids), integers[ids])
+    assert torch.equal(layer.state_dict()["weight"], integers)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_token_is_quantised_as_several_are(dtype: torch.dtype) -> None:
+    x = normal(1, 300, dtype=dtype)
+    alone, scale = quantise_token(x)
+    among, scales = quantise_tokens(x)
+    assert alone.shape == (int8.FEWEST_TOKENS, 300)
+    assert (alone[:1].int() - among.int()).abs().max() <= 1  # their scales are rounded differently
+    assert scale == pytest.approx(float(scales), rel=2.0**-8)
+
+
+@pytest.mark.parametrize("packed", [pytest.param(True, marks=needs_kernel), False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding_and_head_share_one_matrix(packed: bool, dtype: torch.dtype) -> None:
+    weight = normal(150, 96)
+    table = Int8Embedding(*quantise_rows(weight))
+    table.dtype = dtype
+    head = Int8Head(table)
+    if packed:
+        table.pack()
+    assert list(head.parameters()) == list(head.buffers()) == []
+    rows = table(torch.tensor([[3, 149]]))
+    assert rows.dtype == dtype
+    torch.testing.assert_close(rows[0].float(), weight[[3, 149]], atol=0.03, rtol=0.02)
+    logits = head(normal(2, 96, seed=1, dtype=dtype))
+    assert logits.shape == (2, 150)
+    expected = normal(2, 96, seed=1) @ weight.T
+    assert (logits.float() - expected).norm() < 0.02 * expected.norm()
+
+
+def test_without_a_kernel_the_integers_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "has_kernel", lambda: False)
+    layer = Int8Linear.quantise(normal(130, 200))
+    layer.pack()
+    assert layer.packed is None
+    assert layer.weight is not None
+    x = normal(7, 200, seed=1)
+    expected = x @ normal(130, 200).T
+    assert (layer(x) - expected).norm() < 0.01 * expected.norm()
+
+
+@needs_kernel
+def test_without_the_known_layout_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "knows_layout", lambda: False)
+    layer = Int8Linear.quantise(normal(130, 200))
+    layer.pack()
+    assert layer.packed is not None
+    assert layer.weight is not None
+    assert layer.integers(torch.tensor([7])).shape == (1, 200)

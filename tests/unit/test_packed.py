@@ -1,0 +1,63 @@
+"""Packed bfloat16 matrices against plain linear layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from paliglass.ops import packed
+from paliglass.ops.packed import PackedLinear, can_pack, pack_linears
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="no kernel for packed bfloat16 here")
+
+
+def matrix(rows: int = 300, columns: int = 200, seed: int = 0) -> nn.Parameter:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    return nn.Parameter(weight.bfloat16(), requires_grad=False)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 31, 32, 100])
+def test_products_are_within_bfloat16_rounding(tokens: int) -> None:
+    weight = matrix()
+    x = matrix(tokens, 200, seed=1).data
+    expected = x.double() @ weight.double().T
+    layer = PackedLinear(weight)
+    with torch.inference_mode():
+        first = layer(x)
+        again = layer(x[None])[0]
+    assert (layer.packed is not None) == (tokens < packed.MANY_TOKENS)
+    for found in (first, again):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=2**-8)
+
+
+def test_the_first_few_tokens_pack_and_the_matrix_can_be_had_back() -> None:
+    weight = matrix()
+    layer = PackedLinear(weight)
+    assert list(layer.state_dict()) == ["weight"]
+    with torch.inference_mode():
+        layer(torch.zeros(100, 200, dtype=torch.bfloat16))
+        assert layer.packed is None
+        layer(torch.zeros(1, 200, dtype=torch.bfloat16))
+    assert layer.packed is not None
+    assert layer.weight is None
+    assert torch.equal(layer.state_dict()["weight"], weight)
+    x = torch.randn(2, 200).bfloat16().requires_grad_()
+    layer(x).float().sum().backward()
+    expected = torch.autograd.grad(F.linear(x, weight).float().sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_only_large_bfloat16_layers_without_bias_are_packed() -> None:
+    model = nn.ModuleDict(
+        {
+            "large": nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16),
+            "biased": nn.Linear(1024, 1024, dtype=torch.bfloat16),
+            "small": nn.Linear(64, 64, bias=False, dtype=torch.bfloat16),
+            "float32": nn.Linear(1024, 1024, bias=False),
+        }
+    )
+    pack_linears(model)
+    assert [name for name, m in model.items() if isinstance(m, PackedLinear)] == ["large"]

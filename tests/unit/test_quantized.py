@@ -1,0 +1,120 @@
+"""Whole models in int8: as close as int8 is, saved, loaded, refused in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny import GEMMA2, TINY, make_batch, noise_picture, tiny_config, tiny_model
+
+import paliglass
+from paliglass.checkpoints.folder import load_model
+from paliglass.checkpoints.memory import require_memory
+from paliglass.checkpoints.saving import save_folder
+from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.ops.int8 import Int8Head, Int8Linear
+from paliglass.verify import verify
+
+CONFIGS = {"gemma": TINY, "gemma2": tiny_config(**GEMMA2)}
+
+
+def saved(folder: Path, name: str = "gemma", dtype: torch.dtype = torch.float32) -> Path:
+    save_folder(tiny_model(CONFIGS[name], std=0.05).to(dtype), folder)
+    return folder
+
+
+def outputs(model: PaliGemmaForConditionalGeneration) -> torch.Tensor:
+    batch = make_batch(TINY, [5, 3])
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    with torch.inference_mode():
+        return model(**batch).logits.float()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_int8_model_says_nearly_the_same(
+    tmp_path: Path, name: str, dtype: str, pack: bool
+) -> None:
+    folder = saved(tmp_path / "model", name)
+    plain, small = (load_model(folder, "cpu", dtype, method, pack) for method in (None, "int8"))
+    expected, found = outputs(plain), outputs(small)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert small.dtype == plain.dtype
+    linear = [m for m in small.modules() if isinstance(m, torch.nn.Linear)]
+    assert linear == []  # nothing was forgotten
+    assert isinstance(small.language_model.lm_head, Int8Head)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_rows_of_the_head_are_columns_of_the_logits(tmp_path: Path, pack: bool) -> None:
+    model = load_model(saved(tmp_path / "model"), "cpu", None, "int8", pack).language_model
+    hidden = torch.randn(1, TINY.text_config.hidden_size)
+    whole = model.logits(hidden)
+    for rows in (slice(10, 40), torch.tensor([3, 77, 4])):
+        torch.testing.assert_close(model.logits(hidden, rows), whole[:, rows], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_folder_in_int8_is_the_model_that_was_saved(tmp_path: Path, pack: bool) -> None:
+    folder = saved(tmp_path / "model", dtype=torch.bfloat16)
+    model = load_model(folder, "cpu", None, "int8", pack)
+    save_folder(model, tmp_path / "int8")
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    assert config["quantization_config"]["bits"] == 8
+    again = load_model(tmp_path / "int8", "cpu", pack=pack)
+    assert torch.equal(outputs(again), outputs(model))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, tmp_path / "int8")]
+    assert sizes[1] < 0.75 * sizes[0]  # tiny's headers, scales and convolution weigh much
+
+
+def test_an_output_layer_that_is_not_the_embedding_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = saved(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["language_model.model.embed_tokens.weight"]
+    tensors["language_model.lm_head.weight"] = table.clone()
+    save_file(tensors, folder / "model.safetensors")
+    load_model(folder, "cpu", None, "int8")
+    tensors["language_model.lm_head.weight"] = -table
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="output layer is its embedding"):
+        load_model(folder, "cpu", None, "int8")
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    with pytest.raises(PaliglassError, match="quantize 'int3' is unknown: choose int8"):
+        load_model(folder, quantize="int3")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PaliglassError, match="only those that `paliglass convert"):
+        load_model(folder)
+
+
+def test_verify_says_that_int8_is_not_transformers(tmp_path: Path) -> None:
+    save_folder(load_model(saved(tmp_path / "model"), quantize="int8"), tmp_path / "int8")
+    with pytest.raises(CheckpointError, match="verify what it was made from"):
+        verify(tmp_path / "int8")
+
+
+def test_memory_is_counted_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paliglass.checkpoints.memory.available_memory", lambda device: 3_500_000)
+    sizes = [(3_000_000, 2)]
+    require_memory("it", sizes, torch.int8, torch.device("cpu"))
+    with pytest.raises(PaliglassError, match="quantize int8 needs"):
+        require_memory("it", sizes, None, torch.device("cpu"))
+
+
+def test_mini_in_int8_detects_as_mini_does() -> None:
+    picture = noise_picture()
+    small = paliglass.load("mini", device="cpu", quantize="int8")
+    layers = [m for m in small.model.modules() if isinstance(m, Int8Linear)]
+    assert len(layers) > 20
+    boxes = [model.detect(picture, ["dog"]) for model in (small, paliglass.load(device="cpu"))]
+    assert len(boxes[0]) == len(boxes[1])
