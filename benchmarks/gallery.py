@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from paliglass.errors import PaliglassError
+from paliglass.evaluation.objects import match_boxes
 from paliglass.model import PaliGemma, load
 from paliglass.tasks.boxes import encode_box
 from paliglass.tasks.results import Found
-from paliglass.training.metrics import match_boxes
 from paliglass.world import World
 
 ROOT = Path(__file__).parents[1]

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from paliglass import PaliGemma, load
+from paliglass.evaluation.objects import Matches
 from paliglass.generation import Completion
 from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.training.calibrate import matched, overlaps
-from paliglass.training.metrics import Matches
 from paliglass.world import World
 from paliglass.world.tasks import Example, detection, segmentation
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from paliglass import Box, Detection
 from paliglass.errors import PaliglassError
+from paliglass.evaluation.objects import Matches, match_boxes
 from paliglass.tasks.boxes import encode_box
 from paliglass.tasks.export import export, to_coco, to_csv, write_files, yolo_places
 from paliglass.tasks.results import Found, Segment
-from paliglass.training.metrics import Matches, match_boxes
 
 WIDTH, HEIGHT = 80, 60
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paliglass.cli import tasks, contrastive, models, trace, learn, train, data  # isort: skip  (the order in which help lists them)
+from paliglass.cli import tasks, contrastive, models, trace, learn, train, data, evaluate  # isort: skip  (the order in which help lists them)
 from paliglass.cli.app import app
 
-__all__ = ["app", "contrastive", "data", "learn", "main", "models", "tasks", "trace", "train"]
+__all__ = [
+    "app",
+    "contrastive",
+    "data",
+    "evaluate",
+    "learn",
+    "main",
+    "models",
+    "tasks",
+    "trace",
+    "train",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,14 +25,13 @@ from rich.table import Table
 
 from paliglass.checkpoints.hub import locate
 from paliglass.errors import PaliglassError
+from paliglass.evaluation.objects import intersection_over_union, mask_iou, masks_of, pair_off
 from paliglass.model import PaliGemma, load
 from paliglass.segmentation import MaskCodec
 from paliglass.tasks.boxes import ParsedBox, parse_boxes
 from paliglass.tasks.confidence import FILE, Calibration, Platt, Task, logit
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import split_labels
-from paliglass.training.evaluate import masks_of
-from paliglass.training.metrics import intersection_over_union, mask_iou, pair_off
 
 if TYPE_CHECKING:
     from paliglass.world import World

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.assembly import assemble
 from paliglass.errors import PaliglassError, PictureError
+from paliglass.evaluation.objects import Matches, match_boxes
 from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.int8 import Int8Linear
@@ -45,7 +46,6 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.attention import use_plain_attention
 from paliglass.training.examples import Example
 from paliglass.training.lora import add_lora, save_lora
-from paliglass.training.metrics import Matches, match_boxes
 from paliglass.training.pairs import batch_indices
 from paliglass.training.runs import (
     Screen,

@@ -1,4 +1,4 @@
-"""How right an answer is: exact match, objects named, boxes found, characters read."""
+"""How right things are: named, found, cut out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from paliglass.tasks.boxes import Box, parse_boxes
+from paliglass.segmentation import MaskCodec, paste_mask
+from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
@@ -124,11 +126,22 @@ def match_objects(answer: str, truth: str, singular: Mapping[str, str]) -> Match
     return Matches((claimed & there).total(), claimed.total(), there.total())
 
 
-def edit_distance(a: str, b: str) -> int:
-    """The fewest characters to insert, delete or replace that turn a into b."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        above, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (x != y))
-    return row[-1]
+def masks_said(answer: str, codec: MaskCodec, height: int, width: int) -> list[tuple[str, Mask]]:
+    """The well-formed masks of an answer to `segment`: (label, H × W)."""
+    found = [parsed for parsed in parse_boxes(answer) if parsed.codes is not None]
+    labels = [parsed.label for parsed in found]
+    return list(zip(labels, masks_of(found, codec, height, width), strict=True))
+
+
+def masks_of(objects: Sequence[ParsedBox], codec: MaskCodec, height: int, width: int) -> list[Mask]:
+    """The mask of each in a picture, H × W; empty for an object without codes."""
+    masks = []
+    for thing in objects:
+        if thing.codes is None:
+            masks.append(np.zeros((height, width), np.bool_))
+            continue
+        decoded = codec.decode(torch.tensor([thing.codes]))[0].numpy()
+        x0, y0, x1, y1 = thing.box
+        box = x0 * width, y0 * height, x1 * width, y1 * height
+        masks.append(paste_mask(decoded, box, height, width))
+    return masks

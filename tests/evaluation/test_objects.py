@@ -3,17 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paliglass.tasks.boxes import Box
-from paliglass.training.evaluate import score
-from paliglass.training.metrics import (
+from paliglass.evaluation.objects import (
     Matches,
-    edit_distance,
     intersection_over_union,
     mask_iou,
     mask_overlaps,
     match_boxes,
     match_objects,
 )
+from paliglass.tasks.boxes import Box
 
 LEFT = "<loc0000><loc0000><loc0512><loc0512> dog"
 RIGHT = "<loc0000><loc0512><loc0512><loc1023> dog"
@@ -75,43 +73,6 @@ def test_captions_are_compared_as_counted_things(answer: str, expected: Matches)
 def test_f1_by_hand() -> None:
     assert (Matches(1, 2, 1) + Matches(1, 1, 3)).f1 == pytest.approx(2 * 2 / 7)
     assert Matches().f1 == 1.0
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"), [("", "", 0), ("STOP", "STOP", 0), ("SHOP", "STOP", 1), ("", "AB", 2)]
-)
-def test_edit_distance(a: str, b: str, expected: int) -> None:
-    assert edit_distance(a, b) == edit_distance(b, a) == expected
-
-
-def test_scores_by_hand() -> None:
-    rows = [
-        ("caption en", "a dog", "a dog"),
-        ("caption en", "a dog", "a dog and a bus"),
-        ("answer en how many dogs are there?", "1", "2"),
-        ("answer en is there a bus?", "yes", "yes"),
-        ("answer en what is in the picture?", "dog", "dog"),
-        ("detect dog", LEFT, LEFT),
-        ("detect bus", LEFT, ""),
-        ("ocr", "SHOP", "STOP"),
-    ]
-    prefixes, answers, truths = (list(column) for column in zip(*rows, strict=True))
-    scores = {
-        name: (row["score"], row["n"])
-        for name, row in score(prefixes, answers, truths, SINGULAR).items()
-    }
-    assert scores == {
-        "caption": (0.5, 2),
-        "caption_f1": (pytest.approx(2 * 2 / 5), 3),
-        "answer": (pytest.approx(2 / 3), 3),
-        "answer_count": (0.0, 1),
-        "answer_presence": (1.0, 1),
-        "answer_names": (1.0, 1),
-        "detect_f1": (pytest.approx(2 / 3), 1),
-        "detect_absent": (0.0, 1),
-        "ocr": (0.0, 1),
-        "ocr_character_errors": (0.25, 4),
-    }
 
 
 def square(x: int, side: int) -> np.ndarray:

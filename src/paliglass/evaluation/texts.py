@@ -1,0 +1,155 @@
+"""How right a text is: CIDEr, VQA accuracy, ANLS, character and word errors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+GRAMS = 4  # CIDEr counts n-grams of one word up to so many
+SPREAD = 6.0  # CIDEr-D's tolerance for another length, in words
+ENOUGH = 3  # people who gave an answer, for it to be all right in VQA
+
+# What VQA's scorer drops, but between digits; and what it takes for nothing even there.
+_SEPARATORS = re.compile(r"[;/\[\]\"{}()=+\\_\-><@`,?!]")
+_COMMA_IN_NUMBER = re.compile(r"(\d)(,)(\d)")
+_FULL_STOP = re.compile(r"(?!<=\d)(\.)(?!\d)")
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+} | {"none": "0"}
+_ARTICLES = {"a", "an", "the"}
+_CONTRACTIONS = {
+    word.replace("'", ""): word
+    for word in """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't
+    he'd he's how'd how'll how's I'd've I'm I've isn't it'd it'll let's ma'am might've mightn't
+    must've mustn't needn't not've o'clock oughtn't shan't she'd've should've shouldn't somebody'd
+    somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd
+    there're there's they'd they'll they're they've twas wasn't we'd've we've weren't what'll
+    what're what's what've when's where'd where's where've who'd who'll who's who've why'll why're
+    why's won't would've wouldn't y'all you'd you'll you're you've""".split()
+}
+
+
+def exact(said: str, answers: Sequence[str]) -> float:
+    """1 where it is one of the right answers, apart from spaces at its ends; else 0."""
+    return float(said.strip() in {answer.strip() for answer in answers})
+
+
+def normalise_vqa(answer: str) -> str:
+    """An answer as VQA's scorer compares it: lower case, digits, no articles or punctuation.
+
+    The evaluation of VQA v2 (arXiv 1505.00468); contractions get their apostrophes.
+    """
+    text = " ".join(answer.split())
+    drop = bool(_COMMA_IN_NUMBER.search(text))
+
+    def separator(match: re.Match[str]) -> str:
+        mark = match[0]
+        spaced = f"{mark} " in text or f" {mark}" in text
+        return "" if spaced or drop else " "
+
+    text = _FULL_STOP.sub("", _SEPARATORS.sub(separator, text))
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(said: str, answers: Sequence[str]) -> float:
+    """min(1, people who said so / 3), the mean over leaving each of them out (arXiv 1505.00468).
+
+    VQA has ten answers a question. Where there are fewer than four, all the others must agree, and
+    of one alone it is whether that is met.
+    """
+    mine, real = normalise_vqa(said), [normalise_vqa(answer) for answer in answers]
+    if len(real) == 1:
+        return float(mine == real[0])
+    shares = []
+    for left_out in range(len(real)):
+        agree = sum(mine == other for i, other in enumerate(real) if i != left_out)
+        shares.append(min(1.0, agree / min(ENOUGH, len(real) - 1)))
+    return sum(shares) / len(shares)
+
+
+def anls(said: str, answers: Sequence[str], threshold: float = 0.5) -> float:
+    """1 − the share of characters to change, from the nearest answer; 0 from `threshold` on.
+
+    Average normalised Levenshtein similarity is the mean of it (arXiv 1907.00490). Case is not
+    told.
+    """
+    mine = said.strip().lower()
+    changes = min(
+        Levenshtein.normalized_distance(mine, answer.strip().lower()) for answer in answers
+    )
+    return 1 - changes if changes < threshold else 0.0
+
+
+def character_errors(said: str, answers: Sequence[str]) -> tuple[int, int]:
+    """Characters to change for the nearest answer, and how many that has; sums give the rate."""
+    return min(_errors(said, answer) for answer in answers)
+
+
+def word_errors(said: str, answers: Sequence[str]) -> tuple[int, int]:
+    """`character_errors` in words."""
+    return min(_errors(said.split(), answer.split()) for answer in answers)
+
+
+def _errors(said: Sequence[str], answer: Sequence[str]) -> tuple[int, int]:
+    return Levenshtein.distance(said, answer), len(answer)
+
+
+def cider(said: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D of each caption against its references (arXiv 1411.5726); the mean is the score.
+
+    TF-IDF vectors of 1- to 4-grams, how rare an n-gram is taken from all pictures' references,
+    clipped, with a penalty for another length, ×10. Of one picture alone all n-grams are equally
+    rare, and the score is 0. Words are lower case without punctuation.
+    """
+    references = [[_grams(text) for text in texts] for texts in answers]
+    pictures: Counter[tuple[str, ...]] = Counter()
+    for texts in references:
+        pictures.update({gram for grams in texts for gram in grams})
+    total = math.log(max(len(references), 1))
+
+    def vectors(grams: Counter[tuple[str, ...]]) -> list[dict[tuple[str, ...], float]]:
+        found: list[dict[tuple[str, ...], float]] = [{} for _ in range(GRAMS)]
+        for gram, count in grams.items():
+            found[len(gram) - 1][gram] = count * (total - math.log(max(pictures[gram], 1)))
+        return found
+
+    scores = []
+    for text, texts in zip(said, references, strict=True):
+        grams = _grams(text)
+        mine = vectors(grams)
+        alike = []
+        for reference in texts:
+            theirs = vectors(reference)
+            gap = _length(grams) - _length(reference)
+            penalty = math.exp(-(gap**2) / (2 * SPREAD**2))
+            alike.append(
+                penalty * np.mean([_cosine(a, b) for a, b in zip(mine, theirs, strict=True)])
+            )
+        scores.append(10 * float(np.mean(alike)))
+    return scores
+
+
+def _grams(text: str) -> Counter[tuple[str, ...]]:
+    words = re.findall(r"[\w'-]+", text.lower())
+    return Counter(
+        tuple(words[i : i + n]) for n in range(1, GRAMS + 1) for i in range(len(words) - n + 1)
+    )
+
+
+def _length(grams: Counter[tuple[str, ...]]) -> int:
+    """How many pairs of words: the length that CIDEr-D's reference code compares."""
+    return sum(count for gram, count in grams.items() if len(gram) == 2)
+
+
+def _cosine(mine: dict[tuple[str, ...], float], theirs: dict[tuple[str, ...], float]) -> float:
+    """Cosine in which no n-gram counts more often than the reference has it."""
+    shared = sum(min(weight, theirs[g]) * theirs[g] for g, weight in mine.items() if g in theirs)
+    norms = math.hypot(*mine.values()) * math.hypot(*theirs.values())
+    return shared / norms if norms else 0.0
