@@ -39,7 +39,9 @@ def losses(folder: str) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
-def test_a_run_leaves_a_model_and_its_log(cli: Cli, arguments: list[str]) -> None:
+def test_a_run_leaves_a_model_and_its_log(
+    cli: Cli, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = cli(*arguments, "--out", "run")
     assert result.out == "run/model: 6 steps, 0.0 minutes\n"
     assert [line["step"] for line in losses("run")] == list(range(1, 7))
@@ -48,8 +50,13 @@ def test_a_run_leaves_a_model_and_its_log(cli: Cli, arguments: list[str]) -> Non
     assert load("run/model").model.config.text_config == SMALL.text_config
     again = cli(*arguments, "--out", "run")
     assert (again.code, "exists already" in again.err) == (1, True)
+    given = []
+    monkeypatch.setattr(
+        pretrain, "common_tokenizer", lambda *asked: given.append(asked[-1]) or TOKENIZER
+    )
     on = cli(*arguments, "--out", "on", "--weights", "run/model")
     assert (on.code, len(losses("on"))) == (0, 6)
+    assert given == [Path("run/model")]  # other words would undo all that it knows
 
 
 def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(

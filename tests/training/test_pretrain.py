@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from tests.tiny import tiny_processor
 from tests.training.fake_world import FakeWorld
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
@@ -28,7 +29,7 @@ from paliglass.training.batches import (
     patch_boxes,
     text_batch,
 )
-from paliglass.training.pretrain import batches
+from paliglass.training.pretrain import batches, common_tokenizer
 from paliglass.training.runs import cut_log, find_checkpoint
 from paliglass.training.tokenizer import train_tokenizer, training_texts
 from paliglass.training.trainer import Pretrainer, Recipe
@@ -312,3 +313,11 @@ def test_a_run_starts_from_a_dual_encoders_vision_tower(tmp_path: Path) -> None:
     for copy in (model.model, model.compute.model):
         for name, weight in copy.vision_tower.state_dict().items():
             assert torch.equal(weight, vision_weights(dual)[name])
+
+
+def test_a_run_from_a_model_takes_its_tokenizer(tmp_path: Path) -> None:
+    given = tiny_processor().tokenizer
+    given.save(str(tmp_path / "tokenizer.json"))
+    for folder in (tmp_path, None):  # then the run has its own
+        found = common_tokenizer(tmp_path / "run.json", None, None, folder)
+        assert found.get_vocab() == given.get_vocab()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paliglass.cli import tasks, contrastive, models, trace, learn, train, data, evaluate  # isort: skip  (the order in which help lists them)
+from paliglass.cli import tasks, contrastive, models, trace, learn, train, data, evaluate, bench  # isort: skip  (the order in which help lists them)
 from paliglass.cli.app import app
 
 __all__ = [
     "app",
+    "bench",
     "contrastive",
     "data",
     "evaluate",

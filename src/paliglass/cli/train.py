@@ -289,7 +289,7 @@ def pretrain(
         size = config.vision_config.image_size
         world = World(world_cache, "train", seed, size, codec=MaskCodec.load(codec))
         out.mkdir(parents=True, exist_ok=True)
-        words = training.common_tokenizer(out / "tokenizer.json", world_cache, world)
+        words = training.common_tokenizer(out / "tokenizer.json", world_cache, world, weights)
         processor = PaliGemmaProcessor(words, config.num_image_tokens, size)
         trainer = Pretrainer(config, len(world.patch_classes), recipe)
         if checkpoint is not None:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
+from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
 from paliglass.processing_paligemma import PaliGemmaProcessor
@@ -164,11 +165,15 @@ def agree(seconds: float, stop: bool) -> tuple[float, bool]:
     return float(state[0]), bool(state[1])
 
 
-def common_tokenizer(path: Path, art: Path | None, world: Any) -> Tokenizer:
-    """The run's tokenizer, trained by the first process where there is none yet."""
+def common_tokenizer(path: Path, art: Path | None, world: Any, given: Path | None) -> Tokenizer:
+    """The run's tokenizer: the given one, else one that the first process trains at the start."""
     if rank() == 0 and not path.exists():
-        texts = chain(emoji_names(art), training_texts(world))
-        write_whole(path, train_tokenizer(texts).to_str(pretty=True))
+        if given is None:
+            texts = chain(emoji_names(art), training_texts(world))
+            tokenizer = train_tokenizer(texts)
+        else:
+            tokenizer = load_tokenizer(given)
+        write_whole(path, tokenizer.to_str(pretty=True))
     if processes() > 1:
         dist.barrier()
     return Tokenizer.from_file(str(path))

@@ -1,0 +1,1 @@
+"""How fast and how large: paliglass beside transformers and llama.cpp, in turn in one run."""

@@ -1,0 +1,118 @@
+"""bench: speed and memory beside transformers and llama.cpp, on the same machine in one run."""
+
+from __future__ import annotations
+
+import json as json_text
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paliglass.cli.app import command
+from paliglass.cli.options import MODEL_HELP
+
+HEADS = {
+    "load_s": "load, s",
+    "first_token_s": "first token, s",
+    "tokens_per_s": "tokens/s",
+    "batch_tokens_per_s": "tokens/s, batch of 8",
+    "answer_s": "whole answer, s",
+    "memory_gb": "peak memory, GB",
+}
+
+
+@command
+def bench(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "mini",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'paliglass int8', paliglass, transformers or 'llama.cpp Q8_0'; all by default, "
+            "the last two where they are installed."
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of all engines in turn.")] = 3,
+    tokens: Annotated[int, typer.Option(min=2, help="Of an answer.")] = 20,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Of each engine; all cores by default.")
+    ] = os.cpu_count() or 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    chart: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="An SVG of the figures to write.")
+    ] = None,
+) -> None:
+    """Measure speed and memory beside transformers and llama.cpp, in turn in one run.
+
+    Every engine answers about one picture of noise, greedily, in a process of its own. Figures are
+    medians. Ratios have targets, which are those of the 3B model at 224 pixels.
+    """
+    from paliglass.benchmark.compare import compare, machine, ratios, start_up
+    from paliglass.benchmark.engines import ENGINES
+    from paliglass.checkpoints.hub import locate
+
+    unknown = [name for name in engine or () if name not in ENGINES]
+    if unknown:
+        raise typer.BadParameter(f"--engine {unknown[0]!r} is none of {', '.join(ENGINES)}")
+    folder = locate(model)
+    _tell("measuring the machine")
+    limits = machine(threads)
+    found, missing = compare(folder, engine or ENGINES, rounds, tokens, threads, _tell)
+    _tell("starting cold")
+    figures = {**ratios(found), **start_up()}
+    _tell("")
+    if chart is not None:
+        from paliglass.benchmark.chart import to_svg
+
+        unfinished = chart.with_name(f".{chart.name}.tmp")
+        unfinished.write_text(to_svg(f"{folder.name}, {threads} CPU threads", found), "utf-8")
+        os.replace(unfinished, chart)
+    if json:
+        result = {
+            "model": model,
+            "threads": threads,
+            "machine": limits,
+            "engines": {name: measured.to_dict() for name, measured in found.items()},
+            "ratios": {name: ratio.to_dict() for name, ratio in figures.items()},
+            "missing": missing,
+        }
+        print(json_text.dumps(result, ensure_ascii=False))
+        return
+    rows = [["", *HEADS.values()]]
+    for name, measured in found.items():
+        values = measured.to_dict()
+        rows.append([name, *(f"{values[key]:.3g}" if key in values else "" for key in HEADS)])
+    _print(rows, markdown)
+    rows = [["", "measured", "target", "met"]]
+    for name, ratio in figures.items():
+        told = ratio.to_dict()
+        unit = "" if ratio.unit == "×" else f" {ratio.unit}"
+        met = "yes" if ratio.met else "no"
+        rows.append([name, f"{ratio.value:.2f}{unit}", f"{told['target']}{unit}", met])
+    _print(rows, markdown)
+    print("this machine: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in limits.items()))
+    for name, why in missing.items():
+        print(f"{name}: not run ({why})")
+
+
+def _tell(what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+
+def _print(rows: list[list[str]], markdown: bool) -> None:
+    if markdown:
+        rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(rows[0][0])
+    for head in rows[0][1:]:
+        table.add_column(head, justify="right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)
