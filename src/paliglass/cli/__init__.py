@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paliglass.cli import tasks, contrastive, models, trace, learn, train, data, evaluate, bench  # isort: skip  (the order in which help lists them)
+# isort: off  (the order in which help lists them)
+from paliglass.cli import tasks, contrastive, models, trace, learn
+from paliglass.cli import train, data, world, evaluate, bench
+
+# isort: on
+    tasks,
+    contrastive,
+    models,
+    trace,
+    learn,
+    train,
+    data,
+    world,
+    evaluate,
+    bench,
+)  # isort: skip  (the order in which help lists them)
 from paliglass.cli.app import app
 
 __all__ = [
@@ -19,6 +34,7 @@ __all__ = [
     "tasks",
     "trace",
     "train",
+    "world",
 ]
 
 

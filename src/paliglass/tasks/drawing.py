@@ -57,13 +57,17 @@ def label_colours(labels: Iterable[str]) -> dict[str, Colour]:
 
 
 def draw_found(
-    picture: Image.Image, found: Sequence[Detection | Segment], scale: int = 1
+    picture: Image.Image,
+    found: Sequence[Detection | Segment],
+    scale: int = 1,
+    scores: bool = True,
 ) -> Image.Image:
     """A copy of an upright picture with a frame, a tag and, where there is one, a mask for each.
 
     Frames have a dark rim, so that they show on any ground; masks are tinted and outlined. Lines
     and letters grow with the picture. Tags keep clear of each other where there is room, and are
-    left out where a picture is too small for letters; `scale` enlarges it first.
+    left out where a picture is too small for letters; `scale` enlarges it first. `scores`: whether
+    tags tell them.
     """
     drawn = picture.convert("RGB")
     if scale > 1:
@@ -82,7 +86,7 @@ def draw_found(
         rim = max(1, line // 3)
         _rectangle(draw, edges, line + 2 * rim, (0, 0, 0, 70 if quiet else 150), grow=rim)
         _rectangle(draw, edges, max(1, line // 2) if quiet else line, (*colours[item.label], 255))
-    _draw_tags(drawn, draw, found, colours, scale, line)
+    _draw_tags(drawn, draw, found, colours, scale, line, scores)
     return drawn
 
 
@@ -155,18 +159,19 @@ def _draw_tags(
     colours: dict[str, Colour],
     scale: int,
     line: int,
+    scores: bool,
 ) -> None:
     side = min(image.size)
     if side < 3 * SMALLEST:
         return
     size = max(SMALLEST + 1, round(side / 26))
-    tags = _tags(found, colours, scale, image.size, size)
+    tags = _tags(found, colours, scale, image.size, size, scores)
     # Where tags would fill the picture, they are made smaller.
     while sum(t.width * t.height for t in tags) > 0.25 * image.width * image.height:
         if size == SMALLEST:
             break
         size = max(SMALLEST, round(size * 0.85))
-        tags = _tags(found, colours, scale, image.size, size)
+        tags = _tags(found, colours, scale, image.size, size, scores)
     frames = np.array([tag.edges for tag in tags], dtype=float).reshape(-1, 4)
     taken = np.zeros((0, 4))
     places = {}
@@ -194,11 +199,12 @@ def _tags(
     scale: int,
     picture: tuple[int, int],
     size: int,
+    scores: bool,
 ) -> list[_Tag]:
     tags = []
     for item in found:
         label = _drawable(item.label, size)
-        text = f"{label} {item.score:.2f}".strip()
+        text = f"{label} {item.score:.2f}".strip() if scores else label
         room = picture[0] - size
         while label and _length(text, size) > room:
             label = label[:-1].rstrip()

@@ -127,11 +127,11 @@ class Found(list[T], Generic[T]):
         """Those whose score is at least `min_score`."""
         return Found([item for item in self if item.score >= min_score], self.width, self.height)
 
-    def draw(self, picture: Any, scale: int = 1) -> Image.Image:
+    def draw(self, picture: Any, scale: int = 1, scores: bool = True) -> Image.Image:
         """The picture (a path, a PIL image, bytes or an array) with all of it drawn in.
 
-        `scale` enlarges a small picture first, so that labels can be read. Raises PictureError, or
-        PaliglassError where the picture's size is another.
+        `scale` enlarges a small picture first, so that labels can be read; `scores`: whether labels
+        tell them. Raises PictureError, or PaliglassError where the picture's size is another.
         """
         from paliglass.pictures import load_picture
         from paliglass.tasks.drawing import draw_found
@@ -142,7 +142,7 @@ class Found(list[T], Generic[T]):
                 f"the picture has {image.width} × {image.height} pixels, the results are of one "
                 f"with {self.width} × {self.height}; give the picture they came from"
             )
-        return draw_found(image, self, scale)
+        return draw_found(image, self, scale, scores)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it."""

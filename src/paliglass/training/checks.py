@@ -131,7 +131,7 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
         found = [
             Detection(t.label, _scaled(t.box, picture), 1.0) for t in parse_boxes(example.suffix)
         ]
-        sheet.paste(draw_found(picture, found), (x + 2, y + 2))
+        sheet.paste(draw_found(picture, found, scores=False), (x + 2, y + 2))
         said = _TOKEN.sub("", example.suffix).strip()
         lines = textwrap.wrap(f"{example.prefix}: {said}", 38, max_lines=4, placeholder=" …")
         draw.text((x + 3, y + _CELL), "\n".join(lines), fill="black", font=font, spacing=2)

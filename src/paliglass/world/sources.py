@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from PIL import Image, ImageFont
 
 from paliglass.errors import PaliglassError
 from paliglass.world.concepts import CONCEPTS
+from paliglass.world.photos import fetch_photos
 from paliglass.world.splits import SPLITS, Split
 
 __all__ = [
@@ -277,17 +279,17 @@ def load_art(cache: Path, split: Split, pixels: int) -> Art:
     """
     vendors = [s for s in SOURCES if s.name.startswith("@iconify-json/")]
     rules = SPLITS[split]
-    drawings = [_stickers(s, cache, pixels) for s in vendors if s.role == rules.stickers]
+    if rules.stickers == "photos":
+        drawings: dict[str, list[NDArray[np.uint8]]] = fetch_photos(cache, pixels)
+    else:
+        of_vendors = [_stickers(s, cache, pixels) for s in vendors if s.role == rules.stickers]
+        drawings = {name: [own[name] for own in of_vendors if name in own] for name in CONCEPTS}
     face = "test" if rules.held_out else "train"
     fonts = [s for s in SOURCES if s.name.startswith("@expo-google-fonts/") and s.role == face]
     return Art(
         stickers={
-            name: tuple(
-                Image.fromarray(drawing[name]).convert("RGBa")
-                for drawing in drawings
-                if name in drawing
-            )
-            for name in CONCEPTS
+            name: tuple(Image.fromarray(drawing).convert("RGBa") for drawing in own)
+            for name, own in drawings.items()
         },
         digits=_digits(cache, held_out=rules.held_out),
         fonts=tuple(
@@ -347,7 +349,7 @@ def _font_file(source: Source, cache: Path) -> Path:
     """The type face as a file of its own: fonts opened from memory cannot be pickled."""
     path = cache / f"{source.family}-{source.version}.ttf"
     if not path.exists():
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}")
         partial.write_bytes(read_members(fetch(source, cache), source.members)[0])
         partial.replace(path)
     return path
@@ -374,6 +376,6 @@ def _of_split(pictures: NDArray[np.uint8], held_out: bool) -> Iterator[NDArray[n
 
 def _save(path: Path, arrays: dict[str, NDArray[np.uint8]]) -> None:
     """Writes beside and renames, so that a killed run leaves no half file behind."""
-    partial = path.with_suffix(".partial.npz")
+    partial = path.with_suffix(f".{os.getpid()}.npz")  # others may be writing the same
     np.savez_compressed(partial, allow_pickle=False, **arrays)
     partial.replace(path)
