@@ -37,5 +37,5 @@ def test_the_pictures_in_the_repository_open(name: str) -> None:
 
 def test_a_contact_sheet_has_a_cell_for_each_scene(art: Art) -> None:
     sheet = contact_sheet(World(art=art), start=0, count=5, columns=3)
-    assert sheet.size == (3 * 256, 2 * (256 + 90))
+    assert sheet.size == (3 * 256, 2 * (256 + 100))
     assert sheet.getpixel((700, 450)) == (255, 255, 255)  # the sixth cell stays empty

@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# isort: off  (the order in which help lists them)
-from paliglass.cli import tasks, contrastive, models, trace, learn
-from paliglass.cli import train, data, world, evaluate, bench
-
-# isort: on
-    tasks,
-    contrastive,
-    models,
-    trace,
-    learn,
-    train,
-    data,
-    world,
-    evaluate,
+# isort: off  (the order in which help lists the commands)
+from paliglass.cli import (
     bench,
-)  # isort: skip  (the order in which help lists them)
+    contrastive,
+    data,
+    evaluate,
+    learn,
+    models,
+    tasks,
+    trace,
+    train,
+    world,
+)
 from paliglass.cli.app import app
 
+# isort: on
+
 __all__ = [
-    "app",
-    "bench",
-    "contrastive",
-    "data",
-    "evaluate",
-    "learn",
-    "main",
-    "models",
-    "tasks",
-    "trace",
-    "train",
-    "world",
+    *("app", "bench", "contrastive", "data", "evaluate", "learn", "main", "models", "tasks"),
+    *("trace", "train", "world"),
 ]
 
 

@@ -106,9 +106,8 @@ def _boxes(picture: Image.Image, answer: str) -> Image.Image:
         x0, y0, x1, y1 = parsed.box
         box = Box(x0 * width, y0 * height, x1 * width, y1 * height)
         found.append(Detection(parsed.label, box, 1.0))
-    return Found(found, width, height).draw(
-        picture, max(1, SIDE // max(picture.size)), scores=False
-    )
+    scale = max(1, SIDE // max(picture.size))
+    return Found(found, width, height).draw(picture, scale, scores=False)
 
 
 def _data(picture: Image.Image) -> str:

@@ -14,7 +14,7 @@ from paliglass.world.engine import World
 __all__ = ["contact_sheet"]
 
 _SCALE = 2
-_TEXT_HEIGHT = 90
+_TEXT_HEIGHT = 100
 _TOKENS = re.compile(r"(<loc\d{4}>|<seg\d{3}>)+ ?")
 
 
