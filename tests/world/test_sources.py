@@ -21,7 +21,7 @@ from paliglass.world.words import WORDS, is_held_out, random_text
 
 ROOT = Path(__file__).parents[2]
 # Errors and masks; and what draws boxes, for the contact sheet.
-ALLOWED = ["paliglass." + name for name in "errors segmentation tasks.boxes tasks.results".split()]
+ALLOWED = {
     f"paliglass.{name}" for name in ("errors", "segmentation", "tasks.boxes", "tasks.results")
 }
 

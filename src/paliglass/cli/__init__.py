@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
-# isort: off  (the order in which help lists the commands)
-from paliglass.cli import (
-    bench,
-    contrastive,
-    data,
-    evaluate,
-    learn,
-    models,
-    tasks,
-    trace,
-    train,
-    world,
-)
 from paliglass.cli.app import app
 
-# isort: on
+__all__ = ["app", "main"]
 
-__all__ = [
-    *("app", "bench", "contrastive", "data", "evaluate", "learn", "main", "models", "tasks"),
-    *("trace", "train", "world"),
-]
+# Each adds its commands, in the order in which help lists them.
+for _name in (
+    *("tasks", "contrastive", "models", "trace", "learn"),
+    *("train", "data", "evaluate", "bench", "world"),
+):
+    import_module(f"paliglass.cli.{_name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
