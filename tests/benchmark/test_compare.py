@@ -1,0 +1,88 @@
+"""What the comparison makes of its figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from tests.tiny import tiny_model
+
+from paliglass.benchmark.chart import to_svg
+from paliglass.benchmark.compare import Measured, Ratio, between, compare, machine, ratios
+from paliglass.benchmark.engines import ENGINES
+from paliglass.benchmark.gguf_file import gguf_name
+from paliglass.checkpoints.folder import read_tensors
+from paliglass.checkpoints.saving import save_folder
+from paliglass.errors import PaliglassError
+
+OURS, PLAIN, THEIRS, LLAMA = ENGINES
+
+
+def measured(first: float, each: float, load: float = 1.0, memory: int = 3_000_000_000) -> Measured:
+    found = Measured(load=load, memory=memory)
+    for noise in (1.0, 5.0, 1.0):  # the median leaves the odd round out
+        found.add([noise * (first + each * place) for place in range(5)])
+    found.batch_each_token.append(2 * each)
+    return found
+
+
+def test_ratios_by_hand() -> None:
+    found = {
+        OURS: measured(1.0, 0.1),
+        PLAIN: measured(3.0, 0.2, load=0.5),
+        THEIRS: measured(4.0, 0.4),
+        LLAMA: measured(2.0, 0.125),
+    }
+    values = {name: ratio.value for name, ratio in ratios(found).items()}
+    assert values == pytest.approx(
+        {
+            "first token, int8 / transformers": 0.25,
+            "tokens/s, int8 / transformers": 4,
+            "tokens/s, bf16 / transformers": 2,
+            "tokens/s, int8 / llama.cpp Q8_0": 1.25,
+            "one answer, int8 / transformers": 1.4 / 5.6,
+            "load, bf16 / transformers": 0.5,
+            "tokens/s, batch of 8 / one at a time, int8": 4,
+            "memory, int8": 3,
+        },
+        rel=1e-3,
+    )
+    assert all(ratio.met for ratio in ratios(found).values())
+    assert not Ratio(3.7, 3.6, at_most=True).met
+    assert ratios({PLAIN: found[PLAIN]}) == {}
+    assert between([1.0, 2.0, 4.0, 4.5]) == 1.0
+
+
+def test_an_engine_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(PaliglassError, match=r"paliglass ended: .*config\.json"):
+        compare(tmp_path, ["paliglass"], rounds=1, tokens=2, threads=1)
+
+
+def test_an_engine_that_is_not_installed_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_folder(tiny_model(), tmp_path / "model")
+    (tmp_path / "llama_cpp.py").write_text("raise ImportError('no llama here')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
+    found, missing = compare(tmp_path / "model", [LLAMA], rounds=1, tokens=2, threads=1)
+    assert found == {}
+    assert missing == {LLAMA: "no llama here"}
+
+
+def test_every_tensor_of_a_gemma_decoder_has_a_name_in_gguf(tmp_path: Path) -> None:
+    save_folder(tiny_model(), tmp_path / "model")
+    decoder = "language_model.model."
+    names = [name for name, _, _ in read_tensors(tmp_path / "model") if name.startswith(decoder)]
+    found = {gguf_name(name.removeprefix(decoder)) for name in names}
+    assert len(found) == len(names)
+    assert {"token_embd.weight", "output_norm.weight", "blk.1.ffn_gate.weight"} <= found
+    with pytest.raises(PaliglassError, match="only Gemma 1"):
+        gguf_name("layers.0.post_feedforward_layernorm.weight")
+
+
+def test_the_machine_is_measured_and_drawn() -> None:
+    assert all(value > 0 for value in machine(1).values())
+    drawing = to_svg("a <model>", {OURS: measured(1, 0.1), THEIRS: measured(4, 0.4)})
+    assert "a &lt;model&gt;" in drawing
+    assert drawing.count('class="ours"') == 3
