@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.cli.helpers import picture
+from tests.cli.helpers import Result, picture
 from tests.tiny import tiny_processor
 
 from paliglass import PRESETS, load
@@ -168,3 +169,16 @@ class TestVerify:
         result = cli("verify", model_folder)
         assert result.code == 1
         assert "pip install transformers" in result.err
+
+
+def test_info_plans_the_memory_of_training(cli: Callable[..., Result]) -> None:
+    result = cli("info", "paligemma2-28b-896", "--train", "--json")
+    plans = json.loads(result.out)["training_bytes"]
+    whole = plans["all"]
+    assert set(whole) == {"1", "2", "4", "8"}
+    assert whole["1"]["total"] > 400e9  # float32 weights, gradients and two moments of 28 billion
+    assert whole["8"]["total"] < 80e9
+    assert plans["LoRA, rank 16"]["1"]["total"] < 80e9
+    table = cli("info", "paligemma-3b-224", "--train", "--rows", "2")
+    assert "2 rows a GPU" in table.out
+    assert "training_bytes" not in cli("info", "paligemma-3b-224", "--json").out

@@ -13,7 +13,11 @@ from paliglass.cli.app import command, fail
 from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from paliglass.info import ModelInfo
+    from paliglass.training.finetune import Part
+    from paliglass.training.memory import MemoryPlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -21,14 +25,25 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @command
 def info(
     model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a preset, as paligemma-3b-224.")],
+    train: Annotated[
+        bool, typer.Option("--train", help="Also what fine-tuning takes of each GPU's memory.")
+    ] = False,
+    rows: Annotated[int, typer.Option(min=1, help="With --train: rows on a GPU at once.")] = 1,
     json: Json = False,
 ) -> None:
     """Tell a model's sizes and the memory it needs, without loading its weights."""
     from paliglass.info import read_info
 
     found = read_info(model)
+    plans = _training_plans(found, rows) if train else {}
     if json:
-        print(json_text.dumps({"model": model, **found.to_dict()}))
+        told = {"model": model, **found.to_dict()}
+        if train:
+            told["training_bytes"] = {
+                how: {str(gpus): plan.to_dict() for gpus, plan in of.items()}
+                for how, of in plans.items()
+            }
+        print(json_text.dumps(told))
         return
     from rich.console import Console
     from rich.table import Table
@@ -38,6 +53,46 @@ def info(
     for name, value in _info_rows(found):
         table.add_row(name, value)
     Console().print(table)
+    if train:
+        Console().print(_plan_table(plans, rows))
+
+
+WAYS: dict[str, tuple[Part, int]] = {
+    "all": ("all", 0),
+    "decoder": ("decoder", 0),
+    "attention": ("attention", 0),
+    "LoRA, rank 16": ("decoder", 16),
+}
+GPUS = (1, 2, 4, 8)
+
+
+def _training_plans(info: ModelInfo, rows: int) -> dict[str, dict[int, MemoryPlan]]:
+    from paliglass.training.memory import plan
+
+    return {
+        how: {gpus: plan(info.config, part, rank, gpus, rows) for gpus in GPUS}
+        for how, (part, rank) in WAYS.items()
+    }
+
+
+def _plan_table(plans: dict[str, dict[int, MemoryPlan]], rows: int) -> Table:
+    from rich.table import Table
+
+    from paliglass.checkpoints.memory import gigabytes
+
+    each = "row" if rows == 1 else "rows"
+    table = Table(
+        "what learns",
+        title=f"fine-tuning, each GPU's memory: bf16, checkpointing, {rows} {each} a GPU",
+        title_justify="left",
+    )
+    for gpus in GPUS:
+        table.add_column(f"{gpus} GPU" + "s" * (gpus > 1), justify="right")
+    table.add_column("of it activations", justify="right")
+    for how, of in plans.items():
+        totals = (gigabytes(plan.total) for plan in of.values())
+        table.add_row(how, *totals, gigabytes(of[1].activations))
+    return table
 
 
 def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:

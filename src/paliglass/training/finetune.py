@@ -163,7 +163,7 @@ class Finetuner:
         if accelerator.device.type == "cpu" and model.config.num_image_tokens <= SHORT:
             use_plain_attention(model)
         if recipe.checkpointing:
-            _checkpoint_layers(model)
+            checkpoint_layers(model)
         loss = SuffixLoss(model.train(), recipe.label_smoothing)
         self.loss = _shard(loss, recipe.precision) if recipe.shard else accelerator.prepare(loss)
         self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -331,7 +331,7 @@ def _no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
             yield
 
 
-def _checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:
+def checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:
     """Keeps of each layer its input only; the backward pass computes the rest once more."""
     for layer in (*model.vision_tower.vision_model.encoder.layers, *_decoder_layers(model)):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,0 +1,71 @@
+"""The memory plan beside what a real run holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from tests.tiny import make_batch, tiny_config, tiny_model
+
+from paliglass.training.finetune import Finetuner, FinetuneRecipe
+from paliglass.training.memory import kept_for_backward, plan
+from paliglass.training.runs import make_accelerator
+
+CONFIG = tiny_config(hidden_size=64, intermediate_size=256, num_hidden_layers=3)
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Any:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize(
+    ("part", "rank"), [("all", 0), ("decoder", 0), ("attention", 0), ("attention", 4), ("all", 4)]
+)
+def test_the_plan_is_what_a_run_holds(part: Any, rank: int) -> None:
+    model = tiny_model(CONFIG).to(torch.bfloat16)
+    recipe = FinetuneRecipe(steps=2, batch_size=2, part=part, lora_rank=rank)
+    trainer = Finetuner(model, recipe, make_accelerator("bf16"))
+    trainer.train_step([make_batch(CONFIG, [4, 4], [4, 4])])
+    expected = plan(CONFIG, part, rank, rows=2, words=8, checkpointing=False)
+    parameters = list(trainer.model.parameters())
+    assert expected.weights == sum(p.nbytes for p in parameters)
+    assert expected.learning == sum(p.numel() for p in trainer.learning.values())
+    state = [v for s in trainer.optimizer.state.values() for v in s.values()]
+    moments = sum(v.nbytes for v in state if torch.is_tensor(v) and v.ndim)
+    assert expected.optimizer == moments
+    assert expected.gradients == sum(p.nbytes for p in trainer.learning.values())
+
+
+@pytest.mark.parametrize("part", ["all", "decoder"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_counted_without_memory(part: Any, checkpointing: bool) -> None:
+    model = tiny_model(CONFIG).to(torch.bfloat16)
+    recipe = FinetuneRecipe(steps=2, batch_size=4, part=part, checkpointing=checkpointing)
+    with pytest.MonkeyPatch.context() as patch:  # a GPU has a fused kernel at every length
+        patch.setattr("paliglass.training.finetune.SHORT", 0)
+        trainer = Finetuner(model, recipe, make_accelerator("bf16"))
+    batch = make_batch(CONFIG, [8] * 4, [8] * 4)
+
+    def forward() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss: torch.Tensor = trainer.loss(batch)
+        return loss
+
+    held = kept_for_backward(forward, list(model.parameters()))
+    found = plan(CONFIG, part, rows=4, words=16, checkpointing=checkpointing).activations
+    assert found == pytest.approx(held, rel=0.1)
+
+
+def test_more_gpus_hold_less_each_and_lora_learns_little() -> None:
+    one, four = (plan(CONFIG, gpus=count) for count in (1, 4))
+    assert (four.gradients, four.optimizer) == (one.gradients // 4, one.optimizer // 4)
+    assert four.weights == one.weights // 4
+    assert plan(CONFIG, "attention", lora_rank=4).learning < one.learning / 20
+    assert (
+        plan(CONFIG, checkpointing=True).activations < plan(CONFIG, checkpointing=False).activations
+    )
