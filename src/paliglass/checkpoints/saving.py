@@ -6,9 +6,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import save_file
@@ -55,13 +56,14 @@ def save_folder(
     model: PaliGemmaForConditionalGeneration,
     folder: str | Path,
     processor: PaliGemmaProcessor | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Writes what transformers' `from_pretrained` and `paliglass.load` read.
 
     config.json, model.safetensors (or shards of up to 5 GB with their index), checksums.json (the
     SHA-256 of every tensor, for `paliglass verify`); with a processor also tokenizer.json and what
     AutoProcessor needs. The tied head is not stored twice. A model in int8 is saved in int8, which
-    transformers does not read.
+    transformers does not read. `files`, by name, are written beside.
     """
     with new_folder(Path(folder)) as target:
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
@@ -74,6 +76,8 @@ def save_folder(
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():
                 write_json(target / name, data)
+        for name, content in files.items():
+            (target / name).write_bytes(content)
 
 
 def write_weights(target: Path, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,122 @@
+"""A model for others: the card that says what it is and how to use it, and the way to the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paliglass.config import PaliGemmaConfig
+from paliglass.errors import CheckpointError, PaliglassError
+
+CARD = "README.md"
+
+_USE = """\
+## Use
+
+With [transformers](https://huggingface.co/docs/transformers/model_doc/paligemma):
+
+```python
+from PIL import Image
+from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+
+model = PaliGemmaForConditionalGeneration.from_pretrained("{name}", dtype="auto")
+processor = AutoProcessor.from_pretrained("{name}")
+inputs = processor(images=Image.open("picture.jpg"), text="<image>caption en", return_tensors="pt")
+ids = model.generate(**inputs.to(model.dtype), max_new_tokens=64)
+print(processor.decode(ids[0][inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+With [paliglass](https://pypi.org/project/paliglass):
+
+```sh
+paliglass caption picture.jpg --model {name}
+```
+
+With [vLLM](https://docs.vllm.ai): `vllm serve {name}`.
+"""
+
+
+def model_card(
+    name: str,
+    config: PaliGemmaConfig,
+    base: str | None = None,
+    licence: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+) -> str:
+    """The card, Markdown with the hub's front matter.
+
+    Args:
+        name: the repository's or folder's.
+        base: the model that it was made from.
+        licence: the hub's word for it, such as "gemma" or "apache-2.0".
+        settings: of its fine-tuning.
+        scores: what `paliglass eval --json` printed.
+    """
+    text, vision = config.text_config, config.vision_config
+    front = {
+        "license": licence,
+        "base_model": base if base and base.count("/") == 1 and not Path(base).exists() else None,
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
+    family = "PaliGemma 2" if text.model_type == "gemma2" else "PaliGemma"
+    lines = [
+        "---",
+        *(f"{key}: {value}" for key, value in front.items() if value is not None),
+        f"tags:\n- {family.lower().replace(' ', '')}\n---",
+        f"\n# {name.rpartition('/')[2]}\n",
+        f"A {family} for pictures of {vision.image_size} × {vision.image_size} pixels "
+        f"({config.num_image_tokens} tokens), with a decoder of {text.num_hidden_layers} layers of "
+        f"width {text.hidden_size}" + (f", made from `{base}`.\n" if base else ".\n"),
+        _USE.format(name=name),
+    ]
+    if settings:
+        lines.append("## How it was fine-tuned\n\n| setting | |\n|---|---|")
+        lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in settings.items()]
+        lines.append("")
+    if scores:
+        lines.append("## Scores\n")
+        for split, tasks in scores.items():
+            lines.append(f"| {split} | score | n |\n|---|---|---|")
+            lines += [f"| {task} | {row['score']} | {row['n']} |" for task, row in tasks.items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Uploads a folder to the hub, made if it is not there; returns its address.
+
+    Raises CheckpointError where the hub refuses: not logged in, no right to, no such place.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        found = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=found.repo_id, folder_path=folder)
+    except LocalTokenNotFoundError:
+        raise CheckpointError(
+            f"{repository}: not logged in; `hf auth login`, or set HF_TOKEN"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{repository}: the hub did not take it ({reason}); {folder} is complete"
+        ) from None
+    return str(found)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A run's config.yaml. Raises PaliglassError where it is none."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PaliglassError(f"{path}: is not YAML ({error})") from None
+    if not isinstance(found, dict):
+        raise PaliglassError(f"{path}: is no list of settings")
+    return {key: value for key, value in found.items() if not str(value).startswith("/")}

@@ -1,0 +1,70 @@
+"""export: a model for others, with its card, on disk or on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paliglass.cli.app import command
+from paliglass.cli.options import MODEL_HELP, Dtype
+
+
+@command
+def export(
+    source: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    target: Annotated[Path, typer.Argument(help="The new folder.")],
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter to merge: a folder or a hub id.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    base: Annotated[
+        str | None, typer.Option(help="The model that it was made from, for the card.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="For the card, as gemma or apache-2.0.")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="What `paliglass eval --json` printed."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the hub as this.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: for you alone.")] = False,
+) -> None:
+    """Write a model for others: transformers' layout, adapters merged, with a model card.
+
+    The card tells the settings of the fine-tuning run that the model, or its adapter, lies in.
+    """
+    from paliglass.checkpoints.adapters import CONFIG
+    from paliglass.checkpoints.files import read_json
+    from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.publishing import CARD, model_card, read_settings
+    from paliglass.checkpoints.publishing import push as upload
+    from paliglass.checkpoints.saving import refuse_existing, save_folder
+    from paliglass.model import CODEC, load
+    from paliglass.tasks.confidence import FILE
+
+    refuse_existing(target)
+    found = None if scores is None else read_json(scores)
+    model = load(source, device="cpu", dtype=dtype.value, adapter=adapter, pack=False)
+    made = locate(source if adapter is None else adapter)
+    run = made.parent / "config.yaml"
+    if base is None and adapter is not None:
+        base = read_json(made / CONFIG).get("base_model_name_or_path") or source
+    card = model_card(
+        push or target.name,
+        model.model.config,
+        base,
+        licence,
+        read_settings(run) if run.is_file() else None,
+        found,
+    )
+    beside = [locate(source) / name for name in (CODEC, FILE)]
+    files = {file.name: file.read_bytes() for file in beside if file.is_file()}
+    save_folder(model.model, target, model.processor, {**files, CARD: card.encode()})
+    print(target)
+    if push is not None:
+        print(upload(target, push, private))
