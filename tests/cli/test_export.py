@@ -48,7 +48,8 @@ def test_an_adapter_is_merged_and_its_base_named(
     row = {"image": "a.png", "prefix": "caption en", "suffix": "a dog"}
     Path("data.jsonl").write_text(json.dumps(row) + "\n")
     tuned = cli(
-        *("train", "finetune", "--data", "data.jsonl", "--out", "run", "--lora", "2"),
+        *("train", "finetune", "--model", model_folder, "--data", "data.jsonl"),
+        *("--out", "run", "--lora", "2"),
         *("--steps", "2", "--batch-size", "1", "--learning-rate", "0.1", "--precision", "fp32"),
     )
     assert tuned.code == 0, tuned.err
