@@ -23,7 +23,7 @@ Run = Callable[[int, int], list[float]]  # pictures, tokens → seconds from the
 ENGINES = ("paliglass int8", "paliglass", "transformers", "llama.cpp Q8_0")
 
 
-def _inputs(config: Any, pictures: int, dtype: Any) -> dict[str, Any]:
+def inputs(config: Any, pictures: int, dtype: Any) -> dict[str, Any]:
     """A batch as a processor makes it, of noise."""
     import torch
 
@@ -53,7 +53,7 @@ def _paliglass(folder: Path, quantize: str | None) -> Run:
 
     @torch.inference_mode()
     def run(pictures: int, tokens: int) -> list[float]:
-        batch = _inputs(model.config, pictures, model.dtype)
+        batch = inputs(model.config, pictures, model.dtype)
         sources = [GREEDY.source(row) for row in range(pictures)]
         start = time.perf_counter()
         cache = model.new_cache(pictures, batch["input_ids"].shape[1] + tokens)
@@ -79,7 +79,7 @@ def _transformers(folder: Path) -> Run:
 
     @torch.inference_mode()
     def run(pictures: int, tokens: int) -> list[float]:
-        batch = _inputs(model.config, pictures, model.dtype)
+        batch = inputs(model.config, pictures, model.dtype)
         times: list[float] = []
 
         def clock(ids: Any, scores: Any, **_: Any) -> Any:

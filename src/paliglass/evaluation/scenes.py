@@ -88,7 +88,7 @@ def evaluate(
     answered: dict[str, list[Case]] = {}
     for split in sorted(splits, key=SPLITS.index):
         world = open_world("test" if split in CONTROLS else _world_split(split))
-        asked = list(_questions(world, split, limit, prompts))
+        asked = list(questions_of(world, split, limit, prompts))
 
         def told(done: int, split: str = split, count: int = len(asked)) -> None:
             progress(split, done, count)
@@ -112,7 +112,8 @@ def _world_split(name: str) -> Split:
     return next(split for split in WORLD_SPLITS if split == name)
 
 
-def _questions(world: World, split: str, limit: int, prompts: int) -> Iterator[Question]:
+def questions_of(world: World, split: str, limit: int, prompts: int) -> Iterator[Question]:
+    """What is asked about the first `limit` scenes of a split, or control."""
     if split in READING:
         kind = "word" if split == "reading" else "digit"
         for index in range(limit):
@@ -132,7 +133,7 @@ def _questions(world: World, split: str, limit: int, prompts: int) -> Iterator[Q
 
 
 def _single_stickers(world: World, limit: int) -> Iterator[Question]:
-    """Scenes that hold one sticker and nothing else, from where `_questions` ends."""
+    """Scenes that hold one sticker and nothing else, from where `questions_of` ends."""
     index = limit
     while limit:
         scene = world.scene(index)
