@@ -158,12 +158,14 @@ def main() -> None:
     """Loads, and answers requests until there are no more."""
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     answers, sys.stdout = sys.stdout, sys.stderr
-    if name != "llama.cpp Q8_0":
-        import torch  # noqa: F401  (its time is not loading's)
+    # What is imported is not loading's.
     if name == "transformers":
         import transformers
 
         _ = transformers.PaliGemmaForConditionalGeneration
+    elif name != "llama.cpp Q8_0":
+        import paliglass.checkpoints.folder
+        import paliglass.generation  # noqa: F401
 
     def say(**found: Any) -> None:
         print(json.dumps(found), file=answers, flush=True)

@@ -31,7 +31,9 @@ ZERO_POINT = 128
 CHANNELS, INPUTS, TOGETHER = 64, 64, 4
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-_AT_ONCE = 1 << 17  # numbers that are converted at once: their float32 copy stays in the cache
+# Numbers that are converted at once: their float32 copy stays in the cache, and of tokens, where
+# the calls count too, is none that the system has to find memory for.
+_AT_ONCE, _TOKENS_AT_ONCE = 1 << 17, 1 << 20
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,7 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(len(weight), device=weight.device)
-    for rows in _chunks(weight):
+    for rows in _chunks(weight, _AT_ONCE):
         largest = _largest(weight[rows])
         integers[rows] = (weight[rows] * (LARGEST / largest)).round_()
         scales[rows] = largest[:, 0] / LARGEST
@@ -54,8 +56,11 @@ def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     The scale is rounded to that dtype first: what is multiplied by it later is rounded only once.
     """
     scales = (_largest(x) / LARGEST).to(x.dtype)
-    # Through int8 and a flip of its top bit: torch converts to uint8 eight times slower.
-    integers = (x * scales.float().reciprocal()).round_().to(torch.int8)
+    inverse = scales.float().reciprocal()
+    integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    for rows in _chunks(x, _TOKENS_AT_ONCE):
+        # Through int8 and a flip of its top bit: torch converts to uint8 eight times slower.
+        integers[rows] = (x[rows] * inverse[rows]).round_()
     return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scales
 
 
@@ -69,9 +74,9 @@ def quantise_token(x: Tensor) -> tuple[Tensor, float]:
     return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scale
 
 
-def _chunks(matrix: Tensor) -> Iterator[slice]:
-    """Rows that are converted together."""
-    rows = max(1, _AT_ONCE // matrix.shape[1])
+def _chunks(matrix: Tensor, numbers: int) -> Iterator[slice]:
+    """Rows that are converted together: about so many numbers."""
+    rows = max(1, numbers // matrix.shape[1])
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 
@@ -181,7 +186,7 @@ def pack(integers: Tensor) -> Tensor:
     blocks.copy_(_to_blocks(integers))
     sums = _memory(packed)[blocks.numel() * TOGETHER :].view(torch.int32)
     ones = torch.ones(shape[1])
-    for rows in _chunks(integers):
+    for rows in _chunks(integers, _AT_ONCE):
         sums[: len(integers)][rows] = -(integers[rows].float() @ ones)
     return packed
 

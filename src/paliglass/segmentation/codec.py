@@ -97,7 +97,9 @@ class MaskCodec(nn.Module):
         decoder += [nn.Conv2d(up[-1], 1, 1)]
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)
-        self.codebook = nn.Parameter(torch.randn(config.num_codes, dim) / dim**0.5)
+        self.codebook = nn.Parameter(torch.empty(config.num_codes, dim))
+        if not self.codebook.is_meta:  # there it would import torch's compiler: a second
+            nn.init.normal_(self.codebook, std=dim**-0.5)
 
     def embed(self, masks: Tensor) -> Tensor:
         """Masks B × 64 × 64 in [0, 1] → vectors B × 4 × 4 × D, before the quantizer."""
