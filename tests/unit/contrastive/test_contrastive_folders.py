@@ -102,7 +102,10 @@ HEAD = "vision_model.head.probe"
         (lambda state: state.pop(HEAD), "lacks image_encoder.head.probe"),
         (lambda state: state.update(extra=torch.zeros(1)), "holds, beyond the model, extra"),
         (lambda s: s.update({HEAD: torch.zeros(1, 1, 5)}), r"probe has shape \[1, 1, 5\]"),
-        (lambda s: s.update({HEAD: s[HEAD].to(torch.int8)}), "quantised checkpoints are not read"),
+        (
+            lambda s: s.update({HEAD: s[HEAD].to(torch.int8)}),
+            "of quantised checkpoints, only PaliGemmas",
+        ),
         (lambda s: s.update({HEAD: s[HEAD].half()}), "name one dtype for all"),
     ],
 )
