@@ -164,8 +164,8 @@ def fill(
         own = QUANTIZED.get(leaf) if isinstance(module, Int8Linear) else None
         if tensor.dtype != own if own else not tensor.is_floating_point() or tensor.itemsize < 2:
             raise CheckpointError(
-                f"{source}: {key} is {tensor.dtype}; of quantised checkpoints, only PaliGemmas that "
-                "`paliglass convert --quantize int8` writes are read"
+                f"{source}: {key} is {tensor.dtype}; of quantised checkpoints, only PaliGemmas "
+                "that `paliglass convert --quantize int8` writes are read"
             )
         if own is None:
             dtypes.setdefault(dtype or tensor.dtype, key)
