@@ -182,3 +182,14 @@ def test_info_plans_the_memory_of_training(cli: Callable[..., Result]) -> None:
     table = cli("info", "paligemma-3b-224", "--train", "--rows", "2")
     assert "2 rows a GPU" in table.out
     assert "training_bytes" not in cli("info", "paligemma-3b-224", "--json").out
+
+
+def test_convert_to_int8_keeps_what_belongs_to_the_model(cli: Callable[..., Result]) -> None:
+    result = cli("convert", "mini", "small", "--quantize", "int8")
+    assert result.code == 0, result.err
+    kept = {path.name for path in Path("small").iterdir()}
+    assert {"mask_codec.safetensors", "calibration.json"} <= kept
+    picture("a.png")
+    arguments = ("detect", "a.png", "red square", "--json", "--model")
+    answers = [cli(*arguments, *how).records() for how in (["small"], ["mini", "--quantize=int8"])]
+    assert answers[0][0]["detections"] == answers[1][0]["detections"]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
+from paliglass.cli.models import companions
 from paliglass.cli.options import MODEL_HELP, Dtype
 
 
@@ -44,8 +45,7 @@ def export(
     from paliglass.checkpoints.publishing import CARD, model_card, read_settings
     from paliglass.checkpoints.publishing import push as upload
     from paliglass.checkpoints.saving import refuse_existing, save_folder
-    from paliglass.model import CODEC, load
-    from paliglass.tasks.confidence import FILE
+    from paliglass.model import load
 
     refuse_existing(target)
     found = None if scores is None else read_json(scores)
@@ -62,9 +62,8 @@ def export(
         read_settings(run) if run.is_file() else None,
         found,
     )
-    beside = [locate(source) / name for name in (CODEC, FILE)]
-    files = {file.name: file.read_bytes() for file in beside if file.is_file()}
-    save_folder(model.model, target, model.processor, {**files, CARD: card.encode()})
+    files = {**companions(source), CARD: card.encode()}
+    save_folder(model.model, target, model.processor, files)
     print(target)
     if push is not None:
         print(upload(target, push, private))

@@ -169,12 +169,24 @@ def convert(
     if quantize is not None:
         how["quantize"] = quantize.value
     model = load(source, device="cpu", pack=False, **how, **overrides)
-    save_folder(model.model, target, model.processor)
+    save_folder(model.model, target, model.processor, companions(source))
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes
 
     hint = "" if quantize else f"; check it with: paliglass verify {target}"
     print(f"{target}: {gigabytes(size)}{hint}")
+
+
+def companions(source: str) -> dict[str, bytes]:
+    """What else belongs to a model: its mask codec and its calibration, by file name."""
+    from paliglass.checkpoints.hub import locate
+    from paliglass.model import CODEC
+    from paliglass.tasks.confidence import FILE
+
+    place = locate(source)
+    folder = place if place.is_dir() else place.parent
+    files = (folder / name for name in (CODEC, FILE))
+    return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 
 def _setting(text: str) -> tuple[str, Any]:
