@@ -71,8 +71,9 @@ def test_a_cold_start_waits_for_no_compiler(model_folder):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_control_c_keeps_what_was_done(cli):
-    for i in range(60):
-        picture(f"d/{i:02}.png")
+    # So many that the signal is in time on a machine that is busy with other things.
+    for i in range(200):
+        picture(f"d/{i:03}.png")
     arguments = ["caption", "d", "--out", "o", "--batch-size", "1"]
     process = start("-m", "paliglass", *arguments, "--max-new-tokens", 100)
     lines = Path("o/results.jsonl")
@@ -85,10 +86,10 @@ def test_control_c_keeps_what_was_done(cli):
     assert err.startswith("error: interrupted; ")
     assert len(err.splitlines()) == 1
     done = results("o")
-    assert 0 < len(done) < 60
+    assert 0 < len(done) < 200
     assert cli(*arguments, "--max-new-tokens", 100, "--resume").code == 0
     assert results("o")[: len(done)] == done
-    assert [record["file"] for record in results("o")] == [f"d/{i:02}.png" for i in range(60)]
+    assert [record["file"] for record in results("o")] == [f"d/{i:03}.png" for i in range(200)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes break differently elsewhere")
