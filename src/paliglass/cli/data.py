@@ -78,3 +78,30 @@ def check(
         print(f"{count} findings" if count else "nothing wrong found")
     if report.findings:
         raise typer.Exit(1)
+
+
+@functools.partial(command, on=data)
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="A data set of the Hugging Face hub, or a .json, .csv, .parquet.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The new folder, for `train finetune --data`.")],
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Of the data set, if it has several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows; all by default.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column with the picture.")] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help='A column, or the prompt: "caption en", "answer en {question}".'),
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="The column with what is right.")] = None,
+) -> None:
+    """Stream a data set of the `datasets` library into pictures and JSON lines."""
+    from paliglass.checkpoints.saving import refuse_existing
+    from paliglass.training.streams import class_names, open_stream, to_rows
+    from paliglass.training.streams import fetch as write
+
+    refuse_existing(out)
+    stream = open_stream(name, config, split)
+    count = write(to_rows(stream, image, prefix, suffix, class_names(stream)), out, limit)
+    print(f"{out}: {count} examples; look at them with: paliglass data check {out}")

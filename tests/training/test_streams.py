@@ -1,0 +1,84 @@
+"""Rows of the datasets library, as pictures and JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import noise_picture
+
+from paliglass.errors import PaliglassError
+from paliglass.training.examples import open_examples
+from paliglass.training.streams import class_names, fetch, open_stream, to_rows
+
+PICTURE = noise_picture(8, 6)
+
+
+def rows_of(row: dict[str, Any], **columns: Any) -> list[tuple[str, Any]]:
+    return [(prefix, suffix) for _, prefix, suffix in to_rows([row], **columns)]
+
+
+def test_common_columns_are_known() -> None:
+    image = {"image": PICTURE}
+    assert rows_of(image | {"caption": ["a dog", "one dog"]}) == [
+        ("caption en", ["a dog", "one dog"])
+    ]
+    asked = image | {"question": "how many?", "answers": [{"answer": "2"}, {"answer": "two"}]}
+    assert rows_of(asked) == [("answer en how many?", ["2", "two"])]
+    named = rows_of(image | {"label": 1}, names={"label": ["cat", "wild_dog"]})
+    assert named == [("answer en what is this?", "wild dog")]
+
+
+def test_columns_can_be_named() -> None:
+    row = {"scan": PICTURE, "key": "total", "value": 12}
+    found = rows_of(row, image="scan", prefix="answer en what is the {key}?", suffix="value")
+    assert found == [("answer en what is the total?", "12")]
+    assert rows_of(row, image="scan", prefix="key", suffix="value") == [("total", "12")]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"scan": PICTURE, "text": "a"}, {}, r"a picture \(--image\); there are scan, text"),
+        ({"image": PICTURE, "note": "a"}, {}, r"what is right \(--suffix\); there are image, note"),
+        ({"image": PICTURE, "text": "a"}, {"suffix": "x"}, "no column 'x', but image, text"),
+        ({"image": PICTURE, "text": "a"}, {"prefix": "{x}"}, "names no column; there are image"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(
+    row: dict[str, Any], columns: dict[str, str], message: str
+) -> None:
+    with pytest.raises(PaliglassError, match=message):
+        rows_of(row, **columns)
+
+
+def test_what_is_fetched_is_what_finetune_reads(tmp_path: Path) -> None:
+    stream = ({"image": PICTURE, "text": f"picture {i}"} for i in range(100))  # only begun
+    assert fetch(to_rows(stream), tmp_path / "out", limit=3) == 3
+    examples = open_examples(tmp_path / "out")
+    assert [example.suffix for example in examples] == ["picture 0", "picture 1", "picture 2"]
+    assert examples[0].image.is_file()
+    with pytest.raises(PaliglassError, match="no rows"):
+        fetch([], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_broken_picture_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(PaliglassError):
+        fetch([(b"no picture", "ocr", "A")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_library_streams_local_files(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    PICTURE.save(tmp_path / "a.png")
+    row = {"image": str(tmp_path / "a.png"), "caption": "a dog"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    stream = open_stream(str(tmp_path / "rows.jsonl"), None, "train")
+    assert isinstance(stream, datasets.IterableDataset)
+    assert fetch(to_rows(stream, names=class_names(stream)), tmp_path / "out") == 1
+    (tmp_path / "rows.txt").write_text("")
+    with pytest.raises(PaliglassError, match=r"rows\.txt: is none of \.json"):
+        open_stream(str(tmp_path / "rows.txt"), None, "train")
