@@ -27,7 +27,7 @@ from paliglass.world import World
 
 RUNS = {
     "lora": ["--lora", "16", "--train", "all", "--learning-rate", "3e-3"],
-    "full": ["--train", "all", "--learning-rate", "1e-3"],
+    "full": ["--train", "all", "--learning-rate", "3e-4"],
 }
 TASKS = {"answer": "answers", "caption": "captions", "detect": "detection F1"}
 
