@@ -71,11 +71,13 @@ def test_a_cold_start_waits_for_no_compiler(model_folder):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_control_c_keeps_what_was_done(cli):
-    # So many that the signal is in time on a machine that is busy with other things.
-    for i in range(200):
-        picture(f"d/{i:03}.png")
+    for i in range(60):
+        picture(f"d/{i:02}.png")
     arguments = ["caption", "d", "--out", "o", "--batch-size", "1"]
+    # What a shell starts in the background ignores the signal, and so would its children.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start("-m", "paliglass", *arguments, "--max-new-tokens", 100)
+    signal.signal(signal.SIGINT, heeded)
     lines = Path("o/results.jsonl")
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
@@ -86,10 +88,10 @@ def test_control_c_keeps_what_was_done(cli):
     assert err.startswith("error: interrupted; ")
     assert len(err.splitlines()) == 1
     done = results("o")
-    assert 0 < len(done) < 200
+    assert 0 < len(done) < 60
     assert cli(*arguments, "--max-new-tokens", 100, "--resume").code == 0
     assert results("o")[: len(done)] == done
-    assert [record["file"] for record in results("o")] == [f"d/{i:03}.png" for i in range(200)]
+    assert [record["file"] for record in results("o")] == [f"d/{i:02}.png" for i in range(60)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes break differently elsewhere")
