@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paliglass.checkpoints.files import write_whole
 from paliglass.contrastive.folders import load_contrastive, save_contrastive
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.contrastive.zero_shot import retrieval_recall
@@ -46,7 +47,7 @@ from paliglass.training.contrastive import (
     train,
 )
 from paliglass.training.pairs import Pair, SavedPairs, WorldPairs, save_pairs
-from paliglass.training.runs import find_checkpoint, make_accelerator, write_whole
+from paliglass.training.runs import find_checkpoint, make_accelerator
 from paliglass.world import World
 from paliglass.world.baseline import PixelNeighbours, single_stickers
 from paliglass.world.concepts import CONCEPTS, with_article

@@ -20,9 +20,9 @@ from pathlib import Path
 from PIL import Image
 
 from paliglass import load
+from paliglass.checkpoints.files import write_whole
 from paliglass.training.examples import Example, open_examples
 from paliglass.training.finetune import score_answers
-from paliglass.training.runs import write_whole
 from paliglass.world import World
 
 RUNS = {

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
+from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.checkpoints.hub import locate
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.segmentation import MaskCodec
 from paliglass.training.batches import TASKS
 from paliglass.training.pretrain import MINI, batches
-from paliglass.training.runs import write_whole
 from paliglass.training.trainer import Pretrainer, Recipe
 from paliglass.world import World
 

@@ -24,7 +24,7 @@ Cli = Callable[..., Result]
 def arguments(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command that trains a tiny model on squares."""
 
-    def world(cache: object, split: str, seed: int, size: int, codec: object) -> FakeWorld:
+    def world(cache: object, split: str, seed: int, size: int, **options: object) -> FakeWorld:
         return FakeWorld(size, seed)
 
     monkeypatch.setattr("paliglass.world.World", world)
@@ -93,3 +93,10 @@ def test_wrong_use_is_said_before_anything_is_loaded(cli: Cli) -> None:
     )
     assert (both.code, "leave out --vision" in both.err) == (2, True)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("more", ["walk=2", "segment", "segment=0", "segment=two"])
+def test_a_mixture_names_a_task_and_a_weight(cli: Cli, arguments: list[str], more: str) -> None:
+    result = cli(*arguments, "--out", "run", "--more", more)
+    assert result.code == 2
+    assert "write TASK=WEIGHT" in result.err

@@ -180,3 +180,12 @@ def test_articles_follow_the_sound() -> None:
         "an hourglass",
         "a horse",
     ]
+
+
+def test_a_mixture_asks_a_task_more_often(art: Art) -> None:
+    def share(mixture: dict[str, float]) -> float:
+        world = World(art=art, mixture=mixture)
+        asked = [e.prefix for i in range(60) for e in world.sample(i, prompts=3)[1]]
+        return sum(prefix.startswith("detect ") for prefix in asked) / len(asked)
+
+    assert share({"detect": 20.0}) > 2 * share({}) > 4 * share({"detect": 0.05})

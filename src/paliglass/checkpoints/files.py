@@ -23,9 +23,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_json(path: Path, data: object) -> None:
-    """JSON that diffs well, put in place in one step."""
+def write_whole(path: Path, text: str) -> None:
+    """Puts a file in place in one step."""
     unfinished = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def write_json(path: Path, data: object) -> None:
+    """JSON that diffs well, put in place in one step."""
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

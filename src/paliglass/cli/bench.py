@@ -51,6 +51,7 @@ def bench(
     """
     from paliglass.benchmark.compare import compare, machine, ratios, start_up
     from paliglass.benchmark.engines import ENGINES
+    from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.hub import locate
 
     unknown = [name for name in engine or () if name not in ENGINES]
@@ -66,9 +67,7 @@ def bench(
     if chart is not None:
         from paliglass.benchmark.chart import to_svg
 
-        unfinished = chart.with_name(f".{chart.name}.tmp")
-        unfinished.write_text(to_svg(f"{folder.name}, {threads} CPU threads", found), "utf-8")
-        os.replace(unfinished, chart)
+        write_whole(chart, to_svg(f"{folder.name}, {threads} CPU threads", found))
     if json:
         result = {
             "model": model,

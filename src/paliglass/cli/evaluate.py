@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json as json_text
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +76,7 @@ def evaluate(
         raise typer.BadParameter(f"--split {unknown[0]} is none of {', '.join(SPLITS)}")
     if split and data is not None:
         raise typer.BadParameter("--split is of the picture world; --data has none")
+    from paliglass.checkpoints.files import write_whole
     from paliglass.evaluation.cases import ask
     from paliglass.evaluation.page import to_html
     from paliglass.model import load
@@ -87,7 +87,7 @@ def evaluate(
         device=device,
         dtype=dtype.value,
         adapter=adapter,
-        quantize=None if quantize is None else quantize.value,
+        quantize=quantize,
     )
     if data is not None:
         from paliglass.evaluation.examples import score, to_questions
@@ -117,9 +117,7 @@ def evaluate(
             loaded, open_world, split or SPLITS, limit or 1000, prompts, batch_size, _tell
         )
     if html is not None:
-        unfinished = html.with_name(f".{html.name}.tmp")
-        unfinished.write_text(to_html(f"How right is {model}?", scores, answered), "utf-8")
-        os.replace(unfinished, html)
+        write_whole(html, to_html(f"How right is {model}?", scores, answered))
     if json:
         found = {
             name: {task: value.to_dict() for task, value in rows.items()}

@@ -214,6 +214,10 @@ def pretrain(
     minutes: Annotated[float | None, typer.Option(min=0, help="End after this time.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="In a step, over all processes.")] = 32,
     prompts: Annotated[int, typer.Option(min=2, help="About each scene.")] = 8,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=WEIGHT", help="Ask a task so much more often: segment=1.5."),
+    ] = None,
     looking: Annotated[
         float,
         typer.Option(
@@ -272,6 +276,7 @@ def pretrain(
         steps=recipe.steps if steps is None else steps,
         scenes=scenes,
         prompts=prompts,
+        mixture=dict(_weight(text) for text in more or ()),
         looking=looking,
         separate=separate,
         muon_rate=rate * recipe.muon_rate,
@@ -287,7 +292,8 @@ def pretrain(
         if codec is None:
             codec = locate("mini") / "mask_codec.safetensors"
         size = config.vision_config.image_size
-        world = World(world_cache, "train", seed, size, codec=MaskCodec.load(codec))
+        masks = MaskCodec.load(codec)
+        world = World(world_cache, "train", seed, size, codec=masks, mixture=recipe.mixture)
         out.mkdir(parents=True, exist_ok=True)
         words = training.common_tokenizer(out / "tokenizer.json", world_cache, world, weights)
         processor = PaliGemmaProcessor(words, config.num_image_tokens, size)
@@ -304,6 +310,22 @@ def pretrain(
         if rank() == 0:
             save_folder(trainer.model.to(recipe.dtype), out / "model", processor)
             print(f"{out / 'model'}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
+
+
+def _weight(text: str) -> tuple[str, float]:
+    """A task and its weight, of "segment=1.5"."""
+    from paliglass.training.batches import TASKS
+
+    task, _, number = text.partition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if task not in TASKS or not 0 < weight < math.inf:
+        raise typer.BadParameter(
+            f"--more {text}: write TASK=WEIGHT, a task of {', '.join(TASKS)} and a weight above 0"
+        )
+    return task, weight
 
 
 class Part(StrEnum):
@@ -477,11 +499,12 @@ def finetune(
     }
     import yaml
 
+    from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.saving import refuse_existing
     from paliglass.model import load
     from paliglass.training import finetune as training
     from paliglass.training.examples import open_examples
-    from paliglass.training.runs import find_checkpoint, make_accelerator, write_whole
+    from paliglass.training.runs import find_checkpoint, make_accelerator
 
     result = out / ("adapter" if lora else "model")
     refuse_existing(result)
@@ -565,9 +588,9 @@ def _tokenizer(given: Path | None, data: str, source: PairSource, out: Path) -> 
     """The given one; for the world the mini model's; else one trained on the texts, once."""
     from tokenizers import Tokenizer
 
+    from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.folder import load_tokenizer
     from paliglass.training.contrastive import shipped_tokenizer
-    from paliglass.training.runs import write_whole
     from paliglass.training.tokenizer import train_tokenizer
 
     if given is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +22,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.hub import locate
 from paliglass.errors import PaliglassError
+from paliglass.evaluation.cases import Question, ask
 from paliglass.evaluation.objects import intersection_over_union, mask_iou, masks_of, pair_off
 from paliglass.model import PaliGemma, load
 from paliglass.segmentation import MaskCodec
 from paliglass.tasks.boxes import ParsedBox, parse_boxes
 from paliglass.tasks.confidence import FILE, Calibration, Platt, Task, logit
-from paliglass.tasks.grammar import ObjectGrammar
-from paliglass.tasks.prompts import split_labels
 
 if TYPE_CHECKING:
     from paliglass.world import World
@@ -74,35 +73,21 @@ def judge(
 ) -> dict[Task, Judged]:
     """Answers every prompt about scenes 0 … `scenes` − 1; raw scores, right or wrong, by task."""
     judged: dict[Task, Judged] = defaultdict(Judged)
-    asked = []
+    questions = []
     for index in range(scenes):
         scene, examples = world.sample(index, prompts=prompts)
-        asked += [(index, scene.image, example) for example in examples]
-    texts = [row for row in asked if row[2].prefix.split(" ")[0] in TEXTS]
-    options: dict[str, Any] = {"batch_size": 32, "max_new_tokens": 128}
-    answers = model.generate([p for _, p, _ in texts], [e.prefix for *_, e in texts], **options)
-    for (index, _, example), answer in zip(texts, answers, strict=True):
-        task = TEXTS[example.prefix.split(" ")[0]]
-        judged[task].add(answer.score, answer == example.suffix, index)
-
-    things = [row for row in asked if row[2].prefix.split(" ")[0] in OBJECTS]
-    grammars = [
-        ObjectGrammar(model.processor, split_labels(labels), masks=name == "segment")
-        for name, _, labels in (example.prefix.partition(" ") for *_, example in things)
-    ]
-    completions = model.complete(
-        [picture for _, picture, _ in things],
-        [example.prefix for *_, example in things],
-        grammars=None if free else grammars,
-        **options,
-    )
-    for (index, _, example), grammar, done in zip(things, grammars, completions, strict=True):
-        found = model.objects(done, None if free else grammar)
-        task = OBJECTS[example.prefix.split(" ")[0]]
+        questions += [Question(scene.image, e.prefix, (e.suffix,), index) for e in examples]
+    for case in ask(model, questions, free=free):
+        question = case.question
+        [truth] = question.answers
+        if question.task in TEXTS:
+            judged[TEXTS[question.task]].add(case.score, case.said == truth, question.about)
+            continue
+        task = OBJECTS[question.task]
         codec = model.mask_codec if task == "segment" else None
-        fits = overlaps([parsed for parsed, _ in found], parse_boxes(example.suffix), codec)
-        for (_, raw), right in zip(found, matched(fits), strict=True):
-            judged[task].add(raw, right, index)
+        fits = overlaps([parsed for parsed, _ in case.objects], parse_boxes(truth), codec)
+        for (_, raw), right in zip(case.objects, matched(fits), strict=True):
+            judged[task].add(raw, right, question.about)
     return dict(judged)
 
 
@@ -268,9 +253,7 @@ def main() -> None:
     calibration.save(options.out)
     console.print(f"wrote {options.out}")
     if options.diagram is not None:
-        unfinished = options.diagram.with_name(f".{options.diagram.name}.tmp")
-        unfinished.write_text(diagram(panels), encoding="utf-8")
-        os.replace(unfinished, options.diagram)
+        write_whole(options.diagram, diagram(panels))
         console.print(f"wrote {options.diagram}")
 
 

@@ -27,12 +27,13 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
+from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.batches import SceneBatch, SceneDataset
-from paliglass.training.runs import Screen, cut_log, stop_signals, stopped_early, write_whole
+from paliglass.training.runs import Screen, cut_log, stop_signals, stopped_early
 from paliglass.training.tokenizer import emoji_names, train_tokenizer, training_texts
 from paliglass.training.trainer import Pretrainer, Recipe, processes, rank
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from paliglass.checkpoints.files import write_whole
 from paliglass.errors import CheckpointError, PaliglassError
 
 if TYPE_CHECKING:
@@ -61,13 +62,6 @@ def cut_log(path: Path, last_step: int) -> None:
         # A killed run's last line may be cut short.
         kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= last_step]
         write_whole(path, "".join(kept))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Puts a file in place in one step."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ Rows come one at a time, so a set of any size can be begun; what is kept is a fo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -120,9 +119,7 @@ def fetch(
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         if not lines:
             raise PaliglassError("the stream holds no rows")
-        unfinished = target / f".{FILE}.tmp"
-        unfinished.write_text("".join(lines), encoding="utf-8")
-        os.replace(unfinished, target / FILE)
+        (target / FILE).write_text("".join(lines), encoding="utf-8")
     return len(lines)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Recipe:
     seed: int = 0
     scenes: int = 32  # per step, over all processes
     prompts: int = 8  # per scene, packed; half as many in rows of their own
+    mixture: dict[str, float] = field(default_factory=dict)  # how much more often a task is asked
     looking: float = 0.15  # share of the run for the vision tower alone
     separate: float = 0.2  # share at the end with a row for each prompt
     muon_rate: float = 5e-3

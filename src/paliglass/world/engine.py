@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class World:
         size: side of the scenes in pixels.
         art: what to compose scenes of, in place of the split's own.
         codec: writes the answers to `segment …`; without one, nothing is asked to be segmented.
+        mixture: how much more often than usual a task is asked: `{"segment": 1.5}`.
 
     Raises:
         PaliglassError: no such split, or the art cannot be had.
@@ -58,6 +60,7 @@ class World:
         *,
         art: Art | None = None,
         codec: MaskCodec | None = None,
+        mixture: Mapping[str, float] | None = None,
     ) -> None:
         if split not in SPLITS:
             raise PaliglassError(f"no split {split!r}: take one of {', '.join(SPLITS)}")
@@ -65,6 +68,7 @@ class World:
         self.seed = seed
         self.size = size
         self.codec = codec
+        self.mixture = dict(mixture or {})
         folder = default_cache() if cache is None else Path(cache)
         self.art = load_art(folder, split, size) if art is None else art
 
@@ -80,7 +84,7 @@ class World:
     def sample(self, index: int, prompts: int = 4) -> tuple[Scene, list[Example]]:
         """The scene at `index` with that many different prompts about it."""
         scene = self.scene(index)
-        return scene, examples(scene, self._rng(index, 1), prompts, self.codec)
+        return scene, examples(scene, self._rng(index, 1), prompts, self.codec, self.mixture)
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS[self.split].number, index, stream))

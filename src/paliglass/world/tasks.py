@@ -6,9 +6,10 @@ Every answer follows one fixed grammar, so that there is exactly one right text 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,26 +44,34 @@ class Example:
 
 
 def examples(
-    scene: Scene, rng: np.random.Generator, count: int, codec: MaskCodec | None = None
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    codec: MaskCodec | None = None,
+    mixture: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Example]:
-    """`count` different prompts about a scene, of mixed kinds; `segment` only with a codec."""
+    """`count` different prompts about a scene, of mixed kinds; `segment` only with a codec.
+
+    mixture: how much more often than usual a task is asked, by the prompt's first word.
+    """
     texts = any(thing.kind == "word" for thing in scene.objects)
-    makers: tuple[tuple[float, Callable[[Scene, np.random.Generator], Example | None]], ...] = (
-        (1.0, _caption),
-        (1.2, _detect),
-        (1.6 if texts else 0.05, _ocr),
-        (0.4, _how_many),
-        (0.4, _what),
-        (0.5, _is_there),
-        (0.4, _what_colour),
-        (0.5, _where),
-        (0.8, _what_digit),
-        *(((1.6, partial(_segment, codec=codec)),) if codec else ()),
+    makers: tuple[tuple[str, float, Callable[[Scene, np.random.Generator], Example | None]], ...]
+    makers = (
+        ("caption", 1.0, _caption),
+        ("detect", 1.2, _detect),
+        ("ocr", 1.6 if texts else 0.05, _ocr),
+        ("answer", 0.4, _how_many),
+        ("answer", 0.4, _what),
+        ("answer", 0.5, _is_there),
+        ("answer", 0.4, _what_colour),
+        ("answer", 0.5, _where),
+        ("answer", 0.8, _what_digit),
+        *((("segment", 1.6, partial(_segment, codec=codec)),) if codec else ()),
     )
-    weights = np.cumsum([weight for weight, _ in makers])
+    weights = np.cumsum([weight * mixture.get(task, 1.0) for task, weight, _ in makers])
     found: dict[str, Example] = {}
     while len(found) < count:
-        maker = makers[int(np.searchsorted(weights, rng.random() * weights[-1]))][1]
+        maker = makers[int(np.searchsorted(weights, rng.random() * weights[-1]))][-1]
         example = maker(scene, rng)
         if example is not None:
             found.setdefault(example.prefix, example)
