@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD
-from paliglass.checkpoints.quantized import QUANTIZED, quantized, settle, use_int8
+from paliglass.checkpoints.quantized import QUANTIZED, quantized, settle, speed_up, use_int8
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -127,7 +127,9 @@ def assemble(
             f"{source}: lm_head.weight differs from embed_tokens.weight; "
             "PaliGemma's output layer is its embedding (tied weights)"
         )
-    if pack:
+    if pack and quantize:
+        speed_up(model)
+    elif pack:
         pack_linears(model.language_model)
     return model.eval()
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 from weakref import WeakValueDictionary
@@ -50,17 +51,47 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return integers, scales
 
 
-def quantise_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Tokens:
+    """Activations as the kernel takes them: M tokens of K numbers.
+
+    integers: uint8 around 128, M × K (a single token may stand there several times). scales: of
+    each token, M × 1, in the activations' dtype; of a single one a number. shape, dtype: the
+    activations'.
+    """
+
+    integers: Tensor
+    scales: Tensor | float
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor) -> Self:
+        """Quantises … × K."""
+        tokens = x.reshape(-1, x.shape[-1])
+        if len(tokens) == 1:
+            return cls(*quantise_token(tokens), x.shape, x.dtype)
+        return cls(*quantise_tokens(tokens), x.shape, x.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[:-1].numel()
+
+
+def quantise_tokens(
+    x: Tensor, change: Callable[[Tensor, slice], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """M × K → uint8 M × K around 128, and the scale of each token, M × 1, of x's dtype.
 
     The scale is rounded to that dtype first: what is multiplied by it later is rounded only once.
+    change: what to make of some tokens, given in float32, before they are quantised; told which.
     """
-    scales = (_largest(x) / LARGEST).to(x.dtype)
-    inverse = scales.float().reciprocal()
     integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scales = torch.empty(len(x), 1, dtype=x.dtype, device=x.device)
     for rows in _chunks(x, _TOKENS_AT_ONCE):
+        values = x[rows] if change is None else change(x[rows].float(), rows)
+        scales[rows] = _largest(values) / LARGEST
         # Through int8 and a flip of its top bit: torch converts to uint8 eight times slower.
-        integers[rows] = (x[rows] * inverse[rows]).round_()
+        integers[rows] = (values * scales[rows].float().reciprocal()).round_()
     return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scales
 
 
@@ -223,27 +254,37 @@ class Int8Linear(nn.Module):
             # The row-major integers are let go, unless rows could not be read otherwise.
             self.weight = None if knows_layout() else self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """… × K → … × N."""
+    def forward(self, x: Tensor | Tokens) -> Tensor:
+        """… × K → … × N; of a packed matrix, tokens may have been quantised before."""
         return self.multiply(x)
 
-    def multiply(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor | Tokens) -> Tensor:
         """x · Wᵀ + bias."""
-        tokens = x.reshape(-1, self.in_features)
-        y = self._packed(tokens) if self.packed is not None else self._widened(tokens)
-        return y.view(*x.shape[:-1], self.out_features)
+        if self.packed is None:
+            assert isinstance(x, Tensor)
+            return self._widened(x)
+        tokens = x if isinstance(x, Tokens) else Tokens.of(x)
+        if isinstance(tokens.scales, float):  # then it, and the bias, cost no pass over the result
+            y = self._product(tokens, self.bias, tokens.scales)
+        else:
+            y = self.product(tokens)
+            if self.bias is None:
+                y = y.mul_(tokens.scales)
+            else:
+                y = torch.addcmul(self.bias, y, tokens.scales)
+        return y.view(*tokens.shape[:-1], self.out_features)
 
-    def _packed(self, x: Tensor) -> Tensor:
+    def product(self, tokens: Tokens) -> Tensor:
+        """What several tokens' integers give, M × N: without bias, and before their scales."""
+        return self._product(tokens, None, 1.0)
+
+    def _product(self, tokens: Tokens, bias: Tensor | None, scale: float) -> Tensor:
         assert self.packed is not None
-        matrix = self.packed, self.scale
-        if len(x) == 1:  # its scale, and the bias, then cost no pass over the result
-            integers, scale = quantise_token(x)
-            return _multiply(integers, *matrix, self.bias, scale, x.dtype)[:1]
-        integers, scales = quantise_tokens(x)
-        if len(x) < FEWEST_TOKENS:
-            integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(x)))
-        y = _multiply(integers, *matrix, None, 1.0, x.dtype)[: len(x)]
-        return y.mul_(scales) if self.bias is None else torch.addcmul(self.bias, y, scales)
+        integers = tokens.integers
+        if len(integers) < FEWEST_TOKENS:
+            integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(integers)))
+        y = _multiply(integers, self.packed, self.scale, bias, scale, tokens.dtype)
+        return y[: len(tokens)]
 
     def _widened(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -276,7 +317,7 @@ class Int8Embedding(Int8Linear):
 
     dtype = torch.float32  # of the rows; the model's
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # not activations
         """… → … × D."""
         return (self.integers(ids) * self.scale[ids][..., None]).to(self.dtype)
 

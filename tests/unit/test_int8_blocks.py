@@ -1,0 +1,60 @@
+"""The int8 blocks against the plain modules over the same int8 matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.unit.test_int8 import needs_kernel, normal
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paliglass.ops.int8 import Int8Linear, Tokens
+from paliglass.ops.int8_blocks import Int8GeGLU, Int8GeluMLP, gelu_tanh_
+
+TOKENS = [1, 2, 5, 300]  # 300 × 4160 numbers are more than are converted at once
+
+
+def layer(rows: int, columns: int, seed: int, bias: Tensor | None = None) -> Int8Linear:
+    given = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    made = Int8Linear.quantise(normal(rows, columns, seed=seed) / columns**0.5, given)
+    made.pack()
+    return made
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def test_gelu_is_torchs() -> None:
+    x = torch.linspace(-30, 30, 4001)
+    expected = F.gelu(x, approximate="tanh")
+    torch.testing.assert_close(gelu_tanh_(x.clone()), expected, atol=2e-6, rtol=1e-5)
+
+
+# Rounding to int8 once more, elsewhere, moves a product by about a step in 127.
+LIMITS = [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)]
+
+
+@needs_kernel
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("dtype", "limit"), LIMITS)
+def test_the_decoders_mlp(tokens: int, dtype: torch.dtype, limit: float) -> None:
+    gate, up, down = layer(4160, 96, 0), layer(4160, 96, 1), layer(96, 4160, 2)
+    x = normal(1, tokens, 96, seed=3, dtype=dtype)
+    expected = down(F.gelu(gate(x), approximate="tanh") * up(x))
+    block = Int8GeGLU(gate, up, down)
+    assert off(block(x), expected) < limit
+    assert torch.equal(block(Tokens.of(x)), block(x))
+
+
+@needs_kernel
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("dtype", "limit"), LIMITS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_towers_mlp(tokens: int, dtype: torch.dtype, limit: float, biased: bool) -> None:
+    bias = normal(4160, seed=4, dtype=dtype) if biased else None
+    fc1, fc2 = layer(4160, 96, 0, bias), layer(96, 4160, 1, normal(96, seed=5, dtype=dtype))
+    x = normal(tokens, 96, seed=3, dtype=dtype)
+    expected = fc2(F.gelu(fc1(x), approximate="tanh"))
+    assert off(Int8GeluMLP(fc1, fc2)(x), expected) < limit
