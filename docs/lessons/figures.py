@@ -787,16 +787,18 @@ def fine_tuning(name: str) -> None:
     left, right = lora.B.detach()[:48], lora.A.detach()[:, :48]
     draw = Drawing(226)
     for x, values, title in (
-        (15, weight[:48, :48], "W, frozen"),
-        (222, left @ right, "the change"),
-        (430, left, "B"),
-        (475, right, "A"),
+        (15, left, "B"),
+        (60, right, "A"),
+        (264, left @ right, "the change"),
+        (502, weight[:48, :48], "W, frozen"),
     ):
         wide = 3.4
         draw.text(x + values.shape[1] * wide / 2, 20, title, "strong")
         draw.heat(x, 34, values, wide, most=float(values.abs().quantile(0.98)))
-    for x, sign in ((200, "+"), (407, "="), (459, "·")):
+    for x, sign in ((44, "·"), (243, "=")):
         draw.text(x, 120, sign, "strong")
+    draw.text(464, 104, "added to", "soft small")
+    draw.arrow(440, 116, 488, 116)
     draw.text(
         340,
         218,
