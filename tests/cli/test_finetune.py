@@ -113,7 +113,7 @@ def test_lora_leaves_an_adapter_that_loads_and_merges(
 
 
 def test_settings_come_from_a_file_and_flags_win(cli: Cli, arguments: list[str]) -> None:
-    Path("settings.yaml").write_text("batch-size: 2\nlearning_rate: 5e-4\nsteps: 3\nlora: 2\n")
+    Path("settings.yaml").write_text("batch-size: 2\nlearning_rate: 5e-4\nsteps: 3\nlora: 2\ntrain: decoder\n")
     for name in ("--batch-size", "--learning-rate"):
         at = arguments.index(name)
         del arguments[at : at + 2]
@@ -121,13 +121,18 @@ def test_settings_come_from_a_file_and_flags_win(cli: Cli, arguments: list[str])
     assert result.out.startswith("run/adapter: 8 steps"), result.err
     settings = yaml.safe_load(Path("run/config.yaml").read_text())
     assert (settings["batch_size"], settings["learning_rate"]) == (2, 5e-4)
+    assert (settings["train"], settings["lora_alpha"]) == ("decoder", 4)
+    Path("again.yaml").write_text(Path("run/config.yaml").read_text())  # a run's own settings
+    assert cli("train", "finetune", "--out", "again", "--config", "again.yaml").code == 0
+    assert losses("again") == losses("run")
     Path("settings.yaml").write_text("speed: 2\n")
     wrong = cli(*arguments, "--out", "other", "--config", "settings.yaml")
     assert (wrong.code, "speed is no setting" in wrong.err) == (2, True)
-    recipe = cli(*arguments, "--out", "other", "--recipe", "vqav2-224", "--batch-size", "4")
+    recipe = cli(*arguments, "--out", "other", "--recipe", "vqav2-448", "--batch-size", "4")
     assert recipe.code == 0, recipe.err
     settings = yaml.safe_load(Path("other/config.yaml").read_text())
-    assert (settings["learning_rate"], settings["weight_decay"]) == (1e-5, 1e-6)
+    assert (settings["learning_rate"], settings["weight_decay"]) == (1e-5, 0.0)
+    assert "vqav2-448 is for pictures of 448 × 448 pixels" in recipe.err
     assert "choose ai2d" in cli(*arguments, "--out", "x", "--recipe", "nothing").err
 
 
@@ -188,7 +193,9 @@ def together(arguments: list[str], *more: str) -> None:
 def test_two_processes_are_one(cli: Cli, arguments: list[str], how: list[str]) -> None:
     alone = [part for part in how if part != "--shard"]
     assert cli(*arguments, *alone, "--out", "one").code == 0
-    together(arguments, *how, "--out", "two")
+    held_out = ["--validation", "data/held_out.jsonl", "--every", "4"]
+    together(arguments, *how, *held_out, "--out", "two")
+    assert len(Path("two/samples.jsonl").read_text().splitlines()) == 6  # sharded models answer too
     for (step, one), (_, two) in zip(losses("one"), losses("two"), strict=True):
         assert two == pytest.approx(one, abs=2e-5), step
     (one,), (two,) = (list(Path(name).glob("*/*model.safetensors")) for name in ("one", "two"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -150,7 +150,7 @@ class Finetuner:
         self.model, self.recipe, self.accelerator = model, recipe, accelerator
         self.rows = recipe.batch_size // share
         torch.manual_seed(recipe.seed)
-        if recipe.precision == "fp32" or recipe.shard:  # a shard has one dtype
+        if recipe.precision == "fp32" and not recipe.shard:
             model.float()
         if recipe.lora_rank:
             targets = recipe.part
@@ -158,7 +158,7 @@ class Finetuner:
         else:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(PARTS[recipe.part](name))
-                if parameter.requires_grad:
+                if parameter.requires_grad and not recipe.shard:
                     parameter.data = parameter.data.float()
         if accelerator.device.type == "cpu" and model.config.num_image_tokens <= SHORT:
             use_plain_attention(model)
@@ -235,8 +235,23 @@ class Finetuner:
         return total / max(tokens, 1)
 
     def learned(self) -> dict[str, Tensor]:
-        """What has learned, by name, gathered from all processes: each of them must ask."""
-        return {name: whole(p.detach()).contiguous() for name, p in self.learning.items()}
+        """What has learned, by name, gathered from all processes: each of them must ask.
+
+        The first one alone gets it; the others get nothing.
+        """
+        return self.gather(self.learning)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors as a whole, on the CPU where they are shards, for the first process alone.
+
+        One at a time: what takes all GPUs together would not fit onto each of them.
+        """
+        main, kept = self.accelerator.is_main_process, {}
+        for name, tensor in tensors.items():
+            gathered = whole(tensor.detach())
+            if main:
+                kept[name] = (gathered.cpu() if gathered is not tensor else gathered).contiguous()
+        return kept
 
     def restore(self, path: Path) -> None:
         """Takes over what `learned` gave, from a safetensors file."""
@@ -250,10 +265,7 @@ class Finetuner:
         To be called by every process: what is sharded is gathered. The first one writes.
         """
         learned, optimizer = self.learned(), self.optimizer.state_dict()
-        optimizer["state"] = {
-            number: {name: whole(value) for name, value in moments.items()}
-            for number, moments in optimizer["state"].items()
-        }
+        optimizer["state"] = {n: self.gather(m) for n, m in optimizer["state"].items()}
         if not self.accelerator.is_main_process:
             return
         with new_checkpoint(folder) as new:
@@ -270,7 +282,7 @@ class Finetuner:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         check_same(folder, state.pop("recipe"), asdict(self.recipe))
         self.restore(folder / "weights.safetensors")
-        past = torch.load(folder / "optimizer.pt", weights_only=True)
+        past = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, moments in past["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
@@ -297,7 +309,8 @@ def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
 def _shard(loss: SuffixLoss, precision: str) -> nn.Module:
     """Cuts every layer's weights into as many parts as there are processes (FSDP2).
 
-    A layer is gathered when its turn comes, and let go after it.
+    A layer is gathered when its turn comes, and let go after it. A shard has one dtype, float32; the
+    model may be on the CPU, and is there what its file is: one layer at a time becomes float32.
     """
     if not dist.is_initialized():
         raise PaliglassError("--shard is for several processes: torchrun --nproc-per-node 2 …")
@@ -308,7 +321,10 @@ def _shard(loss: SuffixLoss, precision: str) -> nn.Module:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for layer in (*model.vision_tower.vision_model.encoder.layers, *_decoder_layers(model)):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer.float(), mesh=mesh, mp_policy=policy)
+    for part in loss.parameters():  # what no layer has
+        if not isinstance(part, DTensor):
+            part.data = part.data.float()
     fully_shard(loss, mesh=mesh, mp_policy=policy)
     return loss
 
@@ -329,6 +345,19 @@ def _no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
     else:
         with module.no_sync():  # type: ignore[operator]
             yield
+
+
+@contextmanager
+def _gathered(module: nn.Module) -> Iterator[None]:
+    """What belongs to no layer of a sharded model is in one place in this block, as decoding needs.
+
+    Layers are gathered when their turn comes, as in training: all processes decode the same.
+    """
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    yield
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:
@@ -501,10 +530,9 @@ def _look(
     count = len(validation.examples)
     order = (list(range(i, min(i + rows, count))) for i in range(0, count, rows))
     loss = trainer.mean_loss(b for b, _ in batches(validation.examples, processor, order))
-    # A sharded model is never in one place, as decoding word by word would need: it has no score.
-    asked = [] if trainer.recipe.shard else validation.examples[: validation.answers]
+    asked = validation.examples[: validation.answers]
     trainer.model.eval()
-    with trainer.accelerator.autocast():
+    with trainer.accelerator.autocast(), _gathered(trainer.loss):
         said = PaliGemma(trainer.model, processor).generate(
             [example.image for example in asked],
             [example.prefix for example in asked],
@@ -554,7 +582,7 @@ def save_result(
     A folder keeps the base's mask codec; its scores' calibration was another model's. name: of the
     base. To be called by every process: what is sharded is gathered. The first one writes.
     """
-    state = {n: whole(p.detach()).cpu() for n, p in trainer.model.named_parameters()}
+    state = trainer.gather(dict(trainer.model.named_parameters()))
     if not trainer.accelerator.is_main_process:
         return
     if trainer.recipe.lora_rank:
