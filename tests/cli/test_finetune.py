@@ -113,7 +113,9 @@ def test_lora_leaves_an_adapter_that_loads_and_merges(
 
 
 def test_settings_come_from_a_file_and_flags_win(cli: Cli, arguments: list[str]) -> None:
-    Path("settings.yaml").write_text("batch-size: 2\nlearning_rate: 5e-4\nsteps: 3\nlora: 2\ntrain: decoder\n")
+    Path("settings.yaml").write_text(
+        "batch-size: 2\nlearning_rate: 5e-4\nsteps: 3\nlora: 2\ntrain: decoder\n"
+    )
     for name in ("--batch-size", "--learning-rate"):
         at = arguments.index(name)
         del arguments[at : at + 2]

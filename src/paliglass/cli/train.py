@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -488,6 +489,8 @@ def finetune(
         raise typer.BadParameter("say when to end: --steps or --epochs")
     if lora and train_part is Part.PROJECTOR:
         raise typer.BadParameter("--lora goes with --train all, decoder or attention")
+    if os.environ.pop("ACCELERATE_USE_FSDP", "") == "true":  # accelerate launch --use_fsdp
+        shard = True
     if patience and validation is None:
         raise typer.BadParameter("--patience needs --validation, whose score it watches")
     settings = {

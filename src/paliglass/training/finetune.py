@@ -309,8 +309,8 @@ def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
 def _shard(loss: SuffixLoss, precision: str) -> nn.Module:
     """Cuts every layer's weights into as many parts as there are processes (FSDP2).
 
-    A layer is gathered when its turn comes, and let go after it. A shard has one dtype, float32; the
-    model may be on the CPU, and is there what its file is: one layer at a time becomes float32.
+    A layer is gathered when its turn comes, and let go after it. A shard has one dtype,
+    float32; the model may be on the CPU with its file's dtype: a layer at a time becomes float32.
     """
     if not dist.is_initialized():
         raise PaliglassError("--shard is for several processes: torchrun --nproc-per-node 2 …")

@@ -2,8 +2,9 @@
 configs/proj/paligemma/transfers, the best of each sweep).
 
 All of them: Adam, cosine schedule with 5 % warm-up, gradients clipped to length 1. A number behind
-the name is the side of the model's pictures; without it 224 and 448 have the same settings. They are
-for thousands of pictures; with a few hundred, a smaller batch gives the same epochs enough steps.
+the name is the side of the model's pictures; without it 224 and 448 have the same settings. They
+are for thousands of pictures; with a few hundred, a smaller batch gives the same epochs enough
+steps.
 
 Not offered here, and so not in them: the dropout in the decoder of chartqa, refcoco-224, scicap and
 widgetcap (.1) and screen2words (.3). big_vision's weight decay is not multiplied by the learning
