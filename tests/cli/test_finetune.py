@@ -21,7 +21,8 @@ from tests.cli.helpers import Result, picture
 from tests.cli.test_processes import environment
 
 from paliglass import load
-from paliglass.training.finetune import Finetuner
+from paliglass.training.examples import Example
+from paliglass.training.finetune import Finetuner, score_answers
 
 Cli = Callable[..., Result]
 COLOURS = ("red", "lime", "blue", "yellow", "black", "white", "cyan", "orange")
@@ -155,6 +156,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(
     kept = load_file("run/best.safetensors")
     final = dict(load("run/model").model.named_parameters())
     assert all(torch.equal(tensor, final[name]) for name, tensor in kept.items())
+    assert len(list(Path("run/samples").glob("*.png"))) == 3
     samples = Path("run/samples.jsonl").read_text().splitlines()
     assert json.loads(samples[0]).keys() >= {"step", "image", "prefix", "suffix", "said"}
 
@@ -180,6 +182,28 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
     resumed = cli(*arguments, "--out", "run", "--resume")
     assert resumed.code == 0, resumed.err
     assert losses("run") == losses("whole")
+
+
+def test_the_score_is_the_tasks_own() -> None:
+    def example(prefix: str, *right: str) -> Example:
+        return Example(Path("a.png"), prefix, right[0], "", right)
+
+    asked = [example("answer en what?", *["dog"] * 3), example("ocr", "STOP")]
+    assert score_answers(asked, ["The dog.", "SHOP"]) == 0.5
+    captions = [
+        example("caption en", "a dog runs fast", "a dog"),
+        example("cap en", "two cats sit"),
+    ]
+    box = "<loc0000><loc0000><loc0512><loc0512> dog"
+    found = score_answers([*captions, example("detect dog", box)], ["a dog runs", "a cow", box])
+    assert 0.5 < found < 0.75
+
+
+def test_broken_pictures_are_not_asked_about(cli: Cli, arguments: list[str]) -> None:
+    Path("data/lime.png").write_bytes(b"")
+    more = ["--validation", "data/held_out.jsonl", "--every", "8"]
+    assert cli(*arguments, "--out", "run", *more).code == 0
+    assert len(Path("run/samples.jsonl").read_text().splitlines()) == 2
 
 
 def together(arguments: list[str], *more: str) -> None:

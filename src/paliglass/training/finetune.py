@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,13 +38,18 @@ from torch.utils.data import DataLoader, Dataset
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.assembly import assemble
 from paliglass.errors import PaliglassError, PictureError
+from paliglass.evaluation.cases import OBJECT_TASKS
+from paliglass.evaluation.examples import ANSWERS, CAPTIONS, to_questions
 from paliglass.evaluation.objects import Matches, match_boxes
+from paliglass.evaluation.texts import cider, exact, vqa_accuracy
 from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.int8 import Int8Linear
 from paliglass.ops.losses import IGNORE
+from paliglass.pictures import load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.attention import use_plain_attention
+from paliglass.training.checks import contact_sheet
 from paliglass.training.examples import Example
 from paliglass.training.lora import add_lora, save_lora
 from paliglass.training.pairs import batch_indices
@@ -434,19 +440,42 @@ class Validation:
 
 
 def score_answers(examples: Sequence[Example], said: Sequence[str]) -> float:
-    """0 … 1: F1 at IoU .5 over the boxes of `detect` and `segment`, the share right of the rest.
+    """0 … 1: the mean over the tasks that there are, each by its own metric.
 
-    Their mean where there are both.
+    F1 at IoU .5 over the boxes of `detect` and `segment`, a tenth of CIDEr for captions, VQA
+    accuracy for answers, the share right of the rest.
     """
-    boxes, right, others = Matches(), 0, 0
+    boxes: list[Matches] = []
+    texts: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     for example, answer in zip(examples, said, strict=True):
-        if example.prefix.startswith(("detect", "segment")):
-            boxes += match_boxes(answer, example.suffix)
+        task = example.prefix.partition(" ")[0]
+        if task in OBJECT_TASKS:
+            boxes.append(match_boxes(answer, example.suffix))
         else:
-            others += 1
-            right += answer.strip() in (example.suffix, *example.answers)
-    parts = [right / others] if others else []
-    return (sum(parts) + boxes.f1) / (len(parts) + 1) if others < len(examples) else sum(parts)
+            kind = "caption" if task in CAPTIONS else "answer" if task in ANSWERS else "other"
+            texts[kind].append((answer, example.answers or (example.suffix,)))
+    scores = [sum(boxes, Matches()).f1] if boxes else []
+    for kind, pairs in texts.items():
+        if kind == "caption":
+            found = [value / 10 for value in cider(*map(list, zip(*pairs, strict=True)))]
+        else:
+            found = [(vqa_accuracy if kind == "answer" else exact)(*pair) for pair in pairs]
+        scores.append(sum(found) / len(found))
+    return sum(scores) / len(scores)
+
+
+def _asked(validation: Validation) -> list[Example]:
+    """What is answered in full: each prompt about a picture once, and no broken pictures."""
+    asked = []
+    for question in to_questions(validation.examples):
+        with suppress(PictureError):
+            load_picture(question.picture)
+            path = Path(str(question.picture))
+            right = question.answers
+            asked.append(Example(path, question.prefix, right[0], "", right))
+        if len(asked) == validation.answers:
+            break
+    return asked
 
 
 def train(
@@ -530,7 +559,7 @@ def _look(
     count = len(validation.examples)
     order = (list(range(i, min(i + rows, count))) for i in range(0, count, rows))
     loss = trainer.mean_loss(b for b, _ in batches(validation.examples, processor, order))
-    asked = validation.examples[: validation.answers]
+    asked = _asked(validation)
     trainer.model.eval()
     with trainer.accelerator.autocast(), _gathered(trainer.loss):
         said = PaliGemma(trainer.model, processor).generate(
@@ -550,6 +579,12 @@ def _look(
             sample = {"image": str(example.image), "prefix": example.prefix}
             sample |= {"suffix": example.suffix, "said": str(answer)}
             _append(out / "samples.jsonl", {"step": trainer.step, **sample})
+        if asked:
+            said_of = zip(asked[:8], said, strict=False)
+            (out / "samples").mkdir(exist_ok=True)
+            contact_sheet(
+                [replace(example, suffix=str(answer)) for example, answer in said_of]
+            ).save(out / "samples" / f"{trainer.step:06}.png")
         if better:
             unfinished = out / ".best.safetensors.tmp"
             save_file(learned, unfinished)
