@@ -178,6 +178,13 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
         stopped = cli(*arguments, "--out", "run")
     assert (stopped.code, "run/checkpoint holds step 3" in stopped.err) == (130, True)
     assert "holds a run" in cli(*arguments, "--out", "run").err
+    other = ["--data", "data/held_out.jsonl", "--batch-size", "2"]
+    assert "started with" in cli(*arguments, "--out", "run", "--resume", *other).err
+    Path("data/train.jsonl").rename("data/kept.jsonl")
+    Path("data/train.jsonl").write_text(Path("data/kept.jsonl").read_text().replace("red", "lime"))
+    changed = cli(*arguments, "--out", "run", "--resume")
+    assert "started with data 8 examples" in changed.err
+    Path("data/kept.jsonl").rename("data/train.jsonl")
     assert "seed 0, not 1" in cli(*arguments, "--out", "run", "--resume", "--seed", "1").err
     resumed = cli(*arguments, "--out", "run", "--resume")
     assert resumed.code == 0, resumed.err
@@ -240,6 +247,29 @@ def test_a_sharded_run_goes_on_where_it_stopped(arguments: list[str]) -> None:
     assert Path("run/log.jsonl").read_text() == lines
     assert losses("run") == whole
     assert load("run/model")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    cli: Cli, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*arguments, "--out", "whole").code == 0
+    save = torch.save
+    saved: list[object] = []
+
+    def full_at_the_third(what: object, path: Path) -> None:
+        saved.append(what)
+        if len(saved) == 3:
+            raise RuntimeError("unexpected pos 247616 vs 247508")
+        save(what, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_at_the_third)
+        full = cli(*arguments, "--out", "run")
+    assert (full.code, "is the disk full?" in full.err) == (1, True)
+    assert "the one before it is whole" in full.err
+    assert not Path("run/checkpoint.new").exists()
+    assert cli(*arguments, "--out", "run", "--resume").code == 0
+    assert losses("run") == losses("whole")
 
 
 def test_a_killed_run_goes_on(cli: Cli, arguments: list[str]) -> None:
