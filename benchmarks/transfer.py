@@ -21,6 +21,7 @@ from PIL import Image
 
 from paliglass import load
 from paliglass.checkpoints.files import write_whole
+from paliglass.evaluation.texts import exact
 from paliglass.training.examples import Example, open_examples
 from paliglass.training.finetune import score_answers
 from paliglass.world import World
@@ -60,9 +61,15 @@ def score(model: str, adapter: Path | None, examples: list[Example]) -> dict[str
     of_task = defaultdict(list)
     for example, answer in zip(examples, said, strict=True):
         of_task[example.prefix.split()[0]].append((example, answer))
-    return {
-        title: score_answers(*zip(*of_task[task], strict=True)) for task, title in TASKS.items()
-    }
+    found = {}
+    for task, title in TASKS.items():
+        pairs = of_task[task]
+        rights = [exact(answer, (example.suffix, *example.answers)) for example, answer in pairs]
+        is_text = task != "detect"
+        found[title] = (
+            sum(rights) / len(rights) if is_text else score_answers(*zip(*pairs, strict=True))
+        )
+    return found
 
 
 def main() -> None:

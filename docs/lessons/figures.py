@@ -7,20 +7,24 @@ the reader's light or dark scheme.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import sys
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 import paliglass
 from paliglass import PRESETS
+from paliglass.contrastive.folders import load_contrastive
 from paliglass.info import describe
+from paliglass.lesson import find
 from paliglass.ops.masks import prefix_lm_mask
 from paliglass.ops.rope import apply_rotary, rotary_cos_sin
 from paliglass.tasks.boxes import parse_boxes
@@ -386,17 +390,15 @@ def feed_forward(name: str) -> None:
     draw.text(90, 60, "GELU", "blue", "start")
     draw.text(90, 80, "ReLU", "soft", "start")
     draw.text(170, 222, "x from −3 to 3", "soft small")
-    for i, up in enumerate((-1.0, 0.5, 1.0)):
+    for i, up in enumerate((-1.0, 0.0, 1.0)):
         if not i:
             place = draw.plot(370, 30, 280, 170, (-3, 3, -3, 3))
         kind = ("s-orange", "s-green", "s-blue")[i]
         draw.curve(
             [place(a, b) for a, b in zip(xs.tolist(), (gelu * up).tolist(), strict=True)], kind
         )
-        a, b = place(2.95, 2.95 * up)
-        draw.text(
-            a - 62, b + (6 if up < 0 else 14 if up == 1 else -2), f"up = {up:g}", "soft", "end"
-        )
+        x, y = place((1, 2.95, 1)[i], (-1.9, 0.35, 2)[i])
+        draw.text(x, y + 4, f"up = {up:g}".replace("-", "−"), kind.removeprefix("s-"), "end")
     draw.text(510, 222, "gate from −3 to 3: what passes of up", "soft small")
     draw.save(name)
 
@@ -424,25 +426,21 @@ def vit(name: str) -> None:
     draw.save(name)
 
 
-def _pairs() -> tuple[list[str], Tensor]:
-    """Four crops of the scene, and how mini's tower finds them alike: cosines, 4 × 4."""
-    m = mini()
-    names = ["tractor", "doughnut", "star", "nothing"]
+def _cosines(texts: Sequence[str]) -> Tensor:
+    """How alike mini-dual finds the crops and the texts: 5 × the number of texts."""
+    model, processor = load_contrastive("mini-dual", device="cpu", dtype="float32")
     with torch.no_grad():
-        features = m.model.vision_tower(torch.stack([m.processor.pixels(c) for c in _crops()]))
-        again = m.model.vision_tower(
-            torch.stack(
-                [m.processor.pixels(c.rotate(8, fillcolor=(190, 205, 230))) for c in _crops()]
-            )
-        )
-    one, other = (
-        torch.nn.functional.normalize((f.mean(1) - features.mean((0, 1))), dim=-1)
-        for f in (features, again)
-    )
-    return names, one @ other.T
+        pictures = model.embed_images(torch.stack([processor.pixels(c) for c in _crops()]))
+        return pictures @ model.embed_texts(**processor.words(texts)).T
+
+
+TEXTS = ("a tractor", "a doughnut", "a yellow star", "a red circle")
 
 
 def _crops() -> list[Image.Image]:
+    """A picture for each of the texts, and one that none of them describes."""
+    circle = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(circle).ellipse((60, 60, 190, 190), fill="red")
     whole = Image.open(SCENE).convert("RGB")
     w, h = whole.size
     boxes = [
@@ -451,55 +449,66 @@ def _crops() -> list[Image.Image]:
         (0.3, 0.5, 0.7, 0.85),
         (0.6, 0.6, 1, 1),
     ]
-    return [whole.crop((int(a * w), int(b * h), int(c * w), int(d * h))) for a, b, c, d in boxes]
+    tractor, doughnut, star, nothing = (
+        whole.crop((int(a * w), int(b * h), int(c * w), int(d * h))) for a, b, c, d in boxes
+    )
+    return [tractor, doughnut, star, circle, nothing]
 
 
-def _matrix(draw: Drawing, left: float, title: str, values: Tensor, form: str) -> None:
-    draw.text(left + 130, 18, title, "strong")
+def _matrix(draw: Drawing, left: float, top: float, values: Tensor) -> None:
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
-            place = left + 66 * j, 90 + 56 * i, 64, 54
+            place = left + 66 * j, top + 56 * i, 64, 54
             draw.rect(*place, "faint")
             draw.rect(*place, "blue" if value > 0 else "orange", min(abs(value), 1) * 0.9)
-            draw.text(place[0] + 32, place[1] + 32, form.format(value), "strong" if i == j else "")
+            words = f"{value:.2f}".replace("-", "−")
+            draw.text(place[0] + 32, place[1] + 32, words, "strong" if i == j else "")
 
 
 def clip(name: str) -> None:
-    _, cosines = _pairs()
-    draw = Drawing(350)
-    for i, crop in enumerate(_crops()):
-        draw.picture(20, 92 + 56 * i, 50, crop.resize((50, 50)))
-        draw.text(84, 122 + 56 * i, f"I{'₁₂₃₄'[i]}", "strong")
-        draw.picture(100 + 66 * i + 7, 34, 50, crop.rotate(8).resize((50, 50)))
-    _matrix(draw, 100, "cosines of vectors: the diagonal is to lead", cosines, "{:.2f}")
-    draw.label(400, 90, 250, 50, "row: which one belongs to I₁?\ncross-entropy, label 1", "faint")
+    draw = Drawing(330)
+    draw.text(232, 18, "cosines: the diagonal is to lead", "strong")
+    for i, (crop, text) in enumerate(zip(_crops()[:4], TEXTS, strict=True)):
+        draw.picture(20, 82 + 56 * i, 50, crop.resize((50, 50)))
+        draw.text(84, 112 + 56 * i, f"I{'₁₂₃₄'[i]}", "strong")
+        draw.text(132 + 66 * i, 42, f"T{'₁₂₃₄'[i]}", "strong")
+        first, _, last = text.rpartition(" ")
+        draw.text(132 + 66 * i, 58, first, "soft small")
+        draw.text(132 + 66 * i, 71, last, "soft small")
+    _matrix(draw, 100, 80, _cosines(TEXTS)[:4])
     draw.label(
-        400, 160, 250, 50, "column: which one belongs to T₁?\ncross-entropy, label 1", "faint"
+        400, 80, 260, 50, "row 1: which text is I₁'s?\ncross-entropy, right answer 1", "faint"
     )
-    draw.label(400, 230, 250, 50, "loss = mean of both\nover all rows and columns", "faint")
-    draw.text(
-        234, 336, "here: mini's tower on four pictures and the same, turned by 8°", "soft small"
+    draw.label(
+        400,
+        150,
+        260,
+        50,
+        "column 1: which picture is T₁'s?\ncross-entropy, right answer 1",
+        "faint",
     )
+    draw.label(400, 220, 260, 50, "loss = mean of both\nover all rows and columns", "faint")
+    draw.text(232, 322, "mini-dual on four pictures and four texts", "soft small")
     draw.save(name)
 
 
 def siglip(name: str) -> None:
-    torch.manual_seed(1)
-    cosines = torch.tensor(
-        [
-            [0.32, 0.10, 0.06, 0.02],
-            [0.08, 0.30, 0.05, 0.09],
-            [0.04, 0.07, 0.28, 0.03],
-            [0.03, 0.05, 0.01, 0.04],
-        ]
-    )
-    draw = Drawing(340)
-    _matrix(draw, 20, "softmax of each row: sums to 1", (cosines * 30).softmax(-1), "{:.2f}")
-    _matrix(draw, 370, "sigmoid of each cell: on its own", (cosines * 60 - 10).sigmoid(), "{:.2f}")
-    draw.text(
-        340, 58, "the same four pictures and texts; the fourth text describes nothing", "soft"
-    )
-    draw.text(340, 334, "last row: softmax must choose, the sigmoid may say no to all", "soft")
+    """The fourth picture is empty; the scale is mini-dual's, the bias SigLIP's at its start."""
+    crops = _crops()
+    kept = [0, 1, 2, 4]
+    cosines = 20 * _cosines(TEXTS)[kept]
+    draw = Drawing(330)
+    for left, title, values in (
+        (70, "softmax of each row: sums to 1", cosines.softmax(-1)),
+        (404, "sigmoid of each cell: on its own", (cosines - 10).sigmoid()),
+    ):
+        draw.text(left + 131, 18, title, "strong")
+        _matrix(draw, left, 56, values)
+        for i, crop in enumerate(kept):
+            draw.picture(left - 50, 60 + 56 * i, 44, crops[crop].resize((44, 44)))
+            draw.text(left + 32 + 66 * i, 46, TEXTS[i].rpartition(" ")[2], "soft small")
+    draw.text(340, 302, "the fourth picture is background: no text describes it, and", "soft")
+    draw.text(340, 320, "softmax must choose one, the sigmoid may say no to all", "soft")
     draw.save(name)
 
 
@@ -546,6 +555,9 @@ def tokens(name: str) -> None:
             draw.text(x + wide / 2, y + 17, word, "mono small")
             draw.text(x + wide / 2, y + 42, str(token), "soft small")
             x += wide + 6
+            if word == "<image>" and x < 90:
+                draw.text(x + 12, y + 17, "…", "soft")
+                x += 30
     [found] = m.detect(SCENE, "tractor")
     whole = Image.open(SCENE)
     scale = 112 / whole.height
@@ -574,7 +586,8 @@ def rope(name: str) -> None:
                 f'<path class="s-blue" stroke-opacity="{1 - 0.14 * p:.2f}" stroke-width="2.5" '
                 f'd="M{x} {y}L{x + radius * a:.1f} {y - radius * b:.1f}"/>'
             )
-            draw.text(x + 1.22 * radius * a, y + 4 - 1.22 * radius * b, str(p), "small soft")
+            if i < 2 or p in (0, 5):  # the slowest stand too close for a number each
+                draw.text(x + 1.22 * radius * a, y + 4 - 1.22 * radius * b, str(p), "small soft")
         draw.text(x, 172, ("fast pair", "slower", "slower still")[i], "soft")
     draw.text(200, 20, "one pair of channels at positions 0 … 5", "soft")
     draw.text(545, 20, "q·k by distance, equal q and k", "soft")
@@ -683,13 +696,18 @@ def cache(name: str) -> None:
     draw.save(name)
 
 
+def _spelled(token: str, blank: str = "▁") -> str:
+    """A token as it can be read. In the vocabulary a blank is ▁."""
+    return token.replace("\n", "\\n").replace("▁", blank)
+
+
 def sampling(name: str) -> None:
     m = mini()
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     logits = t.rows[0].logits(t.rows[0].answer)[0]
     best = logits.topk(7)
-    words = [m.processor.tokenizer.id_to_token(i).replace("▁", "") for i in best.indices.tolist()]
+    words = [_spelled(m.processor.tokenizer.id_to_token(i)) for i in best.indices.tolist()]
     draw = Drawing(250)
     for i, temperature in enumerate((0.5, 1.0, 2.0)):
         left = 20 + 225 * i
@@ -724,11 +742,10 @@ def weight_tying(name: str) -> None:
         draw.text(140, y + 17, title, "", "end")
         draw.rect(150, y, 330, 24, "faint")
         draw.rect(150, y, 330 * table, 24, "orange")
-        draw.rect(480, y, 330 * table, 24, "grey", 0.5)
+        draw.rect(486, y, 330 * table, 24, "grey", 0.5)
         count = found.parameters["embedding"]
         words = f"{count / 1e6:,.0f} M" if count > 1e6 else f"{count / 1e6:.1f} M"
-        draw.text(156, y + 17, words, "small", "start")
-        draw.text(474, y + 17, f"{100 * table:.0f} %", "soft", "end")
+        draw.text(156 + 330 * table, y + 17, f"{words}, {100 * table:.0f} %", "soft", "start")
     draw.text(150, 20, "the table, of all parameters", "soft", "start")
     draw.text(486, 20, "what a second would add", "soft", "start")
     draw.save(name)
@@ -752,39 +769,42 @@ def decoder(name: str) -> None:
             draw.rect(x, y, each - 4, 30, "faint")
             kind = "blue" if best.id == final[i] else "orange"
             draw.rect(x, y, each - 4, 30, kind, 0.55 * best.probability)
-            draw.text(x + each / 2 - 2, y + 20, spell(best.id).replace("▁", "") or "␣", "small")
+            draw.text(x + each / 2 - 2, y + 20, _spelled(spell(best.id), "") or "▁", "small")
     draw.text(340, 20, "blue: the word that is said in the end; the fuller, the surer", "soft")
     draw.save(name)
 
 
 def fine_tuning(name: str) -> None:
-    """Fits one LoRA factor pair to what 60 steps of gradient descent change in a real matrix."""
-    weight = mini().model.language_model.model.layers[1].self_attn.q_proj.weight.detach()
+    """The factors that lesson 20 learns for one query projection of mini: its first 48 channels."""
+    lesson: dict[str, Any] = {}
     torch.manual_seed(0)
-    left = torch.zeros(48, 4, requires_grad=True)
-    right = (torch.randn(4, 48) / 48**0.5).requires_grad_()
-    inputs = torch.randn(64, 48)
-    wanted = inputs @ (weight[:48, :48] + 0.5 * torch.outer(weight[:48, 60], weight[:48, 70]) * 4).T
-    for _ in range(60):
-        loss = (inputs @ (weight[:48, :48] + left @ right).T - wanted).square().mean()
-        for factor, slope in zip(
-            (left, right), torch.autograd.grad(loss, (left, right)), strict=True
-        ):
-            factor.data -= 20 * slope
-    draw = Drawing(220)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("fine_tuning").parts:
+            if part.kind == "python" and "learned" not in lesson:
+                exec(part.text, lesson)
+    lora = lesson["model"].language_model.model.layers[1].self_attn.q_proj
+    weight = lora.linear.weight.detach()
+    left, right = lora.B.detach()[:48], lora.A.detach()[:, :48]
+    draw = Drawing(226)
     for x, values, title in (
-        (15, weight[:48, :48], "W, frozen"),
-        (240, left.detach(), "B"),
-        (285, right.detach(), "A"),
-        (505, (left @ right).detach(), "B · A, the change"),
+        (15, left, "B"),
+        (60, right, "A"),
+        (264, left @ right, "the change"),
+        (502, weight[:48, :48], "W, frozen"),
     ):
         wide = 3.4
         draw.text(x + values.shape[1] * wide / 2, 20, title, "strong")
         draw.heat(x, 34, values, wide, most=float(values.abs().quantile(0.98)))
-    draw.text(207, 120, "+", "strong")
-    draw.text(275, 120, "·", "strong")
-    draw.text(478, 120, "=", "strong")
-    draw.text(340, 212, "48 × 48 weights of mini; 48 × 4 and 4 × 48 numbers to learn", "soft")
+    for x, sign in ((44, "·"), (243, "=")):
+        draw.text(x, 120, sign, "strong")
+    draw.text(464, 104, "added to", "soft small")
+    draw.arrow(440, 116, 488, 116)
+    draw.text(
+        340,
+        218,
+        "48 × 48 weights of a query projection of mini; each part on a scale of its own",
+        "soft",
+    )
     draw.save(name)
 
 

@@ -35,6 +35,10 @@ def test_findings_name_file_and_line(cli: Cli) -> None:
     assert "2 findings" in result.out
     report = json.loads(cli("data", "check", "data.jsonl", "--json").out)
     assert [finding["where"] for finding in report["findings"]] == ["data.jsonl, line 2"] * 2
-    Path("data.jsonl").write_text("{")
-    assert "line 1: is not JSON" in cli("data", "check", "data.jsonl").err
+    Path("data.jsonl").write_text('{\n{"image": "a.png"}\n')
+    broken = cli("data", "check", "data.jsonl")
+    assert broken.code == 1
+    assert "data.jsonl, line 1: is not JSON" in broken.out
+    assert 'data.jsonl, line 2: lacks "prefix"' in broken.out
+    assert broken.out.endswith("0 examples of 0 pictures\n2 findings\n")
     assert cli("data", "check", "nothing").code == 2

@@ -21,7 +21,8 @@ from tests.cli.helpers import Result, picture
 from tests.cli.test_processes import environment
 
 from paliglass import load
-from paliglass.training.finetune import Finetuner
+from paliglass.training.examples import Example
+from paliglass.training.finetune import Finetuner, score_answers
 
 Cli = Callable[..., Result]
 COLOURS = ("red", "lime", "blue", "yellow", "black", "white", "cyan", "orange")
@@ -113,7 +114,9 @@ def test_lora_leaves_an_adapter_that_loads_and_merges(
 
 
 def test_settings_come_from_a_file_and_flags_win(cli: Cli, arguments: list[str]) -> None:
-    Path("settings.yaml").write_text("batch-size: 2\nlearning_rate: 5e-4\nsteps: 3\nlora: 2\n")
+    Path("settings.yaml").write_text(
+        "batch-size: 2\nlearning_rate: 5e-4\nsteps: 3\nlora: 2\ntrain: decoder\n"
+    )
     for name in ("--batch-size", "--learning-rate"):
         at = arguments.index(name)
         del arguments[at : at + 2]
@@ -121,13 +124,18 @@ def test_settings_come_from_a_file_and_flags_win(cli: Cli, arguments: list[str])
     assert result.out.startswith("run/adapter: 8 steps"), result.err
     settings = yaml.safe_load(Path("run/config.yaml").read_text())
     assert (settings["batch_size"], settings["learning_rate"]) == (2, 5e-4)
+    assert (settings["train"], settings["lora_alpha"]) == ("decoder", 4)
+    Path("again.yaml").write_text(Path("run/config.yaml").read_text())  # a run's own settings
+    assert cli("train", "finetune", "--out", "again", "--config", "again.yaml").code == 0
+    assert losses("again") == losses("run")
     Path("settings.yaml").write_text("speed: 2\n")
     wrong = cli(*arguments, "--out", "other", "--config", "settings.yaml")
     assert (wrong.code, "speed is no setting" in wrong.err) == (2, True)
-    recipe = cli(*arguments, "--out", "other", "--recipe", "vqav2-224", "--batch-size", "4")
+    recipe = cli(*arguments, "--out", "other", "--recipe", "vqav2-448", "--batch-size", "4")
     assert recipe.code == 0, recipe.err
     settings = yaml.safe_load(Path("other/config.yaml").read_text())
-    assert (settings["learning_rate"], settings["weight_decay"]) == (1e-5, 1e-6)
+    assert (settings["learning_rate"], settings["weight_decay"]) == (1e-5, 0.0)
+    assert "vqav2-448 is for pictures of 448 × 448 pixels" in recipe.err
     assert "choose ai2d" in cli(*arguments, "--out", "x", "--recipe", "nothing").err
 
 
@@ -148,6 +156,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(
     kept = load_file("run/best.safetensors")
     final = dict(load("run/model").model.named_parameters())
     assert all(torch.equal(tensor, final[name]) for name, tensor in kept.items())
+    assert len(list(Path("run/samples").glob("*.png"))) == 3
     samples = Path("run/samples.jsonl").read_text().splitlines()
     assert json.loads(samples[0]).keys() >= {"step", "image", "prefix", "suffix", "said"}
 
@@ -169,10 +178,39 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
         stopped = cli(*arguments, "--out", "run")
     assert (stopped.code, "run/checkpoint holds step 3" in stopped.err) == (130, True)
     assert "holds a run" in cli(*arguments, "--out", "run").err
+    other = ["--data", "data/held_out.jsonl", "--batch-size", "2"]
+    assert "started with" in cli(*arguments, "--out", "run", "--resume", *other).err
+    Path("data/train.jsonl").rename("data/kept.jsonl")
+    Path("data/train.jsonl").write_text(Path("data/kept.jsonl").read_text().replace("red", "lime"))
+    changed = cli(*arguments, "--out", "run", "--resume")
+    assert "started with data 8 examples" in changed.err
+    Path("data/kept.jsonl").rename("data/train.jsonl")
     assert "seed 0, not 1" in cli(*arguments, "--out", "run", "--resume", "--seed", "1").err
     resumed = cli(*arguments, "--out", "run", "--resume")
     assert resumed.code == 0, resumed.err
     assert losses("run") == losses("whole")
+
+
+def test_the_score_is_the_tasks_own() -> None:
+    def example(prefix: str, *right: str) -> Example:
+        return Example(Path("a.png"), prefix, right[0], "", right)
+
+    asked = [example("answer en what?", *["dog"] * 3), example("ocr", "STOP")]
+    assert score_answers(asked, ["The dog.", "SHOP"]) == 0.5
+    captions = [
+        example("caption en", "a dog runs fast", "a dog"),
+        example("cap en", "two cats sit"),
+    ]
+    box = "<loc0000><loc0000><loc0512><loc0512> dog"
+    found = score_answers([*captions, example("detect dog", box)], ["a dog runs", "a cow", box])
+    assert 0.5 < found < 0.75
+
+
+def test_broken_pictures_are_not_asked_about(cli: Cli, arguments: list[str]) -> None:
+    Path("data/lime.png").write_bytes(b"")
+    more = ["--validation", "data/held_out.jsonl", "--every", "8"]
+    assert cli(*arguments, "--out", "run", *more).code == 0
+    assert len(Path("run/samples.jsonl").read_text().splitlines()) == 2
 
 
 def together(arguments: list[str], *more: str) -> None:
@@ -188,7 +226,9 @@ def together(arguments: list[str], *more: str) -> None:
 def test_two_processes_are_one(cli: Cli, arguments: list[str], how: list[str]) -> None:
     alone = [part for part in how if part != "--shard"]
     assert cli(*arguments, *alone, "--out", "one").code == 0
-    together(arguments, *how, "--out", "two")
+    held_out = ["--validation", "data/held_out.jsonl", "--every", "4"]
+    together(arguments, *how, *held_out, "--out", "two")
+    assert len(Path("two/samples.jsonl").read_text().splitlines()) == 6  # sharded models answer too
     for (step, one), (_, two) in zip(losses("one"), losses("two"), strict=True):
         assert two == pytest.approx(one, abs=2e-5), step
     (one,), (two,) = (list(Path(name).glob("*/*model.safetensors")) for name in ("one", "two"))
@@ -207,6 +247,29 @@ def test_a_sharded_run_goes_on_where_it_stopped(arguments: list[str]) -> None:
     assert Path("run/log.jsonl").read_text() == lines
     assert losses("run") == whole
     assert load("run/model")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    cli: Cli, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*arguments, "--out", "whole").code == 0
+    save = torch.save
+    saved: list[object] = []
+
+    def full_at_the_third(what: object, path: Path) -> None:
+        saved.append(what)
+        if len(saved) == 3:
+            raise RuntimeError("unexpected pos 247616 vs 247508")
+        save(what, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_at_the_third)
+        full = cli(*arguments, "--out", "run")
+    assert (full.code, "is the disk full?" in full.err) == (1, True)
+    assert "the one before it is whole" in full.err
+    assert not Path("run/checkpoint.new").exists()
+    assert cli(*arguments, "--out", "run", "--resume").code == 0
+    assert losses("run") == losses("whole")
 
 
 def test_a_killed_run_goes_on(cli: Cli, arguments: list[str]) -> None:

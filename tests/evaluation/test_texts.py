@@ -21,6 +21,9 @@ from paliglass.evaluation.texts import (
         ("The two  Dogs", "2 dogs"),
         ("dont know", "don't know"),
         ("yes, it is!", "yes it is"),
+        ("couldnt've couldn'tve", "couldn't've couldn't've"),
+        ("twas yall'd've", "'twas y'all'd've"),
+        ("lets somebody'd", "lets somebodyd"),
         ("1,000", "1000"),
         ("3.5", "3.5"),
         ("black/white", "black white"),
@@ -58,6 +61,12 @@ def test_errors_are_counted_from_the_nearest_answer() -> None:
     assert word_errors("the cat sat", ["the cat sat down", "a dog"]) == (1, 4)
     assert exact(" a dog ", ["a dog"]) == 1
     assert exact("A dog", ["a dog"]) == 0
+
+
+def test_word_errors_are_the_published_example() -> None:
+    # jiwer's own: "hello world" heard as "hello duck" has a word error rate of 0.5.
+    wrong, length = word_errors("hello duck", ["hello world"])
+    assert wrong / length == 0.5
 
 
 def test_cider_is_the_reference_implementations() -> None:

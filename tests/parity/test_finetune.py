@@ -92,8 +92,9 @@ def test_loss_and_gradients_of_lora(tmp_path: Path) -> None:
             parameter.normal_(std=0.1, generator=generator)
             their_parameters[name].copy_(parameter)
     batch = batch_of(TINY)
-    mine = gradients(trainer, batch)
     loss = adapted(**batch).loss
+    assert trainer.mean_loss(iter([batch])) == pytest.approx(loss.item(), abs=1e-4)
+    mine = gradients(trainer, batch)
     loss.backward()
     for name, gradient in mine.items():
         torch.testing.assert_close(gradient, their_parameters[name].grad, atol=1e-4, rtol=1e-4)

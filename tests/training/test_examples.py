@@ -112,10 +112,6 @@ def test_coco_masks_become_segment(tmp_path: Path) -> None:
             "annotations[0]: category_id 9 is no category",
         ),
         (
-            {"annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 0, 1]}]},
-            "annotations[0]: bbox [0, 0, 0, 1] has no area",
-        ),
-        (
             {"annotations": [{"image_id": 7, "category_id": 1, "bbox": "x"}]},
             "annotations[0]: bbox is 'x'",
         ),
@@ -126,6 +122,30 @@ def test_wrong_coco_is_named(tmp_path: Path, changes: dict[str, Any], complaint:
     with pytest.raises(PaliglassError) as error:
         open_examples(path)
     assert complaint in str(error.value)
+
+
+def test_boxes_without_area_are_left_out_and_noted(tmp_path: Path) -> None:
+    flat = {"image_id": 7, "category_id": 1, "bbox": [10, 10, 5, 0]}
+    whole = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 100, 100]}
+    path = write(tmp_path / "instances.json", coco(annotations=[flat, whole]))
+    (example,) = open_examples(path)
+    assert example.suffix == "<loc0000><loc0000><loc1023><loc0512> dog"
+    (note,) = example.notes
+    assert note.endswith("annotations[0]: bbox [10, 10, 5, 0] has no area, and is left out")
+
+
+def test_every_wrong_line_can_be_told(tmp_path: Path) -> None:
+    good = json.dumps({"image": "a.png", "prefix": "ocr", "suffix": "A"})
+    path = write(tmp_path / "data.jsonl", f'{{\n{good}\n{{"image": 1}}\n')
+    problems: list[tuple[str, str]] = []
+    (example,) = open_examples(path, problems=problems)
+    assert example.where == f"{path}, line 2"
+    assert [where for where, _ in problems] == [f"{path}, line 1", f"{path}, line 3"]
+    assert problems[1][1].startswith('lacks "prefix"')
+    write(tmp_path / "set" / "metadata.csv", "file_name,text\n,a dog\nb.png,a cat\n")
+    problems.clear()
+    assert len(open_examples(tmp_path / "set", problems=problems)) == 1
+    assert problems == [(f"{tmp_path / 'set' / 'metadata.csv'}, line 2", "lacks file_name")]
 
 
 def test_coco_captions(tmp_path: Path) -> None:
@@ -148,6 +168,12 @@ def test_vqa(tmp_path: Path) -> None:
     assert example.image.name == "COCO_val2014_000000000042.jpg"
     assert (example.prefix, example.suffix) == ("answer en what is it?", "dog")
     assert example.answers == ("dog", "dog", "wolf")
+    write(
+        tmp_path / "v2_mscoco_val2014_annotations.json",
+        {"annotations": [{"question_id": 1, "answers": []}]},
+    )
+    with pytest.raises(PaliglassError, match=r"annotations\[0\]: answers are to be"):
+        open_examples(path)
     write(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": []})
     with pytest.raises(PaliglassError, match=r"questions\[0\]: .* has no answer to it"):
         open_examples(path)

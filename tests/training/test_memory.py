@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +64,40 @@ def test_activations_are_counted_without_memory(part: Any, checkpointing: bool) 
     held = kept_for_backward(forward, list(model.parameters()))
     found = plan(CONFIG, part, rows=4, words=16, checkpointing=checkpointing).activations
     assert found == pytest.approx(held, rel=0.1)
+
+
+HELD = """
+import json, sys
+import torch
+from tests.tiny import make_batch, tiny_model
+from tests.training.test_memory import CONFIG
+from paliglass.training.finetune import Finetuner, FinetuneRecipe
+from paliglass.training.runs import make_accelerator
+
+recipe = FinetuneRecipe(steps=2, batch_size=2, shard=True)
+trainer = Finetuner(tiny_model(CONFIG).to(torch.bfloat16), recipe, make_accelerator("bf16"))
+trainer.train_step([make_batch(CONFIG, [4], [4])])
+local = lambda tensors: sum(t.to_local().nbytes for t in tensors)
+moments = [m[k] for m in trainer.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+found = {"weights": local(trainer.model.parameters()), "optimizer": local(moments)}
+if trainer.accelerator.is_main_process:
+    open(sys.argv[1], "w").write(json.dumps(found))
+trainer.accelerator.end_training()
+"""
+
+
+def test_a_shard_is_what_the_plan_says(tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(tmp_path / "held.py"), str(tmp_path / "held.json")]
+    path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environs = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environs, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    held = json.loads((tmp_path / "held.json").read_text())
+    expected = plan(CONFIG, gpus=2)
+    assert held["weights"] == pytest.approx(expected.weights, rel=0.01)  # rows do not halve evenly
+    assert held["optimizer"] == pytest.approx(expected.optimizer, rel=0.01)
 
 
 def test_more_gpus_hold_less_each_and_lora_learns_little() -> None:

@@ -56,8 +56,10 @@ def check(
     codec = None
     if task is CocoTask.SEGMENT and (folder / CODEC).exists():
         codec = MaskCodec.load(folder / CODEC)
-    examples = open_examples(source, images, task.value, codec)
+    problems: list[tuple[str, str]] = []
+    examples = open_examples(source, images, task.value, codec, problems)
     report = look(examples, processor, config.text_config.max_position_embeddings)
+    report.findings = problems + report.findings
     if sheet is not None:
         unfinished = sheet.with_name(f".{sheet.name}.tmp")
         contact_sheet(examples[:24]).save(unfinished, format="PNG")
@@ -69,11 +71,15 @@ def check(
             print(f"{where}: {problem}")
         tasks = ", ".join(f"{name} {count}" for name, count in report.tasks.most_common(8))
         lengths = report.to_dict()
-        print(f"{report.examples} examples of {report.pictures} pictures: {tasks}")
+        print(
+            f"{report.examples} examples of {report.pictures} pictures"
+            + (f": {tasks}" if tasks else "")
+        )
         for name in ("prefix_tokens", "suffix_tokens"):
             found = lengths[name]
             title = name.replace("_", " ")
-            print(f"{title}: {found['least']} to {found['most']}, median {found['median']:g}")
+            if found:
+                print(f"{title}: {found['least']} to {found['most']}, median {found['median']:g}")
         count = len(report.findings)
         print(f"{count} findings" if count else "nothing wrong found")
     if report.findings:

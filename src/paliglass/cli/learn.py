@@ -66,9 +66,9 @@ def _show(console: Console, lesson: Lesson, run: bool) -> None:
                 console.print(Padding(Syntax(part.text.rstrip(), "python"), (1, 0)))
                 blocks += 1
                 if printed:
-                    console.print(Text(printed.rstrip(), "green"))
+                    console.print(Padding(Text(printed.rstrip(), "green"), (0, 0, 1, 0)))
             elif not run:  # what it would have printed
-                console.print(Text(part.text.rstrip(), "green"))
+                console.print(Padding(Text(part.text.rstrip(), "green"), (0, 0, 1, 0)))
     except AssertionError as error:
         fail(f"lesson {lesson.topic}: an assertion does not hold on this machine: {error}")
     if run:

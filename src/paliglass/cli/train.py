@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paliglass.cli.app import app, command
+from paliglass.cli.app import app, command, complain
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -354,16 +355,19 @@ def _defaults(context: typer.Context, path: Path | None) -> Path | None:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    known = {parameter.name for parameter in context.command.params} - {"config", "debug"}
+    parameters = [p for p in context.command.params if p.name not in ("config", "debug")]
+    flags = {flag.lstrip("-").replace("-", "_"): p.name for p in parameters for flag in p.opts}
     if not isinstance(settings, dict):
         raise typer.BadParameter(f"{path}: is no list of settings, as `learning_rate: 1e-4`")
-    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
-    for name in settings:
-        if name not in known:
+    found = {}
+    for name, value in settings.items():
+        known = str(name).replace("-", "_")
+        if known not in flags:
             raise typer.BadParameter(
-                f"{path}: {name} is no setting; there are {', '.join(sorted(known))}"
+                f"{path}: {name} is no setting; there are {', '.join(sorted(flags))}"
             )
-    context.default_map = {**(context.default_map or {}), **settings}
+        found[flags[known]] = value
+    context.default_map = {**(context.default_map or {}), **found}
     return path
 
 
@@ -457,8 +461,7 @@ def finetune(
         bool,
         typer.Option(
             "--shard",
-            help="Spread weights, gradients and optimizer over the processes (FSDP2). Then "
-            "--validation is judged by its loss alone.",
+            help="Spread weights, gradients and optimizer over the processes (FSDP2).",
         ),
     ] = False,
     every: Annotated[
@@ -486,6 +489,8 @@ def finetune(
         raise typer.BadParameter("say when to end: --steps or --epochs")
     if lora and train_part is Part.PROJECTOR:
         raise typer.BadParameter("--lora goes with --train all, decoder or attention")
+    if os.environ.pop("ACCELERATE_USE_FSDP", "") == "true":  # accelerate launch --use_fsdp
+        shard = True
     if patience and validation is None:
         raise typer.BadParameter("--patience needs --validation, whose score it watches")
     settings = {
@@ -504,6 +509,7 @@ def finetune(
     from paliglass.model import load
     from paliglass.training import finetune as training
     from paliglass.training.examples import open_examples
+    from paliglass.training.recipes import picture_side
     from paliglass.training.runs import find_checkpoint, make_accelerator
 
     result = out / ("adapter" if lora else "model")
@@ -512,16 +518,23 @@ def finetune(
     if checkpoint is not None and not resume:
         raise typer.BadParameter(f"{out} holds a run; go on with --resume, or choose a new folder")
     accelerator = make_accelerator(precision.value)
-    base = load(model, device=accelerator.device, pack=False)
+    # What is to be sharded need not fit onto one GPU: it comes from the CPU layer by layer.
+    base = load(model, device="cpu" if shard else accelerator.device, pack=False)
     codec = base.mask_codec if task is CocoTask.SEGMENT else None
     examples = open_examples(data, images, task.value, codec)
     held_out = [] if validation is None else open_examples(validation, images, task.value, codec)
+    side = picture_side(recipe) if recipe else None
+    if side not in (None, base.model.config.vision_config.image_size):
+        complain(
+            f"--recipe {recipe} is for pictures of {side} × {side} pixels; {model} takes "
+            f"{base.model.config.vision_config.image_size}"
+        )
     total = steps or max(1, round((epochs or 0) * len(examples) / batch_size))
     settled = training.FinetuneRecipe(
         steps=total,
         batch_size=batch_size,
         accumulate=accumulate,
-        learning_rate=learning_rate or (2e-4 if lora else 2e-5),
+        learning_rate=(2e-4 if lora else 2e-5) if learning_rate is None else learning_rate,
         warm_up=warm_up,
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
@@ -540,6 +553,9 @@ def finetune(
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         settings |= {"learning_rate": settled.learning_rate, "steps": total}
+        settings["train"] = settings.pop("train_part")  # the flag's name
+        if lora:
+            settings["lora_alpha"] = settled.lora_alpha
         write_whole(out / "config.yaml", yaml.safe_dump(settings, sort_keys=True))
     training.train(
         trainer,

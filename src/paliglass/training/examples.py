@@ -17,10 +17,10 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,10 @@ from paliglass.tasks.prompts import answer_prompt, caption_prompt, detect_prompt
 if TYPE_CHECKING:
     from paliglass.segmentation import MaskCodec
 
+Row = TypeVar("Row")
 LINE = '{"image": "dog.png", "prefix": "caption en", "suffix": "a dog"}'
 MAX_ANSWERS = 10  # VQAv2 has ten a question
+Problems = list[tuple[str, str]]  # (file and line, what is wrong with it)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def open_examples(
     images: Path | None = None,
     task: str | None = None,
     codec: MaskCodec | None = None,
+    problems: Problems | None = None,
 ) -> list[Example]:
     """The examples of a file or folder of the kinds listed above.
 
@@ -66,15 +69,20 @@ def open_examples(
         images: where a COCO or VQAv2 file's pictures are; by default the file's folder.
         task: "detect" (the default) or "segment", for COCO boxes.
         codec: what turns COCO's masks into `<seg>` tokens.
+        problems: gets what is wrong with lines, which are then left out; without it they raise.
 
     Raises PaliglassError where it is none of them, or an entry is wrong.
     """
     if data.is_dir():
-        return _folder(data)
+        return _folder(data, problems)
     if not data.is_file():
         raise PaliglassError(f"{data}: no such file or folder")
     if data.suffix == ".jsonl":
-        return [_line(line, where, data.parent) for where, line in _json_lines(data)]
+        return _each(
+            _lines(data),
+            lambda line, where: _line(_parsed(line, where), where, data.parent),
+            problems,
+        )
     if data.suffix != ".json":
         raise PaliglassError(f"{data}: is no .jsonl, .json or folder; a line is {LINE}")
     content = _json(data)
@@ -90,25 +98,43 @@ def open_examples(
     return _coco_captions(data, content, folder)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _each(
+    rows: Iterable[tuple[str, Row]], read: Callable[[Row, str], Example], problems: Problems | None
+) -> list[Example]:
+    """`read` of every (where, row); what it raises goes into `problems`, where given."""
+    examples = []
+    for where, row in rows:
+        try:
+            examples.append(read(row, where))
+        except PaliglassError as error:
+            if problems is None:
+                raise
+            problems.append((where, str(error).removeprefix(f"{where}: ")))
+    return examples
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where, line) of a text; empty lines are passed over."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise PaliglassError(f"{path}: is no text in UTF-8; give JSON lines") from None
     number = 0
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PaliglassError(f"{where}: is not JSON ({error.msg}); write {LINE}") from None
-        if not isinstance(data, dict):
-            raise PaliglassError(f"{where}: is no JSON object; write {LINE}")
-        yield where, data
+        if line.strip():
+            yield f"{path}, line {number}", line
     if not number:
         raise PaliglassError(f"{path}: holds no examples; a line is {LINE}")
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PaliglassError(f"{where}: is not JSON ({error.msg}); write {LINE}") from None
+    if not isinstance(data, dict):
+        raise PaliglassError(f"{where}: is no JSON object; write {LINE}")
+    return data
 
 
 def _line(data: dict[str, Any], where: str, folder: Path) -> Example:
@@ -177,6 +203,9 @@ def _coco(
         )
         for place, entry in found:
             box = _coco_box(entry["bbox"], place)
+            if box.x0 >= box.x1 or box.y0 >= box.y1:  # COCO itself has such
+                notes.append(f"{place}: bbox {entry['bbox']} has no area, and is left out")
+                continue
             codes = (
                 "" if codec is None or task == "detect" else _codes(entry, box, size, codec, place)
             )
@@ -194,8 +223,6 @@ def _coco_box(values: Any, where: str) -> Box:
         x, y, width, height = (float(value) for value in values)
     except (TypeError, ValueError):
         raise PaliglassError(f"{where}: bbox is {values!r}; it is [x, y, width, height]") from None
-    if width <= 0 or height <= 0:
-        raise PaliglassError(f"{where}: bbox {values} has no area")
     return Box(x, y, x + width, y + height)
 
 
@@ -257,9 +284,10 @@ def _vqa(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
     for where, entry in _entries(beside, _json(beside), "annotations", ("question_id", "answers")):
         try:
             given = [str(answer["answer"]) for answer in entry["answers"]][:MAX_ANSWERS]
-        except (TypeError, KeyError):
+            likeliest = str(entry.get("multiple_choice_answer") or given[0])
+        except (TypeError, KeyError, IndexError):
             raise PaliglassError(f'{where}: answers are to be [{{"answer": "yes"}}, …]') from None
-        answers[entry["question_id"]] = str(entry.get("multiple_choice_answer", given[0])), given
+        answers[entry["question_id"]] = likeliest, given
     numbered = {
         int(match[1]): file
         for file in folder.iterdir()
@@ -277,17 +305,18 @@ def _vqa(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
     return examples
 
 
-def _folder(folder: Path) -> list[Example]:
-    readers: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
-        "metadata.jsonl": _json_lines,
-        "metadata.csv": _csv_rows,
-    }
-    for name, read in readers.items():
-        if (folder / name).is_file():
-            return [_metadata(row, where, folder) for where, row in read(folder / name)]
+def _folder(folder: Path, problems: Problems | None) -> list[Example]:
+    if (path := folder / "metadata.jsonl").is_file():
+        return _each(
+            _lines(path),
+            lambda line, where: _metadata(_parsed(line, where), where, folder),
+            problems,
+        )
+    if (path := folder / "metadata.csv").is_file():
+        return _each(_csv_rows(path), lambda row, where: _metadata(row, where, folder), problems)
     for name in ("data.jsonl", "train.jsonl"):
         if (folder / name).is_file():
-            return open_examples(folder / name)
+            return open_examples(folder / name, problems=problems)
     files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise PaliglassError(

@@ -12,12 +12,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,13 +39,18 @@ from torch.utils.data import DataLoader, Dataset
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.assembly import assemble
 from paliglass.errors import PaliglassError, PictureError
+from paliglass.evaluation.cases import OBJECT_TASKS
+from paliglass.evaluation.examples import ANSWERS, CAPTIONS, to_questions
 from paliglass.evaluation.objects import Matches, match_boxes
+from paliglass.evaluation.texts import cider, exact, vqa_accuracy
 from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.int8 import Int8Linear
 from paliglass.ops.losses import IGNORE
+from paliglass.pictures import load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.attention import use_plain_attention
+from paliglass.training.checks import contact_sheet
 from paliglass.training.examples import Example
 from paliglass.training.lora import add_lora, save_lora
 from paliglass.training.pairs import batch_indices
@@ -150,7 +157,7 @@ class Finetuner:
         self.model, self.recipe, self.accelerator = model, recipe, accelerator
         self.rows = recipe.batch_size // share
         torch.manual_seed(recipe.seed)
-        if recipe.precision == "fp32" or recipe.shard:  # a shard has one dtype
+        if recipe.precision == "fp32" and not recipe.shard:
             model.float()
         if recipe.lora_rank:
             targets = recipe.part
@@ -158,7 +165,7 @@ class Finetuner:
         else:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(PARTS[recipe.part](name))
-                if parameter.requires_grad:
+                if parameter.requires_grad and not recipe.shard:
                     parameter.data = parameter.data.float()
         if accelerator.device.type == "cpu" and model.config.num_image_tokens <= SHORT:
             use_plain_attention(model)
@@ -235,8 +242,23 @@ class Finetuner:
         return total / max(tokens, 1)
 
     def learned(self) -> dict[str, Tensor]:
-        """What has learned, by name, gathered from all processes: each of them must ask."""
-        return {name: whole(p.detach()).contiguous() for name, p in self.learning.items()}
+        """What has learned, by name, gathered from all processes: each of them must ask.
+
+        The first one alone gets it; the others get nothing.
+        """
+        return self.gather(self.learning)
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors as a whole, on the CPU where they are shards, for the first process alone.
+
+        One at a time: what takes all GPUs together would not fit onto each of them.
+        """
+        main, kept = self.accelerator.is_main_process, {}
+        for name, tensor in tensors.items():
+            gathered = whole(tensor.detach())
+            if main:
+                kept[name] = (gathered.cpu() if gathered is not tensor else gathered).contiguous()
+        return kept
 
     def restore(self, path: Path) -> None:
         """Takes over what `learned` gave, from a safetensors file."""
@@ -250,10 +272,7 @@ class Finetuner:
         To be called by every process: what is sharded is gathered. The first one writes.
         """
         learned, optimizer = self.learned(), self.optimizer.state_dict()
-        optimizer["state"] = {
-            number: {name: whole(value) for name, value in moments.items()}
-            for number, moments in optimizer["state"].items()
-        }
+        optimizer["state"] = {n: self.gather(m) for n, m in optimizer["state"].items()}
         if not self.accelerator.is_main_process:
             return
         with new_checkpoint(folder) as new:
@@ -270,7 +289,7 @@ class Finetuner:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         check_same(folder, state.pop("recipe"), asdict(self.recipe))
         self.restore(folder / "weights.safetensors")
-        past = torch.load(folder / "optimizer.pt", weights_only=True)
+        past = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, moments in past["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
@@ -297,7 +316,8 @@ def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
 def _shard(loss: SuffixLoss, precision: str) -> nn.Module:
     """Cuts every layer's weights into as many parts as there are processes (FSDP2).
 
-    A layer is gathered when its turn comes, and let go after it.
+    A layer is gathered when its turn comes, and let go after it. A shard has one dtype,
+    float32; the model may be on the CPU with its file's dtype: a layer at a time becomes float32.
     """
     if not dist.is_initialized():
         raise PaliglassError("--shard is for several processes: torchrun --nproc-per-node 2 …")
@@ -308,7 +328,10 @@ def _shard(loss: SuffixLoss, precision: str) -> nn.Module:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for layer in (*model.vision_tower.vision_model.encoder.layers, *_decoder_layers(model)):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer.float(), mesh=mesh, mp_policy=policy)
+    for part in loss.parameters():  # what no layer has
+        if not isinstance(part, DTensor):
+            part.data = part.data.float()
     fully_shard(loss, mesh=mesh, mp_policy=policy)
     return loss
 
@@ -329,6 +352,19 @@ def _no_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
     else:
         with module.no_sync():  # type: ignore[operator]
             yield
+
+
+@contextmanager
+def _gathered(module: nn.Module) -> Iterator[None]:
+    """What belongs to no layer of a sharded model is in one place in this block, as decoding needs.
+
+    Layers are gathered when their turn comes, as in training: all processes decode the same.
+    """
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    yield
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:
@@ -405,19 +441,51 @@ class Validation:
 
 
 def score_answers(examples: Sequence[Example], said: Sequence[str]) -> float:
-    """0 … 1: F1 at IoU .5 over the boxes of `detect` and `segment`, the share right of the rest.
+    """0 … 1: the mean over the tasks that there are, each by its own metric.
 
-    Their mean where there are both.
+    F1 at IoU .5 over the boxes of `detect` and `segment`, a tenth of CIDEr for captions, VQA
+    accuracy for answers, the share right of the rest.
     """
-    boxes, right, others = Matches(), 0, 0
+    boxes: list[Matches] = []
+    texts: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     for example, answer in zip(examples, said, strict=True):
-        if example.prefix.startswith(("detect", "segment")):
-            boxes += match_boxes(answer, example.suffix)
+        task = example.prefix.partition(" ")[0]
+        if task in OBJECT_TASKS:
+            boxes.append(match_boxes(answer, example.suffix))
         else:
-            others += 1
-            right += answer.strip() in (example.suffix, *example.answers)
-    parts = [right / others] if others else []
-    return (sum(parts) + boxes.f1) / (len(parts) + 1) if others < len(examples) else sum(parts)
+            kind = "caption" if task in CAPTIONS else "answer" if task in ANSWERS else "other"
+            texts[kind].append((answer, example.answers or (example.suffix,)))
+    scores = [sum(boxes, Matches()).f1] if boxes else []
+    for kind, pairs in texts.items():
+        if kind == "caption":
+            found = [value / 10 for value in cider(*map(list, zip(*pairs, strict=True)))]
+        else:
+            found = [(vqa_accuracy if kind == "answer" else exact)(*pair) for pair in pairs]
+        scores.append(sum(found) / len(found))
+    return sum(scores) / len(scores)
+
+
+def _asked(validation: Validation) -> list[Example]:
+    """What is answered in full: each prompt about a picture once, and no broken pictures."""
+    asked = []
+    for question in to_questions(validation.examples):
+        with suppress(PictureError):
+            load_picture(question.picture)
+            path = Path(str(question.picture))
+            right = question.answers
+            asked.append(Example(path, question.prefix, right[0], "", right))
+        if len(asked) == validation.answers:
+            break
+    return asked
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Tells data sets apart by their prompts, answers and pictures' names, wherever they lie."""
+    lines = (f"{e.image.name}\t{e.prefix}\t{e.suffix}\n" for e in examples)
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
+    return f"{len(examples)} examples, {digest.hexdigest()[:8]}"
 
 
 def train(
@@ -439,8 +507,13 @@ def train(
     """
     accelerator, recipe = trainer.accelerator, trainer.recipe
     main = accelerator.is_main_process
-    state: dict[str, Any] = {"best": [-1.0, 0.0], "waited": 0, **(past or {})}
+    about = {"data": fingerprint(examples)}
+    if past:
+        check_same(out / "checkpoint", {"data": past.get("data")}, about)
+    state: dict[str, Any] = {"best": [-1.0, 0.0], "waited": 0, **(past or {}), **about}
     if main:
+        if not past:  # of a run that came to no checkpoint
+            (out / "best.safetensors").unlink(missing_ok=True)
         for name in ("log.jsonl", "samples.jsonl"):
             cut_log(out / name, trainer.step)
     data = batches(examples, processor, shares(trainer, len(examples)), workers)
@@ -501,10 +574,9 @@ def _look(
     count = len(validation.examples)
     order = (list(range(i, min(i + rows, count))) for i in range(0, count, rows))
     loss = trainer.mean_loss(b for b, _ in batches(validation.examples, processor, order))
-    # A sharded model is never in one place, as decoding word by word would need: it has no score.
-    asked = [] if trainer.recipe.shard else validation.examples[: validation.answers]
+    asked = _asked(validation)
     trainer.model.eval()
-    with trainer.accelerator.autocast():
+    with trainer.accelerator.autocast(), _gathered(trainer.loss):
         said = PaliGemma(trainer.model, processor).generate(
             [example.image for example in asked],
             [example.prefix for example in asked],
@@ -522,6 +594,12 @@ def _look(
             sample = {"image": str(example.image), "prefix": example.prefix}
             sample |= {"suffix": example.suffix, "said": str(answer)}
             _append(out / "samples.jsonl", {"step": trainer.step, **sample})
+        if asked:
+            said_of = zip(asked[:8], said, strict=False)
+            (out / "samples").mkdir(exist_ok=True)
+            contact_sheet(
+                [replace(example, suffix=str(answer)) for example, answer in said_of]
+            ).save(out / "samples" / f"{trainer.step:06}.png")
         if better:
             unfinished = out / ".best.safetensors.tmp"
             save_file(learned, unfinished)
@@ -554,7 +632,7 @@ def save_result(
     A folder keeps the base's mask codec; its scores' calibration was another model's. name: of the
     base. To be called by every process: what is sharded is gathered. The first one writes.
     """
-    state = {n: whole(p.detach()).cpu() for n, p in trainer.model.named_parameters()}
+    state = trainer.gather(dict(trainer.model.named_parameters()))
     if not trainer.accelerator.is_main_process:
         return
     if trainer.recipe.lora_rank:

@@ -24,11 +24,22 @@ def new_checkpoint(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `folder` when the block has ended well.
 
     At any moment `folder` or, where that is missing, `folder`.old is a whole checkpoint.
+
+    Raises CheckpointError where it cannot be written, as on a full disk.
     """
     new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    yield new
+    try:
+        yield new
+    except Exception as error:  # torch, safetensors and the system have a kind each
+        shutil.rmtree(new, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        last = "; the one before it is whole" if find_checkpoint(folder) else ""
+        raise CheckpointError(
+            f"{folder}: cannot be written, is the disk full? ({reason}){last}: make room, and go "
+            "on with --resume"
+        ) from error
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
