@@ -97,16 +97,16 @@ def run_prompts(
 ) -> Tensor:
     """`prefill` but for the head: B × D after each prompt's last token."""
     attention_mask = batch["attention_mask"]
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     hidden = model.hidden_states(
         batch["input_ids"],
         pixel_values=batch.get("pixel_values"),
         image_features=batch.get("image_features"),
         attention_mask=attention_mask,
         kv_cache=cache,
-        wanted=(attention_mask * places).argmax(-1),
     )
-    return hidden[:, 0]
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (attention_mask * places).argmax(-1)
+    return hidden[torch.arange(len(hidden)), last]
 
 
 def decode_one_token(

@@ -48,18 +48,6 @@ def test_a_batch_says_what_each_row_says_alone_without_a_cache(
         assert completion.log_probs == pytest.approx(single.log_probs, abs=1e-4)
 
 
-@pytest.mark.parametrize("decoder", [{}, GEMMA2], ids=["gemma", "gemma2"])
-def test_the_last_layer_gives_the_places_asked_for(decoder: dict[str, object]) -> None:
-    model = tiny_model(tiny_config(**decoder))
-    batch = make_batch(model.config, [3, 9, 6], side="left")
-    with torch.inference_mode():
-        whole = model.hidden_states(**batch)
-        places = torch.tensor([whole.shape[1] - 1, 4, whole.shape[1] - 2])
-        some = model.hidden_states(**batch, wanted=places)
-    expected = whole[torch.arange(3), places, None]
-    torch.testing.assert_close(some, expected, atol=1e-5, rtol=1e-5)
-
-
 def test_each_picture_goes_through_the_vision_tower_once() -> None:
     model = tiny_model(ENDLESS)
     seen: list[int] = []
