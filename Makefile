@@ -43,10 +43,10 @@ docs: $(VENV)/.installed-test
 	$(BIN)/python docs/architecture.py
 	$(BIN)/cog -r -I docs/lessons -p "from sources import show" docs/lessons/*.md
 
-# Trains the shipped models from nothing (about five and a half hours on two cores; the artwork comes by npm):
-# the mask codec; a dual encoder; from its vision tower the model, which first looks and then talks;
-# the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a run
-# that was stopped goes on.
+# Trains the shipped models from nothing (about five and a half hours on two cores; the artwork comes
+# by npm): the mask codec; a dual encoder; from its vision tower the model, which first looks and then
+# talks; the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a
+# run that was stopped goes on.
 RUN ?= runs/mini
 TRAIN = OMP_NUM_THREADS=1 $(BIN)/paliglass train
 TOGETHER = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m paliglass train
