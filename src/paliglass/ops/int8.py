@@ -65,13 +65,20 @@ class Tokens:
     shape: torch.Size
     dtype: torch.dtype
 
-    @classmethod
-    def of(cls, x: Tensor) -> Self:
-        """Quantises … × K."""
+    @staticmethod
+    def of(x: Tensor | Tokens) -> Tokens:
+        """Quantises … × K, unless that is done already."""
+        if isinstance(x, Tokens):
+            return x
         tokens = x.reshape(-1, x.shape[-1])
         if len(tokens) == 1:
-            return cls(*quantise_token(tokens), x.shape, x.dtype)
-        return cls(*quantise_tokens(tokens), x.shape, x.dtype)
+            return Tokens(*quantise_token(tokens), x.shape, x.dtype)
+        return Tokens(*quantise_tokens(tokens), x.shape, x.dtype)
+
+    def with_numbers(self, integers: Tensor, scales: Tensor) -> Tokens:
+        """The same tokens with other numbers, M × N, and their scales."""
+        shape = torch.Size((*self.shape[:-1], integers.shape[-1]))
+        return Tokens(integers, scales, shape, self.dtype)
 
     def __len__(self) -> int:
         return self.shape[:-1].numel()
@@ -263,9 +270,9 @@ class Int8Linear(nn.Module):
         if self.packed is None:
             assert isinstance(x, Tensor)
             return self._widened(x)
-        tokens = x if isinstance(x, Tokens) else Tokens.of(x)
+        tokens = Tokens.of(x)
         if isinstance(tokens.scales, float):  # then it, and the bias, cost no pass over the result
-            y = self._product(tokens, self.bias, tokens.scales)
+            y = self.product(tokens, self.bias, tokens.scales)
         else:
             y = self.product(tokens)
             if self.bias is None:
@@ -274,11 +281,11 @@ class Int8Linear(nn.Module):
                 y = torch.addcmul(self.bias, y, tokens.scales)
         return y.view(*tokens.shape[:-1], self.out_features)
 
-    def product(self, tokens: Tokens) -> Tensor:
-        """What several tokens' integers give, M × N: without bias, and before their scales."""
-        return self._product(tokens, None, 1.0)
+    def product(self, tokens: Tokens, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        """What the tokens' integers give, M × N: before each one's scale, and without a bias.
 
-    def _product(self, tokens: Tokens, bias: Tensor | None, scale: float) -> Tensor:
+        Both may be given where one scale serves all.
+        """
         assert self.packed is not None
         integers = tokens.integers
         if len(integers) < FEWEST_TOKENS:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +35,7 @@ class Int8GeGLU(nn.Module):
 
     def forward(self, x: Tensor | Tokens) -> Tensor:
         """… × D → … × D."""
-        tokens = x if isinstance(x, Tokens) else Tokens.of(x)
+        tokens = Tokens.of(x)
         scales = tokens.scales
         if isinstance(scales, float):
             gate = F.gelu(self.gate_proj(tokens), approximate="tanh")
@@ -48,8 +47,7 @@ class Int8GeGLU(nn.Module):
 
         integers, own = quantise_tokens(gate, gated)
         # What up's products lack of their scale is the same for all of a token.
-        shape = torch.Size((*tokens.shape[:-1], gate.shape[1]))
-        return self.down_proj(Tokens(integers, own * scales, shape, tokens.dtype))
+        return self.down_proj(tokens.with_numbers(integers, own * scales))
 
 
 class Int8GeluMLP(nn.Module):
@@ -61,7 +59,7 @@ class Int8GeluMLP(nn.Module):
 
     def forward(self, x: Tensor | Tokens) -> Tensor:
         """… × D → … × D."""
-        tokens = x if isinstance(x, Tokens) else Tokens.of(x)
+        tokens = Tokens.of(x)
         scales, bias = tokens.scales, self.fc1.bias
         if isinstance(scales, float) or bias is None:
             return self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
@@ -70,5 +68,4 @@ class Int8GeluMLP(nn.Module):
         def activated(some: Tensor, rows: slice) -> Tensor:
             return gelu_tanh_(some.mul_(scales[rows]).add_(bias))
 
-        shape = torch.Size((*tokens.shape[:-1], product.shape[1]))
-        return self.fc2(Tokens(*quantise_tokens(product, activated), shape, tokens.dtype))
+        return self.fc2(tokens.with_numbers(*quantise_tokens(product, activated)))

@@ -80,7 +80,7 @@ def open_examples(
     if data.suffix == ".jsonl":
         return _each(
             _lines(data),
-            lambda line, where: _line(_parsed(line, where), where, data.parent),
+            lambda line, where: _line(parse_line(line, where), where, data.parent),
             problems,
         )
     if data.suffix != ".json":
@@ -127,13 +127,14 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         raise PaliglassError(f"{path}: holds no examples; a line is {LINE}")
 
 
-def _parsed(line: str, where: str) -> dict[str, Any]:
+def parse_line(line: str, where: str, model: str = LINE) -> dict[str, Any]:
+    """The JSON object of a line. Raises PaliglassError, naming where and a line as it should be."""
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
-        raise PaliglassError(f"{where}: is not JSON ({error.msg}); write {LINE}") from None
+        raise PaliglassError(f"{where}: is not JSON ({error.msg}); write {model}") from None
     if not isinstance(data, dict):
-        raise PaliglassError(f"{where}: is no JSON object; write {LINE}")
+        raise PaliglassError(f"{where}: is no JSON object; write {model}")
     return data
 
 
@@ -309,7 +310,7 @@ def _folder(folder: Path, problems: Problems | None) -> list[Example]:
     if (path := folder / "metadata.jsonl").is_file():
         return _each(
             _lines(path),
-            lambda line, where: _metadata(_parsed(line, where), where, folder),
+            lambda line, where: _metadata(parse_line(line, where), where, folder),
             problems,
         )
     if (path := folder / "metadata.csv").is_file():

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.pictures import SUFFIXES, load_picture
+from paliglass.training.examples import parse_line
 
 if TYPE_CHECKING:
     from paliglass.contrastive.processing import ContrastiveProcessor
@@ -223,12 +224,7 @@ def _file_pairs(path: Path) -> list[tuple[Path, str]]:
 
 def _line_pair(line: str, where: str, folder: Path) -> tuple[Path, str]:
     example = '{"image": "dog.png", "text": "a dog"}'
-    try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PaliglassError(f"{where}: is not JSON ({error.msg}); write {example}") from None
-    if not isinstance(data, dict):
-        raise PaliglassError(f"{where}: is no JSON object; write {example}")
+    data = parse_line(line, where, example)
     image = data.get("image")
     text = next((data[key] for key in TEXT_KEYS if key in data), None)
     for name, value in (("image", image), ("text", text)):
