@@ -166,6 +166,22 @@ def test_without_a_kernel_the_integers_are_widened(monkeypatch: pytest.MonkeyPat
     assert (layer(x) - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize("columns", [192, 200])  # what torch's kernel can read, and cannot
+@pytest.mark.parametrize("tokens", [1, 8, 9])
+def test_few_tokens_without_a_kernel(columns: int, tokens: int) -> None:
+    layer = Int8Linear.quantise(normal(130, columns))
+    assert layer.weight is not None
+    x = normal(tokens, columns, seed=1, dtype=torch.bfloat16)
+    expected = x.double() @ (layer.weight * layer.scale[:, None]).double().T
+    with torch.no_grad():
+        found = layer(x[None])[0]
+    assert found.dtype == torch.bfloat16
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found.double(), expected, rtol=2.0**-7, atol=2.0**-9 * largest)
+    layer(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
 @needs_kernel
 def test_without_the_known_layout_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "knows_layout", lambda: False)

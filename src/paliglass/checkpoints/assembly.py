@@ -17,6 +17,7 @@ from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.int8 import Int8Linear
 from paliglass.ops.packed import pack_linears
+from paliglass.ops.widened import widen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -127,10 +128,12 @@ def assemble(
             f"{source}: lm_head.weight differs from embed_tokens.weight; "
             "PaliGemma's output layer is its embedding (tied weights)"
         )
-    if pack and quantize:
-        speed_up(model)
-    elif pack:
-        pack_linears(model.language_model)
+    if pack and model.device.type == "cpu":
+        if quantize:
+            speed_up(model)
+        else:
+            pack_linears(model.language_model)
+        widen(model, model.dtype)
     return model.eval()
 
 

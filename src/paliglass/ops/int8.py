@@ -8,8 +8,9 @@ Weights carry one scale per output channel, activations one per token, found as 
 - the product of the integers is exact; what is lost is lost in the two roundings
 - oneDNN's kernel wants activations as uint8 with zero point 128: of int8 it makes a reference loop
 - weights are packed once into the layout that kernel reads; prompts and single tokens share it
-- where there is no such kernel (no VNNI instructions, a GPU, Apple) the integers are widened at
-  every use: as small, but no faster than bfloat16
+- where there is no such kernel (no VNNI instructions, a GPU, Apple) activations keep their
+  precision, and the integers are widened at every use: as small, and more exact, but prompts are no
+  faster than bfloat16's; on a CPU a few tokens are read by torch's own kernel for that
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paliglass.ops.widened import widened_linear
+
 LARGEST = 127
 ZERO_POINT = 128
 # A packed matrix is a row of blocks: 64 output channels of 64 inputs, four inputs side by side.
@@ -35,6 +38,8 @@ FEWEST_TOKENS = 4
 # Numbers that are converted at once: their float32 copy stays in the cache, and of tokens, where
 # the calls count too, is none that the system has to find memory for.
 _AT_ONCE, _TOKENS_AT_ONCE = 1 << 17, 1 << 20
+# Of so many tokens, torch's kernel for int8 weights is over before they would be widened.
+_FEW_TOKENS = 8
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,6 +164,12 @@ def _multiply(
 def _zeros(count: int) -> Tensor:
     """The weights' zero points, which the kernel asks for and which are none."""
     return torch.zeros(count, dtype=torch.long)
+
+
+@lru_cache
+def _ones(count: int) -> Tensor:
+    """Weights' scales for a kernel whose bfloat16 is too coarse for the true ones."""
+    return torch.ones(count, dtype=torch.bfloat16)
 
 
 def _memory(packed: Tensor) -> Tensor:
@@ -295,8 +306,16 @@ class Int8Linear(nn.Module):
 
     def _widened(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale  # in float32: rounded once
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        if self.weight.device.type != "cpu":
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale  # in float32: rounded once
+            return (y if self.bias is None else y + self.bias).to(x.dtype)
+        few = x.shape[:-1].numel() <= _FEW_TOKENS and x.dtype == torch.bfloat16
+        # The kernel reads sixteen numbers at a time, past a row's end too, and has no gradient.
+        if not few or self.in_features % 16 or x.requires_grad:
+            return widened_linear(x, self.weight, self.bias, self.scale)
+        y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, _ones(self.out_features))
+        y = y * self.scale if self.bias is None else torch.addcmul(self.bias, y, self.scale)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def integers(self, ids: Tensor) -> Tensor:
         """Some rows of the matrix as int8: … → … × K."""
