@@ -148,6 +148,22 @@ def test_every_wrong_line_can_be_told(tmp_path: Path) -> None:
     assert problems == [(f"{tmp_path / 'set' / 'metadata.csv'}, line 2", "lacks file_name")]
 
 
+def test_every_wrong_coco_entry_is_told(tmp_path: Path) -> None:
+    good = {"image_id": 7, "category_id": 1, "bbox": [1, 1, 2, 2]}
+    wrong = [{**good, "category_id": 99}, {"image_id": 7}, {**good, "bbox": "wide"}]
+    data = coco(annotations=[*wrong, good])
+    data["images"].append({"id": 2})
+    problems: list[tuple[str, str]] = []
+    found = open_examples(write(tmp_path / "instances.json", data), problems=problems)
+    assert [where.rpartition(", ")[2] for where, _ in problems] == [
+        "images[1]",
+        "annotations[0]",
+        "annotations[1]",
+        "annotations[2]",
+    ]
+    assert [example.suffix.count("<loc") for example in found] == [4]
+
+
 def test_coco_captions(tmp_path: Path) -> None:
     images = [{"id": 7, "file_name": "a.png"}]
     captions = [{"image_id": 7, "caption": "A dog.\n"}, {"image_id": 7, "caption": "One  dog."}]

@@ -99,12 +99,14 @@ def push(folder: Path, repository: str, private: bool) -> str:
         api.upload_folder(repo_id=found.repo_id, folder_path=folder)
     except LocalTokenNotFoundError:
         raise CheckpointError(
-            f"{repository}: not logged in; `hf auth login`, or set HF_TOKEN"
+            f"{repository}: not logged in; `hf auth login`, or set HF_TOKEN, then "
+            f"`hf upload {repository} {folder}`"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{repository}: the hub did not take it ({reason}); {folder} is complete"
+            f"{repository}: the hub did not take it ({reason}); {folder} is complete, and "
+            f"`hf upload {repository} {folder}` tries again"
         ) from None
     return str(found)
 

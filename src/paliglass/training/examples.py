@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from paliglass.segmentation import MaskCodec
 
 Row = TypeVar("Row")
+Read = TypeVar("Read")
 LINE = '{"image": "dog.png", "prefix": "caption en", "suffix": "a dog"}'
 MAX_ANSWERS = 10  # VQAv2 has ten a question
 Problems = list[tuple[str, str]]  # (file and line, what is wrong with it)
@@ -88,29 +89,29 @@ def open_examples(
     content = _json(data)
     folder = images or data.parent
     if "questions" in content:
-        return _vqa(data, content, folder)
+        return _vqa(data, content, folder, problems)
     if not {"images", "annotations"} <= content.keys():
         raise PaliglassError(
             f"{data}: has no images and annotations (COCO) and no questions (VQAv2)"
         )
     if "categories" in content:
-        return _coco(data, content, folder, task or "detect", codec)
-    return _coco_captions(data, content, folder)
+        return _coco(data, content, folder, task or "detect", codec, problems)
+    return _coco_captions(data, content, folder, problems)
 
 
 def _each(
-    rows: Iterable[tuple[str, Row]], read: Callable[[Row, str], Example], problems: Problems | None
-) -> list[Example]:
+    rows: Iterable[tuple[str, Row]], read: Callable[[Row, str], Read], problems: Problems | None
+) -> list[Read]:
     """`read` of every (where, row); what it raises goes into `problems`, where given."""
-    examples = []
+    found = []
     for where, row in rows:
         try:
-            examples.append(read(row, where))
+            found.append(read(row, where))
         except PaliglassError as error:
             if problems is None:
                 raise
             problems.append((where, str(error).removeprefix(f"{where}: ")))
-    return examples
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -162,60 +163,89 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _entries(path: Path, content: dict[str, Any], name: str, keys: Sequence[str]) -> Iterator[Any]:
-    """(where, entry) of a list in a JSON file, each with all the keys."""
+def _entries(
+    path: Path,
+    content: dict[str, Any],
+    name: str,
+    keys: Sequence[str],
+    read: Callable[[dict[str, Any], str], Read],
+    problems: Problems | None,
+) -> list[Read]:
+    """`_each` of a list in a JSON file, whose entries are to have all the keys."""
     entries = content.get(name)
     if not isinstance(entries, list):
         raise PaliglassError(f"{path}: {name} is no list")
-    for number, entry in enumerate(entries):
-        where = f"{path}, {name}[{number}]"
+
+    def read_whole(entry: Any, where: str) -> Read:
         lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if lacking:
             raise PaliglassError(f"{where}: lacks {', '.join(lacking)}")
-        yield where, entry
+        return read(entry, where)
+
+    places = ((f"{path}, {name}[{number}]", entry) for number, entry in enumerate(entries))
+    return _each(places, read_whole, problems)
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """An annotation of COCO's. place: what instances are ordered by. note: as in `Example`."""
+
+    image: Any
+    place: tuple[Any, ...] = ()
+    suffix: str | None = None
+    note: str | None = None
 
 
 def _coco(
-    path: Path, content: dict[str, Any], folder: Path, task: str, codec: MaskCodec | None
+    path: Path,
+    content: dict[str, Any],
+    folder: Path,
+    task: str,
+    codec: MaskCodec | None,
+    problems: Problems | None,
 ) -> list[Example]:
     """For each picture a prompt with all categories; instances from left to right."""
     if task not in ("detect", "segment"):
         raise PaliglassError(f"COCO boxes are for detect or segment, not {task!r}")
     if task == "segment" and codec is None:
         raise PaliglassError(f"{path}: to segment takes a model with a mask codec")
-    names = {
-        entry["id"]: str(entry["name"])
-        for _, entry in _entries(path, content, "categories", ("id", "name"))
-    }
+
+    def category(entry: dict[str, Any], where: str) -> tuple[Any, str]:
+        return entry["id"], str(entry["name"])
+
+    def picture(entry: dict[str, Any], where: str) -> tuple[Any, tuple[str, tuple[int, int], str]]:
+        return entry["id"], (entry["file_name"], (entry["width"], entry["height"]), where)
+
+    def instance(entry: dict[str, Any], where: str) -> _Instance:
+        kind, image, bbox = (entry[key] for key in ("category_id", "image_id", "bbox"))
+        if kind not in names:
+            raise PaliglassError(f"{where}: category_id {kind} is no category")
+        if entry.get("iscrowd") or image not in pictures:
+            return _Instance(image)
+        size, box = pictures[image][1], _coco_box(bbox, where)
+        if box.x0 >= box.x1 or box.y0 >= box.y1:  # COCO itself has such
+            return _Instance(image, note=f"{where}: bbox {bbox} has no area, and is left out")
+        codes = "" if codec is None or task == "detect" else _codes(entry, box, size, codec, where)
+        is_outside = box.x0 < 0 or box.y0 < 0 or box.x1 > size[0] or box.y1 > size[1]
+        note = f"{where}: bbox {bbox} leaves the picture of {size}" if is_outside else None
+        suffix = f"{encode_box(box, *size)}{codes} {names[kind]}"
+        return _Instance(image, (order.index(kind), bbox), suffix, note)
+
+    names = dict(_entries(path, content, "categories", ("id", "name"), category, problems))
+    order = list(names)
+    keys: tuple[str, ...] = ("id", "file_name", "width", "height")
+    pictures = dict(_entries(path, content, "images", keys, picture, problems))
+    keys = ("image_id", "category_id", "bbox")
     of_image = defaultdict(list)
-    for where, entry in _entries(path, content, "annotations", ("image_id", "category_id", "bbox")):
-        if entry["category_id"] not in names:
-            raise PaliglassError(f"{where}: category_id {entry['category_id']} is no category")
-        if not entry.get("iscrowd"):
-            of_image[entry["image_id"]].append((where, entry))
+    for found in _entries(path, content, "annotations", keys, instance, problems):
+        of_image[found.image].append(found)
     prompt = (detect_prompt if task == "detect" else segment_prompt)(list(names.values()))
     examples = []
-    for where, image in _entries(path, content, "images", ("id", "file_name", "width", "height")):
-        size = image["width"], image["height"]
-        parts, notes = [], []
-        order = list(names)
-        found = sorted(
-            of_image[image["id"]], key=lambda it: (order.index(it[1]["category_id"]), it[1]["bbox"])
-        )
-        for place, entry in found:
-            box = _coco_box(entry["bbox"], place)
-            if box.x0 >= box.x1 or box.y0 >= box.y1:  # COCO itself has such
-                notes.append(f"{place}: bbox {entry['bbox']} has no area, and is left out")
-                continue
-            codes = (
-                "" if codec is None or task == "detect" else _codes(entry, box, size, codec, place)
-            )
-            if box.x0 < 0 or box.y0 < 0 or box.x1 > size[0] or box.y1 > size[1]:
-                notes.append(f"{place}: bbox {entry['bbox']} leaves the picture of {size}")
-            parts.append(f"{encode_box(box, *size)}{codes} {names[entry['category_id']]}")
-        suffix = " ; ".join(parts)
-        file = folder / image["file_name"]
-        examples.append(Example(file, prompt, suffix, where, notes=tuple(notes)))
+    for number, (file, _, where) in pictures.items():
+        instances = sorted(of_image[number], key=lambda it: it.place)
+        suffix = " ; ".join(it.suffix for it in instances if it.suffix is not None)
+        notes = tuple(it.note for it in instances if it.note is not None)
+        examples.append(Example(folder / file, prompt, suffix, where, notes=notes))
     return examples
 
 
@@ -259,51 +289,55 @@ def _coco_mask(segmentation: Any, size: tuple[int, int], where: str) -> NDArray[
         ) from None
 
 
-def _coco_captions(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
-    files = {
-        entry["id"]: entry["file_name"]
-        for _, entry in _entries(path, content, "images", ("id", "file_name"))
-    }
-    examples = []
-    for where, entry in _entries(path, content, "annotations", ("image_id", "caption")):
+def _coco_captions(
+    path: Path, content: dict[str, Any], folder: Path, problems: Problems | None
+) -> list[Example]:
+    def picture(entry: dict[str, Any], where: str) -> tuple[Any, str]:
+        return entry["id"], entry["file_name"]
+
+    def example(entry: dict[str, Any], where: str) -> Example:
         if entry["image_id"] not in files:
             raise PaliglassError(f"{where}: image_id {entry['image_id']} is no picture")
         caption = " ".join(str(entry["caption"]).split())
-        examples.append(
-            Example(folder / files[entry["image_id"]], caption_prompt(), caption, where)
-        )
-    return examples
+        return Example(folder / files[entry["image_id"]], caption_prompt(), caption, where)
+
+    files = dict(_entries(path, content, "images", ("id", "file_name"), picture, problems))
+    return _entries(path, content, "annotations", ("image_id", "caption"), example, problems)
 
 
-def _vqa(path: Path, content: dict[str, Any], folder: Path) -> list[Example]:
+def _vqa(
+    path: Path, content: dict[str, Any], folder: Path, problems: Problems | None
+) -> list[Example]:
     """VQAv2: questions, and the answers of annotations.json (or …annotations….json) beside it."""
     beside = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
     beside = beside if beside.is_file() else path.with_name("annotations.json")
     if not beside.is_file():
         raise PaliglassError(f"{path}: its answers are missing; put annotations.json beside it")
-    answers = {}
-    for where, entry in _entries(beside, _json(beside), "annotations", ("question_id", "answers")):
+
+    def answer(entry: dict[str, Any], where: str) -> tuple[Any, tuple[str, list[str]]]:
         try:
             given = [str(answer["answer"]) for answer in entry["answers"]][:MAX_ANSWERS]
             likeliest = str(entry.get("multiple_choice_answer") or given[0])
         except (TypeError, KeyError, IndexError):
             raise PaliglassError(f'{where}: answers are to be [{{"answer": "yes"}}, …]') from None
-        answers[entry["question_id"]] = likeliest, given
+        return entry["question_id"], (likeliest, given)
+
+    def example(entry: dict[str, Any], where: str) -> Example:
+        if entry["question_id"] not in answers:
+            raise PaliglassError(f"{where}: {beside.name} has no answer to it")
+        image = numbered.get(entry["image_id"], folder / f"{entry['image_id']}.jpg")
+        likeliest, given = answers[entry["question_id"]]
+        return Example(image, answer_prompt(entry["question"]), likeliest, where, tuple(given))
+
+    keys: tuple[str, ...] = ("question_id", "answers")
+    answers = dict(_entries(beside, _json(beside), "annotations", keys, answer, problems))
     numbered = {
         int(match[1]): file
         for file in folder.iterdir()
         if file.suffix.lower() in SUFFIXES and (match := re.search(r"(\d+)$", file.stem))
     }
-    examples = []
     keys = ("question_id", "image_id", "question")
-    for where, entry in _entries(path, content, "questions", keys):
-        if entry["question_id"] not in answers:
-            raise PaliglassError(f"{where}: {beside.name} has no answer to it")
-        image = numbered.get(entry["image_id"], folder / f"{entry['image_id']}.jpg")
-        answer, given = answers[entry["question_id"]]
-        prompt = answer_prompt(entry["question"])
-        examples.append(Example(image, prompt, answer, where, tuple(given)))
-    return examples
+    return _entries(path, content, "questions", keys, example, problems)
 
 
 def _folder(folder: Path, problems: Problems | None) -> list[Example]:
