@@ -25,17 +25,21 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def as_numbers(integers: Tensor, scale: float) -> Tensor:
+    """What `quantise_token` made of a token, 1 × K in float64."""
+    steps = integers.double() - int8.ZERO_POINT
+    return scale * (steps[:1] + 256 * steps[1:2])
+
+
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the two roundings leave, multiplied in integers and scaled in float64."""
     integers, scales = quantise_rows(weight)
     if len(x) == 1:
-        tokens, token_scales = quantise_token(x)
-        tokens = tokens[:1]
+        y = as_numbers(*quantise_token(x)) @ integers.double().T * scales.double()
     else:
-        tokens, several = quantise_tokens(x)
-        token_scales = several.double()
-    product = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
-    y = product.double() * token_scales * scales.double()
+        tokens, token_scales = quantise_tokens(x)
+        product = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
+        y = product.double() * token_scales.double() * scales.double()
     return y if bias is None else y + bias.double()
 
 
@@ -57,16 +61,18 @@ def test_large_matrices_are_converted_as_small_ones() -> None:
     assert torch.equal(scales[::50], torch.cat([scale for _, scale in again]))
 
 
-@pytest.mark.parametrize("packed", [pytest.param(True, marks=needs_kernel), False])
+@pytest.mark.usefixtures("int8_kernel")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 33])
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("packed", [True, False])
 def test_products_are_those_of_the_integers(
     packed: bool, dtype: torch.dtype, tokens: int, biased: bool
 ) -> None:
     weight, x = normal(130, 200, dtype=dtype), normal(tokens, 200, seed=1, dtype=dtype)
     bias = nn.Parameter(normal(130, seed=2, dtype=dtype), requires_grad=False) if biased else None
     layer = Int8Linear.quantise(weight, bias)
+    assert layer.weight is not None
     if not packed:  # the tokens keep their own precision
         y = F.linear(x.double(), (layer.weight * layer.scale[:, None]).double())
         expected = y if bias is None else y + bias.double()
@@ -83,7 +89,20 @@ def test_products_are_those_of_the_integers(
     torch.testing.assert_close(found.double(), expected, rtol=share, atol=share * largest)
 
 
-@needs_kernel
+@pytest.mark.usefixtures("int8_kernel")
+def test_a_single_token_is_as_good_as_exact() -> None:
+    weight, x = normal(130, 200), normal(33, 200, seed=1)
+    layer = Int8Linear.quantise(weight)
+    assert layer.weight is not None
+    expected = x @ (layer.weight * layer.scale[:, None]).T
+    layer.pack()
+    alone = torch.cat([layer(row[None]) for row in x])
+    together = layer(x)
+    assert (alone - expected).norm() < 1e-4 * expected.norm()
+    assert (together - expected).norm() > 1e-3 * expected.norm()
+
+
+@pytest.mark.usefixtures("int8_kernel")
 def test_shape_and_zeros() -> None:
     layer = Int8Linear.quantise(normal(64, 64))
     layer.pack()
@@ -109,7 +128,7 @@ def test_packing_by_copy_is_packing(shape: tuple[int, int]) -> None:
     tokens = quantise_tokens(normal(5, shape[1]))[0]
     ones = torch.ones(shape[0])
     for integers, matrix in ((first, like), (second, packed)):
-        found = int8._multiply(tokens, matrix, ones, None, 1.0, torch.float32)
+        found = int8._multiply(tokens, matrix, ones, torch.float32)
         expected = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
         assert torch.equal(found.long(), expected)
 
@@ -127,16 +146,31 @@ def test_rows_are_read_out_of_the_packed_matrix() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_token_is_quantised_as_several_are(dtype: torch.dtype) -> None:
+def test_one_token_is_quantised_as_several_are_and_finer(dtype: torch.dtype) -> None:
     x = normal(1, 300, dtype=dtype)
     alone, scale = quantise_token(x)
     among, scales = quantise_tokens(x)
     assert alone.shape == (int8.FEWEST_TOKENS, 300)
-    assert (alone[:1].int() - among.int()).abs().max() <= 1  # their scales are rounded differently
-    assert scale == pytest.approx(float(scales), rel=2.0**-8)
+    assert (alone[1].int() - among[0].int()).abs().max() <= 1
+    assert 256 * scale == pytest.approx(float(scales), rel=2.0**-8)
+    off = (as_numbers(alone, scale) - x.double()).abs()
+    assert off.max() <= 0.502 * scale
+    assert (as_numbers(*quantise_token(0 * x)) == 0).all()
 
 
-@pytest.mark.parametrize("packed", [pytest.param(True, marks=needs_kernel), False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_that_hardly_go_below_0_are_quantised_finer(dtype: torch.dtype) -> None:
+    highest = torch.logspace(-2, 3, 300)[:, None]  # some scales are rounded up, others down
+    x = (torch.linspace(0, 1, 100) * (highest + 0.17) - 0.17).to(dtype)
+    integers, scales = quantise_tokens(x, least=-0.1701)
+    found = (integers.double() - int8.LOW_ZERO) * scales.double()
+    assert ((found - x.double()).abs() <= 0.51 * scales.double()).all()
+    plain = quantise_tokens(x)[1]
+    assert (scales < 0.7 * plain)[highest >= 1].all()
+
+
+@pytest.mark.usefixtures("int8_kernel")
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embedding_and_head_share_one_matrix(packed: bool, dtype: torch.dtype) -> None:
     weight = normal(150, 96)

@@ -6,6 +6,8 @@ Weights carry one scale per output channel, activations one per token, found as 
     y = (q_x · Wqᵀ) · s_x · s_w        q = round(127 · x / max|x|),   s = max|x| / 127
 
 - the product of the integers is exact; what is lost is lost in the two roundings
+- a single token, as in decoding, is rounded to 16 bits: their halves are two tokens to the kernel,
+  which takes as long for four as for one
 - oneDNN's kernel wants activations as uint8 with zero point 128: of int8 it makes a reference loop
 - weights are packed once into the layout that kernel reads; prompts and single tokens share it
 - where there is no such kernel (no VNNI instructions, a GPU, Apple) activations keep their
@@ -31,6 +33,7 @@ from paliglass.ops.widened import widened_linear
 
 LARGEST = 127
 ZERO_POINT = 128
+LOW_ZERO = 32  # the zero point of numbers that hardly go below 0
 # A packed matrix is a row of blocks: 64 output channels of 64 inputs, four inputs side by side.
 CHANNELS, INPUTS, TOGETHER = 64, 64, 4
 # The kernel reads the same weights faster for four tokens than for fewer.
@@ -60,15 +63,16 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Tokens:
     """Activations as the kernel takes them: M tokens of K numbers.
 
-    integers: uint8 around 128, M × K (a single token may stand there several times). scales: of
-    each token, M × 1, in the activations' dtype; of a single one a number. shape, dtype: the
-    activations'.
+    integers: uint8, M × K; of a single token, what `quantise_token` makes of it. scales: of each
+    token, M × 1, in the activations' dtype; of a single one a number. shape, dtype: the
+    activations'. zero_point: the integer that stands for 0.
     """
 
     integers: Tensor
     scales: Tensor | float
     shape: torch.Size
     dtype: torch.dtype
+    zero_point: int = ZERO_POINT
 
     @staticmethod
     def of(x: Tensor | Tokens) -> Tokens:
@@ -80,41 +84,55 @@ class Tokens:
             return Tokens(*quantise_token(tokens), x.shape, x.dtype)
         return Tokens(*quantise_tokens(tokens), x.shape, x.dtype)
 
-    def with_numbers(self, integers: Tensor, scales: Tensor) -> Tokens:
+    def with_numbers(
+        self, integers: Tensor, scales: Tensor, zero_point: int = ZERO_POINT
+    ) -> Tokens:
         """The same tokens with other numbers, M × N, and their scales."""
         shape = torch.Size((*self.shape[:-1], integers.shape[-1]))
-        return Tokens(integers, scales, shape, self.dtype)
+        return Tokens(integers, scales, shape, self.dtype, zero_point)
 
     def __len__(self) -> int:
         return self.shape[:-1].numel()
 
 
 def quantise_tokens(
-    x: Tensor, change: Callable[[Tensor, slice], Tensor] | None = None
+    x: Tensor,
+    change: Callable[[Tensor, slice], Tensor] | None = None,
+    least: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """M × K → uint8 M × K around 128, and the scale of each token, M × 1, of x's dtype.
 
     The scale is rounded to that dtype first: what is multiplied by it later is rounded only once.
     change: what to make of some tokens, given in float32, before they are quantised; told which.
+    least: the lowest number there can be, below 0; then integers are around LOW_ZERO, and finer.
     """
     integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=x.dtype, device=x.device)
     for rows in _chunks(x, _TOKENS_AT_ONCE):
         values = x[rows] if change is None else change(x[rows].float(), rows)
-        scales[rows] = _largest(values) / LARGEST
+        if least is None:
+            scales[rows] = _largest(values) / LARGEST
+        else:
+            # One short of 255, as a scale that was rounded down by 1/256 takes the largest there.
+            highest = values.amax(-1, keepdim=True) / (254 - LOW_ZERO)
+            scales[rows] = highest.clamp_(min=-least / LOW_ZERO)
+        steps = values * scales[rows].float().reciprocal()
+        if least is not None:
+            steps += LOW_ZERO - ZERO_POINT
         # Through int8 and a flip of its top bit: torch converts to uint8 eight times slower.
-        integers[rows] = (values * scales[rows].float().reciprocal()).round_()
+        integers[rows] = steps.round_()
     return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scales
 
 
 def quantise_token(x: Tensor) -> tuple[Tensor, float]:
-    """1 × K → the same token FEWEST_TOKENS times, uint8 around 128, and its scale.
+    """1 × K → uint8 around 128, 4 × K, and a scale: x ≈ scale · (first row + 256 · second row).
 
-    `quantise_tokens` in fewer calls: of a single token they cost more than the numbers.
+    These are the low and the high byte of 16 bits; the other rows are there for the kernel's speed.
     """
-    scale = (float(x.abs().amax()) or 1.0) / LARGEST
-    integers = (x.float() * (1 / scale)).round_().expand(FEWEST_TOKENS, -1).to(torch.int8)
-    return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scale
+    scale = (float(x.abs().amax()) or 1.0) / (256 * LARGEST)
+    # All above 0, so that what is cut off is rounded, and both bytes lie around 128.
+    steps = (x.float() * (1 / scale)).add_(257 * ZERO_POINT + 0.5).to(torch.int32)
+    return torch.cat((steps, steps >> 8, steps, steps)).to(torch.int8).view(torch.uint8), scale
 
 
 def _chunks(matrix: Tensor, numbers: int) -> Iterator[slice]:
@@ -140,21 +158,25 @@ def has_kernel() -> bool:
     weight = torch.full((CHANNELS, 2 * INPUTS), LARGEST, dtype=torch.int8)
     tokens = torch.full((FEWEST_TOKENS, 2 * INPUTS), 255, dtype=torch.uint8)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    product = _multiply(tokens, packed, torch.ones(CHANNELS), None, 1.0, torch.float32)
-    return bool((product == LARGEST * (255 - ZERO_POINT) * 2 * INPUTS).all())
+    ones = torch.ones(CHANNELS)
+    return all(
+        bool((product == LARGEST * (255 - zero) * 2 * INPUTS).all())
+        for zero in (ZERO_POINT, LOW_ZERO)
+        for product in [_multiply(tokens, packed, ones, torch.float32, zero_point=zero)]
+    )
 
 
 def _multiply(
     tokens: Tensor,
     packed: Tensor,
     scales: Tensor,
-    bias: Tensor | None,
-    token_scale: float,
     dtype: torch.dtype,
+    token_scale: float = 1.0,
+    zero_point: int = ZERO_POINT,
 ) -> Tensor:
-    """(tokens − 128) · token_scale · (packed · scales)ᵀ + bias: M × N."""
+    """(tokens − zero_point) · token_scale · (packed · scales)ᵀ: M × N."""
     product: Tensor = torch.ops.onednn.qlinear_pointwise(
-        *(tokens, token_scale, ZERO_POINT, packed, scales, _zeros(len(scales)), bias),
+        *(tokens, token_scale, zero_point, packed, scales, _zeros(len(scales)), None),
         *(1.0, 0, dtype, "none", [], ""),
     )
     return product
@@ -282,27 +304,30 @@ class Int8Linear(nn.Module):
             assert isinstance(x, Tensor)
             return self._widened(x)
         tokens = Tokens.of(x)
-        if isinstance(tokens.scales, float):  # then it, and the bias, cost no pass over the result
-            y = self.product(tokens, self.bias, tokens.scales)
+        if isinstance(tokens.scales, float):
+            y = self._of_one(tokens.integers, tokens.scales).to(tokens.dtype)
+        elif self.bias is None:
+            y = self.product(tokens).mul_(tokens.scales)
         else:
-            y = self.product(tokens)
-            if self.bias is None:
-                y = y.mul_(tokens.scales)
-            else:
-                y = torch.addcmul(self.bias, y, tokens.scales)
+            y = torch.addcmul(self.bias, self.product(tokens), tokens.scales)
         return y.view(*tokens.shape[:-1], self.out_features)
 
-    def product(self, tokens: Tokens, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """What the tokens' integers give, M × N: before each one's scale, and without a bias.
-
-        Both may be given where one scale serves all.
-        """
+    def product(self, tokens: Tokens) -> Tensor:
+        """What several tokens' integers give, M × N: before their scales, without a bias."""
         assert self.packed is not None
         integers = tokens.integers
         if len(integers) < FEWEST_TOKENS:
             integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(integers)))
-        y = _multiply(integers, self.packed, self.scale, bias, scale, tokens.dtype)
+        zero = tokens.zero_point
+        y = _multiply(integers, self.packed, self.scale, tokens.dtype, zero_point=zero)
         return y[: len(tokens)]
+
+    def _of_one(self, integers: Tensor, scale: float) -> Tensor:
+        """A single token's product and bias, 1 × N in float32."""
+        assert self.packed is not None
+        y = _multiply(integers, self.packed, self.scale, torch.float32, scale)
+        y = torch.add(y[:1], y[1:2], alpha=256)
+        return y if self.bias is None else y + self.bias
 
     def _widened(self, x: Tensor) -> Tensor:
         assert self.weight is not None

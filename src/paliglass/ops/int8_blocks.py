@@ -13,7 +13,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paliglass.ops.int8 import Int8Linear, Tokens, quantise_tokens
+from paliglass.ops.int8 import LOW_ZERO, Int8Linear, Tokens, quantise_tokens
+
+LEAST_GELU = -0.1701  # GELU's lowest value, rounded down
 
 
 def gelu_tanh_(x: Tensor) -> Tensor:
@@ -68,4 +70,5 @@ class Int8GeluMLP(nn.Module):
         def activated(some: Tensor, rows: slice) -> Tensor:
             return gelu_tanh_(some.mul_(scales[rows]).add_(bias))
 
-        return self.fc2(tokens.with_numbers(*quantise_tokens(product, activated)))
+        integers, own = quantise_tokens(product, activated, least=LEAST_GELU)
+        return self.fc2(tokens.with_numbers(integers, own, LOW_ZERO))
