@@ -104,18 +104,14 @@ def quantise_tokens(
 
     The scale is rounded to that dtype first: what is multiplied by it later is rounded only once.
     change: what to make of some tokens, given in float32, before they are quantised; told which.
-    least: the lowest number there can be, below 0; then integers are around LOW_ZERO, and finer.
+    least: the lowest number that can come, a little below 0: integers are then around LOW_ZERO, in
+    finer steps.
     """
     integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=x.dtype, device=x.device)
     for rows in _chunks(x, _TOKENS_AT_ONCE):
         values = x[rows] if change is None else change(x[rows].float(), rows)
-        if least is None:
-            scales[rows] = _largest(values) / LARGEST
-        else:
-            # One short of 255, as a scale that was rounded down by 1/256 takes the largest there.
-            highest = values.amax(-1, keepdim=True) / (254 - LOW_ZERO)
-            scales[rows] = highest.clamp_(min=-least / LOW_ZERO)
+        scales[rows] = _largest(values) / LARGEST if least is None else _scale_above(values, least)
         steps = values * scales[rows].float().reciprocal()
         if least is not None:
             steps += LOW_ZERO - ZERO_POINT
@@ -145,6 +141,12 @@ def _largest(x: Tensor) -> Tensor:
     """The largest magnitude of each row in float32, M × 1; 1 for a row of zeros."""
     largest = x.abs().amax(-1, keepdim=True).float()
     return largest.masked_fill_(largest == 0, 1.0)
+
+
+def _scale_above(x: Tensor, least: float) -> Tensor:
+    """The scale of each row, M × 1, for `least` … its largest number around LOW_ZERO."""
+    # One short of 255: a scale that is rounded down, by 1/256 at most, takes the largest there.
+    return (x.amax(-1, keepdim=True) / (254 - LOW_ZERO)).clamp_(min=-least / LOW_ZERO)
 
 
 @lru_cache
