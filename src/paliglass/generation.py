@@ -3,14 +3,16 @@
 - the pictures go through the vision tower once, before anything else
 - prefill runs the whole prompt and fills the cache; a decode step runs one token a row
 - only the last position's logits are ever computed, and only real words can be chosen
+- on a GPU the decode step is one CUDA graph (recorded blind so far: no GPU has run it yet)
 - rows of one batch may have prompts of different length, padded on either side
 - an answer may be held to a grammar: what has no alternative then costs no step
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -20,10 +22,11 @@ from torch import Tensor
 
 from paliglass.errors import PromptError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.kv_cache import KVCache
+from paliglass.ops.kv_cache import FixedCache, KVCache
 from paliglass.sampling import Sampling, choose
 
 GREEDY = Sampling()
+WORTH_A_GRAPH = 6  # steps from which on recording a CUDA graph, which takes three, pays
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,47 @@ def decode_one_token(
     return model.language_model.logits(hidden[:, -1])
 
 
+class GraphedDecoder:
+    """`decode_one_token` as one CUDA graph: a GPU is told once what takes thousands of calls.
+
+    Its logits are overwritten by the next step. A kernel's first run may allocate, which a graph
+    cannot hold, so two steps run before it is recorded, and are forgotten.
+    """
+
+    def __init__(self, model: PaliGemmaForConditionalGeneration, cache: KVCache) -> None:
+        cache = FixedCache(cache)
+        self.ids, lengths = torch.zeros_like(cache.lengths), cache.lengths.clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                decode_one_token(model, self.ids, cache)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = decode_one_token(model, self.ids, cache)
+        cache.lengths.copy_(lengths)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids: B → logits, B × V."""
+        self.ids.copy_(ids)
+        self.graph.replay()
+        return self.logits
+
+
+def decoder(
+    model: PaliGemmaForConditionalGeneration, cache: KVCache, steps: int
+) -> Callable[[Tensor], Tensor]:
+    """`decode_one_token` over a filled cache, for at most so many steps: ids B → logits B × V.
+
+    A graph on a GPU, where recording pays and nobody watches the modules, whose hooks it skips.
+    """
+    watched = any(module._forward_hooks for module in model.modules())
+    if model.device.type == "cuda" and steps >= WORTH_A_GRAPH and not watched:
+        return GraphedDecoder(model, cache)
+    return partial(decode_one_token, model, cache=cache)
+
+
 def run_tokens(
     model: PaliGemmaForConditionalGeneration, tokens: Sequence[Sequence[int]], cache: KVCache
 ) -> Tensor:
@@ -161,13 +205,14 @@ def generate_steps(
     ends = torch.tensor(config.text_config.eos_token_ids, device=model.device)
     running = torch.ones(rows, dtype=torch.bool, device=model.device)
     logits = prefill(model, batch, cache)
+    decode = decoder(model, cache, max_new_tokens)
     for step in range(max_new_tokens):
         ids, log_probs = choose(logits[:, : config.real_vocab_size], sampling, sources)
         yield Step(ids, log_probs, running)
         running = running & ~torch.isin(ids, ends)
         if step + 1 == max_new_tokens or not running.any():
             return
-        logits = decode_one_token(model, ids, cache)
+        logits = decode(ids)
 
 
 def generate(

@@ -122,7 +122,7 @@ class GemmaModel(nn.Module):
         bfloat16 makes of √2048 = 45.2548 the 45.25 that the published weights have seen.
         """
         rows: Tensor = self.embed_tokens(input_ids)
-        return rows * rows.new_tensor(self.config.hidden_size**0.5)
+        return rows * rows.new_full((), self.config.hidden_size**0.5)
 
     def forward(
         self,

@@ -4,6 +4,7 @@
 - rows have lengths of their own: a row's tokens lie in its slots 0, 1, 2 … without gaps, whether
   its prompt was padded on the left, on the right or not at all
 - padding is written to one spare slot at the end that no mask ever shows
+- `FixedCache` decodes with shapes that never change, which a CUDA graph asks for
 """
 
 from __future__ import annotations
@@ -74,3 +75,22 @@ class KVCache:
             for layer, old in enumerate(stored):
                 stored[layer] = torch.nn.functional.pad(old, (0, 0, 0, extra))
         self.capacity = capacity
+
+
+class FixedCache(KVCache):
+    """A filled cache that goes on one token a row, in tensors that stay the same: for CUDA graphs.
+
+    A step sees all slots, those still empty behind the mask, so no shape depends on how far it is.
+    """
+
+    def __init__(self, filled: KVCache) -> None:
+        self.capacity = self.max_length = filled.capacity
+        self.keys, self.values = filled.keys, filled.values
+        self.lengths = filled.lengths.clone()
+        self.slots = self.lengths[:, None].clone()
+
+    def reserve(self, is_token: Tensor) -> Tensor:
+        """The next slot of each row, B × 1; there must be one."""
+        self.slots.copy_(self.lengths[:, None])
+        self.lengths += 1
+        return self.slots
