@@ -28,7 +28,8 @@ def ours(options: argparse.Namespace) -> float:
 
     from paliglass import load
     from paliglass.training.examples import open_examples
-    from paliglass.training.finetune import Finetuner, FinetuneRecipe, batches, shares
+    from paliglass.training.finetune import batches, shares
+    from paliglass.training.finetuner import Finetuner, FinetuneRecipe
     from paliglass.training.runs import make_accelerator
 
     base = load(options.model, dtype="float32", pack=False)

@@ -24,11 +24,13 @@ import torch
 from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.checkpoints.hub import locate
+from paliglass.contrastive.folders import initialise_vision_tower
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.segmentation import MaskCodec
 from paliglass.training.batches import TASKS
 from paliglass.training.pretrain import MINI, batches
-from paliglass.training.trainer import Pretrainer, Recipe
+from paliglass.training.pretrainer import Pretrainer, PretrainLoss, Recipe
+from paliglass.training.runs import choose_precision, make_accelerator
 from paliglass.world import World
 
 STARTS = ("random", "dual")
@@ -48,10 +50,12 @@ def train_one(start: str, options: argparse.Namespace) -> None:
         return World(options.world_cache, split, size=SIZE, codec=codec)  # type: ignore[arg-type]
 
     train = world("train")
-    recipe = Recipe(minutes=1e9, steps=options.steps, looking=0.0, separate=0.0)
-    trainer = Pretrainer(MINI, len(train.patch_classes), recipe)
+    precision = choose_precision(None, None)
+    recipe = Recipe(steps=options.steps, looking=0.0, separate=0.0, precision=precision)
+    network = PretrainLoss(MINI, len(train.patch_classes), recipe)
     if start == "dual":
-        trainer.start_vision_tower(options.dual)
+        initialise_vision_tower(network.model, options.dual)
+    trainer = Pretrainer(network, make_accelerator())
     few = replace(recipe, steps=options.batches)
     held_out = {split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLITS}
     lines = []

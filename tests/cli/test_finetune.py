@@ -22,7 +22,8 @@ from tests.cli.test_processes import environment
 
 from paliglass import load
 from paliglass.training.examples import Example
-from paliglass.training.finetune import Finetuner, score_answers
+from paliglass.training.finetune import score_answers
+from paliglass.training.finetuner import Finetuner
 
 Cli = Callable[..., Result]
 COLOURS = ("red", "lime", "blue", "yellow", "black", "white", "cyan", "orange")
@@ -237,7 +238,7 @@ def test_two_processes_are_one(cli: Cli, arguments: list[str], how: list[str]) -
         torch.testing.assert_close(weights[name], weight, atol=1e-3, rtol=1e-3)
 
 
-def test_a_sharded_run_goes_on_where_it_stopped(arguments: list[str]) -> None:
+def test_a_sharded_run_goes_on_where_it_stopped(cli: Cli, arguments: list[str]) -> None:
     together(arguments, "--shard", "--out", "run")
     whole = losses("run")
     shutil.rmtree("run/model")
@@ -247,6 +248,52 @@ def test_a_sharded_run_goes_on_where_it_stopped(arguments: list[str]) -> None:
     assert Path("run/log.jsonl").read_text() == lines
     assert losses("run") == whole
     assert load("run/model")
+    shutil.rmtree("run/model")
+    alone = cli(*arguments, "--out", "run", "--resume")  # on one process, which has no shards
+    assert (alone.code, losses("run")) == (0, whole), alone.err
+    assert load("run/model")
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+import torch
+from paliglass.cli import main
+from paliglass.training.finetuner import Finetuner
+
+step, save = Finetuner.train_step, torch.save
+
+def interrupted(self, group):
+    if self.step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return step(self, group)
+
+def slow(*arguments):
+    time.sleep(6)
+    save(*arguments)
+
+Finetuner.train_step, torch.save = interrupted, slow
+main(sys.argv[1:])
+"""
+
+
+def test_no_process_ends_before_the_checkpoint_is_written(cli: Cli, arguments: list[str]) -> None:
+    assert cli(*arguments, "--out", "one").code == 0
+    Path("interrupted.py").write_text(INTERRUPTED)  # with a disk that takes its time
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", "interrupted.py", *arguments, "--out", "two"]
+    run = subprocess.run(
+        [*command, "--checkpoint-seconds", "1000"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode != 0
+    assert json.loads(Path("two/checkpoint/state.json").read_text())["step"] == 3, run.stderr
+    assert cli(*arguments, "--out", "two", "--resume").code == 0
+    assert [loss for _, loss in losses("two")] == pytest.approx(
+        [loss for _, loss in losses("one")], abs=2e-5
+    )
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(

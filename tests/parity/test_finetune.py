@@ -18,9 +18,10 @@ from paliglass.checkpoints.assembly import assemble
 from paliglass.checkpoints.layouts import module_name
 from paliglass.errors import CheckpointError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.training.finetune import Finetuner, FinetuneRecipe
+from paliglass.training.finetuner import Finetuner, FinetuneRecipe
 from paliglass.training.lora import DECODER, save_lora
 from paliglass.training.runs import make_accelerator
+from paliglass.training.sharding import gather
 
 # peft asks transformers' models for it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -115,7 +116,9 @@ def test_our_adapters_load_into_transformers_and_merge_into_ours(part: Any, tmp_
     trainer = finetuner(ours, lora_rank=2, lora_alpha=6.0, part=part)
     for seed in range(3):
         trainer.train_step([batch_of(TINY, seed)])
-    save_lora(trainer.model, trainer.learned(), tmp_path / "adapter", "tiny")
+    save_lora(
+        trainer.model, gather(trainer.learning, trainer.accelerator), tmp_path / "adapter", "tiny"
+    )
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
     before = adapted_by(before, tmp_path / "adapter")
     batch = {k: v for k, v in batch_of(TINY).items() if k != "labels"}

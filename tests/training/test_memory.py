@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import make_batch, tiny_config, tiny_model
 
-from paliglass.training.finetune import Finetuner, FinetuneRecipe
+from paliglass.training.finetuner import Finetuner, FinetuneRecipe
 from paliglass.training.memory import kept_for_backward, plan
 from paliglass.training.runs import make_accelerator
 
@@ -52,7 +52,7 @@ def test_activations_are_counted_without_memory(part: Any, checkpointing: bool) 
     model = tiny_model(CONFIG).to(torch.bfloat16)
     recipe = FinetuneRecipe(steps=2, batch_size=4, part=part, checkpointing=checkpointing)
     with pytest.MonkeyPatch.context() as patch:  # a GPU has a fused kernel at every length
-        patch.setattr("paliglass.training.finetune.SHORT", 0)
+        patch.setattr("paliglass.training.finetuner.SHORT", 0)
         trainer = Finetuner(model, recipe, make_accelerator("bf16"))
     batch = make_batch(CONFIG, [8] * 4, [8] * 4)
 
@@ -71,11 +71,12 @@ import json, sys
 import torch
 from tests.tiny import make_batch, tiny_model
 from tests.training.test_memory import CONFIG
-from paliglass.training.finetune import Finetuner, FinetuneRecipe
+from paliglass.training.finetuner import Finetuner, FinetuneRecipe
 from paliglass.training.runs import make_accelerator
 
-recipe = FinetuneRecipe(steps=2, batch_size=2, shard=True)
-trainer = Finetuner(tiny_model(CONFIG).to(torch.bfloat16), recipe, make_accelerator("bf16"))
+recipe = FinetuneRecipe(steps=2, batch_size=2)
+model = tiny_model(CONFIG).to(torch.bfloat16)
+trainer = Finetuner(model, recipe, make_accelerator("bf16"), shard=True)
 trainer.train_step([make_batch(CONFIG, [4], [4])])
 local = lambda tensors: sum(t.to_local().nbytes for t in tensors)
 moments = [m[k] for m in trainer.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]

@@ -2,25 +2,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import tiny_processor
 from tests.training.fake_world import FakeWorld
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
-from paliglass.contrastive.config import CbowConfig, ContrastiveConfig
-from paliglass.contrastive.folders import save_contrastive, vision_weights
-from paliglass.contrastive.modeling_contrastive import ContrastiveModel
-from paliglass.errors import CheckpointError
+from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.ops.attention import Attention
 from paliglass.ops.masks import prefix_lm_mask
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.attention import PlainAttention
+from paliglass.training.attention import PlainAttention, use_plain_attention
 from paliglass.training.batches import (
     TASKS,
     Row,
@@ -30,9 +29,9 @@ from paliglass.training.batches import (
     text_batch,
 )
 from paliglass.training.pretrain import batches, common_tokenizer
-from paliglass.training.runs import cut_log, find_checkpoint
+from paliglass.training.pretrainer import Pretrainer, PretrainLoss, Recipe
+from paliglass.training.runs import cut_log, find_checkpoint, make_accelerator
 from paliglass.training.tokenizer import train_tokenizer, training_texts
-from paliglass.training.trainer import Pretrainer, Recipe
 
 SMALL = PaliGemmaConfig(
     SigLipConfig(
@@ -61,9 +60,21 @@ TOKENIZER = train_tokenizer(training_texts(WORLD, scenes=20, prompts=4))
 PROCESSOR = PaliGemmaProcessor(TOKENIZER, GRID**2, 64)
 
 
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    """Accelerate keeps its settings for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def network(**changes: object) -> PretrainLoss:
+    recipe = dataclasses.replace(RECIPE, **{"precision": "fp32", **changes})  # type: ignore[arg-type]
+    return PretrainLoss(SMALL, len(WORLD.patch_classes), recipe)
+
+
 def trainer(**changes: object) -> Pretrainer:
-    recipe = dataclasses.replace(RECIPE, dtype=torch.float32, **changes)  # type: ignore[arg-type]
-    return Pretrainer(SMALL, len(WORLD.patch_classes), recipe)
+    return Pretrainer(network(**changes), make_accelerator())
 
 
 def data(first_step: int = 0) -> list[SceneBatch]:
@@ -83,11 +94,33 @@ def test_steps_lower_the_loss_of_a_batch(progress: float) -> None:
 
 
 def test_half_precision_trains_too() -> None:
-    model = Pretrainer(SMALL, len(WORLD.patch_classes), dataclasses.replace(RECIPE, looking=0.0))
+    model = trainer(looking=0.0, precision="bf16")
     batch = data()[0]
     losses = [mean(model.train_step(batch)) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
-    assert model.model.dtype == torch.float32
+    assert {weight.dtype for weight in model.weights.values()} == {torch.float32}
+
+
+def test_half_precision_has_the_losses_of_a_model_in_it() -> None:
+    """Of weights in float32, and of the same weights rounded."""
+    batch = data()[0]
+    kept, rounded = network(precision="bf16", looking=0.0), network(looking=0.0).bfloat16()
+    use_plain_attention(rounded)
+    found = Pretrainer(kept, make_accelerator()).losses(batch)
+    with torch.no_grad():
+        assert rounded(batch, 0.0, 0)[1] == found
+
+
+def test_a_seed_gives_the_same_first_fifty_losses() -> None:
+    def losses(seed: int, steps: int) -> list[float]:
+        recipe = dataclasses.replace(RECIPE, scenes=2, steps=50)
+        model = trainer(seed=seed, scenes=2, steps=50)
+        batches_of = batches(FakeWorld(64, seed), PROCESSOR, recipe, GRID, 0, workers=0)
+        return [mean(model.train_step(batch)) for batch in islice(batches_of, steps)]
+
+    first = losses(0, 50)
+    assert losses(0, 50) == first
+    assert losses(1, 1) != first[:1]
 
 
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
@@ -160,11 +193,10 @@ def test_a_batch_of_empty_pictures_has_a_loss() -> None:
 
 def test_weights_never_see_a_gradient_that_is_not_finite() -> None:
     model = trainer()
-    with torch.no_grad():
-        model.compute.patch_head.bias.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match="non-finite"):
+    model.network.patch_head.bias.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(PaliglassError, match="step 1: the gradient is not finite"):
         model.train_step(data()[0])
-    assert all(p.isfinite().all() for p in model.weights.parameters())
+    assert all(weight.isfinite().all() for weight in model.weights.values())
 
 
 def text_loss(report: dict[str, tuple[float, int]]) -> float:
@@ -181,8 +213,10 @@ def test_separate_rows_have_the_model_s_own_loss() -> None:
             prompts.append(example.prefix)
             answers.append(example.suffix)
     batch = PROCESSOR(prompts, pictures, suffix=answers)
+    plain = PaliGemmaForConditionalGeneration(SMALL)
+    plain.load_state_dict(model.model.state_dict())
     with torch.no_grad():
-        expected = model.model(**batch).loss
+        expected = plain(**batch).loss
     assert text_loss(model.train_step(data()[0])) == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -264,55 +298,6 @@ def test_a_run_that_only_looks_composes_no_prompts() -> None:
     looking = list(batches(WORLD, PROCESSOR, recipe, GRID, 0, workers=0))
     assert all(rows == [[]] * RECIPE.scenes for rows in (batch.rows for batch in looking))
     assert torch.equal(looking[0].pixels, data()[0].pixels)
-
-
-def gradients_of_a_step(separate: float) -> dict[str, torch.Tensor]:
-    model = trainer(looking=0.0, separate=separate)
-    model.train_step(next(batches(WORLD, PROCESSOR, model.recipe, GRID, 0, workers=0)))
-    return {
-        name: weight.grad
-        for name, weight in model.weights.named_parameters()
-        if weight.grad is not None
-    }
-
-
-def step_together(rank: int, processes: int, folder: str, separate: float) -> None:
-    """A step as one of several processes; the first one keeps the gradients."""
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
-    gradients = gradients_of_a_step(separate)
-    if rank == 0:
-        save_file(gradients, f"{folder}/gradients.safetensors")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("separate", [0.0, 1.0])
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path, separate: float) -> None:
-    torch.multiprocessing.spawn(step_together, (2, str(tmp_path), separate), nprocs=2)
-    together = load_file(tmp_path / "gradients.safetensors")
-    for name, gradient in gradients_of_a_step(separate).items():
-        torch.testing.assert_close(together.pop(name), gradient, atol=1e-6, rtol=1e-4)
-    assert not together
-
-
-def test_a_run_starts_from_another_model() -> None:
-    model, other = trainer(), trainer(seed=1)
-    model.start(other.model)
-    for copy in (model.model, model.compute.model):
-        for name, weight in copy.state_dict().items():
-            assert torch.equal(weight, other.model.state_dict()[name])
-
-
-def test_a_run_starts_from_a_dual_encoders_vision_tower(tmp_path: Path) -> None:
-    text = CbowConfig(PROCESSOR.tokenizer.get_vocab_size(), 16, max_position_embeddings=8)
-    dual = ContrastiveModel(ContrastiveConfig(SMALL.vision_config, text, 16))
-    save_contrastive(dual, tmp_path / "dual", PROCESSOR.tokenizer)
-    model = trainer()
-    model.start_vision_tower(tmp_path / "dual")
-    for copy in (model.model, model.compute.model):
-        for name, weight in copy.vision_tower.state_dict().items():
-            assert torch.equal(weight, vision_weights(dual)[name])
 
 
 def test_a_run_from_a_model_takes_its_tokenizer(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paliglass.training.finetune import PARTS
+from paliglass.training.finetuner import PARTS
 from paliglass.training.recipes import RECIPES, picture_side
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import app, command
-from paliglass.cli.train import CocoTask
+from paliglass.cli.train.finetune import CocoTask
 
 data = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", help="Look at training data; see `paliglass data check --help`.")

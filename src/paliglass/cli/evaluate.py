@@ -13,7 +13,7 @@ import typer
 
 from paliglass.cli.app import command
 from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
-from paliglass.cli.train import CocoTask
+from paliglass.cli.train.finetune import CocoTask
 
 if TYPE_CHECKING:
     from paliglass.evaluation.cases import Score

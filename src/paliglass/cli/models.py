@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paliglass.info import ModelInfo
-    from paliglass.training.finetune import Part
+    from paliglass.training.finetuner import Part
     from paliglass.training.memory import MemoryPlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

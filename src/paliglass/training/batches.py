@@ -12,7 +12,7 @@ that form, the one that inference uses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class TextBatch:
     positions: Tensor
     mask: Tensor
     repeats: int
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same on another device."""
+        tensors = {name: value for name, value in vars(self).items() if name != "repeats"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 class SceneDataset(Dataset[tuple[Any, list[Row]]]):

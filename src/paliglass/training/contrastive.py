@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import distributed as dist
 from torch import nn
 
 from paliglass.config import SigLipConfig
@@ -39,12 +38,15 @@ from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import PaliglassError
 from paliglass.training.attention import use_plain_attention
 from paliglass.training.batches import pixel_values
+from paliglass.training.muon import Muon
 from paliglass.training.pairs import PairBatch, PairSource, batches
 from paliglass.training.pretrain import MINI
 from paliglass.training.runs import (
+    Precision,
     Screen,
     check_same,
     cut_log,
+    largest,
     new_checkpoint,
     stop_signals,
     stopped_early,
@@ -79,7 +81,7 @@ class ContrastiveRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warm_up: int = 100
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     seed: int = 0
 
 
@@ -266,6 +268,7 @@ class Optimizers:
                 self.flat.append((parameter, view))
                 groups["muon"].append(view)
         decay = recipe.weight_decay
+        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         self.all: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
                 [
@@ -277,9 +280,7 @@ class Optimizers:
             )
         ]
         if groups["muon"]:
-            self.all.append(
-                torch.optim.Muon(groups["muon"], weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.all.append(Muon(groups["muon"], decay, dtype))
 
     def step(self, rate: float) -> None:
         """One update, after which gradients are gone."""
@@ -345,7 +346,8 @@ def train(
                 skipped[message] = None
                 screen.say(f"skipped: {message}")
             now = clock()
-            trainer.elapsed, stopped = _agree(accelerator, before + now - started, bool(stop))
+            elapsed, stopped = largest(accelerator, before + now - started, bool(stop))
+            trainer.elapsed = elapsed
             if trainer.step % log_every == 0 or trainer.progress == 1:
                 line = {
                     "step": trainer.step,
@@ -379,12 +381,3 @@ def train(
         screen.say(f"{len(skipped)} broken pictures were skipped")
     if trainer.progress < 1:
         raise stopped_early(out / "checkpoint", trainer.step)
-
-
-def _agree(accelerator: Accelerator, seconds: float, stop: bool) -> tuple[float, bool]:
-    """All processes must leave the loop at one step: the largest of their clocks counts."""
-    if accelerator.num_processes == 1:
-        return seconds, stop
-    state = torch.tensor([seconds, float(stop)], dtype=torch.float64, device=accelerator.device)
-    dist.all_reduce(state, dist.ReduceOp.MAX)
-    return state[0].item(), bool(state[1])

@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from paliglass.checkpoints.assembly import skeleton
 from paliglass.config import PaliGemmaConfig
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.training.finetune import PARTS, Part, checkpoint_layers
+from paliglass.training.finetuner import PARTS, Part, checkpoint_layers
 from paliglass.training.lora import add_lora
+from paliglass.training.sharding import transformer_layers
 
 FULL, HALF = 4, 2  # bytes of a float32, and of a bfloat16
 
@@ -97,13 +98,7 @@ def _count(
         _materialise(model)
         parameters = list(model.parameters())
         learn = [p for p in parameters if p.requires_grad]
-        layers = [
-            sum(p.numel() for p in layer.parameters())
-            for layer in (
-                *model.vision_tower.vision_model.encoder.layers,
-                *model.language_model.model.layers,
-            )
-        ]
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in transformer_layers(model)]
         if checkpointing:
             checkpoint_layers(model)
         activations = kept_for_backward(lambda: _forward(model, config, rows, words), parameters)

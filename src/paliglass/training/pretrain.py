@@ -8,34 +8,38 @@
   that is dropped afterwards); then prompts, several in a row behind their picture; at the end a row
   for each prompt, as at inference (see `batches`)
 - scene i of a run is always the same one, so a resumed run sees what an unbroken one sees
+- on accelerate: several processes under `torchrun` or `accelerate launch` share each step's scenes,
+  and have the losses of one process. On a CPU, two of one thread each get more done than one of two
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
+from paliglass.checkpoints.saving import save_folder
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
-from paliglass.errors import PaliglassError
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.batches import SceneBatch, SceneDataset
-from paliglass.training.runs import Screen, cut_log, stop_signals, stopped_early
+from paliglass.training.pretrainer import Pretrainer, Recipe
+from paliglass.training.runs import Screen, cut_log, largest, stop_signals, stopped_early
+from paliglass.training.sharding import gathered_model
 from paliglass.training.tokenizer import emoji_names, train_tokenizer, training_texts
-from paliglass.training.trainer import Pretrainer, Recipe, processes, rank
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MINI = PaliGemmaConfig(
     SigLipConfig(
@@ -67,13 +71,17 @@ def batches(
     grid: int,
     first_step: int,
     workers: int,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[SceneBatch]:
-    """The batches of this process from `first_step` on, prepared by worker processes."""
+    """Batches from `first_step` on, prepared by worker processes.
+
+    Of several processes each takes its part of a step's scenes.
+    """
     prompts = recipe.prompts if recipe.looking < 1 else 0  # nobody would read them
     dataset = SceneDataset(world, processor, prompts, grid)
-    share = recipe.scenes // processes()
-    # Each process takes its part of the step's scenes.
-    first = first_step * recipe.scenes + rank() * share
+    share = recipe.scenes // processes
+    first = first_step * recipe.scenes + rank * share
     firsts = range(first, recipe.steps * recipe.scenes, recipe.scenes)
     yield from DataLoader(
         dataset,
@@ -82,6 +90,13 @@ def batches(
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
+
+
+def mean_losses(sums: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Each task's mean over all processes, of pairs (sum, count); each process must ask."""
+    pairs = torch.stack(list(sums.values())).to(accelerator.device)
+    totals, counts = accelerator.reduce(pairs, "sum").unbind(1)
+    return dict(zip(sums, (totals / counts.clamp(min=1)).tolist(), strict=True))
 
 
 def train(
@@ -93,88 +108,63 @@ def train(
 ) -> None:
     """Trains to the end, with a line of `log.jsonl` every few steps, and checkpoints.
 
-    Of several processes the first one writes; its losses are those of its own scenes. Ctrl-C ends
-    it after the step at hand, with a checkpoint: KeyboardInterrupt then says how to go on.
+    A line has the mean loss of each task since the last one, over all processes. Ctrl-C ends the
+    run after the step at hand, with a checkpoint: KeyboardInterrupt then says how to go on.
     """
-    first, checkpoint = rank() == 0, out / "checkpoint"
-    before, started, saved = trainer.elapsed, time.monotonic(), time.monotonic()
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    if first:
+    accelerator, checkpoint = trainer.accelerator, out / "checkpoint"
+    main = accelerator.is_main_process
+    before, started, saved = trainer.elapsed, time.monotonic(), trainer.elapsed
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
+    if main:
         cut_log(out / "log.jsonl", trainer.step)
-    with (
-        open(out / "log.jsonl" if first else os.devnull, "a", encoding="utf-8") as log,
-        stop_signals() as stop,
-        Screen(trainer.progress, quiet=not first) as screen,
-    ):
+    with stop_signals() as stop, Screen(trainer.progress, quiet=not main) as screen:
         while trainer.progress < 1:
-            for name, (total, count) in trainer.train_step(next(data)).items():
-                sums[name] += total
-                counts[name] += count
-            trainer.elapsed, stopped = agree(before + time.monotonic() - started, bool(stop))
+            for name, pair in trainer.train_step(next(data)).items():
+                sums[name] += torch.tensor(pair)
+            # The rates follow the clock, so that it must be one clock.
+            now = before + time.monotonic() - started
+            trainer.elapsed, stopped = largest(accelerator, now, bool(stop))
             if trainer.step % log_every == 0:
-                losses = {name: round(sums[name] / max(counts[name], 1), 4) for name in sums}
+                means = mean_losses(sums, accelerator)
+                sums.clear()
                 line = {
                     "step": trainer.step,
                     "seconds": round(trainer.elapsed),
                     "progress": round(trainer.progress, 4),
-                    **losses,
+                    **{name: round(loss, 4) for name, loss in means.items()},
                 }
-                print(json.dumps(line), file=log, flush=True)
-                shown = "  ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
+                if main:
+                    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+                        print(json.dumps(line), file=log)
+                shown = "  ".join(f"{name} {loss:.2f}" for name, loss in means.items())
                 screen.show(trainer.progress, f"step {trainer.step}  {shown}")
-                sums.clear()
-                counts.clear()
-            due = time.monotonic() - saved > checkpoint_seconds
-            if first and (due or stopped or trainer.progress == 1):
+            due = trainer.elapsed - saved > checkpoint_seconds
+            if due or stopped or trainer.progress == 1:
                 trainer.save(checkpoint)
-                saved = time.monotonic()
+                saved = trainer.elapsed
             if stopped:
                 break
     if trainer.progress < 1:
         raise stopped_early(checkpoint, trainer.step)
 
 
-@contextmanager
-def together(scenes: int) -> Iterator[None]:
-    """Joins the processes that `torchrun` started, if it did.
-
-    Raises PaliglassError where they cannot share a step's scenes evenly.
-    """
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    try:
-        if scenes % processes():
-            raise PaliglassError(
-                f"{scenes} scenes cannot be shared by {processes()} processes; choose a multiple"
-            )
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def agree(seconds: float, stop: bool) -> tuple[float, bool]:
-    """The largest of all processes' clocks, and whether any is to stop.
-
-    The rates follow the clock, and all must leave the loop at one step.
-    """
-    if processes() == 1:
-        return seconds, stop
-    state = torch.tensor([seconds, float(stop)], dtype=torch.float64)
-    dist.all_reduce(state, dist.ReduceOp.MAX)
-    return float(state[0]), bool(state[1])
-
-
 def common_tokenizer(path: Path, art: Path | None, world: Any, given: Path | None) -> Tokenizer:
-    """The run's tokenizer: the given one, else one that the first process trains at the start."""
-    if rank() == 0 and not path.exists():
+    """The run's tokenizer: the given model's, else one that is trained at the start of the run."""
+    if not path.exists():
         if given is None:
             texts = chain(emoji_names(art), training_texts(world))
             tokenizer = train_tokenizer(texts)
         else:
             tokenizer = load_tokenizer(given)
         write_whole(path, tokenizer.to_str(pretty=True))
-    if processes() > 1:
-        dist.barrier()
     return Tokenizer.from_file(str(path))
+
+
+def save_result(trainer: Pretrainer, folder: Path, processor: PaliGemmaProcessor) -> None:
+    """The model as a folder, in bfloat16 whatever it computed in.
+
+    To be called by every process: what is sharded is gathered. The first one writes.
+    """
+    model = gathered_model(trainer.model, trainer.accelerator, folder.name, torch.bfloat16)
+    if model is not None:
+        save_folder(model, folder, processor)

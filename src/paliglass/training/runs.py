@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paliglass.checkpoints.files import write_whole
 from paliglass.errors import CheckpointError, PaliglassError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Precision = Literal["fp32", "bf16"]  # of forward and backward; weights that learn are float32
 
 
 @contextmanager
@@ -139,12 +141,47 @@ class Screen:
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+def largest(accelerator: Accelerator, *values: float) -> list[float]:
+    """Of each value the largest of all processes: they must leave their loop at one step."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    import torch
+    from torch import distributed as dist
+
+    state = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    dist.all_reduce(state, dist.ReduceOp.MAX)
+    found: list[float] = state.tolist()
+    return found
+
+
+def choose_precision(given: Precision | None, checkpoint: Path | None) -> Precision:
+    """What a run computes in: as asked, else as it began, else what is faster here.
+
+    A processor without instructions for bfloat16 takes several times as long with it.
+    """
+    if given is not None:
+        return given
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        past: Precision = state["recipe"]["precision"]
+        return past
+    import torch
+
+    from paliglass.ops.packed import can_pack
+
+    return "bf16" if torch.accelerator.is_available() or can_pack() else "fp32"
+
+
 def make_accelerator(
-    precision: str, accumulate: int = 1, out: Path | None = None, logs: str = "jsonl"
+    precision: Precision = "fp32",
+    accumulate: int = 1,
+    out: Path | None = None,
+    logs: str = "jsonl",
 ) -> Accelerator:
     """Accelerate's view of this process: device, precision, and the others if there are any.
 
-    precision: "fp32" or "bf16". out, logs: where and whether "tensorboard" is to write.
+    precision: with "bf16" autocast is on. out, logs: where and whether "tensorboard" is to
+    write.
 
     Raises PaliglassError where accelerate, or tensorboard if it is to log, is not installed.
     """
