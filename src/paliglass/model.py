@@ -20,7 +20,7 @@ from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.generation import Completion, Step, generate, generate_steps, generate_within
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
+from paliglass.pictures import Picture, Pictures, picture_rows
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
 from paliglass.segmentation import MaskCodec, paste_mask
@@ -125,8 +125,9 @@ class PaliGemma:
     """A model with its processor.
 
     Every task takes one picture and returns one result, or takes a list of pictures and returns a
-    list of results, run in batches. A picture is a path, a PIL image, the bytes of a file or an
-    array; coordinates refer to it upright (see `load_picture`).
+    list of results, run in batches. A picture is a path, a PIL image, the bytes of a file, an
+    array, or what `processor.prepare` made of one; coordinates refer to it upright (see
+    `load_picture`).
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class PaliGemma:
             grammar = ChoiceGrammar(
                 self.processor, [answers] if isinstance(answers, str) else answers
             )
-        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        pictures = [self.processor.prepare(p) for p in (image if _is_list(image) else [image])]
         count = len(pictures)
         completions = self.complete(
             pictures, [prompt] * count, grammars=[grammar] * count, **options
@@ -256,7 +257,7 @@ class PaliGemma:
             options: see `generate`.
         """
         names = split_labels(labels, "detect")
-        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        pictures = [self.processor.prepare(p) for p in (image if _is_list(image) else [image])]
         grammars = None if free else [ObjectGrammar(self.processor, names)] * len(pictures)
         prompts = [detect_prompt(names)] * len(pictures)
         completions = self.complete(pictures, prompts, grammars=grammars, **options)
@@ -298,7 +299,7 @@ class PaliGemma:
         """
         codec = self._codec()
         names = split_labels(labels, "segment")
-        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        pictures = [self.processor.prepare(p) for p in (image if _is_list(image) else [image])]
         rows = [picture for picture in pictures for _ in names]
         prompts = [segment_prompt(name) for name in names] * len(pictures)
         own = [ObjectGrammar(self.processor, [name], masks=True) for name in names]
@@ -319,7 +320,8 @@ class PaliGemma:
             masks = _decode_masks(codec, [parsed.codes or () for parsed, _ in scored])
             for (parsed, score), mask in zip(scored, masks, strict=True):
                 box = _in_pixels(parsed.box, picture.size)
-                whole = paste_mask(mask, box, picture.height, picture.width)
+                width, height = picture.size
+                whole = paste_mask(mask, box, height, width)
                 found[i // len(names)].append(Segment(parsed.label, box, whole, score))
         return found if _is_list(image) else found[0]
 

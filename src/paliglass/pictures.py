@@ -10,8 +10,9 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paliglass.errors import PictureError
 
-Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.generic]
-"""A path, a PIL image, the bytes of a file, or an array (H × W, H × W × 3 or H × W × 4)."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture as the model takes it; see `PaliGemmaProcessor.prepare`.
+
+    pixels: 3 × S × S. size: width and height of the upright picture, to which coordinates refer.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+
+
+Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.generic] | PreparedPicture
+"""A path, a PIL image, the bytes of a file, an array (H × W, H × W × 3 or H × W × 4), or what the
+processor has prepared."""
 
 Pictures = Picture | Sequence[Picture | Sequence[Picture]]
 """A picture, a list of them, or a list of lists: the several pictures of each prompt."""
