@@ -141,6 +141,7 @@ class PaliGemma:
         self.processor = processor
         self.mask_codec = mask_codec
         self.calibration = calibration or Calibration()
+        self.generated_tokens = 0  # of all answers so far, each with its `<eos>`, padding left out
 
     @overload
     def caption(self, image: Picture, language: str = ..., **options: Any) -> Answer: ...
@@ -407,6 +408,7 @@ class PaliGemma:
             else:
                 states = [grammar.start() for grammar in grammars[some]]
                 completions += generate_within(*limits, states, chosen, first_row + start)
+        self.generated_tokens += sum(len(done.ids) + done.ended for done in completions)
         return completions
 
     def _batch(
@@ -453,6 +455,7 @@ class PaliGemma:
         said = ""
         for step in steps:
             ids += step.ids.tolist()
+            self.generated_tokens += 1
             # A run of byte tokens is decoded as one: what it says is certain only when it is over.
             if self.processor.is_byte(ids[-1]):
                 continue

@@ -29,6 +29,7 @@ class Fake:
     def __init__(self, segments: bool = False) -> None:
         self.asked: list[dict] = []
         self.processor = tiny_processor()
+        self.generated_tokens = 0
         self.items = [
             Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875),
             Detection("a cat", Box(0, 0, 5, 5), 0.25),

@@ -329,6 +329,7 @@ def _answers(
         return
     # Loaded late: when no picture can be read, nobody should wait for a model.
     model = _load(run, task.mask_codec)
+    screen.start_clock()
 
     def prepare(image: Image.Image) -> tuple[PreparedPicture, Image.Image | None]:
         return model.processor.prepare(image), image if is_drawn else None
@@ -343,7 +344,9 @@ def _answers(
         others = _readable(((item, future.result) for item, future in ahead), screen)
         number, name, image = first
         for batch in _batches(chain([(number, name, prepare(image))], others), run.batch_size):
+            before = model.generated_tokens
             results = task.run(model, [prepared for _, _, (prepared, _) in batch], batch[0][0])
+            screen.answered(len(batch), model.generated_tokens - before)
             for (_, name, (_, kept)), result in zip(batch, results, strict=True):
                 yield name, kept, result
     finally:
