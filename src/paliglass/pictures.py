@@ -98,14 +98,14 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         raise PictureError(
             f"{name}: {width} × {height} pixels; it must have some, and at most {MAX_PIXELS:,}"
         )
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image)  # a copy, whatever EXIF says
     if image.mode.startswith("I") or image.mode == "F":
         image = _from_deep(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
