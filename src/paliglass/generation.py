@@ -184,13 +184,14 @@ def generate_steps(
     batch: Mapping[str, Tensor],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    first_row: int = 0,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Step]:
     """Answers a processor's batch, one step at a time, until every row has said `<eos>`.
 
     Stops after `max_new_tokens`, or when the model's length (max_position_embeddings) is full.
     `image_features` in the batch stands for pixel_values that went through the tower before.
-    `first_row` is the batch's place in a longer list: what tells its random numbers from others'.
+    `places` are the rows' in a longer list (0, 1, 2 … by default): what tells the random numbers
+    of each from the others'.
 
     Raises PromptError for a prompt that leaves no room for an answer.
     """
@@ -201,7 +202,7 @@ def generate_steps(
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     rows, prompt_length = batch["input_ids"].shape
     cache = model.new_cache(rows, prompt_length + max_new_tokens)
-    sources = [sampling.source(first_row + row) for row in range(rows)]
+    sources = [sampling.source(place) for place in places or range(rows)]
     ends = torch.tensor(config.text_config.eos_token_ids, device=model.device)
     running = torch.ones(rows, dtype=torch.bool, device=model.device)
     logits = prefill(model, batch, cache)
@@ -220,10 +221,10 @@ def generate(
     batch: Mapping[str, Tensor],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    first_row: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[Completion]:
     """All steps of `generate_steps`, row by row."""
-    steps = list(generate_steps(model, batch, max_new_tokens, sampling, first_row))
+    steps = list(generate_steps(model, batch, max_new_tokens, sampling, places))
     if not steps:
         return [Completion([], [], False) for _ in batch["input_ids"]]
     ids = torch.stack([step.ids for step in steps], dim=1).tolist()
@@ -287,7 +288,7 @@ def generate_within(
     max_new_tokens: int,
     states: Sequence[State],
     sampling: Sampling = GREEDY,
-    first_row: int = 0,
+    places: Sequence[int] | None = None,
     one_by_one: bool = False,
 ) -> list[Completion]:
     """`generate` where each row keeps to a grammar, from its own state on.
@@ -310,7 +311,7 @@ def generate_within(
         return [Completion([], [], False) for _ in states]
     rows = [_Row(state, max_new_tokens) for state in states]
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    sources = [sampling.source(first_row + row) for row in range(len(rows))]
+    sources = [sampling.source(place) for place in places or range(len(rows))]
     ends = model.config.text_config.eos_token_ids
     cache = model.new_cache(len(rows), batch["input_ids"].shape[1] + max_new_tokens)
     last = run_prompts(model, batch, cache)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -20,7 +20,7 @@ from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.generation import Completion, Step, generate, generate_steps, generate_within
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
+from paliglass.pictures import Picture, Pictures, picture_rows
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
 from paliglass.segmentation import MaskCodec, paste_mask
@@ -41,6 +41,7 @@ from paliglass.tasks.results import Answer, Detection, Found, Segment
 CODEC = "mask_codec.safetensors"
 Choices = Sequence[str] | Literal["yes_no", "number"] | None
 MAX_NEW_TOKENS = 256
+WINDOW = 8  # batches among which prompts are sorted by length
 
 
 def load(
@@ -125,8 +126,9 @@ class PaliGemma:
     """A model with its processor.
 
     Every task takes one picture and returns one result, or takes a list of pictures and returns a
-    list of results, run in batches. A picture is a path, a PIL image, the bytes of a file or an
-    array; coordinates refer to it upright (see `load_picture`).
+    list of results, run in batches. A picture is a path, a PIL image, the bytes of a file, an
+    array, or what `processor.prepare` made of one; coordinates refer to it upright (see
+    `load_picture`).
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class PaliGemma:
         self.processor = processor
         self.mask_codec = mask_codec
         self.calibration = calibration or Calibration()
+        self.generated_tokens = 0  # of all answers so far, each with its `<eos>`, padding left out
 
     @overload
     def caption(self, image: Picture, language: str = ..., **options: Any) -> Answer: ...
@@ -205,7 +208,7 @@ class PaliGemma:
             grammar = ChoiceGrammar(
                 self.processor, [answers] if isinstance(answers, str) else answers
             )
-        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        pictures = [self.processor.prepare(p) for p in (image if _is_list(image) else [image])]
         count = len(pictures)
         completions = self.complete(
             pictures, [prompt] * count, grammars=[grammar] * count, **options
@@ -256,7 +259,7 @@ class PaliGemma:
             options: see `generate`.
         """
         names = split_labels(labels, "detect")
-        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        pictures = [self.processor.prepare(p) for p in (image if _is_list(image) else [image])]
         grammars = None if free else [ObjectGrammar(self.processor, names)] * len(pictures)
         prompts = [detect_prompt(names)] * len(pictures)
         completions = self.complete(pictures, prompts, grammars=grammars, **options)
@@ -298,7 +301,7 @@ class PaliGemma:
         """
         codec = self._codec()
         names = split_labels(labels, "segment")
-        pictures = [load_picture(p) for p in (image if _is_list(image) else [image])]
+        pictures = [self.processor.prepare(p) for p in (image if _is_list(image) else [image])]
         rows = [picture for picture in pictures for _ in names]
         prompts = [segment_prompt(name) for name in names] * len(pictures)
         own = [ObjectGrammar(self.processor, [name], masks=True) for name in names]
@@ -319,7 +322,8 @@ class PaliGemma:
             masks = _decode_masks(codec, [parsed.codes or () for parsed, _ in scored])
             for (parsed, score), mask in zip(scored, masks, strict=True):
                 box = _in_pixels(parsed.box, picture.size)
-                whole = paste_mask(mask, box, picture.height, picture.width)
+                width, height = picture.size
+                whole = paste_mask(mask, box, height, width)
                 found[i // len(names)].append(Segment(parsed.label, box, whole, score))
         return found if _is_list(image) else found[0]
 
@@ -381,8 +385,9 @@ class PaliGemma:
     ) -> list[Completion]:
         """Token ids and log-probabilities of the answer to each prompt about its picture(s).
 
-        As many pictures (or lists of pictures) as prompts; the rest as in `generate`. A picture
-        given for several prompts in a row goes through the vision tower once. `first_row` is the
+        As many pictures (or lists of pictures) as prompts; the rest as in `generate`. Prompts of
+        like length run together, so that little padding is computed. A picture given for several
+        prompts in a row goes through the vision tower once. `first_row` is the
         first prompt's place in a longer list that is worked off in several calls: with a seed, it
         tells the random numbers of each. `grammars`: one for each prompt, which its answer keeps to
         (see `tasks.grammar`).
@@ -394,35 +399,47 @@ class PaliGemma:
         rows = picture_rows(images)
         if len(rows) != len(prompts):
             raise PromptError(f"{len(rows)} pictures for {len(prompts)} prompts")
-        completions: list[Completion] = []
-        seen: dict[int, Tensor] = {}
-        for start in range(0, len(prompts), batch_size):
-            some = slice(start, start + batch_size)
-            batch, seen = self._batch(rows[some], prompts[some], allow_special_tokens, seen)
+        lengths = [
+            len(self.processor.encode_prefix(prompt, len(row), allow_special_tokens))
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        batches = _by_length(lengths, batch_size)
+        completions: dict[int, Completion] = {}
+        features: dict[int, Tensor] = {}
+        for number, some in enumerate(batches):
+            asked = [prompts[i] for i in some]
+            batch = self._batch([rows[i] for i in some], asked, allow_special_tokens, features)
             limits = self.model, batch, max_new_tokens
+            places = [first_row + i for i in some]
             if grammars is None:
-                completions += generate(*limits, chosen, first_row + start)
+                done = generate(*limits, chosen, places)
             else:
-                states = [grammar.start() for grammar in grammars[some]]
-                completions += generate_within(*limits, states, chosen, first_row + start)
-        return completions
+                states = [grammars[i].start() for i in some]
+                done = generate_within(*limits, states, chosen, places)
+            completions.update(zip(some, done, strict=True))
+            self.generated_tokens += sum(len(answer.ids) + answer.ended for answer in done)
+            # A picture's next prompt in the list comes no later than at the end of the next window.
+            soon = chain.from_iterable(batches[number + 1 : number + 2 * WINDOW])
+            wanted = {id(picture) for i in soon for picture in rows[i]}
+            features = {key: kept for key, kept in features.items() if key in wanted}
+        return [completions[i] for i in range(len(prompts))]
 
     def _batch(
         self,
         rows: Sequence[Sequence[Picture]],
         prompts: Sequence[str],
         allow_special_tokens: bool,
-        seen: Mapping[int, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """A batch of prompts, and the features of its pictures by the pictures' identity.
+        features: dict[int, Tensor],
+    ) -> dict[str, Tensor]:
+        """A batch of prompts about pictures.
 
-        Pictures of the last batch, in `seen`, do not go through the vision tower again.
+        features: of pictures by their identity, which do not go through the vision tower again;
+        those of the others are added.
         """
         counts = [len(row) for row in rows]
         batch = self.processor.words(prompts, counts, allow_special_tokens=allow_special_tokens)
         flat = [picture for row in rows for picture in row]
-        features = {id(picture): seen[id(picture)] for picture in flat if id(picture) in seen}
-        new = {id(picture): picture for picture in flat if id(picture) not in seen}
+        new = {id(picture): picture for picture in flat if id(picture) not in features}
         if new:
             pixels = torch.stack([self.processor.pixels(picture) for picture in new.values()])
             with torch.inference_mode():
@@ -430,7 +447,7 @@ class PaliGemma:
             features.update(zip(new, encoded, strict=True))
         if flat:
             batch["image_features"] = torch.stack([features[id(picture)] for picture in flat])
-        return batch, features
+        return batch
 
     def _stream(
         self,
@@ -443,7 +460,7 @@ class PaliGemma:
     ) -> Iterator[str]:
         """Checks and prepares at once; the pieces come as the returned iterator is read."""
         chosen = Sampling(**sampling)
-        batch, _ = self._batch(rows, prompts, allow_special_tokens, {})
+        batch = self._batch(rows, prompts, allow_special_tokens, {})
         return self._pieces(generate_steps(self.model, batch, max_new_tokens, chosen))
 
     def _pieces(self, steps: Iterator[Step]) -> Iterator[str]:
@@ -451,6 +468,7 @@ class PaliGemma:
         said = ""
         for step in steps:
             ids += step.ids.tolist()
+            self.generated_tokens += 1
             # A run of byte tokens is decoded as one: what it says is certain only when it is over.
             if self.processor.is_byte(ids[-1]):
                 continue
@@ -504,6 +522,18 @@ class PaliGemma:
                 "vae-oid.npz, or a .safetensors file, with load(..., mask_codec=PATH)"
             )
         return self.mask_codec
+
+
+def _by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of row numbers: the rows of every `WINDOW` batches sorted by length, stably.
+
+    Not all rows at once: the features of a picture with several prompts are kept until its last.
+    """
+    window = WINDOW * batch_size
+    starts = range(0, len(lengths), window)
+    windows = (range(len(lengths))[start : start + window] for start in starts)
+    order = [row for rows in windows for row in sorted(rows, key=lengths.__getitem__)]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _decode_masks(codec: MaskCodec, codes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:

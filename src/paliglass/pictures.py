@@ -10,8 +10,9 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,24 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paliglass.errors import PictureError
 
-Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.generic]
-"""A path, a PIL image, the bytes of a file, or an array (H × W, H × W × 3 or H × W × 4)."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture as the model takes it; see `PaliGemmaProcessor.prepare`.
+
+    pixels: 3 × S × S. size: width and height of the upright picture, to which coordinates refer.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+
+
+Picture = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.generic] | PreparedPicture
+"""A path, a PIL image, the bytes of a file, an array (H × W, H × W × 3 or H × W × 4), or what the
+processor has prepared."""
 
 Pictures = Picture | Sequence[Picture | Sequence[Picture]]
 """A picture, a list of them, or a list of lists: the several pictures of each prompt."""
@@ -81,14 +98,14 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         raise PictureError(
             f"{name}: {width} × {height} pixels; it must have some, and at most {MAX_PIXELS:,}"
         )
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image)  # a copy, whatever EXIF says
     if image.mode.startswith("I") or image.mode == "F":
         image = _from_deep(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.ops.losses import IGNORE
-from paliglass.pictures import Picture, Pictures, load_picture, picture_rows
+from paliglass.pictures import Picture, Pictures, PreparedPicture, load_picture, picture_rows
 
 IMAGE_TOKEN = "<image>"
 LOCATION_TOKENS = tuple(f"<loc{i:04}>" for i in range(1024))
@@ -179,10 +179,22 @@ class PaliGemmaProcessor:
 
     def pixels(self, picture: Picture) -> Tensor:
         """A picture → 3 × S × S, float32, [−1, 1] with the usual mean and deviation."""
-        square = load_picture(picture).resize((self.image_size,) * 2, self.resample)
+        return self.prepare(picture).pixels
+
+    def prepare(self, picture: Picture) -> PreparedPicture:
+        """What the model needs of a picture, to be given in its place; that itself, if it is one.
+
+        Most of the work is Pillow's, which leaves Python free: threads can prepare pictures while
+        the model runs, and what they keep is small however large the pictures are.
+        """
+        if isinstance(picture, PreparedPicture):
+            return picture
+        image = load_picture(picture)
+        square = image.resize((self.image_size,) * 2, self.resample)
         values = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
         values = (values - self.image_mean) / self.image_std
-        return torch.from_numpy(values.transpose(2, 0, 1).copy())
+        pixels = torch.from_numpy(values.transpose(2, 0, 1).copy())
+        return PreparedPicture(pixels, image.size)
 
     def encode_prefix(
         self, prompt: str, num_pictures: int = 1, allow_special_tokens: bool = False

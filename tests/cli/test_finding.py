@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.cli.helpers import picture, results
+from tests.tiny import tiny_processor
 
 from paliglass import Box, Detection
 from paliglass.tasks.masks import decode_rle
@@ -27,6 +28,8 @@ class Fake:
 
     def __init__(self, segments: bool = False) -> None:
         self.asked: list[dict] = []
+        self.processor = tiny_processor()
+        self.generated_tokens = 0
         self.items = [
             Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875),
             Detection("a cat", Box(0, 0, 5, 5), 0.25),
@@ -36,7 +39,7 @@ class Fake:
 
     def find(self, images, labels, **options):
         self.asked.append({"labels": labels, **options})
-        blue = [image.getpixel((0, 0)) == (0, 0, 255) for image in images]
+        blue = [image.pixels[:, 0, 0].tolist() == [-1, -1, 1] for image in images]
         return [Found([] if b else self.items, *i.size) for b, i in zip(blue, images, strict=True)]
 
     detect = segment = find

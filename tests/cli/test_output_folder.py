@@ -63,7 +63,7 @@ def test_resume_after_a_kill_gives_the_same_results(cli, pictures, opened, cut):
     opened.clear()
     assert cli("caption", "d", "--out", "o", "--resume").code == 0
     assert path.read_bytes() == whole
-    assert opened == pictures[2:]
+    assert sorted(opened) == pictures[2:]
 
 
 def test_resume_tries_broken_pictures_again(cli, pictures, opened):

@@ -94,6 +94,25 @@ def test_control_c_keeps_what_was_done(cli):
     assert [record["file"] for record in results("o")] == [f"d/{i:02}.png" for i in range(60)]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_a_killed_run_loses_and_doubles_nothing(cli):
+    for i in range(24):
+        picture(f"d/{i:02}.png", size=(400 - 16 * i, 20 + 16 * i))
+    arguments = ["caption", "d", "--batch-size", "2", "--max-new-tokens", 100]
+    process = start("-m", "paliglass", *arguments, "--out", "o")
+    lines = Path("o/results.jsonl")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert 0 < lines.read_bytes().count(b"\n") < 24
+    assert cli(*arguments, "--out", "o", "--resume").code == 0
+    assert cli(*arguments, "--out", "whole").code == 0
+    assert [record["file"] for record in results("o")] == [f"d/{i:02}.png" for i in range(24)]
+    assert results("o") == results("whole")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes break differently elsewhere")
 def test_a_reader_that_leaves_is_no_news():
     for i in range(8):

@@ -282,7 +282,7 @@ def test_rows_of_a_batch_say_what_they_say_alone(model: PaliGemma, sampling: Sam
     assert len({tuple(c.ids) for c in together}) == len(together)
     for i, (grammar, prompt) in enumerate(zip(grammars, prompts, strict=True)):
         batch = model.processor([prompt], [[PICTURES[i % len(PICTURES)]]])
-        [alone] = generate_within(model.model, batch, 60, [grammar.start()], sampling, first_row=i)
+        [alone] = generate_within(model.model, batch, 60, [grammar.start()], sampling, places=[i])
         assert alone.ids == together[i].ids
         assert alone.log_probs == pytest.approx(together[i].log_probs, abs=1e-3)
 
@@ -371,7 +371,7 @@ def test_a_thousand_random_pictures_give_a_thousand_readable_answers(
         batch = processor.words(prompts, [1] * 250)
         batch["pixel_values"] = torch.rand(250, 3, 56, 56, generator=generator) * 2 - 1
         states = [grammar.start() for grammar in own]
-        done = generate_within(model, batch, 64, states, sampling, start)
+        done = generate_within(model, batch, 64, states, sampling, range(start, start + 250))
         for grammar, completion in zip(own, done, strict=True):
             found = grammar.read(completion.ids)
             parsed = parse_boxes(processor.decode(completion.ids))

@@ -17,6 +17,7 @@ from paliglass.errors import CheckpointError, PictureError, PromptError
 from paliglass.generation import Completion
 from paliglass.segmentation import MaskCodec, MaskCodecConfig, paste_mask
 from paliglass.tasks.confidence import Calibration, Platt
+from paliglass.tasks.grammar import ChoiceGrammar
 from paliglass.tasks.results import Answer, Detection, Found
 
 PICTURES = [noise_picture(30 + 20 * i, 60, seed=i) for i in range(5)]
@@ -58,6 +59,54 @@ def test_a_picture_asked_about_twice_is_looked_at_once(model: PaliGemma) -> None
     model.generate([PICTURES[0], PICTURES[1], PICTURES[0]], ["a", "b", "c"], max_new_tokens=3)
     handle.remove()
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["free", "grammars"])
+def test_prompts_of_like_length_run_together_and_answers_keep_their_order(
+    model: PaliGemma, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    pictures = [PICTURES[i % len(PICTURES)] for i in range(8)]
+    prompts = [f"{i}" if i % 2 else f"{i} is a much longer one" for i in range(8)]
+    grammars = [ChoiceGrammar(model.processor, [f"{i}", f"{i} or not"]) for i in range(8)]
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 12}
+    alone = []
+    for i in range(8):
+        own = {"grammars": [grammars[i]]} if held else {}
+        alone += model.complete([pictures[i]], [prompts[i]], first_row=i, **options, **own)
+    assert len({tuple(answer.ids) for answer in alone}) == 8
+    masks: list[torch.Tensor] = []
+    words = model.processor.words
+
+    def spy(*arguments: Any, **more: Any) -> dict[str, torch.Tensor]:
+        batch = words(*arguments, **more)
+        masks.append(batch["attention_mask"])
+        return batch
+
+    monkeypatch.setattr(model.processor, "words", spy)
+    own = {"grammars": grammars} if held else {}
+    together = model.complete(pictures, prompts, batch_size=4, **options, **own)
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+    assert len({mask.shape for mask in masks}) == len(masks) == 2
+    assert all(mask.all() for mask in masks)  # nothing is padded
+
+
+def test_a_picture_is_looked_at_once_whatever_its_prompts_lengths(
+    model: PaliGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paliglass.model.WINDOW", 2)
+    seen: list[int] = []
+    tower = model.model.vision_tower
+    handle = tower.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    pictures = [noise_picture(20, 20 + i) for i in range(9)]
+    rows = [picture for picture in pictures for _ in range(3)]
+    prompts = ["a", "a much longer one", "a long one"] * 9
+    model.complete(rows, prompts, batch_size=4, max_new_tokens=1)
+    assert sum(seen) == 9
+    seen.clear()
+    # Its features are not kept for a place far away.
+    model.complete([*pictures, *rows, pictures[0]], ["a"] * 37, batch_size=4, max_new_tokens=1)
+    handle.remove()
+    assert sum(seen) > 10
 
 
 def test_every_kind_of_picture_means_the_same(model: PaliGemma, tmp_path: Path) -> None:

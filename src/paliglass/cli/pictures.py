@@ -5,15 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from paliglass.cli.results import STDIN, identity, is_drawing
 from paliglass.errors import PictureError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def picture_names(arguments: Sequence[str], recursive: bool = False) -> tuple[list[str], list[str]]:
@@ -69,3 +74,19 @@ def open_picture(name: str) -> Image.Image:
         return load_picture(sys.stdin.buffer.read())
     except PictureError as error:
         raise PictureError(f"standard input: {str(error).partition(': ')[2]}") from None
+
+
+def work_ahead(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], count: int
+) -> Iterator[tuple[T, Future[R]]]:
+    """Each item with function(item), in order; `count` more are under way in the pool, or done.
+
+    No more than that, so that memory stays flat however many items there are.
+    """
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > count:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,28 +15,40 @@ if TYPE_CHECKING:
 
 
 class Screen:
-    """Shows a progress bar while its block runs, for several pictures and at a terminal only."""
+    """Shows a progress bar while its block runs, and how fast it went when it has ended.
+
+    For several pictures and at a terminal only.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._bar: tuple[Progress, TaskID] | None = None
+        self._start = 0.0
+        self._pictures = 0
+        self._tokens = 0
 
     def __enter__(self) -> Self:
         if self.total > 1 and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+            from rich.progress import (
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
             progress = Progress(
                 *Progress.get_default_columns()[:2],
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[speed]}"),
                 console=Console(stderr=True),
                 transient=True,
                 # Else rich would send stdout's lines to stderr, away from a pipe.
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            self._bar = progress, progress.add_task("pictures", total=self.total)
+            self._bar = progress, progress.add_task("pictures", total=self.total, speed="")
             progress.start()
         return self
 
@@ -48,6 +61,25 @@ class Screen:
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
+            if self._pictures > 1 and error is None:
+                seconds = time.perf_counter() - self._start
+                told = f"{self._pictures} pictures in {seconds:.1f} s: {self._speed(seconds)}"
+                print(told, file=sys.stderr)
+
+    def start_clock(self) -> None:
+        """From here on speed is measured: the model is there."""
+        self._start = time.perf_counter()
+
+    def answered(self, pictures: int, tokens: int) -> None:
+        """So many more have been answered, with so many tokens."""
+        self._pictures += pictures
+        self._tokens += tokens
+        if self._bar is not None:
+            speed = self._speed(time.perf_counter() - self._start)
+            self._bar[0].update(self._bar[1], speed=speed)
+
+    def _speed(self, seconds: float) -> str:
+        return f"{self._pictures / seconds:.1f} pictures/s, {self._tokens / seconds:.0f} tokens/s"
 
     def answer(self, text: str | Table) -> None:
         """Prints to stdout; at a terminal, above the bar."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -24,7 +27,7 @@ from paliglass.cli.options import (
     RunOptions,
     Style,
 )
-from paliglass.cli.pictures import open_picture, picture_names
+from paliglass.cli.pictures import open_picture, picture_names, work_ahead
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError
@@ -44,11 +47,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paliglass.model import PaliGemma
+    from paliglass.pictures import PreparedPicture
     from paliglass.tasks.confidence import Task as CalibratedTask
 
 
+T = TypeVar("T")
+
 # Of which task a command's scores are; `generate` could be any.
 CALIBRATED: dict[str, CalibratedTask] = {"caption": "caption", "ask": "answer", "read": "ocr"}
+MAX_THREADS = 8  # that read pictures; more would seldom be faster, and each holds a whole picture
 
 
 @command
@@ -90,7 +97,7 @@ def ask(
     if not choice:
         return _answer("ask", pictures, prompt, run, output)
 
-    def choose(model: PaliGemma, images: list[Image.Image], first: int) -> list[Any]:
+    def choose(model: PaliGemma, images: list[PreparedPicture], first: int) -> list[Any]:
         return [*model.ask(images, question, lang, choices=choice, **run.batch(first))]
 
     _run(Task("ask", prompt, choose, {"choices": choice}), pictures, run, output)
@@ -173,7 +180,7 @@ class Task:
 
     name: str
     prompt: str
-    run: Callable[[PaliGemma, list[Image.Image], int], list[Any]]
+    run: Callable[[PaliGemma, list[PreparedPicture], int], list[Any]]
     settings: dict[str, Any]
     labels: tuple[str, ...] = ()
     preview: bool = False
@@ -185,7 +192,7 @@ def _answer(
 ) -> None:
     """A task that is answered in words; at a terminal, a single picture's come one by one."""
 
-    def words(model: PaliGemma, images: list[Image.Image], first: int) -> list[str]:
+    def words(model: PaliGemma, images: list[PreparedPicture], first: int) -> list[str]:
         answers: list[str] = model.generate(
             images, prompt, task=CALIBRATED.get(name), **run.batch(first)
         )
@@ -221,7 +228,7 @@ def _find(
         raise typer.BadParameter("--preview is for people; leave out --json or --format")
     how = {"free": True} if find.free else {}
 
-    def things(model: PaliGemma, images: list[Image.Image], first: int) -> list[Found[Any]]:
+    def things(model: PaliGemma, images: list[PreparedPicture], first: int) -> list[Found[Any]]:
         found = getattr(model, name)(images, labels, **how, **run.batch(first))
         return [
             Found(some, *image.size).above(find.min_score)
@@ -268,20 +275,16 @@ def _run(task: Task, arguments: list[str], run: RunOptions, output: OutputOption
         printer = Printer(screen, output.printed, task, None if single else names)
         done = 0
         ended = False
-        model = None
+        is_drawn = bool(task.labels) and (output.out is not None or task.preview)
+        answers = stack.enter_context(closing(_answers(task, todo, run, is_drawn, screen)))
         try:
-            for batch in _batches(todo, run.batch_size, screen):
-                # Loaded late: when no picture can be read, nobody should wait for a model.
-                model = model or _load(run, task.mask_codec)
-                images = [image for _, _, image in batch]
-                answers = task.run(model, images, batch[0][0])
-                for (_, name, image), result in zip(batch, answers, strict=True):
-                    record = {"file": name, **job, **_fields(result)}
-                    if results is not None:
-                        results.append(record, *_pictures(task, image, result))
-                    printer.show(record, image, result)
-                    screen.advance()
-                    done += 1
+            for name, image, result in answers:
+                record = {"file": name, **job, **_fields(result)}
+                if results is not None:
+                    results.append(record, *_pictures(task, image, result))
+                printer.show(record, image, result)
+                screen.advance()
+                done += 1
         except KeyboardInterrupt:
             kept = f", results are in {output.out}; --resume goes on" if output.out else ""
             raise KeyboardInterrupt(f"{done} of {len(todo)} pictures done{kept}") from None
@@ -311,26 +314,71 @@ def _check(task: Task, names: list[str], output: OutputOptions) -> None:
         yolo_places(names)
 
 
-def _batches(
-    todo: list[tuple[int, str]], batch_size: int, screen: Screen
-) -> Iterator[list[tuple[int, str, Image.Image]]]:
-    """Readable pictures with number and name, no more in memory than a batch; complains of others.
+def _answers(
+    task: Task, todo: list[tuple[int, str]], run: RunOptions, is_drawn: bool, screen: Screen
+) -> Generator[tuple[str, Image.Image | None, Any]]:
+    """(name, picture, result) of each that can be read, in order; complains of the others.
 
-    The numbers of a batch have no gap: a seed gives each picture its own random numbers by them,
-    whatever was left out or done before.
+    Threads read and prepare the next pictures while the model runs. The picture itself is kept
+    where it will be drawn on: what the model needs of it is much smaller.
     """
-    batch: list[tuple[int, str, Image.Image]] = []
-    for number, name in todo:
+    waiting = iter(todo)
+    in_turn = ((item, partial(open_picture, item[1])) for item in waiting)
+    first = next(_readable(in_turn, screen), None)
+    if first is None:
+        return
+    # Loaded late: when no picture can be read, nobody should wait for a model.
+    model = _load(run, task.mask_codec)
+    screen.start_clock()
+
+    def prepare(image: Image.Image) -> tuple[PreparedPicture, Image.Image | None]:
+        return model.processor.prepare(image), image if is_drawn else None
+
+    def ready(item: tuple[int, str]) -> tuple[PreparedPicture, Image.Image | None]:
+        return prepare(open_picture(item[1]))
+
+    threads = min(os.cpu_count() or 1, MAX_THREADS)
+    pool = ThreadPoolExecutor(threads)  # starts none before there is a second picture
+    try:
+        ahead = work_ahead(pool, ready, waiting, run.batch_size + threads)
+        others = _readable(((item, future.result) for item, future in ahead), screen)
+        number, name, image = first
+        for batch in _batches(chain([(number, name, prepare(image))], others), run.batch_size):
+            before = model.generated_tokens
+            results = task.run(model, [prepared for _, _, (prepared, _) in batch], batch[0][0])
+            screen.answered(len(batch), model.generated_tokens - before)
+            for (_, name, (_, kept)), result in zip(batch, results, strict=True):
+                yield name, kept, result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _readable(
+    readers: Iterable[tuple[tuple[int, str], Callable[[], T]]], screen: Screen
+) -> Iterator[tuple[int, str, T]]:
+    """(number, name, what was read) of pictures that can be read; complains of the others."""
+    for (number, name), read in readers:
         try:
-            image = open_picture(name)
+            result = read()
         except PictureError as error:
             screen.complain(str(error))
             screen.advance()
-            continue
-        if batch and (len(batch) == batch_size or number != batch[-1][0] + 1):
+        else:
+            yield number, name, result
+
+
+def _batches(
+    pictures: Iterable[tuple[int, str, T]], batch_size: int
+) -> Iterator[list[tuple[int, str, T]]]:
+    """The numbers of a batch have no gap: a seed gives each picture its own random numbers by them,
+    whatever was left out or done before.
+    """
+    batch: list[tuple[int, str, T]] = []
+    for picture in pictures:
+        if batch and (len(batch) == batch_size or picture[0] != batch[-1][0] + 1):
             yield batch
             batch = []
-        batch.append((number, name, image))
+        batch.append(picture)
     if batch:
         yield batch
 
@@ -342,10 +390,10 @@ def _fields(result: str | Found[Any]) -> dict[str, Any]:
 
 
 def _pictures(
-    task: Task, image: Image.Image, result: str | Found[Any]
+    task: Task, image: Image.Image | None, result: str | Found[Any]
 ) -> tuple[Image.Image | None, list[Image.Image] | None]:
     """(drawing, masks), where a result has them."""
-    if isinstance(result, str):
+    if image is None or isinstance(result, str):
         return None, None
     masks = [item.mask_image() for item in result if isinstance(item, Segment)]
     return result.draw(image), masks if task.name == "segment" else None
@@ -365,11 +413,13 @@ class Printer:
         self._kept: list[dict[str, Any]] = []  # of a format that is one document
         self._header = True
 
-    def show(self, record: dict[str, Any], image: Image.Image, result: str | Found[Any]) -> None:
+    def show(
+        self, record: dict[str, Any], image: Image.Image | None, result: str | Found[Any]
+    ) -> None:
         """One picture's result."""
         if self.format is Format.TEXT:
             _show(self.screen, record["file"] if self.names else None, result)
-            if self.task.preview and isinstance(result, Found):
+            if self.task.preview and image is not None and isinstance(result, Found):
                 _preview(self.screen, image, result)
         elif self.format is Format.JSONL:
             self.screen.answer(to_line(record))
