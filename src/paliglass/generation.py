@@ -130,7 +130,7 @@ class GraphedDecoder:
     def __init__(self, model: PaliGemmaForConditionalGeneration, cache: KVCache) -> None:
         cache = FixedCache(cache)
         self.ids, lengths = torch.zeros_like(cache.lengths), cache.lengths.clone()
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 from torch import Tensor
 
+from paliglass.generation import decode_one_token, prefill
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.kv_cache import KVCache
+from paliglass.ops.kv_cache import FixedCache, KVCache
 
 decoders = pytest.mark.parametrize(
     "decoder",
@@ -160,3 +161,25 @@ def test_a_large_enough_cache_is_never_copied() -> None:
         for _ in range(10):
             model(torch.tensor([[5]]), kv_cache=cache)
     assert [tensor.data_ptr() for tensor in cache.keys] == before
+
+
+@decoders
+@sides
+@torch.inference_mode()
+def test_fixed_shapes_give_the_same_logits(decoder: dict[str, Any], side: str) -> None:
+    """What a CUDA graph will record: every tensor stays where it is, and no shape changes."""
+    config = tiny_config(**decoder)
+    model = tiny_model(config)
+    batch = make_batch(config, [3, 9], side=side)
+    caches = [model.new_cache(2, batch["input_ids"].shape[1] + 8) for _ in range(2)]
+    for cache in caches:
+        prefill(model, batch, cache)
+    growing, fixed = caches[0], FixedCache(caches[1])
+    kept = [fixed.lengths.data_ptr(), fixed.slots.data_ptr(), fixed.keys[0].data_ptr()]
+    lengths = fixed.lengths.clone()
+    decode_one_token(model, torch.tensor([5, 6]), fixed)  # as before a recording, then forgotten
+    fixed.lengths.copy_(lengths)
+    for ids in torch.randint(3, 300, (8, 2), generator=torch.Generator().manual_seed(0)):
+        expected = decode_one_token(model, ids, growing)
+        torch.testing.assert_close(decode_one_token(model, ids, fixed), expected)
+    assert kept == [fixed.lengths.data_ptr(), fixed.slots.data_ptr(), fixed.keys[0].data_ptr()]

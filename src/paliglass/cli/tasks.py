@@ -343,7 +343,9 @@ def _answers(
         ahead = work_ahead(pool, ready, waiting, run.batch_size + threads)
         others = _readable(((item, future.result) for item, future in ahead), screen)
         number, name, image = first
-        for batch in _batches(chain([(number, name, prepare(image))], others), run.batch_size):
+        begin = [(number, name, prepare(image))]
+        del first, image  # it may be large
+        for batch in _batches(chain(begin, others), run.batch_size):
             before = model.generated_tokens
             results = task.run(model, [prepared for _, _, (prepared, _) in batch], batch[0][0])
             screen.answered(len(batch), model.generated_tokens - before)
@@ -370,8 +372,8 @@ def _readable(
 def _batches(
     pictures: Iterable[tuple[int, str, T]], batch_size: int
 ) -> Iterator[list[tuple[int, str, T]]]:
-    """The numbers of a batch have no gap: a seed gives each picture its own random numbers by them,
-    whatever was left out or done before.
+    """Pictures in batches, whose numbers have no gap: by them a seed gives each picture its own
+    random numbers, whatever was left out or done before.
     """
     batch: list[tuple[int, str, T]] = []
     for picture in pictures:
