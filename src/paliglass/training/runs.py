@@ -154,6 +154,14 @@ def largest(accelerator: Accelerator, *values: float) -> list[float]:
     return found
 
 
+def finish(accelerator: Accelerator) -> None:
+    """Ends a run in all processes at once: one that left while the first still writes its result
+    has been seen to keep the first from ending.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def choose_precision(given: Precision | None, checkpoint: Path | None) -> Precision:
     """What a run computes in: as asked, else as it began, else what is faster here.
 

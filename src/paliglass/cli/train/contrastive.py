@@ -129,7 +129,7 @@ def contrastive(
     from paliglass.contrastive.folders import save_contrastive, start_from_paligemma
     from paliglass.contrastive.processing import ContrastiveProcessor
     from paliglass.training import contrastive as training
-    from paliglass.training.runs import choose_precision, make_accelerator
+    from paliglass.training.runs import choose_precision, finish, make_accelerator
 
     checkpoint = past_run(out, out / "model", resume)
     computing = choose_precision(precision.value if precision else None, checkpoint)
@@ -181,7 +181,7 @@ def contrastive(
         dtype = "bfloat16" if computing == "bf16" else "float32"
         save_contrastive(trainer.model, out / "model", processor, dtype)
         print(f"{out / 'model'}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
-    accelerator.end_training()
+    finish(accelerator)
 
 
 def _read_config(path: Path) -> ContrastiveConfig:

@@ -191,7 +191,7 @@ def finetune(
     from paliglass.training.examples import open_examples
     from paliglass.training.finetuner import Finetuner, FinetuneRecipe
     from paliglass.training.recipes import picture_side
-    from paliglass.training.runs import choose_precision, make_accelerator
+    from paliglass.training.runs import choose_precision, finish, make_accelerator
 
     result = out / ("adapter" if lora else "model")
     checkpoint = past_run(out, result, resume)
@@ -253,4 +253,4 @@ def finetune(
     if accelerator.is_main_process:
         learned = sum(p.numel() for p in trainer.learning.values())
         print(f"{result}: {trainer.step} steps, {learned:,} numbers learned")
-    accelerator.end_training()
+    finish(accelerator)

@@ -90,7 +90,7 @@ def pretrain(
     from paliglass.segmentation import MaskCodec
     from paliglass.training import pretrain as training
     from paliglass.training.pretrainer import Pretrainer, PretrainLoss, Recipe
-    from paliglass.training.runs import choose_precision, make_accelerator
+    from paliglass.training.runs import choose_precision, finish, make_accelerator
     from paliglass.world import World
 
     checkpoint = past_run(out, out / "model", resume)
@@ -142,7 +142,7 @@ def pretrain(
     training.save_result(trainer, out / "model", processor)
     if accelerator.is_main_process:
         print(f"{out / 'model'}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
-    accelerator.end_training()
+    finish(accelerator)
 
 
 def _weight(text: str) -> tuple[str, float]:
