@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 from tests.tiny import noise_picture
 
+from paliglass.cli import main
 from paliglass.errors import PaliglassError
+from paliglass.pictures import load_picture
 from paliglass.training.examples import open_examples
 from paliglass.training.streams import class_names, fetch, open_stream, to_rows
 
@@ -72,13 +75,35 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_library_streams_local_files(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     PICTURE.save(tmp_path / "a.png")
     row = {"image": str(tmp_path / "a.png"), "caption": "a dog"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     stream = open_stream(str(tmp_path / "rows.jsonl"), None, "train")
-    assert isinstance(stream, datasets.IterableDataset)
+    assert isinstance(stream, IterableDataset)
     assert fetch(to_rows(stream, names=class_names(stream)), tmp_path / "out") == 1
     (tmp_path / "rows.txt").write_text("")
     with pytest.raises(PaliglassError, match=r"rows\.txt: is none of \.json"):
         open_stream(str(tmp_path / "rows.txt"), None, "train")
+
+
+def test_what_the_hub_holds_is_streamed(tmp_path: Path) -> None:
+    """Parquet with pictures and class labels, as the hub's data sets are, by the command."""
+    features = Features({"img": Image(), "label": ClassLabel(names=["hot_dog", "no_dog"])})
+    rows = {"img": [PICTURE] * 3, "label": [0, 1, 0]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        main(["data", "fetch", str(tmp_path / "train.parquet"), str(out), "--limit", "2"])
+    assert end.value.code == 0
+    examples = open_examples(out)
+    assert [example.suffix for example in examples] == ["hot dog", "no dog"]
+    assert examples[0].prefix == "answer en what is this?"
+    assert load_picture(examples[0].image).size == PICTURE.size
+
+
+def test_a_folder_of_pictures_is_streamed(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        PICTURE.save(tmp_path / "set" / label / "a.png")
+    stream = open_stream(str(tmp_path / "set"), None, "train")
+    assert sorted(row[2] for row in to_rows(stream, names=class_names(stream))) == ["cat", "dog"]
