@@ -46,21 +46,23 @@ docs: $(VENV)/.installed-test
 # Trains the shipped models from nothing (about five and a half hours on two cores; the artwork comes
 # by npm): the mask codec; a dual encoder; from its vision tower the model, which first looks and then
 # talks; the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a
-# run that was stopped goes on.
+# run that was stopped goes on. With SHARE=0.03 RUN=runs/try the whole chain is tried in ten minutes.
 RUN ?= runs/mini
+SHARE ?= 1
+minutes = --minutes $(shell awk 'BEGIN { print $(1) * $(SHARE) }')
 TRAIN = OMP_NUM_THREADS=1 $(BIN)/paliglass train
 TOGETHER = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m paliglass train
 mini: $(VENV)/.installed-test
 	mkdir -p $(RUN)
-	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m paliglass.training.codec --out $(RUN)/mask_codec.safetensors --minutes 9 --world .cache/world
-	test -d $(RUN)/vit/model || $(TRAIN) contrastive --out $(RUN)/vit --text cbow --loss clip --batch-size 64 --minutes 8 --resume
-	test -d $(RUN)/first/model || $(TOGETHER) pretrain --out $(RUN)/first --vision $(RUN)/vit/model --looking 1 --minutes 30 --resume
-	test -d $(RUN)/second/model || $(TOGETHER) pretrain --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.25 --minutes 120 --resume
-	test -d $(RUN)/third/model || $(TOGETHER) pretrain --out $(RUN)/third --weights $(RUN)/second/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.5 --seed 2 --minutes 36 --resume
-	test -d $(RUN)/fourth/model || $(TOGETHER) pretrain --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 --minutes 88 --resume
+	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m paliglass.training.codec --out $(RUN)/mask_codec.safetensors $(call minutes,9) --world .cache/world
+	test -d $(RUN)/vit/model || $(TRAIN) contrastive --out $(RUN)/vit --text cbow --loss clip --batch-size 64 $(call minutes,8) --resume
+	test -d $(RUN)/first/model || $(TOGETHER) pretrain --out $(RUN)/first --vision $(RUN)/vit/model --looking 1 $(call minutes,30) --resume
+	test -d $(RUN)/second/model || $(TOGETHER) pretrain --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.25 $(call minutes,120) --resume
+	test -d $(RUN)/third/model || $(TOGETHER) pretrain --out $(RUN)/third --weights $(RUN)/second/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
+	test -d $(RUN)/fourth/model || $(TOGETHER) pretrain --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
 	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(RUN)/mask_codec.safetensors $(RUN)/fourth/model
 	$(BIN)/python -m paliglass.training.calibrate $(RUN)/fourth/model --world .cache/world --scenes 150
-	test -d $(RUN)/dual/model || $(TRAIN) contrastive --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 --minutes 28 --resume
+	test -d $(RUN)/dual/model || $(TRAIN) contrastive --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 $(call minutes,28) --resume
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output dist

@@ -20,7 +20,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 from weakref import WeakValueDictionary
@@ -38,9 +38,8 @@ LOW_ZERO = 32  # the zero point of numbers that hardly go below 0
 CHANNELS, INPUTS, TOGETHER = 64, 64, 4
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-# Numbers that are converted at once: their float32 copy stays in the cache, and of tokens, where
-# the calls count too, is none that the system has to find memory for.
-_AT_ONCE, _TOKENS_AT_ONCE = 1 << 17, 1 << 20
+# Numbers that a thread converts at once: their float32 copy stays in its cache.
+_AT_ONCE = 1 << 17
 # Of so many tokens, torch's kernel for int8 weights is over before they would be widened.
 _FEW_TOKENS = 8
 
@@ -52,7 +51,7 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(len(weight), device=weight.device)
-    for rows in _chunks(weight, _AT_ONCE):
+    for rows in _chunks(weight):
         largest = _largest(weight[rows])
         integers[rows] = (weight[rows] * (LARGEST / largest)).round_()
         scales[rows] = largest[:, 0] / LARGEST
@@ -91,6 +90,12 @@ class Tokens:
         shape = torch.Size((*self.shape[:-1], integers.shape[-1]))
         return Tokens(integers, scales, shape, self.dtype, zero_point)
 
+    def chunk(self, parts: int) -> list[Tokens]:
+        """These tokens in about so many equal parts."""
+        assert isinstance(self.scales, Tensor)
+        halves = zip(self.integers.chunk(parts), self.scales.chunk(parts), strict=True)
+        return [replace(self, integers=i, scales=s, shape=i.shape) for i, s in halves]
+
     def __len__(self) -> int:
         return self.shape[:-1].numel()
 
@@ -103,16 +108,19 @@ def quantise_tokens(
     """M × K → uint8 M × K around 128, and the scale of each token, M × 1, of x's dtype.
 
     The scale is rounded to that dtype first: what is multiplied by it later is rounded only once.
-    change: what to make of some tokens, given in float32, before they are quantised; told which.
+    change: what to make of some tokens, given in float32 to be overwritten, before they are
+    quantised; told which.
     least: the lowest number that can come, a little below 0: integers are then around LOW_ZERO, in
     finer steps.
     """
     integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=x.dtype, device=x.device)
-    for rows in _chunks(x, _TOKENS_AT_ONCE):
-        values = x[rows] if change is None else change(x[rows].float(), rows)
+    for rows in _chunks(x, torch.get_num_threads()):
+        values = x[rows].to(torch.float32, copy=True)
+        if change is not None:
+            values = change(values, rows)
         scales[rows] = _largest(values) / LARGEST if least is None else _scale_above(values, least)
-        steps = values * scales[rows].float().reciprocal()
+        steps = values.mul_(scales[rows].float().reciprocal())
         if least is not None:
             steps += LOW_ZERO - ZERO_POINT
         # Through int8 and a flip of its top bit: torch converts to uint8 eight times slower.
@@ -131,9 +139,9 @@ def quantise_token(x: Tensor) -> tuple[Tensor, float]:
     return torch.cat((steps, steps >> 8, steps, steps)).to(torch.int8).view(torch.uint8), scale
 
 
-def _chunks(matrix: Tensor, numbers: int) -> Iterator[slice]:
-    """Rows that are converted together: about so many numbers."""
-    rows = max(1, numbers // matrix.shape[1])
+def _chunks(matrix: Tensor, threads: int = 1) -> Iterator[slice]:
+    """Rows that are converted together."""
+    rows = max(1, threads * _AT_ONCE // matrix.shape[1])
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 
@@ -259,7 +267,7 @@ def pack(integers: Tensor) -> Tensor:
     blocks.copy_(_to_blocks(integers))
     sums = _memory(packed)[blocks.numel() * TOGETHER :].view(torch.int32)
     ones = torch.ones(shape[1])
-    for rows in _chunks(integers, _AT_ONCE):
+    for rows in _chunks(integers):
         sums[: len(integers)][rows] = -(integers[rows].float() @ ones)
     return packed
 
