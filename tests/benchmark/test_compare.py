@@ -9,7 +9,15 @@ import pytest
 from tests.tiny import tiny_model
 
 from paliglass.benchmark.chart import to_svg
-from paliglass.benchmark.compare import Measured, Ratio, between, compare, machine, ratios
+from paliglass.benchmark.compare import (
+    Measured,
+    Ratio,
+    between,
+    compare,
+    machine,
+    ratios,
+    shares,
+)
 from paliglass.benchmark.engines import ENGINES
 from paliglass.benchmark.gguf_file import gguf_name
 from paliglass.checkpoints.folder import read_tensors
@@ -57,6 +65,33 @@ def test_ratios_by_hand() -> None:
 def test_an_engine_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(PaliglassError, match=r"paliglass ended: .*config\.json"):
         compare(tmp_path, ["paliglass"], rounds=1, tokens=2, threads=1)
+
+
+def test_a_peer_that_dies_is_told_of_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_folder(tiny_model(), tmp_path / "model")
+    (tmp_path / "llama_cpp.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
+    found, missing = compare(tmp_path / "model", [LLAMA, PLAIN], rounds=1, tokens=2, threads=1)
+    assert list(found) == [PLAIN]
+    assert missing == {LLAMA: "llama.cpp Q8_0 ended: SIGILL"}
+
+
+def test_shares_of_the_machines_limits_by_hand(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_folder(model, tmp_path / "model")
+    decoder = sum(p.numel() for p in model.language_model.parameters())
+    others = sum(p.numel() for p in model.parameters()) - decoder
+    table = model.language_model.lm_head.weight.numel()
+    patches = model.config.num_image_tokens
+    first = 2 * (table + (decoder - table) * (patches + 8) + others * patches) / 1e9 / 7
+    found = {PLAIN: measured(4 * first, 0.1), LLAMA: measured(1, 0.1)}
+    limits = {"read_gb_per_s": decoder * 2 / 1e9 / 0.05, "bf16_gop_per_s": 7}
+    reached = shares(found, tmp_path / "model", limits)
+    assert reached[PLAIN]["token_share"] == pytest.approx(0.5)
+    assert reached[PLAIN]["first_token_share"] == pytest.approx(0.25, abs=0.01)
+    assert reached[LLAMA] == {"token_share": pytest.approx(0.5 * 8.5 / 16, abs=1e-3)}
 
 
 def test_an_engine_that_is_not_installed_is_told_of(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +20,13 @@ from typing import Any
 
 from PIL import Image
 
-from paliglass.benchmark.engines import ENGINES
+from paliglass.benchmark.engines import ENGINES, PROMPT_TOKENS
 from paliglass.errors import PaliglassError
+from paliglass.info import read_info
 
 OURS, PLAIN, THEIRS, LLAMA = ENGINES
+# Of a weight, as each engine reads it; Q8_0 has a scale for 32 of them.
+BITS = {OURS: 8, PLAIN: 16, THEIRS: 16, LLAMA: 8.5}
 BATCH = 8  # pictures of a batch
 BATCH_TOKENS = 8
 GIGABYTE = 1e9
@@ -115,7 +120,9 @@ class _Process:
         line = self.process.stdout.readline()
         if not line:
             _, errors = self.process.communicate()
-            last = (errors.strip().splitlines() or ["it was killed"])[-1]
+            code = self.process.returncode
+            died = [signal.Signals(-code).name if code < 0 else f"exit code {code}"]
+            last = (errors.strip().splitlines() or died)[-1]
             raise PaliglassError(f"{self.name} ended: {last}")
         found: dict[str, Any] = json.loads(line)
         return found
@@ -135,33 +142,76 @@ def compare(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Runs every engine in turn, `rounds` times, after one round that is not counted.
 
-    Returns what was measured, and of engines that could not run, why.
+    Returns what was measured, and of engines that could not run to the end, why.
 
-    Raises PaliglassError where an engine fails.
+    Raises PaliglassError where one of our own fails.
     """
     at_work: list[_Process] = []
     missing: dict[str, str] = {}
+
+    @contextmanager
+    def peer_may_fail(name: str) -> Iterator[None]:
+        try:
+            yield
+        except PaliglassError as error:
+            if name in (OURS, PLAIN):
+                raise
+            missing[name] = str(error)
+
     try:
         for name in engines:
             progress(f"loading into {name}")
-            engine = _Process(name, folder, threads)
-            if engine.missing is None:
-                engine.run(1, 2)
+            with peer_may_fail(name):
+                engine = _Process(name, folder, threads)
                 at_work.append(engine)
-            else:
-                missing[name] = engine.missing
-                engine.close()
+                if engine.missing is None:
+                    engine.run(1, 2)
+                else:
+                    missing[name] = engine.missing
         for number in range(rounds):
             for engine in at_work:
+                if engine.name in missing:
+                    continue
                 progress(f"round {number + 1} of {rounds}: {engine.name}")
-                engine.measured.add(engine.run(1, tokens))
-                if engine.name == OURS:
-                    times = engine.run(BATCH, BATCH_TOKENS)
-                    engine.measured.batch_each_token.append(between(times))
+                with peer_may_fail(engine.name):
+                    engine.measured.add(engine.run(1, tokens))
+                    if engine.name == OURS:
+                        times = engine.run(BATCH, BATCH_TOKENS)
+                        engine.measured.batch_each_token.append(between(times))
     finally:
         for engine in at_work:
             engine.close()
-    return {engine.name: engine.measured for engine in at_work}, missing
+    ran = {engine.name: engine.measured for engine in at_work if engine.name not in missing}
+    return ran, missing
+
+
+def shares(
+    found: dict[str, Measured], folder: Path, limits: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """How much of this machine's limits each engine reaches; limits: what `machine` measured.
+
+    A token reads the decoder and its head once. Before the first one, each number of the vision
+    tower meets every patch, and each of the decoder, but for the head, every token of the prompt.
+    llama.cpp, which is not given the picture, has no share there.
+    """
+    info = read_info(folder)
+    numbers, patches = info.parameters, info.config.num_image_tokens
+    read = numbers["embedding"] + numbers["decoder"]
+    operations = 2 * (
+        numbers["embedding"]
+        + numbers["decoder"] * (patches + PROMPT_TOKENS)
+        + (numbers["vision_tower"] + numbers["projector"]) * patches
+    )
+    result: dict[str, dict[str, float]] = {}
+    for name, measured in found.items():
+        figures = measured.to_dict()
+        token = read * BITS[name] / 8 / GIGABYTE / limits["read_gb_per_s"]
+        result[name] = {"token_share": round(token * figures["tokens_per_s"], 3)}
+        rate = limits.get("int8_gop_per_s" if name == OURS else "bf16_gop_per_s")
+        if rate and name != LLAMA:
+            first = operations / GIGABYTE / rate
+            result[name]["first_token_share"] = round(first / figures["first_token_s"], 3)
+    return result
 
 
 def ratios(found: dict[str, Measured]) -> dict[str, Ratio]:
