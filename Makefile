@@ -46,9 +46,9 @@ docs: $(VENV)/.installed-test
 # Trains the shipped models from nothing (about five and a half hours on two cores; the artwork comes
 # by npm): the mask codec; a dual encoder; from its vision tower the model, which first looks and then
 # talks; the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a
-# run that was stopped goes on. With SHARE=0.03 RUN=runs/try the whole chain is tried in ten minutes.
-RUN ?= runs/mini
+# run that was stopped goes on. SHARE=0.03 tries the whole chain in ten minutes of training.
 SHARE ?= 1
+RUN ?= runs/mini$(if $(filter-out 1,$(SHARE)),-$(SHARE))
 minutes = --minutes $(shell awk 'BEGIN { print $(1) * $(SHARE) }')
 TRAIN = OMP_NUM_THREADS=1 $(BIN)/paliglass train
 TOGETHER = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m paliglass train

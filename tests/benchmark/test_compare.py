@@ -27,6 +27,20 @@ from paliglass.errors import PaliglassError
 OURS, PLAIN, THEIRS, LLAMA = ENGINES
 
 
+ONCE = """
+import os, signal, threading
+from paliglass.benchmark import gguf_file
+gguf_file.write_gguf = lambda folder: folder
+class Llama:
+    def __init__(self, *_, **__): pass
+    def reset(self): pass
+    def eval(self, tokens): pass
+    def sample(self, temp):
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        return 1
+"""
+
+
 def measured(first: float, each: float, load: float = 1.0, memory: int = 3_000_000_000) -> Measured:
     found = Measured(load=load, memory=memory)
     for noise in (1.0, 5.0, 1.0):  # the median leaves the odd round out
@@ -71,11 +85,15 @@ def test_a_peer_that_dies_is_told_of_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_folder(tiny_model(), tmp_path / "model")
-    (tmp_path / "llama_cpp.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    # One dies as it loads, one after its first answer.
+    llama = tmp_path / "llama_cpp.py"
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
-    found, missing = compare(tmp_path / "model", [LLAMA, PLAIN], rounds=1, tokens=2, threads=1)
-    assert list(found) == [PLAIN]
-    assert missing == {LLAMA: "llama.cpp Q8_0 ended: SIGILL"}
+    last_words = "import os, signal, sys; print('alas', file=sys.stderr)"
+    for dies in (f"{last_words}; os.kill(os.getpid(), signal.SIGILL)", ONCE):
+        llama.write_text(dies)
+        found, missing = compare(tmp_path / "model", [LLAMA, PLAIN], rounds=2, tokens=2, threads=1)
+        assert list(found) == [PLAIN]
+        assert missing == {LLAMA: "ended: SIGILL, alas" if dies != ONCE else "ended: SIGKILL"}
 
 
 def test_shares_of_the_machines_limits_by_hand(tmp_path: Path) -> None:
@@ -85,13 +103,17 @@ def test_shares_of_the_machines_limits_by_hand(tmp_path: Path) -> None:
     others = sum(p.numel() for p in model.parameters()) - decoder
     table = model.language_model.lm_head.weight.numel()
     patches = model.config.num_image_tokens
+    model = model.bfloat16()
+    save_folder(model, tmp_path / "half")
     first = 2 * (table + (decoder - table) * (patches + 8) + others * patches) / 1e9 / 7
     found = {PLAIN: measured(4 * first, 0.1), LLAMA: measured(1, 0.1)}
     limits = {"read_gb_per_s": decoder * 2 / 1e9 / 0.05, "bf16_gop_per_s": 7}
-    reached = shares(found, tmp_path / "model", limits)
+    reached = shares(found, tmp_path / "half", limits)
     assert reached[PLAIN]["token_share"] == pytest.approx(0.5)
     assert reached[PLAIN]["first_token_share"] == pytest.approx(0.25, abs=0.01)
     assert reached[LLAMA] == {"token_share": pytest.approx(0.5 * 8.5 / 16, abs=1e-3)}
+    in_float32 = shares(found, tmp_path / "model", limits)[PLAIN]
+    assert in_float32 == {"token_share": pytest.approx(1.0)}
 
 
 def test_an_engine_that_is_not_installed_is_told_of(

@@ -8,10 +8,17 @@ from tests.unit.test_int8 import normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paliglass.ops import int8
 from paliglass.ops.int8 import Int8Linear, Tokens
 from paliglass.ops.int8_blocks import Int8GeGLU, Int8GeluMLP, gelu_tanh_
 
-TOKENS = [1, 2, 5, 300]  # 300 × 4160 numbers are more than are converted at once
+TOKENS = [1, 2, 5, 300]
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few numbers are converted at once that 300 tokens take several rounds."""
+    monkeypatch.setattr(int8, "_AT_ONCE", 10_000)
 
 
 def layer(rows: int, columns: int, seed: int, bias: Tensor | None = None) -> Int8Linear:

@@ -11,22 +11,23 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from PIL import Image
 
 from paliglass.benchmark.engines import ENGINES, PROMPT_TOKENS
+from paliglass.checkpoints.folder import read_tensors
 from paliglass.errors import PaliglassError
 from paliglass.info import read_info
 
 OURS, PLAIN, THEIRS, LLAMA = ENGINES
-# Of a weight, as each engine reads it; Q8_0 has a scale for 32 of them.
-BITS = {OURS: 8, PLAIN: 16, THEIRS: 16, LLAMA: 8.5}
+# Bytes of a weight as an engine reads it, where not the file's; Q8_0 has a scale for 32 of them.
+BYTES = {OURS: 1, LLAMA: 34 / 32}
 BATCH = 8  # pictures of a batch
 BATCH_TOKENS = 8
 GIGABYTE = 1e9
@@ -92,12 +93,14 @@ class _Process:
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         self.name = name
+        # A pipe that nobody reads would fill up.
+        self.errors = TemporaryFile("w+")  # noqa: SIM115
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "paliglass.benchmark.engines", name, str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
             env=environment,
         )
@@ -107,8 +110,9 @@ class _Process:
 
     def run(self, pictures: int, tokens: int) -> list[float]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"pictures": pictures, "tokens": tokens}) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # that it is no more, the missing answer tells
+            self.process.stdin.write(json.dumps({"pictures": pictures, "tokens": tokens}) + "\n")
+            self.process.stdin.flush()
         answer = self._answer()
         if pictures == 1 and not self.measured.batch_each_token:  # a peak never falls again
             self.measured.memory = answer["memory"]
@@ -119,17 +123,21 @@ class _Process:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            _, errors = self.process.communicate()
+            self.process.communicate()
+            with self.errors as errors:
+                errors.seek(0)
+                said = errors.read().strip().splitlines()
             code = self.process.returncode
-            died = [signal.Signals(-code).name if code < 0 else f"exit code {code}"]
-            last = (errors.strip().splitlines() or died)[-1]
-            raise PaliglassError(f"{self.name} ended: {last}")
+            died = [signal.Signals(-code).name] if code < 0 else []
+            reason = ", ".join(died + said[-1:]) or f"exit code {code}"
+            raise PaliglassError(f"{self.name} ended: {reason}")
         found: dict[str, Any] = json.loads(line)
         return found
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
 
 
 def compare(
@@ -156,7 +164,7 @@ def compare(
         except PaliglassError as error:
             if name in (OURS, PLAIN):
                 raise
-            missing[name] = str(error)
+            missing[name] = str(error).removeprefix(f"{name} ")
 
     try:
         for name in engines:
@@ -192,8 +200,10 @@ def shares(
 
     A token reads the decoder and its head once. Before the first one, each number of the vision
     tower meets every patch, and each of the decoder, but for the head, every token of the prompt.
-    llama.cpp, which is not given the picture, has no share there.
+    llama.cpp, which is not given the picture, has no share there, nor has a float32 model, whose
+    rate nobody measured. Of a model that a cache holds, a token's share says little.
     """
+    stored = next(read_tensors(folder))[2].element_size()
     info = read_info(folder)
     numbers, patches = info.parameters, info.config.num_image_tokens
     read = numbers["embedding"] + numbers["decoder"]
@@ -205,10 +215,10 @@ def shares(
     result: dict[str, dict[str, float]] = {}
     for name, measured in found.items():
         figures = measured.to_dict()
-        token = read * BITS[name] / 8 / GIGABYTE / limits["read_gb_per_s"]
+        token = read * BYTES.get(name, stored) / GIGABYTE / limits["read_gb_per_s"]
         result[name] = {"token_share": round(token * figures["tokens_per_s"], 3)}
         rate = limits.get("int8_gop_per_s" if name == OURS else "bf16_gop_per_s")
-        if rate and name != LLAMA:
+        if rate and name != LLAMA and (name == OURS or stored == 2):
             first = operations / GIGABYTE / rate
             result[name]["first_token_share"] = round(first / figures["first_token_s"], 3)
     return result
@@ -265,7 +275,7 @@ def machine(threads: int) -> dict[str, float]:
     """What this machine can do: GB/s read, and G multiplications and additions a second."""
     import torch
 
-    from paliglass.ops.int8 import Int8Linear, has_kernel
+    from paliglass.ops.int8 import Int8Linear, Tokens, has_kernel
 
     torch.set_num_threads(threads)
 
@@ -289,5 +299,6 @@ def machine(threads: int) -> dict[str, float]:
         if has_kernel():
             layer = Int8Linear.quantise(weight)
             layer.pack()
-            found["int8_gop_per_s"] = work / best(lambda: layer(x))
+            tokens = Tokens.of(x)
+            found["int8_gop_per_s"] = work / best(lambda: layer.product(tokens))
     return {name: round(value, 1) for name, value in found.items()}

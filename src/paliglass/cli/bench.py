@@ -12,6 +12,7 @@ import typer
 
 from paliglass.cli.app import command
 from paliglass.cli.options import MODEL_HELP
+from paliglass.errors import PaliglassError
 
 HEADS = {
     "load_s": "load, s",
@@ -65,6 +66,10 @@ def bench(
     _tell("measuring the machine")
     limits = machine(threads)
     found, missing = compare(folder, engine or ENGINES, rounds, tokens, threads, _tell)
+    if not found:
+        _tell("")
+        reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
+        raise PaliglassError(f"no engine ran ({reasons})")
     _tell("starting cold")
     figures = {**ratios(found), **start_up()}
     reached = shares(found, folder, limits)
@@ -98,7 +103,7 @@ def bench(
     _print(rows, markdown)
     print("this machine: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in limits.items()))
     for name, why in missing.items():
-        print(f"{name}: not run ({why})")
+        print(f"{name}: left out ({why})")
 
 
 def _tell(what: str) -> None:

@@ -38,7 +38,7 @@ LOW_ZERO = 32  # the zero point of numbers that hardly go below 0
 CHANNELS, INPUTS, TOGETHER = 64, 64, 4
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-# Numbers that a thread converts at once: their float32 copy stays in its cache.
+# Numbers that each thread converts at once: their float32 copy stays in its cache.
 _AT_ONCE = 1 << 17
 # Of so many tokens, torch's kernel for int8 weights is over before they would be widened.
 _FEW_TOKENS = 8
@@ -93,8 +93,8 @@ class Tokens:
     def chunk(self, parts: int) -> list[Tokens]:
         """These tokens in about so many equal parts."""
         assert isinstance(self.scales, Tensor)
-        halves = zip(self.integers.chunk(parts), self.scales.chunk(parts), strict=True)
-        return [replace(self, integers=i, scales=s, shape=i.shape) for i, s in halves]
+        pieces = zip(self.integers.chunk(parts), self.scales.chunk(parts), strict=True)
+        return [replace(self, integers=i, scales=s, shape=i.shape) for i, s in pieces]
 
     def __len__(self) -> int:
         return self.shape[:-1].numel()
@@ -115,7 +115,7 @@ def quantise_tokens(
     """
     integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty(len(x), 1, dtype=x.dtype, device=x.device)
-    for rows in _chunks(x, torch.get_num_threads()):
+    for rows in _chunks(x):
         values = x[rows].to(torch.float32, copy=True)
         if change is not None:
             values = change(values, rows)
@@ -139,9 +139,9 @@ def quantise_token(x: Tensor) -> tuple[Tensor, float]:
     return torch.cat((steps, steps >> 8, steps, steps)).to(torch.int8).view(torch.uint8), scale
 
 
-def _chunks(matrix: Tensor, threads: int = 1) -> Iterator[slice]:
+def _chunks(matrix: Tensor) -> Iterator[slice]:
     """Rows that are converted together."""
-    rows = max(1, threads * _AT_ONCE // matrix.shape[1])
+    rows = max(1, torch.get_num_threads() * _AT_ONCE // matrix.shape[1])
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 
