@@ -105,7 +105,9 @@ class _Process:
             env=environment,
         )
         answer = self._answer()
-        self.missing: str | None = answer.get("missing")
+        if "missing" in answer:
+            self.close()
+            raise PaliglassError(answer["missing"])
         self.measured = Measured(load=answer.get("load", 0.0))
 
     def run(self, pictures: int, tokens: int) -> list[float]:
@@ -172,10 +174,7 @@ def compare(
             with peer_may_fail(name):
                 engine = _Process(name, folder, threads)
                 at_work.append(engine)
-                if engine.missing is None:
-                    engine.run(1, 2)
-                else:
-                    missing[name] = engine.missing
+                engine.run(1, 2)
         for number in range(rounds):
             for engine in at_work:
                 if engine.name in missing:
@@ -212,13 +211,16 @@ def shares(
         + numbers["decoder"] * (patches + PROMPT_TOKENS)
         + (numbers["vision_tower"] + numbers["projector"]) * patches
     )
+    rates = {OURS: limits.get("int8_gop_per_s")}
+    if stored == 2:
+        rates |= dict.fromkeys((PLAIN, THEIRS), limits["bf16_gop_per_s"])
     result: dict[str, dict[str, float]] = {}
     for name, measured in found.items():
         figures = measured.to_dict()
         token = read * BYTES.get(name, stored) / GIGABYTE / limits["read_gb_per_s"]
         result[name] = {"token_share": round(token * figures["tokens_per_s"], 3)}
-        rate = limits.get("int8_gop_per_s" if name == OURS else "bf16_gop_per_s")
-        if rate and name != LLAMA and (name == OURS or stored == 2):
+        rate = rates.get(name)
+        if rate:
             first = operations / GIGABYTE / rate
             result[name]["first_token_share"] = round(first / figures["first_token_s"], 3)
     return result
