@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,11 +157,20 @@ def largest(accelerator: Accelerator, *values: float) -> list[float]:
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Ends a run in all processes at once: one that left while the first still writes its result
-    has been seen to keep the first from ending.
+    """Ends a run in all processes at once, and each of several processes at once, whole as it is.
+
+    One that left while the first still writes its result has been seen to keep the first from
+    ending. And what FSDP2 keeps of a process group outlives its end: Gloo's threads would still
+    drop tensors while the interpreter goes down, which aborts the process now and then.
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if accelerator.num_processes > 1:
+        for worker in multiprocessing.active_children():  # nothing else will end them
+            worker.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def choose_precision(given: Precision | None, checkpoint: Path | None) -> Precision:
