@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from paliglass.errors import PromptError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -100,16 +100,23 @@ def run_prompts(
 ) -> Tensor:
     """`prefill` but for the head: B × D after each prompt's last token."""
     attention_mask = batch["attention_mask"]
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (attention_mask * places).argmax(-1)
+    watched = is_watched(model)
     hidden = model.hidden_states(
         batch["input_ids"],
         pixel_values=batch.get("pixel_values"),
         image_features=batch.get("image_features"),
         attention_mask=attention_mask,
         kv_cache=cache,
+        wanted=None if watched else last,
     )
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    last = (attention_mask * places).argmax(-1)
-    return hidden[torch.arange(len(hidden)), last]
+    return hidden[torch.arange(len(hidden)), last] if watched else hidden[:, 0]
+
+
+def is_watched(model: nn.Module) -> bool:
+    """Whether hooks see what modules get or give: then all of it is computed, where it is seen."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def decode_one_token(
@@ -155,8 +162,7 @@ def decoder(
 
     A graph on a GPU, where recording pays and nobody watches the modules, whose hooks it skips.
     """
-    watched = any(module._forward_hooks for module in model.modules())
-    if model.device.type == "cuda" and steps >= WORTH_A_GRAPH and not watched:
+    if model.device.type == "cuda" and steps >= WORTH_A_GRAPH and not is_watched(model):
         return GraphedDecoder(model, cache)
     return partial(decode_one_token, model, cache=cache)
 

@@ -93,9 +93,13 @@ class GemmaDecoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor,
         cache: KVCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """B × T × D → B × T × D."""
+        """B × T × D → B × T × D; with `wanted`, a place in each row, B × 1 × D of those alone."""
         attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        if wanted is not None:
+            rows = torch.arange(len(x), device=x.device)
+            x, attended = x[rows, wanted, None], attended[rows, wanted, None]
         if self.has_post_norms:
             x = x + self.post_attention_layernorm(attended)
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
@@ -130,12 +134,18 @@ class GemmaModel(nn.Module):
         positions: Tensor,
         masks: Sequence[Tensor],
         cache: KVCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """embeddings: B × T × D; positions: B × T; masks: one for each layer → B × T × D."""
+        """embeddings: B × T × D; positions: B × T; masks: one for each layer → B × T × D.
+
+        wanted: a place in each row, B. Others then leave their keys and values in the last layer,
+        and no more: B × 1 × D come out.
+        """
         x = embeddings
         rotary = rotary_cos_sin(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        last = self.layers[-1]
         for layer, mask in zip(self.layers, masks, strict=True):
-            x = layer(x, rotary, mask, cache)
+            x = layer(x, rotary, mask, cache, wanted if layer is last else None)
         return self.norm(x)
 
 

@@ -101,8 +101,12 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         token_type_ids: Tensor | None = None,
         image_features: Tensor | None = None,
         kv_cache: KVCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """All of `forward` but the output layer: B × T × D, for those who need few logits."""
+        """All of `forward` but the output layer: B × T × D, for those who need few logits.
+
+        wanted: a place in each row, B, for those who need what comes out there alone, B × 1 × D.
+        """
         is_prompt = kv_cache is None or kv_cache.max_length == 0
         if is_prompt and image_features is None and pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
@@ -132,7 +136,7 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         if text.sliding_window is not None:
             narrow = sliding_window(mask, positions, key_positions, is_suffix, text.sliding_window)
             masks = [narrow if text.layer_window(i) else mask for i in range(len(masks))]
-        return self.language_model.model(embeddings, positions, masks, kv_cache)
+        return self.language_model.model(embeddings, positions, masks, kv_cache, wanted)
 
     def forward(
         self,

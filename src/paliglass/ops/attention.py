@@ -102,7 +102,7 @@ class ExplicitAttention(Attention):
         groups = key.shape[1]
         scores = query.reshape(rows, groups, -1, width) @ key.transpose(-1, -2)  # B K (H/K · T) S
         scores.mul_(self.scale)
-        if mask is not None:
+        if mask is not None and not mask.all():
             apart = scores.view(rows, groups, -1, count, key.shape[2])
             apart.masked_fill_(~mask[:, None], torch.finfo(scores.dtype).min)
         output = torch.softmax(scores, -1, out=scores) @ value

@@ -1,4 +1,4 @@
-"""MLPs between int8 matrices: what lies between two products is done in one go.
+"""What lies between int8 matrices, done in one go: norms, and the middle of MLPs.
 
 Beside oneDNN's products, a prompt's time goes into passes over activations: scales, GELU, the
 largest number of each token, rounding. Here they are made some tokens at a time, on numbers that
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paliglass.ops.int8 import LOW_ZERO, Int8Linear, Tokens, quantise_tokens
+from paliglass.ops.norms import RMSNorm
 
 LEAST_GELU = -0.1701  # GELU's lowest value, rounded down
 # Tokens that a block takes at once: more are no faster anywhere, and oneDNN's kernels for AMX lose
@@ -25,11 +26,12 @@ MOST_TOKENS = 240
 def gelu_tanh_(x: Tensor) -> Tensor:
     """The tanh approximation of GELU (arXiv 1606.08415) in float32, in place, as x · σ(2z).
 
-    z = √(2/π) · (x + 0.044715 x³), for ½(1 + tanh z) = σ(2z): these passes take
-    about half the time of torch's GELU.
+    z = √(2/π) · (x + 0.044715 x³), for ½(1 + tanh z) = σ(2z): these passes take about half the
+    time of torch's GELU.
     """
-    slope = 2 * math.sqrt(2 / math.pi)
-    return x.mul_(x.square().mul_(0.044715 * slope).add_(slope).mul_(x).sigmoid_())
+    z = x.square()
+    torch.addcmul(x, z, x, value=0.044715, out=z)
+    return x.mul_(z.mul_(2 * math.sqrt(2 / math.pi)).sigmoid_())
 
 
 def in_parts(block: Callable[[Tokens], Tensor], tokens: Tokens) -> Tensor:
@@ -42,6 +44,35 @@ def in_parts(block: Callable[[Tokens], Tensor], tokens: Tokens) -> Tensor:
         return block(tokens)
     y = torch.cat([block(some) for some in tokens.chunk(parts)])
     return y.view(*tokens.shape[:-1], y.shape[-1])
+
+
+class Int8RMSNorm(nn.Module):
+    """An RMSNorm, … × D, whose output int8 matrices alone read, several of them: quantised once."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+        self._gain = 1 + norm.weight.detach().float()
+
+    def forward(self, x: Tensor) -> Tokens:
+        """… × D → as many tokens."""
+        return Tokens.of(x, self._normalise)
+
+    def _normalise(self, x: Tensor, _: slice) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        return x.mul_(squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(self._gain)
+
+
+class Int8LayerNorm(nn.LayerNorm):
+    """A LayerNorm, … × D, of which the same holds."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__(norm.normalized_shape, norm.eps, device="meta")
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tokens:  # type: ignore[override]  # not activations
+        """… × D → as many tokens."""
+        return Tokens.of(super().forward(x))
 
 
 class Int8GeGLU(nn.Module):
