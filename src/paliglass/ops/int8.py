@@ -44,8 +44,8 @@ LARGE_PAGE = 1 << 21  # bytes
 _MADV_COLLAPSE = 25  # of Linux 6.1; Python has no name for it
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-# Numbers that each thread converts at once: their float32 copy stays in its cache.
-_AT_ONCE = 1 << 17
+# Numbers that each thread converts at once, about: their float32 copy stays in its cache.
+_AT_ONCE = 1 << 18
 # Of so many tokens, torch's kernel for int8 weights is over before they would be widened.
 _FEW_TOKENS = 8
 
@@ -148,7 +148,8 @@ def quantise_token(x: Tensor) -> tuple[Tensor, float]:
 
 def _chunks(matrix: Tensor) -> Iterator[slice]:
     """Rows that are converted together."""
-    rows = max(1, torch.get_num_threads() * _AT_ONCE // matrix.shape[1])
+    parts = max(1, round(matrix.numel() / (torch.get_num_threads() * _AT_ONCE)))
+    rows = max(1, math.ceil(len(matrix) / parts))
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
 
 

@@ -18,9 +18,9 @@ from paliglass.ops.int8 import LOW_ZERO, Int8Linear, Tokens, quantise_tokens
 from paliglass.ops.norms import RMSNorm
 
 LEAST_GELU = -0.1701  # GELU's lowest value, rounded down
-# Tokens that a block takes at once: more are no faster anywhere, and oneDNN's kernels for AMX lose
-# half of their rate at 256 tokens of 3B's down_proj and at 264 of the others.
-MOST_TOKENS = 240
+# Tokens that an MLP takes at once: oneDNN's kernels for AMX lose half of their rate at 256 tokens
+# of 3B's down_proj and at 264 of the others. Elsewhere smaller parts would but read matrices again.
+MOST_TOKENS = 240 if torch.cpu._is_amx_tile_supported() else 1024
 
 
 def gelu_tanh_(x: Tensor) -> Tensor:
@@ -35,10 +35,7 @@ def gelu_tanh_(x: Tensor) -> Tensor:
 
 
 def in_parts(block: Callable[[Tokens], Tensor], tokens: Tokens) -> Tensor:
-    """What a block makes of tokens, … × K → … × N, a few hundred at a time.
-
-    Their inner numbers are then read where they were just written, in a cache.
-    """
+    """What a block makes of tokens, … × K → … × N, `MOST_TOKENS` at a time."""
     parts = math.ceil(len(tokens) / MOST_TOKENS)
     if parts <= 1:
         return block(tokens)
