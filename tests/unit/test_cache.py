@@ -166,6 +166,28 @@ def test_a_large_enough_cache_is_never_copied() -> None:
 @decoders
 @sides
 @torch.inference_mode()
+def test_a_prompts_last_layer_works_for_its_last_token_alone(
+    decoder: dict[str, Any], side: str
+) -> None:
+    model = tiny_model(tiny_config(**decoder))
+    batch = make_batch(model.config, [3, 9], side=side)
+    last, seen = model.language_model.model.layers[-1], []
+    last.mlp.forward, plain = lambda x: seen.append(x.shape[1]) or plain(x), last.mlp.forward
+    found = []
+    for watched in (False, True):
+        hook = last.register_forward_hook(lambda *_: None)
+        if not watched:
+            hook.remove()
+        cache = model.new_cache(2, batch["input_ids"].shape[1] + 1)
+        logits = prefill(model, batch, cache)
+        found.append((logits, decode_one_token(model, torch.tensor([5, 6]), cache)))
+    assert seen == [1, 1, batch["input_ids"].shape[1], 1]  # those who watch see it all
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+@decoders
+@sides
+@torch.inference_mode()
 def test_fixed_shapes_give_the_same_logits(decoder: dict[str, Any], side: str) -> None:
     """What a CUDA graph will record: every tensor stays where it is, and no shape changes."""
     config = tiny_config(**decoder)

@@ -8,17 +8,25 @@ from tests.unit.test_int8 import normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paliglass.ops import int8
+from paliglass.ops import int8, int8_blocks
 from paliglass.ops.int8 import Int8Linear, Tokens
-from paliglass.ops.int8_blocks import Int8GeGLU, Int8GeluMLP, gelu_tanh_
+from paliglass.ops.int8_blocks import (
+    Int8GeGLU,
+    Int8GeluMLP,
+    Int8LayerNorm,
+    Int8RMSNorm,
+    gelu_tanh_,
+)
+from paliglass.ops.norms import RMSNorm
 
 TOKENS = [1, 2, 5, 300]
 
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few numbers are converted at once that 300 tokens take several rounds."""
+    """So few numbers are converted at once that 300 tokens take several rounds and parts."""
     monkeypatch.setattr(int8, "_AT_ONCE", 10_000)
+    monkeypatch.setattr(int8_blocks, "MOST_TOKENS", 240)
 
 
 def layer(rows: int, columns: int, seed: int, bias: Tensor | None = None) -> Int8Linear:
@@ -37,6 +45,31 @@ def test_gelu_is_torchs() -> None:
     x = torch.linspace(-30, 30, 4001)
     expected = F.gelu(x, approximate="tanh")
     torch.testing.assert_close(gelu_tanh_(x.clone()), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_norms_for_int8_are_the_norms_quantised(tokens: int, dtype: torch.dtype) -> None:
+    x = 3 * normal(1, tokens, 4160, seed=1, dtype=dtype)
+    rms, layer_norm = RMSNorm(4160).to(dtype), nn.LayerNorm(4160, dtype=dtype)
+    for norm, quantising in ((rms, Int8RMSNorm), (layer_norm, Int8LayerNorm)):
+        nn.init.normal_(norm.weight)
+        before = x.clone()
+        found = quantising(norm)(x)
+        assert torch.equal(x, before)
+        assert quantising(norm).state_dict().keys() == norm.state_dict().keys()
+        assert (found.shape, found.dtype) == (x.shape, dtype)
+        steps, scales = found.integers.double() - int8.ZERO_POINT, found.scales
+        if isinstance(scales, float):
+            numbers = scales * (steps[:1] + 256 * steps[1:2])
+        else:
+            numbers = steps * scales.double()
+        expected = norm.double()(x.double())[0]
+        norm.to(dtype)
+        step = expected.abs().amax(-1, keepdim=True) / 127
+        limit = 0.51 if dtype == torch.float32 else 1.0  # of a LayerNorm's output in bfloat16
+        assert ((numbers - expected).abs() <= limit * step).all()
 
 
 # Rounding to int8 once more, elsewhere, moves a product by about a step in 127.
