@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -78,6 +79,24 @@ def test_python_example_runs(
     monkeypatch.chdir(copy_of_assets)
     exec(compile(code, page.name, "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_fine_tuning_goes_as_the_readme_says(copy_of_assets: Path) -> None:
+    line = json.dumps({"image": "assets/scene.png", "prefix": "caption en", "suffix": "a farm"})
+    for name, lines in (("train.jsonl", 8), ("test.jsonl", 1)):
+        (copy_of_assets / name).write_text(f"{line}\n" * lines, encoding="utf-8")
+    found = re.search(r"## Fine-tune it\n\n```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    for command in found[1].splitlines():
+        arguments = shlex.split(command)[1:]
+        run = subprocess.run(
+            [sys.executable, "-m", "paliglass", *arguments],
+            cwd=copy_of_assets,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, command + run.stderr
+    assert (copy_of_assets / "worst.html").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
