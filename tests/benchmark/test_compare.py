@@ -29,8 +29,6 @@ OURS, PLAIN, THEIRS, LLAMA = ENGINES
 
 ONCE = """
 import os, signal, threading
-from paliglass.benchmark import gguf_file
-gguf_file.write_gguf = lambda folder: folder
 class Llama:
     def __init__(self, *_, **__): pass
     def reset(self): pass
@@ -85,6 +83,7 @@ def test_a_peer_that_dies_is_told_of_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_folder(tiny_model(), tmp_path / "model")
+    monkeypatch.setattr("paliglass.benchmark.compare._llamas_file", lambda folder, _: folder)
     # One dies as it loads, one after its first answer.
     llama = tmp_path / "llama_cpp.py"
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
@@ -119,7 +118,17 @@ def test_shares_of_the_machines_limits_by_hand(tmp_path: Path) -> None:
 def test_an_engine_that_is_not_installed_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    found, missing = compare(tmp_path, [LLAMA], rounds=1, tokens=2, threads=1)
+    assert found == {}
+    assert missing == {LLAMA: "pip install llama-cpp-python gguf"}
+
+
+def test_an_engine_that_cannot_be_imported_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_folder(tiny_model(), tmp_path / "model")
+    monkeypatch.setattr("paliglass.benchmark.compare._llamas_file", lambda folder, _: folder)
     (tmp_path / "llama_cpp.py").write_text("raise ImportError('no llama here')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
     found, missing = compare(tmp_path / "model", [LLAMA], rounds=1, tokens=2, threads=1)

@@ -1,6 +1,6 @@
 """The engines that are compared, each in a process of its own that answers JSON lines.
 
-    python -m paliglass.benchmark.engines "paliglass int8" FOLDER THREADS
+    python -m paliglass.benchmark.engines "paliglass int8" FOLDER THREADS [GGUF]
 
 All run the same work on the same weights: pictures of the model's size with a prompt of eight
 tokens, then so many greedy tokens, whatever they are (the weights may be random). A process first
@@ -98,17 +98,16 @@ def _transformers(folder: Path) -> Run:
     return run
 
 
-def _llama(folder: Path, threads: int) -> Run:
+def _llama(folder: Path, threads: int, gguf: Path) -> Run:
     """The decoder alone, as GGUF: the picture's tokens are so many words."""
     import llama_cpp
 
-    from paliglass.benchmark.gguf_file import write_gguf
     from paliglass.checkpoints.folder import read_config
 
     config = read_config(folder)
     count = config.num_image_tokens + PROMPT_TOKENS
     model = llama_cpp.Llama(
-        str(write_gguf(folder)),
+        str(gguf),
         n_ctx=count + 512,
         n_batch=count,
         n_threads=threads,
@@ -130,10 +129,13 @@ def _llama(folder: Path, threads: int) -> Run:
     return run
 
 
-def open_engine(name: str, folder: Path, threads: int) -> Run:
-    """Loads a model into one of `ENGINES`. Raises ImportError where that is not installed."""
-    if name == "llama.cpp Q8_0":
-        return _llama(folder, threads)
+def open_engine(name: str, folder: Path, threads: int, *gguf: str) -> Run:
+    """Loads a model into one of `ENGINES`. Raises ImportError where that is not installed.
+
+    gguf: the decoder's file for llama.cpp, which `write_gguf` made.
+    """
+    if gguf:
+        return _llama(folder, threads, Path(*gguf))
     import torch
 
     torch.set_num_threads(threads)
@@ -157,13 +159,14 @@ def peak_memory() -> int:
 def main() -> None:
     """Loads, and answers requests until there are no more."""
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    gguf = sys.argv[4:]
     answers, sys.stdout = sys.stdout, sys.stderr
     # What is imported is not loading's.
     if name == "transformers":
         import transformers
 
         _ = transformers.PaliGemmaForConditionalGeneration
-    elif name != "llama.cpp Q8_0":
+    elif not gguf:
         import paliglass.checkpoints.folder
         import paliglass.generation  # noqa: F401
 
@@ -172,7 +175,7 @@ def main() -> None:
 
     start = time.perf_counter()
     try:
-        run = open_engine(name, folder, threads)
+        run = open_engine(name, folder, threads, *gguf)
     except ImportError as error:
         say(missing=str(error))
         return

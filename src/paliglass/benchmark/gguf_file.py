@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -38,8 +37,8 @@ def gguf_name(name: str) -> str:
     return f"blk.{found[1]}.{_LAYER_NAMES[found[2]]}.weight"
 
 
-def write_gguf(folder: Path) -> Path:
-    """decoder-q8_0.gguf in the checkpoint's folder, made if it is not there.
+def write_gguf(folder: Path, path: Path) -> None:
+    """Writes the decoder of a checkpoint's folder to `path`.
 
     Its vocabulary has no words, only numbers: it is for measuring. Raises PaliglassError for a
     Gemma 2 decoder, ImportError without the `gguf` package.
@@ -47,14 +46,10 @@ def write_gguf(folder: Path) -> Path:
     import gguf
     import numpy as np
 
-    path = folder / "decoder-q8_0.gguf"
-    if path.exists():
-        return path
     text = read_config(folder).text_config
     if text.model_type != "gemma":
         raise PaliglassError("only Gemma 1 decoders are written as GGUF")
-    unfinished = path.with_name(f".{path.name}.tmp")
-    writer = gguf.GGUFWriter(unfinished, "gemma", use_temp_file=True)
+    writer = gguf.GGUFWriter(path, "gemma", use_temp_file=True)
     writer.add_context_length(text.max_position_embeddings)
     writer.add_embedding_length(text.hidden_size)
     writer.add_block_count(text.num_hidden_layers)
@@ -82,5 +77,3 @@ def write_gguf(folder: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    os.replace(unfinished, path)
-    return path
