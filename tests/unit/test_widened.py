@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from paliglass import load
 from paliglass.ops import widened
 from paliglass.ops.attention import Attention, attend_reference
+from paliglass.ops.packed import can_pack
 from paliglass.ops.widened import WidenedAttention, WidenedLinear, widen, widened_linear
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -19,19 +20,19 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 4, 33])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 4), (2, 33)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_products_are_rounded_once(
-    dtype: torch.dtype, tokens: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, shape: tuple[int, int], biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(widened, "AT_ONCE", 1000)  # several pieces, the last one shorter
     plain = nn.Linear(70, 130, bias=biased, dtype=dtype)
     layer = WidenedLinear(plain)
-    x = normal(2, tokens, 70, dtype=dtype)
+    x = normal(*shape, 70, dtype=dtype)
     expected = x.double() @ plain.weight.double().T + (plain.bias.double() if biased else 0)
     with torch.no_grad():
         found = layer(x)
-    assert found.shape == (2, tokens, 130)
+    assert found.shape == (*shape, 130)
     assert found.dtype == dtype
     share = torch.finfo(dtype).eps / 2
     torch.testing.assert_close(found.double(), expected, rtol=1.01 * share, atol=1e-5)
@@ -65,7 +66,7 @@ def test_attention_is_rounded_once(softcap: float | None, tokens: int) -> None:
     )
     mask = torch.ones(2, 1, tokens, 9, dtype=torch.bool)
     mask[1, ..., :3] = False
-    found = WidenedAttention(0.25, softcap)(query, key, value, mask)
+    found = WidenedAttention(Attention(0.25, softcap))(query, key, value, mask)
     wide = (t.double() for t in (query, key, value))
     expected = attend_reference(*wide, mask, 0.25, softcap)[0].transpose(1, 2).flatten(2)
     assert found.dtype == torch.bfloat16
@@ -77,7 +78,7 @@ def test_what_is_loaded_without_a_kernel_is_widened(monkeypatch: pytest.MonkeyPa
     model = load("mini", device="cpu").model
     kinds = {type(module) for module in model.modules()}
     assert {WidenedLinear, WidenedAttention} <= kinds
-    assert not kinds & {nn.Linear, Attention}
+    assert nn.Linear not in kinds
     # The head still is the embedding, and the names are the checkpoint's.
     assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
     assert (
@@ -95,3 +96,13 @@ def test_where_there_is_a_kernel_nothing_changes(monkeypatch: pytest.MonkeyPatch
     layers = nn.ModuleList([nn.Linear(8, 8, dtype=torch.bfloat16)])
     widen(layers, torch.bfloat16)
     assert type(layers[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(("wide", "native"), [(True, False), (True, True), (False, False)])
+def test_avx512_needs_bfloat16_instructions(
+    wide: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: wide)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    onednn_says_so = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert can_pack() == (onednn_says_so and (native or not wide))

@@ -44,6 +44,7 @@ LARGE_PAGE = 1 << 21  # bytes
 _MADV_COLLAPSE = 25  # of Linux 6.1; Python has no name for it
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
+_SHIFTS = torch.tensor([[0], [8], [0], [0]], dtype=torch.int32)  # `quantise_token`'s rows
 # Numbers that each thread converts at once, about: their float32 copy stays in its cache.
 _AT_ONCE = 1 << 18
 # Of so many tokens, torch's kernel for int8 weights is over before they would be widened.
@@ -143,7 +144,7 @@ def quantise_token(x: Tensor) -> tuple[Tensor, float]:
     scale = (float(x.abs().amax()) or 1.0) / (256 * LARGEST)
     # All above 0, so that what is cut off is rounded, and both bytes lie around 128.
     steps = (x.float() * (1 / scale)).add_(257 * ZERO_POINT + 0.5).to(torch.int32)
-    return torch.cat((steps, steps >> 8, steps, steps)).to(torch.int8).view(torch.uint8), scale
+    return (steps >> _SHIFTS).to(torch.int8).view(torch.uint8), scale
 
 
 def _chunks(matrix: Tensor) -> Iterator[slice]:

@@ -36,6 +36,7 @@ class KVCache:
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.rows = torch.arange(batch_size, device=device)[:, None]
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.slots = self.lengths[:, None]  # where the newest tokens go, B × T
         self.max_length = 0  # the longest row, known on the host: no device sync to find it
@@ -61,9 +62,10 @@ class KVCache:
         Returns what the new tokens attend to: in a prefill themselves, as they lie in the batch
         with its padding; afterwards every slot in use, B × K × S × head_dim, as a view.
         """
-        index = self.slots[:, None, :, None].expand(key.shape)
         for stored, new in ((self.keys[layer], key), (self.values[layer], value)):
-            stored.scatter_(2, index, new.detach().to(stored.dtype))  # another one under autocast
+            new = new.detach().to(stored.dtype)  # another one under autocast
+            # Not scatter_, which copies all that is stored before it writes.
+            stored.transpose(1, 2)[self.rows, self.slots] = new.transpose(1, 2)
         if self.max_length == key.shape[2]:
             return key, value
         used = slice(self.max_length)
@@ -85,7 +87,7 @@ class FixedCache(KVCache):
 
     def __init__(self, filled: KVCache) -> None:
         self.capacity = self.max_length = filled.capacity
-        self.keys, self.values = filled.keys, filled.values
+        self.keys, self.values, self.rows = filled.keys, filled.values, filled.rows
         self.lengths = filled.lengths.clone()
         self.slots = self.lengths[:, None].clone()
 

@@ -42,8 +42,14 @@ def pack_linears(model: nn.Module) -> None:
 
 
 def can_pack() -> bool:
-    """Whether this processor has a bfloat16 kernel for packed matrices."""
-    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this processor has a bfloat16 kernel for packed matrices.
+
+    Of AVX-512 without bfloat16 instructions oneDNN says so too, but its kernel widens numbers at
+    every use: a token then takes twice torch's time, a prompt four times `ops.widened`'s.
+    """
+    if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or not torch.cpu._is_avx512_supported()
 
 
 class PackedLinear(nn.Module):
