@@ -93,7 +93,7 @@ class Tokens:
         return Tokens(*quantise_tokens(tokens, change), x.shape, x.dtype)
 
     def with_numbers(
-        self, integers: Tensor, scales: Tensor, zero_point: int = ZERO_POINT
+        self, integers: Tensor, scales: Tensor | float, zero_point: int = ZERO_POINT
     ) -> Tokens:
         """The same tokens with other numbers, M × N, and their scales."""
         shape = torch.Size((*self.shape[:-1], integers.shape[-1]))
@@ -343,30 +343,30 @@ class Int8Linear(nn.Module):
             assert isinstance(x, Tensor)
             return self._widened(x)
         tokens = Tokens.of(x)
+        y = self.product(tokens)
         if isinstance(tokens.scales, float):
-            y = self._of_one(tokens.integers, tokens.scales).to(tokens.dtype)
+            y = (y if self.bias is None else y + self.bias).to(tokens.dtype)
         elif self.bias is None:
-            y = self.product(tokens).mul_(tokens.scales)
+            y = y.mul_(tokens.scales)
         else:
-            y = torch.addcmul(self.bias, self.product(tokens), tokens.scales)
+            y = torch.addcmul(self.bias, y, tokens.scales)
         return y.view(*tokens.shape[:-1], self.out_features)
 
     def product(self, tokens: Tokens) -> Tensor:
-        """What several tokens' integers give, M × N: before their scales, without a bias."""
+        """What tokens' integers give, M × N, without a bias.
+
+        Of several, before their scales, in the activations' dtype; of a single one in float32.
+        """
         assert self.packed is not None
-        integers = tokens.integers
+        integers, scales = tokens.integers, tokens.scales
+        if isinstance(scales, float):
+            y = _multiply(integers, self.packed, self.scale, torch.float32, scales)
+            return torch.add(y[:1], y[1:2], alpha=256)
         if len(integers) < FEWEST_TOKENS:
             integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(integers)))
         zero = tokens.zero_point
         y = _multiply(integers, self.packed, self.scale, tokens.dtype, zero_point=zero)
         return y[: len(tokens)]
-
-    def _of_one(self, integers: Tensor, scale: float) -> Tensor:
-        """A single token's product and bias, 1 × N in float32."""
-        assert self.packed is not None
-        y = _multiply(integers, self.packed, self.scale, torch.float32, scale)
-        y = torch.add(y[:1], y[1:2], alpha=256)
-        return y if self.bias is None else y + self.bias
 
     def _widened(self, x: Tensor) -> Tensor:
         assert self.weight is not None

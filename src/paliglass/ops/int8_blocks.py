@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from paliglass.ops.int8 import LOW_ZERO, Int8Linear, Tokens, quantise_tokens
+from paliglass.ops.int8 import LOW_ZERO, Int8Linear, Tokens, quantise_token, quantise_tokens
 from paliglass.ops.norms import RMSNorm
 
 LEAST_GELU = -0.1701  # GELU's lowest value, rounded down
@@ -85,10 +85,9 @@ class Int8GeGLU(nn.Module):
 
     def _of_some(self, tokens: Tokens) -> Tensor:
         scales = tokens.scales
-        if isinstance(scales, float):
-            gate = gelu_tanh_(self.gate_proj(tokens).float())
-            return self.down_proj((gate * self.up_proj(tokens)).to(tokens.dtype))
         gate, up = self.gate_proj.product(tokens), self.up_proj.product(tokens)
+        if isinstance(scales, float):
+            return self.down_proj(tokens.with_numbers(*quantise_token(gelu_tanh_(gate).mul_(up))))
 
         def gated(some: Tensor, rows: slice) -> Tensor:
             return gelu_tanh_(some.mul_(scales[rows])).mul_(up[rows])
