@@ -115,7 +115,7 @@ def run_prompts(
 
 
 def is_watched(model: nn.Module) -> bool:
-    """Whether hooks see what modules get or give: then all of it is computed, where it is seen."""
+    """Whether any module has hooks: they are to see every token, so nothing is left out."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

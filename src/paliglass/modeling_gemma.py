@@ -138,8 +138,8 @@ class GemmaModel(nn.Module):
     ) -> Tensor:
         """embeddings: B × T × D; positions: B × T; masks: one for each layer → B × T × D.
 
-        wanted: a place in each row, B. Others then leave their keys and values in the last layer,
-        and no more: B × 1 × D come out.
+        wanted: a place in each row, B. Others then go no further than the last layer's attention,
+        which reads their keys and values: B × 1 × D come out.
         """
         x = embeddings
         rotary = rotary_cos_sin(positions, self.config.head_dim, self.config.rope_theta, x.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.tiny import tiny_model
 
+from paliglass import load
 from paliglass.benchmark.chart import to_svg
 from paliglass.benchmark.compare import (
     Measured,
@@ -18,9 +19,10 @@ from paliglass.benchmark.compare import (
     ratios,
     shares,
 )
-from paliglass.benchmark.engines import ENGINES
-from paliglass.benchmark.gguf_file import gguf_name
+from paliglass.benchmark.engines import ENGINES, open_engine
+from paliglass.benchmark.gguf_file import gguf_name, write_gguf
 from paliglass.checkpoints.folder import read_tensors
+from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.saving import save_folder
 from paliglass.errors import PaliglassError
 
@@ -106,13 +108,22 @@ def test_shares_of_the_machines_limits_by_hand(tmp_path: Path) -> None:
     save_folder(model, tmp_path / "half")
     first = 2 * (table + (decoder - table) * (patches + 8) + others * patches) / 1e9 / 7
     found = {PLAIN: measured(4 * first, 0.1), LLAMA: measured(1, 0.1)}
-    limits = {"read_gb_per_s": decoder * 2 / 1e9 / 0.05, "bf16_gop_per_s": 7}
+    limits = {
+        "read_gb_per_s": decoder * 2 / 1e9 / 0.05,
+        "bf16_gop_per_s": 7,
+        "fp32_gop_per_s": 3.5,
+    }
     reached = shares(found, tmp_path / "half", limits)
     assert reached[PLAIN]["token_share"] == pytest.approx(0.5)
     assert reached[PLAIN]["first_token_share"] == pytest.approx(0.25, abs=0.01)
     assert reached[LLAMA] == {"token_share": pytest.approx(0.5 * 8.5 / 16, abs=1e-3)}
     in_float32 = shares(found, tmp_path / "model", limits)[PLAIN]
-    assert in_float32 == {"token_share": pytest.approx(1.0)}
+    assert in_float32["token_share"] == pytest.approx(1.0)
+    assert in_float32["first_token_share"] == pytest.approx(0.5, abs=0.01)
+    limits["fp32_gop_per_s"] = 14  # no instructions for bfloat16
+    assert shares(found, tmp_path / "half", limits)[PLAIN]["first_token_share"] == pytest.approx(
+        0.125, abs=0.01
+    )
 
 
 def test_an_engine_that_is_not_installed_is_told_of(
@@ -134,6 +145,40 @@ def test_an_engine_that_cannot_be_imported_is_told_of(
     found, missing = compare(tmp_path / "model", [LLAMA], rounds=1, tokens=2, threads=1)
     assert found == {}
     assert missing == {LLAMA: "no llama here"}
+
+
+def test_a_peers_file_that_cannot_be_written_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("paliglass.benchmark.compare.find_spec", lambda name: name)
+    monkeypatch.setattr("paliglass.benchmark.compare.write_gguf", full)
+    found, missing = compare(tmp_path, [LLAMA], rounds=1, tokens=2, threads=1)
+    assert found == {}
+    assert "No space left" in missing[LLAMA]
+
+
+def test_llamas_engine_wants_its_file(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    with pytest.raises(ValueError, match="GGUF"):
+        open_engine(LLAMA, tmp_path, 1)
+
+
+def test_the_decoder_is_written_as_gguf(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    model = load("mini", device="cpu", dtype="float32").model
+    write_gguf(locate("mini"), tmp_path / "it.gguf")
+    read = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "it.gguf").tensors}
+    decoder = model.language_model.model
+    assert len(read) == len(dict(decoder.named_parameters()))
+    table = gguf.quants.dequantize(read["token_embd.weight"].data, 8)  # Q8_0
+    expected = decoder.embed_tokens.weight.detach().numpy()
+    assert abs(table - expected).max() <= abs(expected).max() / 250
+    norm = decoder.norm.weight.detach().numpy()
+    assert read["output_norm.weight"].data == pytest.approx(1 + norm)
+    assert {path.name for path in tmp_path.iterdir()} == {"it.gguf"}
 
 
 def test_every_tensor_of_a_gemma_decoder_has_a_name_in_gguf(tmp_path: Path) -> None:

@@ -53,8 +53,10 @@ def test_rows_are_within_half_a_step() -> None:
     assert scales[-1] == pytest.approx(1 / 127)
 
 
-def test_large_matrices_are_converted_as_small_ones() -> None:
-    weight = normal(300, 1000)  # more than one chunk
+def test_large_matrices_are_converted_as_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "_AT_ONCE", 10_000)
+    weight = normal(300, 1000)
+    assert len(list(int8._chunks(weight))) > 1
     integers, scales = quantise_rows(weight)
     again = [quantise_rows(row[None]) for row in weight[::50]]
     assert torch.equal(integers[::50], torch.cat([row for row, _ in again]))

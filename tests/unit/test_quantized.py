@@ -26,10 +26,10 @@ def saved(folder: Path, name: str = "gemma", dtype: torch.dtype = torch.float32)
     return folder
 
 
-def outputs(model: PaliGemmaForConditionalGeneration) -> torch.Tensor:
+def outputs(model: PaliGemmaForConditionalGeneration, gradients: bool = False) -> torch.Tensor:
     batch = make_batch(TINY, [5, 3])
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    with torch.inference_mode():
+    with torch.inference_mode(not gradients):
         return model(**batch).logits.float()
 
 
@@ -47,6 +47,13 @@ def test_an_int8_model_says_nearly_the_same(
     linear = [m for m in small.modules() if isinstance(m, torch.nn.Linear)]
     assert linear == []  # nothing was forgotten
     assert isinstance(small.language_model.lm_head, Int8Head)
+
+
+@pytest.mark.usefixtures("int8_kernel")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_packed_model_runs_where_gradients_are_on(tmp_path: Path, name: str) -> None:
+    model = load_model(saved(tmp_path / "model", name), "cpu", None, "int8", pack=True)
+    assert torch.equal(outputs(model, gradients=True), outputs(model))
 
 
 @pytest.mark.parametrize("pack", [False, True])

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from paliglass import load
-from paliglass.ops import widened
-from paliglass.ops.attention import Attention, attend_reference
+from paliglass.ops import int8, widened
+from paliglass.ops.attention import Attention, ExplicitAttention, attend_reference
 from paliglass.ops.packed import can_pack
 from paliglass.ops.widened import WidenedAttention, WidenedLinear, widen, widened_linear
 
@@ -79,6 +79,8 @@ def test_what_is_loaded_without_a_kernel_is_widened(monkeypatch: pytest.MonkeyPa
     kinds = {type(module) for module in model.modules()}
     assert {WidenedLinear, WidenedAttention} <= kinds
     assert nn.Linear not in kinds
+    attentions = [m for name, m in model.named_modules() if name.endswith("self_attn.attention")]
+    assert {type(module) for module in attentions} == {WidenedAttention}
     # The head still is the embedding, and the names are the checkpoint's.
     assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
     assert (
@@ -89,6 +91,19 @@ def test_what_is_loaded_without_a_kernel_is_widened(monkeypatch: pytest.MonkeyPa
         isinstance(module, WidenedLinear | WidenedAttention)
         for module in load("mini", device="cpu", dtype="float32").model.modules()
     )
+
+
+@pytest.mark.skipif(not int8.has_kernel(), reason="no int8 kernel here")
+def test_int8_keeps_its_attention_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"input_ids": torch.tensor([[2, 5, 9, 4]]), "attention_mask": torch.ones(1, 4)}
+    plain = load("mini", device="cpu", quantize="int8").model
+    monkeypatch.setattr(widened, "has_kernel", lambda dtype: dtype == torch.float32)
+    model = load("mini", device="cpu", quantize="int8").model
+    attentions = [m for m in model.modules() if isinstance(m, WidenedAttention)]
+    assert {type(module.attention) for module in attentions} == {ExplicitAttention}
+    with torch.no_grad():
+        found, expected = (m(**inputs).logits.float() for m in (model, plain))
+    assert (found - expected).norm() < 0.03 * expected.norm()
 
 
 def test_where_there_is_a_kernel_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

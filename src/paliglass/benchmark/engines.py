@@ -129,13 +129,15 @@ def _llama(folder: Path, threads: int, gguf: Path) -> Run:
     return run
 
 
-def open_engine(name: str, folder: Path, threads: int, *gguf: str) -> Run:
+def open_engine(name: str, folder: Path, threads: int, gguf: Path | None = None) -> Run:
     """Loads a model into one of `ENGINES`. Raises ImportError where that is not installed.
 
     gguf: the decoder's file for llama.cpp, which `write_gguf` made.
     """
-    if gguf:
-        return _llama(folder, threads, Path(*gguf))
+    if name == "llama.cpp Q8_0":
+        if gguf is None:
+            raise ValueError("llama.cpp needs the decoder as GGUF")
+        return _llama(folder, threads, gguf)
     import torch
 
     torch.set_num_threads(threads)
@@ -159,14 +161,14 @@ def peak_memory() -> int:
 def main() -> None:
     """Loads, and answers requests until there are no more."""
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    gguf = sys.argv[4:]
+    gguf = Path(sys.argv[4]) if len(sys.argv) > 4 else None
     answers, sys.stdout = sys.stdout, sys.stderr
     # What is imported is not loading's.
     if name == "transformers":
         import transformers
 
         _ = transformers.PaliGemmaForConditionalGeneration
-    elif not gguf:
+    elif name != "llama.cpp Q8_0":
         import paliglass.checkpoints.folder
         import paliglass.generation  # noqa: F401
 
@@ -175,7 +177,7 @@ def main() -> None:
 
     start = time.perf_counter()
     try:
-        run = open_engine(name, folder, threads, *gguf)
+        run = open_engine(name, folder, threads, gguf)
     except ImportError as error:
         say(missing=str(error))
         return

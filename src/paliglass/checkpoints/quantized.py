@@ -63,9 +63,13 @@ def _empty(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def speed_up(model: PaliGemmaForConditionalGeneration) -> None:
-    """What packed matrices allow besides; nothing where they are not packed."""
+    """What packed matrices allow besides; nothing where they are not packed.
+
+    They have no gradients, so the rest of the model wants none either: blocks work in place.
+    """
     if any(layer.packed is None for layer in model.modules() if isinstance(layer, Int8Linear)):
         return
+    model.requires_grad_(False)
     for layer in model.vision_tower.vision_model.encoder.layers:
         _speed_up(layer, Int8GeluMLP, Int8LayerNorm, "layer_norm1", "layer_norm2")
     before_mlp = "post_attention_layernorm"  # Gemma 1's name for it

@@ -44,7 +44,9 @@ LARGE_PAGE = 1 << 21  # bytes
 _MADV_COLLAPSE = 25  # of Linux 6.1; Python has no name for it
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-_SHIFTS = torch.tensor([[0], [8], [0], [0]], dtype=torch.int32)  # `quantise_token`'s rows
+_SHIFTS = torch.tensor(
+    [[0], [8], [0], [0]], dtype=torch.int32, device="cpu"
+)  # `quantise_token`'s rows
 # Numbers that each thread converts at once, about: their float32 copy stays in its cache.
 _AT_ONCE = 1 << 18
 # Of so many tokens, torch's kernel for int8 weights is over before they would be widened.

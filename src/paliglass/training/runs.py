@@ -157,7 +157,7 @@ def largest(accelerator: Accelerator, *values: float) -> list[float]:
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Ends a run in all processes at once, and each of several processes at once, whole as it is.
+    """Ends a run in all processes together; of several, each exits without Python's clean-up.
 
     One that left while the first still writes its result has been seen to keep the first from
     ending. And what FSDP2 keeps of a process group outlives its end: Gloo's threads would still
