@@ -161,7 +161,6 @@ def test_a_peers_file_that_cannot_be_written_is_told_of(
 
 
 def test_llamas_engine_wants_its_file(tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp")
     with pytest.raises(ValueError, match="GGUF"):
         open_engine(LLAMA, tmp_path, 1)
 
