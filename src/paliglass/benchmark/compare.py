@@ -107,20 +107,14 @@ class _Process:
 
     def __init__(self, name: str, folder: Path, threads: int, scratch: Path) -> None:
         self.name = name
-        files = [_llamas_file(folder, scratch)] if name == LLAMA else []
+        arguments = [name, str(folder), str(threads)]
+        if name == LLAMA:
+            arguments.append(str(_llamas_file(folder, scratch)))
         # A pipe that nobody reads would fill up.
         self.errors = TemporaryFile("w+")  # noqa: SIM115
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "paliglass.benchmark.engines",
-                name,
-                str(folder),
-                str(threads),
-                *files,
-            ],
+            [sys.executable, "-m", "paliglass.benchmark.engines", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

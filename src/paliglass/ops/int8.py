@@ -44,9 +44,8 @@ LARGE_PAGE = 1 << 21  # bytes
 _MADV_COLLAPSE = 25  # of Linux 6.1; Python has no name for it
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-_SHIFTS = torch.tensor(
-    [[0], [8], [0], [0]], dtype=torch.int32, device="cpu"
-)  # `quantise_token`'s rows
+# What takes each of `quantise_token`'s rows out of 16 bits.
+_SHIFTS = torch.tensor([[0], [8], [0], [0]], dtype=torch.int32, device="cpu")
 # Numbers that each thread converts at once, about: their float32 copy stays in its cache.
 _AT_ONCE = 1 << 18
 # Of so many tokens, torch's kernel for int8 weights is over before they would be widened.

@@ -57,15 +57,13 @@ class WidenedLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        count = x.shape[:-1].numel()
-        if torch.is_grad_enabled():
-            return super().forward(x)
-        if count == 1 and self.bias is None:
+        count, gradients = x.shape[:-1].numel(), torch.is_grad_enabled()
+        if count >= FEWEST_TOKENS and not gradients:
+            return widened_linear(x, self.weight, self.bias)
+        if count == 1 and self.bias is None and not gradients:
             # torch's product with a vector reads the matrix faster than that with a row does.
             return torch.mv(self.weight, x.flatten()).view(*x.shape[:-1], self.out_features)
-        if count < FEWEST_TOKENS:
-            return super().forward(x)
-        return widened_linear(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class WidenedAttention(Attention):
