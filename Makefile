@@ -28,13 +28,13 @@ check: $(VENV)/.installed-test
 
 # How far from transformers and from the original: the README's table.
 parity: $(VENV)/.installed-test
-	$(BIN)/python -m benchmarks.parity_table
+	$(BIN)/python -m workshop.parity_table
 
 # Speed and memory beside transformers, and llama.cpp where it is installed: 3B with random weights,
 # some 8.5 GB in BENCH and 20 GB of memory.
 BENCH ?= .cache/checkpoint-3b
 bench: $(VENV)/.installed-test
-	test -d $(BENCH) || $(BIN)/python benchmarks/random_checkpoint.py paligemma-3b-224 $(BENCH)
+	test -d $(BENCH) || $(BIN)/python workshop/random_checkpoint.py paligemma-3b-224 $(BENCH)
 	$(BIN)/paliglass bench $(BENCH) --markdown --chart docs/bench.svg
 
 # The lessons' figures, drawn from real tensors, and the source that the lessons show.
@@ -54,14 +54,14 @@ TRAIN = OMP_NUM_THREADS=1 $(BIN)/paliglass train
 TOGETHER = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m paliglass train
 mini: $(VENV)/.installed-test
 	mkdir -p $(RUN)
-	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m paliglass.training.codec --out $(RUN)/mask_codec.safetensors $(call minutes,9) --world .cache/world
+	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m workshop.codec --out $(RUN)/mask_codec.safetensors $(call minutes,9) --world .cache/world
 	test -d $(RUN)/vit/model || $(TRAIN) contrastive --out $(RUN)/vit --text cbow --loss clip --batch-size 64 $(call minutes,8) --resume
 	test -d $(RUN)/first/model || $(TOGETHER) pretrain --out $(RUN)/first --vision $(RUN)/vit/model --looking 1 $(call minutes,30) --resume
 	test -d $(RUN)/second/model || $(TOGETHER) pretrain --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.25 $(call minutes,120) --resume
 	test -d $(RUN)/third/model || $(TOGETHER) pretrain --out $(RUN)/third --weights $(RUN)/second/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
 	test -d $(RUN)/fourth/model || $(TOGETHER) pretrain --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
 	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(RUN)/mask_codec.safetensors $(RUN)/fourth/model
-	$(BIN)/python -m paliglass.training.calibrate $(RUN)/fourth/model --world .cache/world --scenes 150
+	$(BIN)/python -m workshop.calibrate $(RUN)/fourth/model --world .cache/world --scenes 150
 	test -d $(RUN)/dual/model || $(TRAIN) contrastive --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 $(call minutes,28) --resume
 
 clean:

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from torch import Tensor
 
 from paliglass import PRESETS, PaliGemmaConfig
+from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
 TINY = PRESETS["tiny"]

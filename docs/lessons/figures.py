@@ -23,10 +23,10 @@ from torch import Tensor
 import paliglass
 from paliglass import PRESETS
 from paliglass.contrastive.folders import load_contrastive
-from paliglass.info import describe
-from paliglass.lesson import find
-from paliglass.ops.masks import prefix_lm_mask
-from paliglass.ops.rope import apply_rotary, rotary_cos_sin
+from paliglass.inspect.info import describe
+from paliglass.inspect.lessons import find
+from paliglass.layers.masks import prefix_lm_mask
+from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 from paliglass.tasks.boxes import parse_boxes
 
 FOLDER = Path(__file__).parent / "figures"

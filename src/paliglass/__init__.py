@@ -19,10 +19,10 @@ from paliglass.tasks.results import Answer, Detection, Found, Segment
 
 if TYPE_CHECKING:
     from paliglass.checkpoints import load_big_vision, load_hf_model
+    from paliglass.inspect.tracing import trace
     from paliglass.model import PaliGemma, load
     from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
     from paliglass.processing_paligemma import PaliGemmaProcessor
-    from paliglass.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ _NEEDS_TORCH = {
     "load": "paliglass.model",
     "load_big_vision": "paliglass.checkpoints",
     "load_hf_model": "paliglass.checkpoints",
-    "trace": "paliglass.tracing",
+    "trace": "paliglass.inspect.tracing",
 }
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paliglass.errors import PromptError
+from paliglass.layers.kv_cache import FixedCache, KVCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.kv_cache import FixedCache, KVCache
 from paliglass.sampling import Sampling, choose
 
 GREEDY = Sampling()

@@ -19,14 +19,15 @@ from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.generation import Completion, Step, generate, generate_steps, generate_within
+from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, picture_rows
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
-from paliglass.segmentation import MaskCodec, paste_mask
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
 from paliglass.tasks.confidence import Calibration, Task, load_calibration, object_score, raw_score
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, Grammar, NumberGrammar, ObjectGrammar
+from paliglass.tasks.masks import paste_mask
 from paliglass.tasks.prompts import (
     READ,
     CaptionStyle,
@@ -64,7 +65,7 @@ def load(
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
         quantize: "int8" makes the matrices int8 while they are read: half of bfloat16's memory,
-            and faster on processors with VNNI; see `ops.int8`. None leaves them as they are.
+            and faster on processors with VNNI; see `fast.int8`. None leaves them as they are.
         pack: on a CPU, lay matrices out for its fastest kernels: they cannot be trained, or looked
             at by name, any more. False leaves them as they are.
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.config import GemmaConfig
-from paliglass.ops.attention import Attention
-from paliglass.ops.kv_cache import KVCache
-from paliglass.ops.norms import RMSNorm
-from paliglass.ops.rope import apply_rotary, rotary_cos_sin
+from paliglass.layers.attention import Attention
+from paliglass.layers.kv_cache import KVCache
+from paliglass.layers.norms import RMSNorm
+from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
 
 class GemmaAttention(nn.Module):

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from paliglass.config import PaliGemmaConfig
+from paliglass.layers.kv_cache import KVCache
+from paliglass.layers.losses import Reduction, suffix_cross_entropy
+from paliglass.layers.masks import cached_mask, prefix_lm_mask, sliding_window
 from paliglass.modeling_gemma import GemmaForCausalLM
 from paliglass.modeling_siglip import SigLipVisionModel
-from paliglass.ops.kv_cache import KVCache
-from paliglass.ops.losses import Reduction, suffix_cross_entropy
-from paliglass.ops.masks import cached_mask, prefix_lm_mask, sliding_window
 
 
 @dataclass
@@ -164,7 +164,7 @@ class PaliGemmaForConditionalGeneration(nn.Module):
             kv_cache: where to continue. None: without labels a new one is returned, to go on from;
                 `new_cache` makes one of a known capacity.
             image_features: instead of pixel_values, what `get_image_features` made of them.
-            loss_reduction: see `ops.losses.suffix_cross_entropy`.
+            loss_reduction: see `layers.losses.suffix_cross_entropy`.
         """
         if kv_cache is None and labels is None:
             kv_cache = self.new_cache(*input_ids.shape)

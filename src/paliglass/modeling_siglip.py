@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.config import SigLipConfig
-from paliglass.ops.attention import Attention
+from paliglass.layers.attention import Attention
 
 
 class SigLipVisionEmbeddings(nn.Module):

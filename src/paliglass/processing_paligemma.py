@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from paliglass.errors import CheckpointError, PromptError
-from paliglass.ops.losses import IGNORE
+from paliglass.layers.losses import IGNORE
 from paliglass.pictures import Picture, Pictures, PreparedPicture, load_picture, picture_rows
 
 IMAGE_TOKEN = "<image>"

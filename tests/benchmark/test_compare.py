@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.tiny import tiny_model
-
-from paliglass import load
-from paliglass.benchmark.chart import to_svg
-from paliglass.benchmark.compare import (
+from workshop.peers.chart import to_svg
+from workshop.peers.compare import (
     Measured,
     Ratio,
     between,
@@ -19,8 +17,10 @@ from paliglass.benchmark.compare import (
     ratios,
     shares,
 )
-from paliglass.benchmark.engines import ENGINES, open_engine
-from paliglass.benchmark.gguf_file import gguf_name, write_gguf
+from workshop.peers.engines import ENGINES, open_engine
+from workshop.peers.gguf_file import gguf_name, write_gguf
+
+from paliglass import load
 from paliglass.checkpoints.folder import read_tensors
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.saving import save_folder
@@ -85,7 +85,7 @@ def test_a_peer_that_dies_is_told_of_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_folder(tiny_model(), tmp_path / "model")
-    monkeypatch.setattr("paliglass.benchmark.compare._llamas_file", lambda folder, _: folder)
+    monkeypatch.setattr("workshop.peers.compare._llamas_file", lambda folder, _: folder)
     # One dies as it loads, one after its first answer.
     llama = tmp_path / "llama_cpp.py"
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
@@ -139,7 +139,7 @@ def test_an_engine_that_cannot_be_imported_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_folder(tiny_model(), tmp_path / "model")
-    monkeypatch.setattr("paliglass.benchmark.compare._llamas_file", lambda folder, _: folder)
+    monkeypatch.setattr("workshop.peers.compare._llamas_file", lambda folder, _: folder)
     (tmp_path / "llama_cpp.py").write_text("raise ImportError('no llama here')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{':'.join(sys.path)}")
     found, missing = compare(tmp_path / "model", [LLAMA], rounds=1, tokens=2, threads=1)
@@ -153,8 +153,8 @@ def test_a_peers_file_that_cannot_be_written_is_told_of(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("paliglass.benchmark.compare.find_spec", lambda name: name)
-    monkeypatch.setattr("paliglass.benchmark.compare.write_gguf", full)
+    monkeypatch.setattr("workshop.peers.compare.find_spec", lambda name: name)
+    monkeypatch.setattr("workshop.peers.compare.write_gguf", full)
     found, missing = compare(tmp_path, [LLAMA], rounds=1, tokens=2, threads=1)
     assert found == {}
     assert "No space left" in missing[LLAMA]

@@ -14,10 +14,10 @@ import sys
 import pytest
 from tests.training.fake_world import FakeWorld
 from tests.training.test_pretrain import SMALL, TOKENIZER
+from workshop.pretrain import loop as pretrain
+from workshop.pretrain.pretrainer import Pretrainer
 
 from paliglass.cli import main
-from paliglass.training import pretrain
-from paliglass.training.pretrainer import Pretrainer
 
 
 def use_squares(patch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def use_squares(patch: pytest.MonkeyPatch) -> None:
     def world(cache: object, split: str, seed: int, size: int, **options: object) -> FakeWorld:
         return FakeWorld(size, seed)
 
-    patch.setattr("paliglass.world.World", world)
+    patch.setattr("workshop.world.World", world)
     patch.setattr(pretrain, "MINI", SMALL)
     patch.setattr(pretrain, "common_tokenizer", lambda *_: TOKENIZER)
 

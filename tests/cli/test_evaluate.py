@@ -56,7 +56,7 @@ def test_the_world_is_scored(
 ) -> None:
     import functools
 
-    from paliglass import world
+    from workshop import world
 
     art = request.getfixturevalue("art")
     monkeypatch.setattr(world, "World", functools.partial(world.World, art=art))

@@ -16,7 +16,7 @@ from tests.cli.helpers import picture, results
 from tests.tiny import tiny_processor
 
 from paliglass import Box, Detection
-from paliglass.tasks.masks import decode_rle
+from paliglass.formats.rle import decode_rle
 from paliglass.tasks.results import Answer, Found, Segment
 
 MASK = np.zeros((30, 40), bool)

@@ -21,7 +21,7 @@ from tests.cli.helpers import Result, picture
 from tests.cli.test_processes import environment
 
 from paliglass import load
-from paliglass.training.examples import Example
+from paliglass.data.examples import Example
 from paliglass.training.finetune import score_answers
 from paliglass.training.finetuner import Finetuner
 

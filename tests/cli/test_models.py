@@ -16,7 +16,7 @@ from tests.tiny import tiny_processor
 
 from paliglass import PRESETS, load
 from paliglass.checkpoints import load_big_vision
-from paliglass.info import describe
+from paliglass.inspect.info import describe
 
 BIG_VISION = Path(__file__).parents[1] / "fixtures" / "big_vision"
 

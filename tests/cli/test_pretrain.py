@@ -17,12 +17,12 @@ from tests.cli.helpers import Result
 from tests.cli.squares import signal_at, use_squares
 from tests.cli.test_processes import ROOT, environment
 from tests.training.test_pretrain import SMALL, TOKENIZER
+from workshop.pretrain import loop as pretrain
 
 from paliglass import load
 from paliglass.contrastive.config import CbowConfig, ContrastiveConfig
 from paliglass.contrastive.folders import save_contrastive
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
-from paliglass.training import pretrain
 from paliglass.training.runs import choose_precision
 
 Cli = Callable[..., Result]
@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
     assert (half.code, "started with precision fp32, not bf16" in half.err) == (1, True)
     at = arguments.index("--precision")
     del arguments[at : at + 2]  # then it is the run's own
-    monkeypatch.setattr("paliglass.ops.packed.can_pack", lambda: True)
+    monkeypatch.setattr("paliglass.fast.packed.can_pack", lambda: True)
     assert cli(*arguments, "--out", "run", "--resume").code == 0
     assert losses("run") == losses("whole")
 
@@ -133,7 +133,7 @@ def test_a_killed_sharded_run_goes_on_to_the_losses_of_an_unbroken_one(
 def test_the_precision_is_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     for has, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("paliglass.ops.packed.can_pack", lambda has=has: has)
+        monkeypatch.setattr("paliglass.fast.packed.can_pack", lambda has=has: has)
         assert choose_precision(None, None) == precision
         assert choose_precision("bf16", None) == "bf16"
 

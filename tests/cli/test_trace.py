@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.cli.helpers import picture
 
-from paliglass import lesson
-from paliglass.lesson import find, lessons
+from paliglass.inspect import lessons as lesson
+from paliglass.inspect.lessons import find, lessons
 
 
 class TestTrace:

@@ -176,9 +176,9 @@ def test_bad_usage(
     problem: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import paliglass.world
+    import workshop.world
 
-    monkeypatch.setattr(paliglass.world, "World", lambda *_: None)
+    monkeypatch.setattr(workshop.world, "World", lambda *_: None)
     for name, value in change.items():
         if name in arguments:
             at = arguments.index(name)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tests.tiny import noise_picture
 
+from paliglass.data.examples import Example
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.cases import Case, Question
 from paliglass.evaluation.examples import average_precision, score, to_questions
 from paliglass.evaluation.page import rightness, to_html, worst
-from paliglass.segmentation import MaskCodec, MaskCodecConfig
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.boxes import parse_boxes
-from paliglass.training.examples import Example
 
 DOG = "<loc0000><loc0000><loc0512><loc0512> dog"
 CAT = "<loc0512><loc0512><loc1023><loc1023> cat"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import tiny_model, tiny_processor, worded_config
+from workshop import scene_scores as scenes
+from workshop.scene_scores import evaluate, score
+from workshop.world import World
+from workshop.world.sources import Art
 
 from paliglass import PaliGemma
-from paliglass.evaluation import scenes
 from paliglass.evaluation.cases import Case, Question, Score, ask
-from paliglass.evaluation.scenes import evaluate, score
-from paliglass.segmentation import MaskCodec, MaskCodecConfig
-from paliglass.world import World
-from paliglass.world.sources import Art
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 
 LEFT = "<loc0000><loc0000><loc0512><loc0512> dog"
 GREY = np.full((64, 64, 3), 128, np.uint8)

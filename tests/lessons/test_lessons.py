@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from paliglass.errors import PaliglassError
-from paliglass.lesson import Lesson, find, lessons
+from paliglass.inspect.lessons import Lesson, find, lessons
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "lessons"

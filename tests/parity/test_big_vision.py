@@ -16,8 +16,8 @@ from torch import Tensor
 
 from paliglass.checkpoints.big_vision import load_big_vision
 from paliglass.generation import decode_one_token, generate, prefill
+from paliglass.layers.masks import prefix_lm_mask
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.masks import prefix_lm_mask
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "big_vision"
 IMAGE_TOKEN = 512  # outside the table: the original has no such id, it prepends the picture

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from paliglass.segmentation import MaskCodec, MaskCodecConfig, crop_mask
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
+from paliglass.tasks.masks import crop_mask
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "big_vision"
 TOLERANCE = 2e-5

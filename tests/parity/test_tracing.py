@@ -10,7 +10,7 @@ from tests.parity.reference import pair
 from tests.tiny import GEMMA2, make_batch, tiny_config
 
 import paliglass
-from paliglass.tracing import DECODER_LAYERS, TOWER, TOWER_LAYERS
+from paliglass.inspect.tracing import DECODER_LAYERS, TOWER, TOWER_LAYERS
 
 
 @pytest.mark.parametrize("decoder", [{}, GEMMA2], ids=["gemma", "gemma2"])

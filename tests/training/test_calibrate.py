@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
-
-from paliglass import PaliGemma
-from paliglass.checkpoints import save_folder
-from paliglass.segmentation import MaskCodec, MaskCodecConfig
-from paliglass.tasks.boxes import parse_boxes
-from paliglass.tasks.confidence import FILE, Platt, load_calibration
-from paliglass.training import calibrate
-from paliglass.training.calibrate import (
+from workshop import calibrate
+from workshop.calibrate import (
     Judged,
     calibration_error,
     diagram,
@@ -29,7 +23,13 @@ from paliglass.training.calibrate import (
     overlaps,
     reliability,
 )
-from paliglass.world.tasks import Example
+from workshop.world.tasks import Example
+
+from paliglass import PaliGemma
+from paliglass.checkpoints import save_folder
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
+from paliglass.tasks.boxes import parse_boxes
+from paliglass.tasks.confidence import FILE, Platt, load_calibration
 
 
 def sampled(slope: float, intercept: float, count: int = 4000) -> tuple[list[float], list[bool]]:
@@ -153,7 +153,7 @@ def test_one_command_writes_what_load_reads(
         judged["ocr"].add(*row, i)
     judged["detect"].add(0.5, True, 0)
     monkeypatch.setattr(calibrate, "judge", lambda *_args: judged)
-    monkeypatch.setattr("paliglass.world.World", lambda *_args, **_options: None)
+    monkeypatch.setattr("workshop.world.World", lambda *_args, **_options: None)
     drawn = tmp_path / "reliability.svg"
     command = ["calibrate", str(tmp_path / "model"), "--diagram", str(drawn), "--threads", "1"]
     monkeypatch.setattr("sys.argv", command)

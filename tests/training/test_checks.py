@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from tests.tiny import tiny_processor
 
-from paliglass.training.checks import check, contact_sheet
-from paliglass.training.examples import Example, open_examples
+from paliglass.data.checks import check, contact_sheet
+from paliglass.data.examples import Example, open_examples
 
 PROCESSOR = tiny_processor()
 BOX = "<loc0000><loc0000><loc0512><loc0512>"

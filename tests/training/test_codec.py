@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from workshop import codec as training
+from workshop.codec import Codebook, round_trips, train_step, training_crops, turned
+from workshop.world import Scene, SceneObject
 
 from paliglass.errors import PaliglassError
-from paliglass.segmentation import MaskCodec, MaskCodecConfig
-from paliglass.training import codec as training
-from paliglass.training.codec import Codebook, round_trips, train_step, training_crops, turned
-from paliglass.world import Scene, SceneObject
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 
 SMALL = MaskCodecConfig(width=32, embedding_dim=8, num_codes=32)
 
@@ -110,7 +110,7 @@ def test_training_learns_discs() -> None:
 def test_the_command_writes_a_codec_with_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("paliglass.world.World", Discs)
+    monkeypatch.setattr("workshop.world.World", Discs)
     monkeypatch.setattr(training, "MINI", SMALL)
     out = tmp_path / "codec.safetensors"
     arguments = ["codec", "--out", str(out), "--minutes", "0.01", "--scenes", "5"]

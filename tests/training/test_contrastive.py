@@ -13,17 +13,17 @@ from PIL import Image
 from tests.tiny import tiny_tokenizer
 from tests.tiny_dual import CONFIGS
 
+from paliglass.contrastive.pairs import PairBatch, PictureFiles, batches
 from paliglass.contrastive.processing import ContrastiveProcessor
-from paliglass.errors import CheckpointError, PaliglassError
-from paliglass.ops.attention import Attention, attend_reference
-from paliglass.training.attention import PlainAttention
-from paliglass.training.contrastive import (
+from paliglass.contrastive.training import (
     ContrastiveRecipe,
     ContrastiveTrainer,
     dual_config,
     text_length,
 )
-from paliglass.training.pairs import PairBatch, PictureFiles, batches
+from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.layers.attention import Attention, attend_reference
+from paliglass.training.attention import PlainAttention
 from paliglass.training.runs import make_accelerator
 
 COLOURS = ("red", "lime", "blue", "yellow")

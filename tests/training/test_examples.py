@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from paliglass import load
+from paliglass.data.examples import open_examples
 from paliglass.errors import PaliglassError
-from paliglass.tasks.masks import encode_rle
-from paliglass.training.examples import open_examples
+from paliglass.formats.rle import encode_rle
 
 
 def write(path: Path, data: Any) -> Path:

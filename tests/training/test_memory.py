@@ -14,8 +14,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import make_batch, tiny_config, tiny_model
 
+from paliglass.inspect.memory_plan import kept_for_backward, plan
 from paliglass.training.finetuner import Finetuner, FinetuneRecipe
-from paliglass.training.memory import kept_for_backward, plan
 from paliglass.training.runs import make_accelerator
 
 CONFIG = tiny_config(hidden_size=64, intermediate_size=256, num_hidden_layers=3)

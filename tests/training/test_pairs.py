@@ -12,16 +12,10 @@ import torch
 from PIL import Image
 from tests.tiny import tiny_tokenizer
 
+from paliglass.contrastive.pairs import PictureFiles, SavedPairs, batches, open_pairs, save_pairs
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import PaliglassError, PictureError
-from paliglass.training.pairs import (
-    PictureFiles,
-    SavedPairs,
-    batch_indices,
-    batches,
-    open_pairs,
-    save_pairs,
-)
+from paliglass.training.order import batch_indices
 
 COLOURS = ("red", "lime", "blue", "yellow", "black", "white", "cyan")
 

@@ -12,26 +12,20 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import tiny_processor
 from tests.training.fake_world import FakeWorld
+from workshop.pretrain.loop import batches, common_tokenizer
+from workshop.pretrain.batches import TASKS, Row, SceneBatch, SceneDataset, patch_boxes, text_batch
+from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss, Recipe
+from workshop.tokenizer import training_texts
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.layers.attention import Attention
+from paliglass.layers.masks import prefix_lm_mask
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.attention import Attention
-from paliglass.ops.masks import prefix_lm_mask
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.attention import PlainAttention, use_plain_attention
-from paliglass.training.batches import (
-    TASKS,
-    Row,
-    SceneBatch,
-    SceneDataset,
-    patch_boxes,
-    text_batch,
-)
-from paliglass.training.pretrain import batches, common_tokenizer
-from paliglass.training.pretrainer import Pretrainer, PretrainLoss, Recipe
 from paliglass.training.runs import cut_log, find_checkpoint, make_accelerator
-from paliglass.training.tokenizer import train_tokenizer, training_texts
+from paliglass.training.tokenizer import train_tokenizer
 
 SMALL = PaliGemmaConfig(
     SigLipConfig(

@@ -19,11 +19,11 @@ from tests.training.test_pretrain import GRID, PROCESSOR, RECIPE, WORLD, network
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from workshop.pretrain.loop import batches, mean_losses, save_result
+from workshop.pretrain.pretrainer import Pretrainer
 
 from paliglass.errors import PaliglassError
 from paliglass.training.muon import Muon
-from paliglass.training.pretrain import batches, mean_losses, save_result
-from paliglass.training.pretrainer import Pretrainer
 from paliglass.training.runs import make_accelerator
 
 Losses = list[dict[str, float]]

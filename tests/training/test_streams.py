@@ -11,10 +11,10 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 from tests.tiny import noise_picture
 
 from paliglass.cli import main
+from paliglass.data.examples import open_examples
+from paliglass.data.streams import class_names, fetch, open_stream, to_rows
 from paliglass.errors import PaliglassError
 from paliglass.pictures import load_picture
-from paliglass.training.examples import open_examples
-from paliglass.training.streams import class_names, fetch, open_stream, to_rows
 
 PICTURE = noise_picture(8, 6)
 

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.training.fake_world import FakeWorld
 from tokenizers import Tokenizer
+from workshop.tokenizer import training_texts
 
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.tokenizer import BASE_VOCABULARY, train_tokenizer, training_texts
+from paliglass.training.tokenizer import BASE_VOCABULARY, train_tokenizer
 
 TOKENIZER = train_tokenizer([*training_texts(FakeWorld(), scenes=50, prompts=4), "STOP 42\n"] * 3)
 

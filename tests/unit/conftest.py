@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.int8_quality import EMULATION
+from workshop.int8_quality import EMULATION
 
-from paliglass.ops import int8
+from paliglass.fast import int8
 
 
 @pytest.fixture(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paliglass.ops.attention import Attention, ExplicitAttention, attend_reference
+from paliglass.layers.attention import Attention, ExplicitAttention, attend_reference
 
 
 def by_hand(

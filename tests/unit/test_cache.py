@@ -12,8 +12,8 @@ from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 from torch import Tensor
 
 from paliglass.generation import decode_one_token, prefill
+from paliglass.layers.kv_cache import FixedCache, KVCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.kv_cache import FixedCache, KVCache
 
 decoders = pytest.mark.parametrize(
     "decoder",

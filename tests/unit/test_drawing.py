@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from paliglass import Box, Detection
-from paliglass.tasks import drawing
-from paliglass.tasks.drawing import PALETTE, label_colours
+from paliglass import Box, Detection, drawing
+from paliglass.drawing import PALETTE, label_colours
 from paliglass.tasks.results import Found, Segment
 
 

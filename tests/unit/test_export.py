@@ -13,8 +13,8 @@ from PIL import Image
 from paliglass import Box, Detection
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.objects import Matches, match_boxes
+from paliglass.formats.export import export, to_coco, to_csv, write_files, yolo_places
 from paliglass.tasks.boxes import encode_box
-from paliglass.tasks.export import export, to_coco, to_csv, write_files, yolo_places
 from paliglass.tasks.results import Found, Segment
 
 WIDTH, HEIGHT = 80, 60

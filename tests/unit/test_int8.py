@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paliglass.ops import int8
-from paliglass.ops.int8 import (
+from paliglass.fast import int8
+from paliglass.fast.int8 import (
     Int8Embedding,
     Int8Head,
     Int8Linear,

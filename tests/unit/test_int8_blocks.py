@@ -8,16 +8,16 @@ from tests.unit.test_int8 import normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paliglass.ops import int8, int8_blocks
-from paliglass.ops.int8 import Int8Linear, Tokens
-from paliglass.ops.int8_blocks import (
+from paliglass.fast import int8, int8_blocks
+from paliglass.fast.int8 import Int8Linear, Tokens
+from paliglass.fast.int8_blocks import (
     Int8GeGLU,
     Int8GeluMLP,
     Int8LayerNorm,
     Int8RMSNorm,
     gelu_tanh_,
 )
-from paliglass.ops.norms import RMSNorm
+from paliglass.layers.norms import RMSNorm
 
 TOKENS = [1, 2, 5, 300]
 

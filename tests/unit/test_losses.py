@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from paliglass.ops.losses import IGNORE, suffix_cross_entropy
+from paliglass.layers.losses import IGNORE, suffix_cross_entropy
 
 
 def certain(label: int, probability: float, vocabulary: int = 4) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paliglass.ops.masks import cached_mask, prefix_lm_mask, sliding_window
+from paliglass.layers.masks import cached_mask, prefix_lm_mask, sliding_window
 
 
 def matrix(*rows: str) -> Tensor:

@@ -15,9 +15,10 @@ from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
 from paliglass.errors import CheckpointError, PictureError, PromptError
 from paliglass.generation import Completion
-from paliglass.segmentation import MaskCodec, MaskCodecConfig, paste_mask
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.confidence import Calibration, Platt
 from paliglass.tasks.grammar import ChoiceGrammar
+from paliglass.tasks.masks import paste_mask
 from paliglass.tasks.results import Answer, Detection, Found
 
 PICTURES = [noise_picture(30 + 20 * i, 60, seed=i) for i in range(5)]

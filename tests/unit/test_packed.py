@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paliglass.ops import packed
-from paliglass.ops.packed import PackedLinear, can_pack, pack_linears
+from paliglass.fast import packed
+from paliglass.fast.packed import PackedLinear, can_pack, pack_linears
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="no kernel for packed bfloat16 here")
 

@@ -14,7 +14,7 @@ from tests.tiny import noise_picture, tiny_processor
 from tokenizers import Tokenizer, models
 
 from paliglass.errors import CheckpointError, PictureError, PromptError
-from paliglass.ops.losses import IGNORE
+from paliglass.layers.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
 PROCESSOR = tiny_processor()

@@ -14,9 +14,9 @@ from paliglass.checkpoints.folder import load_model
 from paliglass.checkpoints.memory import require_memory
 from paliglass.checkpoints.saving import save_folder
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.fast.int8 import Int8Head, Int8Linear
+from paliglass.inspect.verify import verify
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.int8 import Int8Head, Int8Linear
-from paliglass.verify import verify
 
 CONFIGS = {"gemma": TINY, "gemma2": tiny_config(**GEMMA2)}
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
 
-from paliglass import report
+from paliglass.inspect import trace_page as report
+from paliglass.inspect.trace_page import to_html, trace_answer
 from paliglass.model import PaliGemma
-from paliglass.report import to_html, trace_answer
 
 
 @pytest.fixture(scope="module")

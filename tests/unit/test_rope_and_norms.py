@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paliglass.ops.norms import RMSNorm
-from paliglass.ops.rope import apply_rotary, rotary_cos_sin
+from paliglass.layers.norms import RMSNorm
+from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
 
 def rotated(x: torch.Tensor, position: int) -> torch.Tensor:

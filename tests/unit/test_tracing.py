@@ -12,9 +12,9 @@ from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 import paliglass
 from paliglass import PaliglassError
 from paliglass.generation import generate
+from paliglass.inspect.tracing import DECODER, INPUTS, TOWER, TracedRow
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.sampling import Sampling
-from paliglass.tracing import DECODER, INPUTS, TOWER, TracedRow
 
 DECODERS: dict[str, dict[str, Any]] = {
     "gemma": {},

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from paliglass import load
-from paliglass.ops import int8, widened
-from paliglass.ops.attention import Attention, ExplicitAttention, attend_reference
-from paliglass.ops.packed import can_pack
-from paliglass.ops.widened import WidenedAttention, WidenedLinear, widen, widened_linear
+from paliglass.fast import int8, widened
+from paliglass.fast.packed import can_pack
+from paliglass.fast.widened import WidenedAttention, WidenedLinear, widen, widened_linear
+from paliglass.layers.attention import Attention, ExplicitAttention, attend_reference
 
 DTYPES = [torch.bfloat16, torch.float16]
 

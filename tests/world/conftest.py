@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-
-from paliglass.world.concepts import CONCEPTS
-from paliglass.world.sources import Art
+from workshop.world.concepts import CONCEPTS
+from workshop.world.sources import Art
 
 
 def sticker(channel: int, corner: int) -> Image.Image:

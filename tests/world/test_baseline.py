@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from tests.world.conftest import sticker
-
-from paliglass.training.pairs import WorldPairs
-from paliglass.world import World
-from paliglass.world.baseline import PixelNeighbours, cut_out, single_stickers
-from paliglass.world.concepts import CONCEPTS, with_article
-from paliglass.world.sources import Art
+from workshop.world import World
+from workshop.world.baseline import PixelNeighbours, cut_out, single_stickers
+from workshop.world.concepts import CONCEPTS, with_article
+from workshop.world.sources import Art
+from workshop.world_pairs import WorldPairs
 
 
 def arrow(turn: int) -> Image.Image:

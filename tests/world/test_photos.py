@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from workshop.world import World, photos
+from workshop.world.concepts import CONCEPTS
+from workshop.world.photos import PACKAGE, fetch_photos, photo_names
 
 from paliglass.errors import PaliglassError
-from paliglass.world import World, photos
-from paliglass.world.concepts import CONCEPTS
-from paliglass.world.photos import PACKAGE, fetch_photos, photo_names
 
 NAMES = {"dog": ["animals/dog"], "apple": ["food/red", "food/green"]}
 
@@ -85,7 +85,7 @@ def test_every_photograph_shows_a_concept() -> None:
 def test_scenes_of_photographs_hold_only_what_there_is(
     cache: Path, art: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paliglass.world.sources._digits", lambda *a, **k: art.digits)  # type: ignore[attr-defined]
-    monkeypatch.setattr("paliglass.world.sources.SOURCES", ())
+    monkeypatch.setattr("workshop.world.sources._digits", lambda *a, **k: art.digits)  # type: ignore[attr-defined]
+    monkeypatch.setattr("workshop.world.sources.SOURCES", ())
     world = World(cache, "photos")
     assert set(world.art.stickers) == set(NAMES)

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from paliglass.world import World
-from paliglass.world.concepts import COLOURS
-from paliglass.world.picture import draw_scene, draw_sign
-from paliglass.world.preview import contact_sheet
-from paliglass.world.sources import Art
+from workshop.world import World
+from workshop.world.concepts import COLOURS
+from workshop.world.picture import draw_scene, draw_sign
+from workshop.world.preview import contact_sheet
+from workshop.world.sources import Art
 
 ASSETS = Path(__file__).parents[2] / "assets"
 

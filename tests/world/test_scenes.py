@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from workshop.world import PATCH_CLASSES, Scene, World, scenes
+from workshop.world.concepts import CHARACTERS, COLOURS, CONCEPTS, SHAPES
+from workshop.world.sources import Art
+from workshop.world.words import is_held_out
 
 from paliglass.errors import PaliglassError
-from paliglass.world import PATCH_CLASSES, Scene, World, scenes
-from paliglass.world.concepts import CHARACTERS, COLOURS, CONCEPTS, SHAPES
-from paliglass.world.sources import Art
-from paliglass.world.words import is_held_out
 
 SIZE = 128
 

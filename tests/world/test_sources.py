@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import workshop.world
+from workshop.world import World, sources
+from workshop.world.concepts import CONCEPTS
+from workshop.world.sources import SOURCES, Source, fetch, load_art, read_members
+from workshop.world.words import WORDS, is_held_out, random_text
 
-import paliglass.world
 from paliglass.errors import PaliglassError
-from paliglass.world import World, sources
-from paliglass.world.concepts import CONCEPTS
-from paliglass.world.sources import SOURCES, Source, fetch, load_art, read_members
-from paliglass.world.words import WORDS, is_held_out, random_text
 
 ROOT = Path(__file__).parents[2]
 # Errors and masks; and what draws boxes, for the contact sheet.
@@ -145,7 +145,7 @@ def test_the_attribution_names_every_source() -> None:
 
 def test_the_world_is_a_leaf() -> None:
     """It needs nothing of the package but its errors and, for `segment`, the mask codec."""
-    for path in Path(paliglass.world.__path__[0]).glob("*.py"):
+    for path in Path(workshop.world.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (
                 [node.module or ""]
@@ -156,5 +156,5 @@ def test_the_world_is_a_leaf() -> None:
             )
             for name in names:
                 if name.startswith("paliglass"):
-                    leaf = name.startswith("paliglass.world")
+                    leaf = name.startswith("workshop.world")
                     assert leaf or name in ALLOWED

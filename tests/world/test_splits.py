@@ -7,19 +7,18 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-
-from paliglass.world import World
-from paliglass.world.concepts import CONCEPTS
-from paliglass.world.photos import photo_names
-from paliglass.world.sources import Art
-from paliglass.world.splits import (
+from workshop.world import World
+from workshop.world.concepts import CONCEPTS
+from workshop.world.photos import photo_names
+from workshop.world.sources import Art
+from workshop.world.splits import (
     RESERVED_SHAPES,
     SPLITS,
     is_reserved,
     is_reserved_pair,
     reserved_partners,
 )
-from paliglass.world.words import WORDS, is_held_out, is_word
+from workshop.world.words import WORDS, is_held_out, is_word
 
 MANIFEST = Path(__file__).with_name("manifest.json")
 

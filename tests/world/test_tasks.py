@@ -10,12 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from paliglass.segmentation import MaskCodec, MaskCodecConfig, crop_mask
-from paliglass.world import Scene, SceneObject, World
-from paliglass.world.concepts import CONCEPTS, plural_of, with_article
-from paliglass.world.sources import Art
-from paliglass.world.tasks import (
+from workshop.world import Scene, SceneObject, World
+from workshop.world.concepts import CONCEPTS, plural_of, with_article
+from workshop.world.sources import Art
+from workshop.world.tasks import (
     caption,
     detection,
     examples,
@@ -23,6 +21,9 @@ from paliglass.world.tasks import (
     segmentation,
     token_box,
 )
+
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
+from paliglass.tasks.masks import crop_mask
 
 DETECTION = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([a-z-]+(?: [a-z-]+)*)")
 

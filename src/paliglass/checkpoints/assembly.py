@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD
-from paliglass.checkpoints.quantized import QUANTIZED, quantized, settle, speed_up, use_int8
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.fast.int8 import Int8Linear
+from paliglass.fast.packed import pack_linears
+from paliglass.fast.quantized import QUANTIZED, quantized, settle, speed_up, use_int8
+from paliglass.fast.widened import widen
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.int8 import Int8Linear
-from paliglass.ops.packed import pack_linears
-from paliglass.ops.widened import widen
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -97,7 +97,7 @@ def assemble(
     """Fills a PaliGemma with (our name, the file's name, tensor) triples, each used once.
 
     quantize: matrices become int8 as they come, so that one alone is held as it was. pack: on a
-    CPU, matrices are laid out for its fastest kernels, for good (`ops.int8`, `ops.packed`).
+    CPU, matrices are laid out for its fastest kernels, for good (`fast.int8`, `fast.packed`).
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
     """

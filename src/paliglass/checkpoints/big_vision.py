@@ -22,9 +22,9 @@ from paliglass.checkpoints.adapters import with_adapter
 from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
-from paliglass.checkpoints.quantized import parse_quantize
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import CheckpointError
+from paliglass.fast.quantized import parse_quantize
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 ENCODER = "img/Transformer/encoderblock/"

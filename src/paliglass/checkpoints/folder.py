@@ -19,9 +19,9 @@ from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
-from paliglass.checkpoints.quantized import parse_quantize, take_config
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
+from paliglass.fast.quantized import parse_quantize, take_config
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 INDEX = "model.safetensors.index.json"

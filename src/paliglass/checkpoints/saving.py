@@ -19,10 +19,10 @@ from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.folder import INDEX
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
-from paliglass.checkpoints.quantized import CONFIG, CONFIG_KEY
 from paliglass.errors import CheckpointError
+from paliglass.fast.int8 import Int8Linear
+from paliglass.fast.quantized import CONFIG, CONFIG_KEY
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.int8 import Int8Linear
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
 CHECKSUMS = "checksums.json"

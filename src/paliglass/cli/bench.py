@@ -54,8 +54,9 @@ def bench(
     AVX-512 VNNI and no AMX. The limits, of which shares are told, are what the machine itself was
     measured to read from memory (a token) and to multiply (the first token).
     """
-    from paliglass.benchmark.compare import compare, machine, ratios, shares, start_up
-    from paliglass.benchmark.engines import ENGINES
+    from workshop.peers.compare import compare, machine, ratios, shares, start_up
+    from workshop.peers.engines import ENGINES
+
     from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.hub import locate
 
@@ -76,7 +77,7 @@ def bench(
     told_of = {name: measured.to_dict() | reached[name] for name, measured in found.items()}
     _tell("")
     if chart is not None:
-        from paliglass.benchmark.chart import to_svg
+        from workshop.peers.chart import to_svg
 
         write_whole(chart, to_svg(f"{folder.name}, {threads} CPU threads", found))
     if json:

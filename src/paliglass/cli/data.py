@@ -43,11 +43,11 @@ def check(
     from paliglass.checkpoints.folder import load_tokenizer, read_config
     from paliglass.checkpoints.hub import locate
     from paliglass.checkpoints.processor import load_processor
+    from paliglass.data.checks import check as look
+    from paliglass.data.checks import contact_sheet
+    from paliglass.data.examples import open_examples
     from paliglass.model import CODEC
-    from paliglass.segmentation import MaskCodec
-    from paliglass.training.checks import check as look
-    from paliglass.training.checks import contact_sheet
-    from paliglass.training.examples import open_examples
+    from paliglass.modeling_mask_codec import MaskCodec
 
     folder = locate(model, ("*.json",))
     config = read_config(folder)
@@ -104,8 +104,8 @@ def fetch(
 ) -> None:
     """Stream a data set of the `datasets` library into pictures and JSON lines."""
     from paliglass.checkpoints.saving import refuse_existing
-    from paliglass.training.streams import class_names, open_stream, to_rows
-    from paliglass.training.streams import fetch as write
+    from paliglass.data.streams import class_names, open_stream, to_rows
+    from paliglass.data.streams import fetch as write
 
     refuse_existing(out)
     stream = open_stream(name, config, split)

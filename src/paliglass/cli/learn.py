@@ -14,7 +14,7 @@ from paliglass.cli.app import command, fail
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from paliglass.lesson import Lesson
+    from paliglass.inspect.lessons import Lesson
 
 
 @command
@@ -29,7 +29,7 @@ def learn(
     """List the lessons, or read one with its code running: paliglass learn rope."""
     from rich.console import Console
 
-    from paliglass.lesson import find, lessons
+    from paliglass.inspect.lessons import find, lessons
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     if topic is None:

@@ -15,9 +15,9 @@ from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from paliglass.info import ModelInfo
+    from paliglass.inspect.info import ModelInfo
+    from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.finetuner import Part
-    from paliglass.training.memory import MemoryPlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -32,7 +32,7 @@ def info(
     json: Json = False,
 ) -> None:
     """Tell a model's sizes and the memory it needs, without loading its weights."""
-    from paliglass.info import read_info
+    from paliglass.inspect.info import read_info
 
     found = read_info(model)
     plans = _training_plans(found, rows) if train else {}
@@ -67,7 +67,7 @@ GPUS = (1, 2, 4, 8)
 
 
 def _training_plans(info: ModelInfo, rows: int) -> dict[str, dict[int, MemoryPlan]]:
-    from paliglass.training.memory import plan
+    from paliglass.inspect.memory_plan import plan
 
     return {
         how: {gpus: plan(info.config, part, rank, gpus, rows) for gpus in GPUS}
@@ -211,7 +211,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare every layer's output with transformers', and the weights with their checksums."""
-    from paliglass.verify import verify as compare
+    from paliglass.inspect.verify import verify as compare
 
     report = compare(model, against)
     if json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paliglass.errors import PaliglassError
-from paliglass.tasks.export import EXPORTS, export, to_line, write_files
+from paliglass.formats.export import EXPORTS, export, to_line, write_files
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -31,7 +31,7 @@ from paliglass.cli.pictures import open_picture, picture_names, work_ahead
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError
-from paliglass.tasks.export import export, to_csv, to_line, yolo_places
+from paliglass.formats.export import export, to_csv, to_line, yolo_places
 from paliglass.tasks.prompts import (
     READ,
     answer_prompt,

@@ -35,9 +35,9 @@ def trace(
     to layer, the mask, the cache, and what else might have been said. It needs nothing but itself.
     """
     image = open_picture(picture)
+    from paliglass.formats.export import write_files
+    from paliglass.inspect.trace_page import to_html, trace_answer
     from paliglass.model import load
-    from paliglass.report import to_html, trace_answer
-    from paliglass.tasks.export import write_files
 
     loaded = load(model, device=device, dtype=dtype.value)
     answer = trace_answer(loaded, image, prompt, model, max_new_tokens)

@@ -19,8 +19,8 @@ from paliglass.contrastive.config import (
     ResNetConfig,
     TextTransformerConfig,
 )
+from paliglass.layers.attention import Attention
 from paliglass.modeling_siglip import SigLipMLP, SigLipVisionModel
-from paliglass.ops.attention import Attention
 
 # ------------------------------------------------------------------ pictures
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from paliglass.contrastive.config import CbowConfig, ContrastiveConfig, ResNetConfig
 from paliglass.contrastive.encoders import Cbow, ResNet, TextTransformer, VisionTransformer
-from paliglass.ops.losses import (
+from paliglass.contrastive.losses import (
     clip_loss,
     clip_loss_distributed,
     siglip_loss,
@@ -105,7 +105,7 @@ class ContrastiveModel(nn.Module):
         """The configuration's loss on B pairs, both B × D.
 
         distributed: this process's share of the loss on all processes' pairs, by the convention of
-        `ops.losses.siglip_loss_distributed`; every process must call it.
+        `contrastive.losses.siglip_loss_distributed`; every process must call it.
         """
         if self.logit_bias is None:
             clip = clip_loss_distributed if distributed else clip_loss

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from paliglass.data.examples import Example
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.cases import Case, Question, Score
 from paliglass.evaluation.objects import Matches, mask_overlaps, masks_said, match_boxes
@@ -29,9 +30,8 @@ from paliglass.evaluation.texts import (
     vqa_accuracy,
     word_errors,
 )
-from paliglass.segmentation import MaskCodec
+from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.tasks.boxes import Box, parse_boxes
-from paliglass.training.examples import Example
 
 CAPTIONS = ("caption", "cap", "describe")
 ANSWERS = ("answer", "question")

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paliglass.segmentation import MaskCodec, paste_mask
+from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
+from paliglass.tasks.masks import paste_mask
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 

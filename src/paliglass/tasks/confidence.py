@@ -13,7 +13,7 @@ share of answers with such a score that are right: Platt scaling (Platt 1999; ar
 
     p = sigmoid(slope · logit(raw) + intercept)
 
-two numbers for each task, fitted by `python -m paliglass.training.calibrate` and kept in
+two numbers for each task, fitted by `python -m workshop.calibrate` and kept in
 calibration.json beside the weights.
 """
 

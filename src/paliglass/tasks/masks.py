@@ -1,142 +1,89 @@
-"""Masks in the formats of others: COCO's run lengths, and outlines along the edges of pixels."""
+"""Between a picture's mask and the codec's 64×64 square: crop what is encoded, paste it back.
+
+Both are one bilinear resize written as two small matrices, `rows @ mask @ columns.T`. As in
+Pillow, the triangle filter widens when it shrinks (antialias), so that thin parts do not vanish.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paliglass.modeling_mask_codec import MASK_SIDE
 
-def encode_rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """H × W → {"size": [H, W], "counts": text}, COCO's compressed run lengths.
+__all__ = ["crop_mask", "paste_mask"]
 
-    Runs go down the columns and start with one of False, which may be empty. From the fourth on, a
-    run is written as what it exceeds the run before the last by; each number in groups of five
-    bits, the lowest first, a sixth bit telling that more follow, as the character 48 places on.
+Box = tuple[float, float, float, float]
+
+
+def crop_mask(mask: NDArray[np.bool_], box: Box) -> NDArray[np.float32]:
+    """The part of a mask inside a box, resampled: what `MaskCodec.encode` is given.
+
+    Args:
+        mask: H × W, bool.
+        box: x0, y0, x1, y1 in pixels; may be fractional; what lies outside the picture is empty.
+
+    Returns:
+        64 × 64 in [0, 1].
     """
-    height, width = mask.shape
-    flat = np.concatenate(([False], mask.ravel(order="F"), [not mask[-1, -1]]))
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    runs = np.diff(ends, prepend=0)
-    runs[3:] -= runs[1:-2].copy()
-    text = bytearray()
-    for number in runs.tolist():
-        more = True
-        while more:
-            group = number & 31
-            number >>= 5
-            # The topmost bit of the last group is the sign.
-            more = number != (-1 if group & 16 else 0)
-            text.append(48 + group + 32 * more)
-    return {"size": [height, width], "counts": text.decode("ascii")}
+    x0, y0, x1, y1 = box
+    rows, top, bottom = _reading(y0, y1, mask.shape[0])
+    columns, left, right = _reading(x0, x1, mask.shape[1])
+    return rows @ mask[top:bottom, left:right].astype(np.float32) @ columns.T
 
 
-def decode_rle(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """What `encode_rle` wrote → H × W. Raises ValueError where runs and size do not match."""
-    height, width = rle["size"]
-    runs: list[int] = []
-    number = shift = 0
-    for character in rle["counts"].encode("ascii"):
-        group = character - 48
-        number |= (group & 31) << shift
-        shift += 5
-        if not group & 32:
-            if group & 16:
-                number -= 1 << shift
-            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-            number = shift = 0
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(f"the runs of a mask do not add up to {height} × {width} pixels")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape((height, width), order="F")
+def paste_mask(
+    mask64: NDArray[np.floating[Any]], box: Box, height: int, width: int
+) -> NDArray[np.bool_]:
+    """A decoded mask, put in its box in a picture: the inverse of `crop_mask`.
 
+    Args:
+        mask64: 64 × 64, as `MaskCodec.decode` gives it: inside where above 0.
+        box: x0, y0, x1, y1 in pixels; may be fractional, and partly outside the picture.
+        height, width: of the picture.
 
-Point = tuple[int, int]
-Edge = tuple[int, int, int]
-"""A step of one pixel: the corner it starts from, x and y, and an index into STEPS."""
-
-STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-RIGHT, DOWN, LEFT, UP = range(4)
-
-
-def outlines(mask: NDArray[np.bool_]) -> list[list[Point]]:
-    """H × W → a polygon for each part, its corners (x, y) on the edges between pixels, clockwise.
-
-    Pixels that touch at a corner only are parts of their own. A hole is joined to the outline
-    around it by a seam that is walked in both directions, so that the polygons alone, filled, are
-    the mask again.
+    Returns:
+        H × W, bool; true only at pixels whose centre lies in the box.
     """
-    following = _rings(mask)
-    unseen = dict.fromkeys(following)
-    outer: list[Edge] = []
-    holes: list[Edge] = []
-    while unseen:
-        ring = _walk(following, next(iter(unseen)))
-        for edge in ring:
-            del unseen[edge]
-        area = sum(x * STEPS[way][1] for x, _, way in ring)  # Green's theorem
-        if area > 0:
-            outer.append(ring[0])
-        else:
-            holes.append(min(edge for edge in ring if edge[2] == DOWN))
-    for number, hole in enumerate(holes):
-        _stitch(mask, following, hole, number)
-    return [_corners([edge[:2] for edge in _walk(following, start)]) for start in outer]
+    x0, y0, x1, y1 = box
+    rows, top, bottom = _writing(y0, y1, height)
+    columns, left, right = _writing(x0, x1, width)
+    pasted = np.zeros((height, width), np.bool_)
+    pasted[top:bottom, left:right] = rows @ mask64.astype(np.float32) @ columns.T > 0
+    return pasted
 
 
-def _rings(mask: NDArray[np.bool_]) -> dict[Edge, Edge]:
-    """The border of a mask in unit steps with the mask on their right, each with the one after."""
-    around = np.pad(mask, 1)
-    outside = {  # the neighbour that a pixel's edge borders on, and the corner the edge starts from
-        RIGHT: (around[:-2, 1:-1], 0, 0),
-        DOWN: (around[1:-1, 2:], 1, 0),
-        LEFT: (around[2:, 1:-1], 1, 1),
-        UP: (around[1:-1, :-2], 0, 1),
-    }
-    edges: dict[Edge, None] = {}
-    for way, (neighbour, right, below) in outside.items():
-        rows, columns = np.nonzero(mask & ~neighbour)
-        pairs = zip((columns + right).tolist(), (rows + below).tolist(), strict=True)
-        edges.update(dict.fromkeys((x, y, way) for x, y in pairs))
-    following = {}
-    for x, y, way in edges:
-        end = x + STEPS[way][0], y + STEPS[way][1]
-        # To the right first: where four pixels meet, that stays at the same pixel.
-        turns = ((*end, (way + turn) % 4) for turn in (1, 0, 3))
-        following[x, y, way] = next(edge for edge in turns if edge in edges)
-    return following
+def _reading(start: float, end: float, size: int) -> tuple[NDArray[np.float32], int, int]:
+    """64 evenly spaced places in [start, end] of `size` pixels, each a weighing of the pixels.
 
-
-def _walk(following: Mapping[Edge, Edge], start: Edge) -> list[Edge]:
-    ring = [start]
-    while (edge := following[ring[-1]]) != start:
-        ring.append(edge)
-    return ring
-
-
-def _stitch(mask: NDArray[np.bool_], following: dict[Edge, Edge], hole: Edge, number: int) -> None:
-    """Joins a hole's ring to the one met first on the way to the left.
-
-    hole: its leftmost step, down along the mask's pixel to the left. What is met lies further to
-    the left as a whole, so joining all holes makes no circle of holes.
+    Returns the weights (64 × pixels) and the range of pixels that they are for: those that the
+    box touches, for what lies outside it must not bleed in.
     """
-    x, y, _ = hole
-    gaps = np.flatnonzero(~mask[y, :x])
-    met = (int(gaps[-1]) + 1 if len(gaps) else 0, y + 1, UP)
-    first = following[hole]
-    # The two ends of the seam are passed twice; their second time is a step of its own.
-    back, again = (*first[:2], 4 + number), (*met[:2], -1 - number)
-    following[again] = following[met]
-    following[met] = first
-    following[hole] = back
-    following[back] = again
+    first, last = (min(max(edge, 0), size) for edge in (math.floor(start), math.ceil(end)))
+    scale = (end - start) / MASK_SIDE
+    places = start + (np.arange(MASK_SIDE) + 0.5) * scale
+    weights = _triangle(places, np.arange(first, last) + 0.5, max(scale, 1.0))
+    weights[(places < 0) | (places > size)] = 0
+    return weights, first, last
 
 
-def _corners(points: list[Point]) -> list[Point]:
-    """Without the points that lie on a straight line between their neighbours."""
-    around = np.array([points[-1], *points, points[0]])
-    ways = np.sign(np.diff(around, axis=0))
-    turns = (ways[1:] != ways[:-1]).any(axis=1)
-    return [point for point, turn in zip(points, turns.tolist(), strict=True) if turn]
+def _writing(start: float, end: float, size: int) -> tuple[NDArray[np.float32], int, int]:
+    """The pixels whose centre lies in [start, end), each a weighing of the 64 mask places."""
+    first, last = (min(max(math.ceil(edge - 0.5), 0), size) for edge in (start, end))
+    if last <= first:
+        return np.zeros((0, MASK_SIDE), np.float32), 0, 0
+    scale = MASK_SIDE / (end - start)
+    places = (np.arange(first, last) + 0.5 - start) * scale
+    weights = _triangle(places, np.arange(MASK_SIDE) + 0.5, max(scale, 1.0))
+    return weights, first, last
+
+
+def _triangle(
+    places: NDArray[np.floating[Any]], centres: NDArray[np.floating[Any]], reach: float
+) -> NDArray[np.float32]:
+    """Weights of `centres` at `places`: falling evenly to 0 at `reach`, each row summing to 1."""
+    weights = np.maximum(1 - np.abs(places[:, None] - centres) / reach, 0)
+    return (weights / np.maximum(weights.sum(1, keepdims=True), 1e-9)).astype(np.float32)

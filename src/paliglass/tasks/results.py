@@ -82,13 +82,13 @@ class Segment:
 
     def rle(self) -> dict[str, Any]:
         """The mask in COCO's compressed run lengths; see `encode_rle`."""
-        from paliglass.tasks.masks import encode_rle
+        from paliglass.formats.rle import encode_rle
 
         return encode_rle(self.mask)
 
     def polygons(self) -> list[list[tuple[int, int]]]:
         """The mask's outlines along the edges of its pixels; see `outlines`."""
-        from paliglass.tasks.masks import outlines
+        from paliglass.formats.rle import outlines
 
         return outlines(self.mask)
 
@@ -133,8 +133,8 @@ class Found(list[T], Generic[T]):
         `scale` enlarges a small picture first, so that labels can be read; `scores`: whether labels
         tell them. Raises PictureError, or PaliglassError where the picture's size is another.
         """
+        from paliglass.drawing import draw_found
         from paliglass.pictures import load_picture
-        from paliglass.tasks.drawing import draw_found
 
         image = load_picture(picture)
         if image.size != (self.width, self.height):
@@ -152,7 +152,7 @@ class Found(list[T], Generic[T]):
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> Found[Any]:
         """What `to_dict` wrote, other keys aside. Raises KeyError, TypeError or ValueError."""
-        from paliglass.tasks.masks import decode_rle
+        from paliglass.formats.rle import decode_rle
 
         found: list[Any] = []
         for item in record["detections"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from paliglass.ops.attention import Attention
+from paliglass.layers.attention import Attention
 
 
 class PlainAttention(Attention):

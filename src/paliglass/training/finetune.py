@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from paliglass.checkpoints import save_folder
+from paliglass.data.checks import contact_sheet
+from paliglass.data.examples import Example
 from paliglass.errors import PictureError
 from paliglass.evaluation.cases import OBJECT_TASKS
 from paliglass.evaluation.examples import ANSWERS, CAPTIONS, to_questions
@@ -33,11 +35,9 @@ from paliglass.evaluation.texts import cider, exact, vqa_accuracy
 from paliglass.model import CODEC, PaliGemma
 from paliglass.pictures import load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.checks import contact_sheet
-from paliglass.training.examples import Example
 from paliglass.training.finetuner import Batch, Finetuner
 from paliglass.training.lora import save_lora
-from paliglass.training.pairs import batch_indices
+from paliglass.training.order import batch_indices
 from paliglass.training.runs import (
     Screen,
     check_same,

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from paliglass.errors import PaliglassError
+from paliglass.fast.int8 import Int8Linear
+from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.ops.int8 import Int8Linear
-from paliglass.ops.losses import IGNORE
 from paliglass.training import sharding
 from paliglass.training.attention import use_plain_attention
 from paliglass.training.lora import add_lora

@@ -186,7 +186,7 @@ def choose_precision(given: Precision | None, checkpoint: Path | None) -> Precis
         return past
     import torch
 
-    from paliglass.ops.packed import can_pack
+    from paliglass.fast.packed import can_pack
 
     return "bf16" if torch.accelerator.is_available() or can_pack() else "fp32"
 

@@ -1,4 +1,4 @@
-"""Trains the mini model's tokenizer: byte-pair encoding (arXiv 1508.07909) in Gemma's style.
+"""A small tokenizer, learned from texts: byte-pair encoding (arXiv 1508.07909) in Gemma's style.
 
     0 <pad>  1 <eos>  2 <bos>  3 <unk>  4 … 259 the bytes <0x00> … <0xFF>  260 newline
     261 … 2047     characters and merges
@@ -14,10 +14,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from tokenizers.pre_tokenizers import Split
@@ -25,7 +22,6 @@ from tokenizers.trainers import BpeTrainer
 
 from paliglass.processing_paligemma import IMAGE_TOKEN, LOCATION_TOKENS, SEGMENT_TOKENS
 
-PLACE = re.compile(r"<loc\d{4}>|<seg\d{3}>")
 BASE_VOCABULARY = 2048
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -72,30 +68,3 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
     return tokenizer
-
-
-def emoji_names(cache: Path | None = None) -> list[str]:
-    """What Unicode's emoji are called: everyday words beyond those of the world."""
-    # Imported here: training on other data needs no world.
-    from paliglass.world.sources import Source, default_cache, fetch, read_members
-
-    source = Source(
-        "unicode-emoji-json",
-        "0.9.0",
-        "HdrQW/7SdbXUsTd8uTATv7LvQJkCSgbAgRCDCtOhQ6xn3EAx+xZHQtRniOXWJK3ywIqPegkNhP4U4EbuFsiQng==",
-        licence="MIT",
-        family="names",
-        role="train",
-        members=("package/data-by-emoji.json",),
-    )
-    (data,) = read_members(fetch(source, cache or default_cache()), source.members)
-    return [emoji["name"].lower() for emoji in json.loads(data).values()]
-
-
-def training_texts(world: Any, scenes: int = 3000, prompts: int = 8) -> Iterator[str]:
-    """What a world's prompts and answers say, in numbers that let its words become tokens."""
-    for index in range(scenes):
-        _, examples = world.sample(index, prompts=prompts)
-        for example in examples:
-            yield example.prefix
-            yield PLACE.sub("", example.suffix)

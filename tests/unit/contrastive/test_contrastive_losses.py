@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.ops.losses import (
+from paliglass.contrastive.losses import (
     clip_loss,
     siglip_loss,
     siglip_loss_chunked,
@@ -121,7 +121,7 @@ def test_the_closed_gradient_is_the_numerical_one() -> None:
 
 MEMORY = """
 import resource, torch
-from paliglass.ops.losses import siglip_loss, siglip_loss_chunked
+from paliglass.contrastive.losses import siglip_loss, siglip_loss_chunked
 torch.manual_seed(0)
 images, texts = (torch.nn.functional.normalize(torch.randn(8192, 512), dim=-1) for _ in range(2))
 inputs = [images, texts, torch.tensor([10.0]), torch.tensor([-10.0])]
@@ -158,9 +158,8 @@ RING = """
 import sys, torch
 from torch import distributed as dist
 from torch.nn import functional as F
-from paliglass.ops.losses import (
-    clip_loss, clip_loss_distributed, siglip_loss, siglip_loss_distributed
-)
+from paliglass.contrastive.losses import clip_loss, clip_loss_distributed
+from paliglass.contrastive.losses import siglip_loss, siglip_loss_distributed
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
 torch.manual_seed(0)

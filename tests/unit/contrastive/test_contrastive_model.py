@@ -19,8 +19,8 @@ from paliglass.contrastive.encoders import (
     ResNet,
     TextTransformer,
 )
+from paliglass.contrastive.losses import clip_loss, siglip_loss
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
-from paliglass.ops.losses import clip_loss, siglip_loss
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import paliglass
 from paliglass.errors import CheckpointError, ConfigError
-from paliglass.segmentation import MaskCodec, MaskCodecConfig
+from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 
 SMALL = MaskCodecConfig(width=16, embedding_dim=8, num_codes=32)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from paliglass.segmentation import crop_mask, paste_mask
+from paliglass.tasks.masks import crop_mask, paste_mask
 
 Box = tuple[float, float, float, float]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from paliglass.contrastive.config import ContrastiveConfig
-    from paliglass.training.pairs import PairSource
+    from paliglass.contrastive.pairs import PairSource
 
 WORLD = "world"
 
@@ -126,9 +126,9 @@ def contrastive(
     """
     if steps is None and minutes is None and epochs is None:
         raise typer.BadParameter("say when to end: --steps, --minutes or --epochs")
+    from paliglass.contrastive import training as training
     from paliglass.contrastive.folders import save_contrastive, start_from_paligemma
     from paliglass.contrastive.processing import ContrastiveProcessor
-    from paliglass.training import contrastive as training
     from paliglass.training.runs import choose_precision, finish, make_accelerator
 
     checkpoint = past_run(out, out / "model", resume)
@@ -198,11 +198,13 @@ def _read_config(path: Path) -> ContrastiveConfig:
 
 
 def _open(data: str, size: int, seed: int, cache: Path | None) -> PairSource:
-    from paliglass.training.pairs import WorldPairs, open_pairs
+    from workshop.world_pairs import WorldPairs
+
+    from paliglass.contrastive.pairs import open_pairs
 
     if data != WORLD:
         return open_pairs(Path(data), size)
-    from paliglass.world import World
+    from workshop.world import World
 
     return WorldPairs(World(cache, "train", seed, size))
 
@@ -213,7 +215,7 @@ def _tokenizer(given: Path | None, data: str, source: PairSource, out: Path) -> 
 
     from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.folder import load_tokenizer
-    from paliglass.training.contrastive import shipped_tokenizer
+    from paliglass.contrastive.training import shipped_tokenizer
     from paliglass.training.tokenizer import train_tokenizer
 
     if given is not None:
@@ -227,7 +229,7 @@ def _tokenizer(given: Path | None, data: str, source: PairSource, out: Path) -> 
 
 
 def _steps(steps: int | None, epochs: float | None, source: PairSource, pairs_per_step: int) -> int:
-    from paliglass.training.contrastive import ENDLESS
+    from paliglass.contrastive.training import ENDLESS
 
     if epochs is not None:
         if source.count is None:

@@ -186,9 +186,9 @@ def finetune(
     import yaml
 
     from paliglass.checkpoints.files import write_whole
+    from paliglass.data.examples import open_examples
     from paliglass.model import load
     from paliglass.training import finetune as training
-    from paliglass.training.examples import open_examples
     from paliglass.training.finetuner import Finetuner, FinetuneRecipe
     from paliglass.training.recipes import picture_side
     from paliglass.training.runs import choose_precision, finish, make_accelerator

@@ -1,0 +1,96 @@
+"""bfloat16 matrices laid out for decoding on a CPU.
+
+torch's kernel for a few tokens times a matrix reads the matrix at half of what memory gives, since
+it finds rows where it wants blocks. oneDNN packs a matrix into such blocks once. The numbers stay
+what they are; the packed copy takes the place of the first one.
+
+- prompts run on the matrix as it came, mapped from its file: the first token waits for nothing
+- the first decoded token packs, so a model that never decodes never pays
+- where gradients are wanted, or the weights are to be saved, the matrix is unpacked again
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# From so many tokens on, a matrix that is not packed is as fast.
+MANY_TOKENS = 32
+# The kernel reads the same matrix faster for four tokens than for fewer.
+FEWEST_TOKENS = 4
+# Smaller matrices stay in a processor's cache, and gain nothing.
+SMALLEST = 1 << 20
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Puts a `PackedLinear` in the place of every large linear layer of bfloat16 without bias.
+
+    Does nothing off the CPU, or on one without the kernel.
+    """
+    if not can_pack():
+        return
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and child.bias is None:
+                weight = child.weight
+                on_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+                if on_cpu and weight.numel() >= SMALLEST:
+                    setattr(parent, name, PackedLinear(weight))
+
+
+def can_pack() -> bool:
+    """Whether this processor has a bfloat16 kernel for packed matrices.
+
+    Of AVX-512 without bfloat16 instructions oneDNN says so too, but its kernel widens numbers at
+    every use: a token then takes twice torch's time, a prompt four times `fast.widened`'s.
+    """
+    if not (torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or not torch.cpu._is_avx512_supported()
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` without a bias, … × K → … × N, that packs its matrix when it meets few tokens.
+
+    weight: N × K, bfloat16; None once it is packed.
+    """
+
+    weight: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """… × K → … × N."""
+        tokens = x.reshape(-1, self.in_features)
+        count = len(tokens)
+        wants_gradient = torch.is_grad_enabled() and (self.packed is None or x.requires_grad)
+        if wants_gradient or (self.packed is None and count >= MANY_TOKENS):
+            return F.linear(x, self._unpacked())
+        if self.packed is None:
+            assert self.weight is not None
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEWEST_TOKENS)
+            self.weight = None
+        if count < FEWEST_TOKENS:
+            tokens = F.pad(tokens, (0, 0, 0, FEWEST_TOKENS - count))
+        y = torch.ops.mkldnn._linear_pointwise(tokens, self.packed, None, "none", [], "")
+        return y[:count].view(*x.shape[:-1], self.out_features)
+
+    def _unpacked(self) -> Tensor:
+        if self.weight is not None:
+            return self.weight
+        assert self.packed is not None
+        return self.packed.to_dense()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self._unpacked().detach()
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -1,0 +1,1 @@
+"""What the towers share: attention, rotary positions, masks, norms, the cache, the loss."""

@@ -1,1 +1,0 @@
-"""What the towers share: attention, positions, masks, norms, cache, losses."""

@@ -1,0 +1,1 @@
+"""How mini was made and how everything is measured; not part of the installed package."""

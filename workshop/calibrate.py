@@ -1,0 +1,261 @@
+"""Makes scores mean what they say: fits a model's calibration.json on the picture world.
+
+    python -m workshop.calibrate MODEL --world DIR --scenes 300 --diagram reliability.svg
+
+Answers are right when they are the true text, boxes when label and place (IoU ≥ .5) are those of
+a true one, segments when their masks are (IoU ≥ .5). Each task gets its own Platt scaling; the
+calibration errors that are printed are those on scenes that the scaling was not fitted on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from paliglass.checkpoints.files import write_whole
+from paliglass.checkpoints.hub import locate
+from paliglass.errors import PaliglassError
+from paliglass.evaluation.cases import Question, ask
+from paliglass.evaluation.objects import intersection_over_union, mask_iou, masks_of, pair_off
+from paliglass.model import PaliGemma, load
+from paliglass.modeling_mask_codec import MaskCodec
+from paliglass.tasks.boxes import ParsedBox, parse_boxes
+from paliglass.tasks.confidence import FILE, Calibration, Platt, Task, logit
+
+if TYPE_CHECKING:
+    from workshop.world import World
+
+BINS = 10
+FEWEST = 20  # answers of a task, and of these 3 right and 3 wrong: with less there is no telling
+TEXTS: dict[str, Task] = {"answer": "answer", "caption": "caption", "ocr": "ocr"}
+OBJECTS: dict[str, Task] = {"detect": "detect", "segment": "segment"}
+
+
+class Judged:
+    """Raw scores of a task's answers, whether each was right, and the scene it is about."""
+
+    def __init__(self) -> None:
+        self.raw: list[float] = []
+        self.right: list[bool] = []
+        self.scene: list[int] = []
+
+    def add(self, raw: float, right: bool, scene: int) -> None:
+        self.raw.append(raw)
+        self.right.append(right)
+        self.scene.append(scene)
+
+    def part(self, odd: bool) -> Judged:
+        """The answers about every other scene."""
+        part = Judged()
+        for raw, right, scene in zip(self.raw, self.right, self.scene, strict=True):
+            if scene % 2 == odd:
+                part.add(raw, right, scene)
+        return part
+
+    @property
+    def can_be_fitted(self) -> bool:
+        rights = sum(self.right)
+        return len(self.raw) >= FEWEST and 3 <= rights <= len(self.raw) - 3
+
+
+def judge(
+    model: PaliGemma, world: World, scenes: int, prompts: int = 8, *, free: bool = False
+) -> dict[Task, Judged]:
+    """Answers every prompt about scenes 0 … `scenes` − 1; raw scores, right or wrong, by task."""
+    judged: dict[Task, Judged] = defaultdict(Judged)
+    questions = []
+    for index in range(scenes):
+        scene, examples = world.sample(index, prompts=prompts)
+        questions += [Question(scene.image, e.prefix, (e.suffix,), index) for e in examples]
+    for case in ask(model, questions, free=free):
+        question = case.question
+        [truth] = question.answers
+        if question.task in TEXTS:
+            judged[TEXTS[question.task]].add(case.score, case.said == truth, question.about)
+            continue
+        task = OBJECTS[question.task]
+        codec = model.mask_codec if task == "segment" else None
+        fits = overlaps([parsed for parsed, _ in case.objects], parse_boxes(truth), codec)
+        for (_, raw), right in zip(case.objects, matched(fits), strict=True):
+            judged[task].add(raw, right, question.about)
+    return dict(judged)
+
+
+def overlaps(
+    found: Sequence[ParsedBox], true: Sequence[ParsedBox], codec: MaskCodec | None, side: int = 128
+) -> NDArray[np.float64]:
+    """IoU of every found with every true object, N × M; 0 for another label.
+
+    Of their boxes, or, with a codec, of their masks in a square of that many pixels.
+    """
+    if codec is not None:
+        mine, real = (masks_of(objects, codec, side, side) for objects in (found, true))
+    fits = np.zeros((len(found), len(true)))
+    for i, a in enumerate(found):
+        for j, b in enumerate(true):
+            if a.label != b.label:
+                continue
+            fits[i, j] = (
+                intersection_over_union(a.box, b.box)
+                if codec is None
+                else mask_iou(mine[i], real[j])
+            )
+    return fits
+
+
+def matched(fits: NDArray[np.float64], threshold: float = 0.5) -> list[bool]:
+    """Which of N found objects have a true one of their own: the best pair is matched first."""
+    pairs = pair_off(((fit, *place) for place, fit in np.ndenumerate(fits)), threshold)
+    claims = {claim for claim, _ in pairs.values()}
+    return [i in claims for i in range(len(fits))]
+
+
+def fit(raw: Sequence[float], right: Sequence[bool]) -> Platt:
+    """The likeliest scaling (Platt 1999, with his smoothed targets, which keep it finite)."""
+    x = np.array([logit(score) for score in raw])
+    is_right = np.array(right)
+    rights, wrongs = is_right.sum(), (~is_right).sum()
+    target = np.where(is_right, (rights + 1) / (rights + 2), 1 / (wrongs + 2))
+    design = np.stack((x, np.ones_like(x)), axis=1)
+    weights = np.array([1.0, 0.0])
+    for _ in range(100):  # Newton's method; the loss is convex
+        p = 1 / (1 + np.exp(-np.clip(design @ weights, -40, 40)))
+        gradient = design.T @ (p - target)
+        curvature = design.T @ (design * (p * (1 - p))[:, None]) + 1e-6 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - step * min(1.0, 2 / max(float(np.abs(step).max()), 1e-12))
+        if np.abs(step).max() < 1e-9:
+            break
+    if weights[0] < 0:  # scores that say the contrary say nothing: the share of the right remains
+        return Platt(0.0, float(np.log((rights + 1) / (wrongs + 1))))
+    return Platt(round(float(weights[0]), 6), round(float(weights[1]), 6))
+
+
+def reliability(scores: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float, int]]:
+    """For each tenth of [0, 1] that has scores: their mean, the share of the right, how many."""
+    places = np.minimum((np.asarray(scores) * BINS).astype(int), BINS - 1)
+    rows = []
+    for place in np.unique(places):
+        inside = places == place
+        mean, share = np.asarray(scores)[inside].mean(), np.asarray(right)[inside].mean()
+        rows.append((float(mean), float(share), int(inside.sum())))
+    return rows
+
+
+def calibration_error(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """Expected calibration error (arXiv 1706.04599): mean gap of score and share, by tenths."""
+    rows = reliability(scores, right)
+    gaps = sum(abs(mean - share) * count for mean, share, count in rows)
+    return gaps / max(sum(count for *_, count in rows), 1)
+
+
+def diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Sequence[bool]]]) -> str:
+    """Reliability before and after, an SVG: for each task (raw, calibrated, right)."""
+    side, gap = 200, 50
+    width = gap + (side + gap) * len(panels)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {side + 110}" '
+        f'width="{width}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{side + 110}" fill="white"/>',
+    ]
+    for i, (task, (raw, calibrated, right)) in enumerate(panels.items()):
+        left, top = gap + i * (side + gap), 30
+        parts += [
+            f'<text x="{left}" y="20" font-weight="bold">{html.escape(task)} ({len(right)})</text>',
+            f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" '
+            'stroke="#888"/>',
+            f'<path d="M{left} {top + side}L{left + side} {top}" stroke="#888" '
+            'stroke-dasharray="4"/>',
+            f'<text x="{left}" y="{top + side + 16}">0</text>',
+            f'<text x="{left + side}" y="{top + side + 16}" text-anchor="end">1, score</text>',
+            f'<text x="{left - 4}" y="{top + 10}" text-anchor="end">right</text>',
+        ]
+        for j, (name, colour, scores) in enumerate(
+            (("raw", "#d1495b", raw), ("calibrated", "#00798c", calibrated))
+        ):
+            for mean, share, count in reliability(scores, right):
+                radius = 2 + 8 * (count / len(right)) ** 0.5
+                parts.append(
+                    f'<circle cx="{left + mean * side:.1f}" cy="{top + (1 - share) * side:.1f}" '
+                    f'r="{radius:.1f}" fill="{colour}" fill-opacity="0.7"/>'
+                )
+            error = calibration_error(scores, right)
+            parts.append(
+                f'<text x="{left}" y="{top + side + 36 + 18 * j}" fill="{colour}">{name}: '
+                f"error {error:.3f}</text>"
+            )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def calibrate(judged: dict[Task, Judged]) -> tuple[Calibration, dict[str, Any]]:
+    """A scaling for each task that can have one, and the panels of `diagram`.
+
+    A panel has the answers about one half of the scenes, scaled as fitted on the other half. The
+    calibration itself is fitted on all.
+    """
+    scalings: dict[str, Platt] = {}
+    panels: dict[str, Any] = {}
+    for task, answers in judged.items():
+        halves = answers.part(odd=False), answers.part(odd=True)
+        if not all(half.can_be_fitted for half in halves):
+            continue
+        scaling = fit(halves[0].raw, halves[0].right)
+        panels[task] = halves[1].raw, [scaling(raw) for raw in halves[1].raw], halves[1].right
+        scalings[task] = fit(answers.raw, answers.right)
+    return Calibration(**scalings), panels
+
+
+def main() -> None:
+    """The command line."""
+    from workshop.world import World
+
+    parser = argparse.ArgumentParser(description="Fit a model's calibration.json.")
+    parser.add_argument("model", help="as for paliglass.load; its folder gets the file")
+    parser.add_argument("--world", type=Path, default=None, help="artwork cache")
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--prompts", type=int, default=8, help="per scene")
+    parser.add_argument("--split", default="validation", choices=("validation", "train", "test"))
+    parser.add_argument("--seed", type=int, default=1, help="training runs count from seed 0")
+    parser.add_argument("--out", type=Path, default=None, help=f"in place of MODEL/{FILE}")
+    parser.add_argument("--diagram", type=Path, default=None, help="an .svg to draw")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = load(options.model, device="cpu", dtype=options.dtype)
+    size = model.model.config.vision_config.image_size
+    world = World(options.world, options.split, options.seed, size, codec=model.mask_codec)
+    judged = judge(model, world, options.scenes, options.prompts)
+    calibration, panels = calibrate(judged)
+    if not panels:
+        raise PaliglassError("too few answers, or all of them right or wrong: give more --scenes")
+    table = Table("task", "answers", "right", "error, raw", "error, calibrated", title="held out")
+    for task, (raw, calibrated, right) in panels.items():
+        errors = (f"{calibration_error(scores, right):.3f}" for scores in (raw, calibrated))
+        table.add_row(task, str(len(right)), f"{np.mean(right):.3f}", *errors)
+    console = Console()
+    console.print(table)
+    for task in sorted(judged.keys() - panels.keys()):
+        console.print(f"{task}: too few answers to calibrate; its scores stay raw")
+    if options.out is None:
+        place = locate(options.model)
+        options.out = (place if place.is_dir() else place.parent) / FILE
+    calibration.save(options.out)
+    console.print(f"wrote {options.out}")
+    if options.diagram is not None:
+        write_whole(options.diagram, diagram(panels))
+        console.print(f"wrote {options.diagram}")
+
+
+if __name__ == "__main__":
+    main()

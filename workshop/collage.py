@@ -1,0 +1,62 @@
+"""A picture in the spirit of mini's world that the world did not make: stickers in a copybook.
+
+    python -m workshop.collage --out assets/collage.png
+
+One SVG, written here by hand around Noto's icons (Apache-2.0) and rendered by resvg: ruled paper
+with a margin, which no scene that mini was trained on has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import resvg_py
+
+from workshop.world.sources import SOURCES, default_cache, fetch, read_members
+
+SIDE = 512
+RULES = "".join(f"M0 {y}H512" for y in range(44, SIDE, 52))
+PAPER = f"""\
+<rect width="512" height="512" fill="#fdf6e3"/>
+<path d="{RULES}" stroke="#b5cbe0" stroke-width="2"/>
+<path d="M64 0V512" stroke="#e0a0a0" stroke-width="2"/>
+"""
+# Icon, centre and side in pixels.
+THINGS = (("pig-face", 160, 370, 200), ("airplane", 370, 130, 190), ("cactus", 390, 380, 190))
+
+
+def draw(cache: Path) -> bytes:
+    """The picture as PNG."""
+    noto = SOURCES[0]
+    icons = json.loads(read_members(fetch(noto, cache), noto.members)[0])
+    size = icons["width"]
+    parts = [PAPER]
+    for name, x, y, side in THINGS:
+        parts.append(
+            f'<svg x="{x - side / 2}" y="{y - side / 2}" width="{side}" height="{side}" '
+            f'viewBox="0 0 {size} {size}">{icons["icons"][name]["body"]}</svg>'
+        )
+    whole = "".join(parts)
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {SIDE} {SIDE}">{whole}</svg>'
+    )
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("assets/collage.png"))
+    parser.add_argument("--world-cache", type=Path, default=default_cache())
+    options = parser.parse_args()
+    unfinished = options.out.with_name(f".{options.out.name}.tmp")
+    unfinished.write_bytes(draw(options.world_cache))
+    os.replace(unfinished, options.out)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What the output grammar changes: task scores and speed, with it and without, in turn.
+
+python -m workshop.grammar --model mini --world DIR --scenes 100
+
+Detection: F1 at IoU .5. Segmentation: mean IoU of the true objects' masks with the found ones
+matched to them (0 where none is). Speed: tokens said per second of decoding, prompts and vision
+tower included, median over the rounds; rounds of the two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paliglass import PaliGemma, load
+from paliglass.evaluation.objects import Matches
+from paliglass.generation import Completion
+from paliglass.tasks.boxes import parse_boxes
+from paliglass.tasks.grammar import ObjectGrammar
+from workshop.calibrate import matched, overlaps
+from workshop.world import World
+from workshop.world.tasks import Example, detection, segmentation
+
+
+def questions(world: World, scenes: int, task: str) -> list[tuple[Any, Example]]:
+    """One prompt a scene, for everything that can be named in it."""
+    asked = []
+    for index in range(scenes):
+        scene = world.scene(index)
+        names = [t.name for t in scene.objects if t.kind in ("sticker", "shape")]
+        labels = list(dict.fromkeys(names))
+        if task == "detect" and labels:
+            example = Example("detect " + " ; ".join(labels), detection(scene, labels))
+            asked.append((scene.image, example))
+        elif task == "segment":
+            assert world.codec is not None
+            for label in labels:
+                truth = segmentation(scene, label, world.codec)
+                asked.append((scene.image, Example(f"segment {label}", truth)))
+    return asked
+
+
+def run(
+    model: PaliGemma, asked: Sequence[tuple[Any, Example]], free: bool, batch_size: int
+) -> tuple[float, float, int]:
+    """Score, tokens per second, passes through the decoder."""
+    masks = asked[0][1].prefix.startswith("segment")
+    grammars = [
+        ObjectGrammar(model.processor, example.prefix.split(" ", 1)[1].split(" ; "), masks)
+        for _, example in asked
+    ]
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    handle = model.model.language_model.model.register_forward_hook(count)
+    start = time.perf_counter()
+    done = model.complete(
+        [picture for picture, _ in asked],
+        [example.prefix for _, example in asked],
+        grammars=None if free else grammars,
+        batch_size=batch_size,
+        max_new_tokens=160,
+    )
+    seconds = time.perf_counter() - start
+    handle.remove()
+    said = sum(len(completion.ids) + completion.ended for completion in done)
+    judged = segment_score if masks else detect_score
+    return judged(model, asked, done, None if free else grammars), said / seconds, passes
+
+
+def detect_score(
+    model: PaliGemma,
+    asked: Sequence[tuple[Any, Example]],
+    done: Sequence[Completion],
+    grammars: Sequence[ObjectGrammar] | None,
+) -> float:
+    """F1 at IoU .5 over all pictures."""
+    total = Matches()
+    for i, ((_, example), completion) in enumerate(zip(asked, done, strict=True)):
+        found = [box for box, _ in model.objects(completion, grammars[i] if grammars else None)]
+        true = parse_boxes(example.suffix)
+        total += Matches(sum(matched(overlaps(found, true, None))), len(found), len(true))
+    return total.f1
+
+
+def segment_score(
+    model: PaliGemma,
+    asked: Sequence[tuple[Any, Example]],
+    done: Sequence[Completion],
+    grammars: Sequence[ObjectGrammar] | None,
+) -> float:
+    """Mean IoU over all true objects, each with the found one that fits it best."""
+    fits = []
+    for i, ((_, example), completion) in enumerate(zip(asked, done, strict=True)):
+        found = [box for box, _ in model.objects(completion, grammars[i] if grammars else None)]
+        table = overlaps(found, parse_boxes(example.suffix), model.mask_codec)
+        fits += list(table.max(0)) if len(found) else [0.0] * table.shape[1]
+    return statistics.fmean(fits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--world", type=Path, default=None)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = load(options.model, device="cpu", dtype="float32")
+    size = model.model.config.vision_config.image_size
+    world = World(options.world, "test", 1, size, codec=model.mask_codec)
+    tasks = ["detect"] if model.mask_codec is None else ["detect", "segment"]
+    print(f"{options.model}, {options.scenes} test scenes, {options.rounds} rounds")
+    for task in tasks:
+        asked = questions(world, options.scenes, task)
+        for batch_size in options.batch_size:
+            rounds: dict[bool, list[tuple[float, float, int]]] = {False: [], True: []}
+            for _ in range(options.rounds):
+                for free, results in rounds.items():
+                    results.append(run(model, asked, free, batch_size))
+            ratios = [a[1] / b[1] for a, b in zip(rounds[False], rounds[True], strict=True)]
+            for free, results in rounds.items():
+                score, _, passes = results[0]
+                speed = statistics.median(speed for _, speed, _ in results)
+                name = "free   " if free else "grammar"
+                print(
+                    f"{task:8} batch {batch_size:2}  {name}  score {score:.3f}  "
+                    f"{speed:7.1f} tokens/s  {passes} passes"
+                )
+            print(f"{'':18} grammar / free, tokens/s: {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

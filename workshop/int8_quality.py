@@ -1,0 +1,141 @@
+"""What int8 costs in quality: mini's answers to the test split, and logits of any checkpoint.
+
+    python -m workshop.int8_quality --scenes 300
+    python -m workshop.int8_quality --logits checkpoint-3b
+
+Tokens are compared after the same words, those of the bfloat16 model's greedy answers (without a
+grammar), which go through both models one by one, as in decoding; float32 is compared with bfloat16
+too, for scale. Scores are those of `paliglass eval`. Logits are compared after one prompt about
+noise, as a share of their norm. Where the processor has no int8 kernel, its arithmetic is done in
+float64, exactly as the kernel would; `--widened` is what runs there instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paliglass import PaliGemma, load
+from paliglass.checkpoints.folder import load_model
+from paliglass.evaluation.cases import Case, ask
+from paliglass.fast import int8
+from paliglass.generation import decode_one_token, prefill
+from workshop.peers.engines import inputs
+from workshop.scene_scores import questions_of, score
+from workshop.world import World
+
+TASKS = ("caption", "answer", "detect", "segment", "word")
+
+
+def logits_error(folder: Path) -> float:
+    """|int8 − bfloat16| / |bfloat16| of the last token's logits."""
+    found = []
+    for quantize in (None, "int8"):
+        model = load_model(folder, "cpu", None, quantize, pack=True)
+        batch = inputs(model.config, 1, model.dtype)
+        with torch.inference_mode():
+            found.append(model(**batch).logits[0, -1].float())
+        del model
+    return float((found[1] - found[0]).norm() / found[0].norm())
+
+
+def multiply(
+    tokens: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    dtype: torch.dtype,
+    token_scale: float = 1.0,
+    zero_point: int = int8.ZERO_POINT,
+) -> Tensor:
+    """`fast.int8._multiply` of a matrix that is not packed, exact in float64."""
+    product = (tokens.double() - zero_point) @ packed.double().T
+    return (product * token_scale * scales.double()).to(dtype)
+
+
+# What makes `fast.int8` multiply as a processor with VNNI does; the tests put it there too.
+EMULATION: dict[str, Callable[..., object]] = {
+    "has_kernel": lambda: True,
+    "knows_layout": lambda: False,
+    "pack": lambda integers: integers,
+    "_multiply": multiply,
+}
+
+
+@torch.inference_mode()
+def agreement(
+    plain: PaliGemma, others: Mapping[str, PaliGemma], cases: list[Case]
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """By model and task: how many tokens of the first model's greedy answers, `<eos>` among them,
+    are the other's choice too after the same words; and of how many.
+    """
+    found: dict[str, dict[str, list[int]]] = {name: defaultdict(lambda: [0, 0]) for name in others}
+    for case in cases:
+        question = case.question
+        batch = plain.processor(text=[question.prefix], images=[question.picture])
+        ids = plain.processor.encode_suffix(case.said)
+        expected = _choices(plain, batch, ids)
+        for name, model in others.items():
+            same = sum(a == b for a, b in zip(expected, _choices(model, batch, ids), strict=True))
+            found[name][question.task][0] += same
+            found[name][question.task][1] += len(expected)
+    return {
+        name: {task: (same, count) for task, (same, count) in tasks.items()}
+        for name, tasks in found.items()
+    }
+
+
+def _choices(model: PaliGemma, batch: Mapping[str, Tensor], ids: Sequence[int]) -> list[int]:
+    """What a model would say after a prompt, and after each token but the last of an answer."""
+    cache = model.model.new_cache(1, batch["input_ids"].shape[1] + len(ids))
+    chosen = [int(prefill(model.model, batch, cache).argmax())]
+    for token in ids[:-1]:
+        chosen.append(int(decode_one_token(model.model, torch.tensor([token]), cache).argmax()))
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--world-cache", type=Path, default=Path(".cache/world"))
+    parser.add_argument("--widened", action="store_true", help="without a kernel, or its emulation")
+    parser.add_argument("--logits", type=Path, help="only compare logits, of this checkpoint")
+    options = parser.parse_args()
+    if options.logits is not None:
+        print(f"relative error of the logits: {logits_error(options.logits):.4f}")
+        return
+    if not int8.has_kernel() and not options.widened:
+        for name, function in EMULATION.items():
+            setattr(int8, name, function)
+    models = {
+        name: load("mini", device="cpu", dtype=dtype, quantize=quantize)
+        for name, dtype, quantize in (
+            ("bfloat16", "bfloat16", None),
+            ("int8", "bfloat16", "int8"),
+            ("float32", "float32", None),
+        )
+    }
+    scores, said = {}, []
+    for name in ("int8", "bfloat16"):
+        model = models[name]
+        world = World(options.world_cache, "test", 1, 128, codec=model.mask_codec)
+        questions = list(questions_of(world, "test", options.scenes, 8))
+        said = ask(model, questions, free=True)
+        scores[name] = score(said, model.mask_codec)
+    plain = models.pop("bfloat16")
+    for name, agreed in agreement(plain, models, said).items():
+        same, count = (sum(column) for column in zip(*agreed.values(), strict=True))
+        tasks = ", ".join(f"{task} {a / b:.4f} of {b}" for task, (a, b) in agreed.items())
+        print(f"{name}: {same / count:.4f} of {count} greedy tokens are bfloat16's ({tasks})")
+    for task in (task for task in TASKS if task in scores["int8"]):  # few scenes lack some
+        before, after = (scores[name][task].score for name in ("bfloat16", "int8"))
+        change = 100 * (after - before)
+        print(f"{task}: bfloat16 {before:.4f}, int8 {after:.4f} ({change:+.2f} points)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How far from the others: the README's table, from small random models and the original's files.
+
+python -m workshop.parity_table
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tests.parity.reference import logits_of, pair
+from tests.tiny import GEMMA2, make_batch, tiny_config
+
+from paliglass.checkpoints import load_big_vision
+from paliglass.checkpoints.layouts import module_name
+from paliglass.generation import generate
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "big_vision"
+PG2 = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}
+
+
+def transformers_rows() -> list[tuple[str, str, float]]:
+    """Logits, loss and gradients on a padded batch with suffixes."""
+    rows = []
+    for name, text in (("PaliGemma", {}), ("PaliGemma 2", GEMMA2)):
+        config = tiny_config(**text)
+        theirs, ours = pair(config)
+        batch = make_batch(config, [9, 4], [5, 7])
+        gap = (logits_of(ours, batch) - logits_of(theirs, batch)).abs().max().item()
+        rows.append(("transformers", f"{name}, logits, float32", gap))
+        losses = [model(**batch).loss for model in (ours, theirs)]
+        for loss in losses:
+            loss.backward()
+        rows.append(("transformers", f"{name}, loss", abs(losses[0] - losses[1]).item()))
+        gradients = {module_name(n): p.grad for n, p in theirs.named_parameters()}
+        gaps = [(p.grad - gradients[n]).abs().max().item() for n, p in ours.named_parameters()]
+        rows.append(("transformers", f"{name}, {len(gaps)} gradients", max(gaps)))
+    return rows
+
+
+def big_vision_rows() -> list[tuple[str, str, float]]:
+    """The original's numbers: image features, logits, and greedy tokens of two rows."""
+    rows = []
+    for name, file, overrides in (("PaliGemma", "pg1", {}), ("PaliGemma 2", "pg2", PG2)):
+        model = load_big_vision(FIXTURES / f"{file}_ckpt.npz", device="cpu", **overrides)
+        expected = np.load(FIXTURES / f"{file}_io.npz")
+        pixels = torch.from_numpy(expected["image"]).permute(0, 3, 1, 2)
+        places = torch.full((2, model.config.num_image_tokens), model.config.image_token_index)
+        ids = torch.cat((places, torch.from_numpy(expected["text"]).long()), dim=1)
+        types = torch.cat((places * 0, torch.from_numpy(expected["mask_ar"]).long()), dim=1)
+        with torch.inference_mode():
+            features = model.get_image_features(pixels).numpy()
+            logits = model(ids, pixels, token_type_ids=types).logits.numpy()
+        gap = float(np.abs(features - expected["zimg"]).max())
+        rows.append(("big_vision (JAX)", f"{name}, image features, float32", gap))
+        gap = float(np.abs(logits - expected["logits"]).max())
+        rows.append(("big_vision (JAX)", f"{name}, logits, float32", gap))
+        prompts = torch.cat((places, torch.from_numpy(expected["dec_text"]).long()), dim=1)
+        mask = torch.cat((places * 0 + 1, torch.from_numpy(expected["dec_mask_input"]).long()), 1)
+        batch = {"input_ids": prompts, "attention_mask": mask, "pixel_values": pixels}
+        tokens = [row.ids for row in generate(model, batch, expected["dec_tokens"].shape[1])]
+        different = float((np.array(tokens) != expected["dec_tokens"]).sum())
+        rows.append(("big_vision (JAX)", f"{name}, greedy tokens that differ, of 24", different))
+    return rows
+
+
+def main() -> None:
+    print("| compared with | what | largest difference |\n|---|---|---|")
+    for reference, what, gap in transformers_rows() + big_vision_rows():
+        print(f"| {reference} | {what} | {gap:.1e} |" if gap else f"| {reference} | {what} | 0 |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Multimodal pre-training on the picture world: `python -m workshop.pretrain`."""

@@ -1,0 +1,159 @@
+"""From scenes to tensors: what a worker process prepares, and how prompts share a picture.
+
+While most of the training lasts, all prompts about a picture stand in one row behind it::
+
+    picture picture | <bos> what \\n a dog <eos> | <bos> how many \\n two <eos>
+
+Each prompt sees the picture and itself, never its neighbours; the picture sees only itself, so one
+pass through the decoder serves every prompt (a third of the work of a row each). PaliGemma's own
+prefix-LM lets the picture see the prompt too, which needs a row for each prompt; training ends in
+that form, the one that inference uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from paliglass.processing_paligemma import PaliGemmaProcessor
+
+TASKS = ("caption", "answer", "detect", "segment", "ocr")
+
+
+@dataclass
+class Row:
+    """One prompt with its answer: `ids` of both, the first `prefix` of them given."""
+
+    ids: list[int]
+    prefix: int
+    task: int
+
+
+@dataclass
+class SceneBatch:
+    """S scenes: pixels uint8 S × H × W × 3; patch labels S × P; boxes S × P × 4 in [0, 1]."""
+
+    pixels: Tensor
+    patch_labels: Tensor
+    patch_boxes: Tensor
+    rows: list[list[Row]]
+
+
+@dataclass
+class TextBatch:
+    """What the decoder gets behind the picture's P tokens.
+
+    ids, labels, tasks: B × T (labels already shifted: −100 or the *next* id); positions and mask
+    over all P + T tokens: B × (P + T) and B × 1 × (P + T) × (P + T); repeats: rows per picture.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    tasks: Tensor
+    positions: Tensor
+    mask: Tensor
+    repeats: int
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same on another device."""
+        tensors = {name: value for name, value in vars(self).items() if name != "repeats"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+class SceneDataset(Dataset[tuple[Any, list[Row]]]):
+    """Scene `index` of a world with its encoded prompts, if any; every index is a new scene."""
+
+    def __init__(self, world: Any, processor: PaliGemmaProcessor, prompts: int, grid: int) -> None:
+        self.world, self.processor = world, processor
+        self.prompts, self.grid = prompts, grid
+
+    def __getitem__(self, index: int) -> tuple[Any, list[Row]]:
+        if not self.prompts:
+            return self.world.scene(index), []
+        scene, examples = self.world.sample(index, prompts=self.prompts)
+        rows = []
+        for example in examples:
+            prefix = self.processor.encode_prefix(example.prefix, num_pictures=0)
+            suffix = self.processor.encode_suffix(example.suffix)
+            task = TASKS.index(example.prefix.split(" ", 1)[0])
+            rows.append(Row(prefix + suffix, len(prefix), task))
+        return scene, rows
+
+    def collate(self, samples: list[tuple[Any, list[Row]]]) -> SceneBatch:
+        """The DataLoader's collate function."""
+        scenes = [scene for scene, _ in samples]
+        labels = [torch.as_tensor(scene.patch_labels(self.grid)).flatten() for scene in scenes]
+        return SceneBatch(
+            torch.from_numpy(np.stack([scene.image for scene in scenes])),
+            torch.stack(labels),
+            torch.stack([patch_boxes(scene, self.grid) for scene in scenes]),
+            [rows for _, rows in samples],
+        )
+
+
+def patch_boxes(scene: Any, grid: int) -> Tensor:
+    """For each patch the box (x0, y0, x1, y1 in [0, 1]) of the smallest object at its centre.
+
+    P × 4, NaN where there is none.
+    """
+    height, width = scene.image.shape[:2]
+    boxes = torch.full((grid, grid, 4), torch.nan)
+    centres = (torch.arange(grid) + 0.5) / grid
+
+    def area(thing: Any) -> float:
+        x0, y0, x1, y1 = thing.box
+        return float((x1 - x0) * (y1 - y0))
+
+    for thing in sorted(scene.objects, key=area, reverse=True):
+        x0, y0, x1, y1 = (float(v) for v in thing.box)
+        box = torch.tensor([x0 / width, y0 / height, x1 / width, y1 / height])
+        inside_x = (centres >= box[0]) & (centres <= box[2])
+        inside_y = (centres >= box[1]) & (centres <= box[3])
+        boxes[inside_y[:, None] & inside_x] = box
+    return boxes.flatten(0, 1)
+
+
+def text_batch(scenes: list[list[Row]], num_patches: int, packed: bool) -> TextBatch:
+    """Lays prompts out: one row a scene (`packed`), or one row a prompt with the full prefix-LM.
+
+    Unpacked, every scene must have the same number of prompts.
+    """
+    groups = scenes if packed else [[row] for rows in scenes for row in rows]
+    length = max(sum(len(row.ids) for row in group) for group in groups)
+    total = num_patches + length
+    ids, labels, tasks = np.zeros((3, len(groups), length), dtype=np.int64)
+    labels[:] = -100
+    positions = np.ones((len(groups), total), dtype=np.int64)
+    positions[:, :num_patches] = np.arange(1, num_patches + 1)
+    # segment: 0 the picture, −1 padding; order: 0 in a prefix, then 1, 2, 3 …
+    segment = np.full((len(groups), total), -1, dtype=np.int64)
+    segment[:, :num_patches] = 0
+    order = np.zeros((len(groups), total), dtype=np.int64)
+    for b, group in enumerate(groups):
+        start = 0
+        for s, row in enumerate(group, 1):
+            end, suffix = start + len(row.ids), start + row.prefix
+            ids[b, start:end] = row.ids
+            labels[b, suffix - 1 : end - 1] = row.ids[row.prefix :]
+            tasks[b, start:end] = row.task
+            place = slice(num_patches + start, num_patches + end)
+            positions[b, place] = np.arange(num_patches + 1, num_patches + 1 + len(row.ids))
+            segment[b, place] = s if packed else 0
+            order[b, place] = np.maximum(np.arange(len(row.ids)) - row.prefix + 1, 0)
+            start = end
+    seg, rank = torch.from_numpy(segment), torch.from_numpy(order)
+    same = (seg[:, :, None] == seg[:, None, :]) | (seg[:, None, :] == 0)
+    mask = same & (rank[:, None, :] <= rank[:, :, None])
+    return TextBatch(
+        torch.from_numpy(ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(tasks),
+        torch.from_numpy(positions),
+        mask[:, None],
+        1 if packed else len(scenes[0]),
+    )
