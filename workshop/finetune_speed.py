@@ -32,7 +32,7 @@ def ours(options: argparse.Namespace) -> float:
     from paliglass.training.finetuner import Finetuner, FinetuneRecipe
     from paliglass.training.runs import make_accelerator
 
-    base = load(options.model, dtype="float32", pack=False)
+    base = load(options.model, dtype="float32", fast=False)
     recipe = FinetuneRecipe(
         steps=options.steps + 2, batch_size=options.batch_size, precision=options.precision
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from paliglass.checkpoints.assembly import expected_shapes, skeleton
+from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.saving import new_folder
 from paliglass.config import PRESETS
@@ -59,7 +60,7 @@ def main() -> None:
 
     generator = torch.Generator().manual_seed(arguments.seed)
     with new_folder(arguments.folder) as folder:
-        write_json(folder / "config.json", {**config.to_dict(), "dtype": arguments.dtype})
+        write_json(folder / "config.json", {**paligemma_to_json(config), "dtype": arguments.dtype})
         with (folder / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", len(encoded)) + encoded)
             for name, shape in shapes.items():

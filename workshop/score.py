@@ -39,7 +39,7 @@ def score(
         Path, typer.Option(help="Folder for the world's artwork, fetched when it is first needed.")
     ] = Path(".cache/world"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     quantize: Annotated[Quantize | None, typer.Option(help="Make the weights smaller.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 32,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -56,7 +56,7 @@ def score(
     unknown = [name for name in split or () if name not in SPLITS]
     if unknown:
         raise typer.BadParameter(f"--split {unknown[0]} is none of {', '.join(SPLITS)}")
-    loaded = load(model, device=device, dtype=dtype.value, adapter=adapter, quantize=quantize)
+    loaded = load(model, device=device, dtype=dtype, adapter=adapter, quantize=quantize)
     side = loaded.model.config.vision_config.image_size
 
     @functools.cache

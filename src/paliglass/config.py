@@ -5,8 +5,7 @@
 - `PaliGemmaConfig` the two and what joins them (arXiv 2407.07726, 2412.03555)
 - `PRESETS`         every published size, and `tiny` for tests and lessons
 
-`from_dict` refuses keys it does not know: a misspelt or unsupported setting must never pass in
-silence. Keys that cannot change the model's arithmetic are named in `IGNORED_KEYS`.
+`checkpoints.config_json` reads and writes them as config.json has them.
 """
 
 from __future__ import annotations
@@ -14,70 +13,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from paliglass.errors import ConfigError
-
-# What transformers writes beside the architecture: provenance, generation defaults, training.
-IGNORED_KEYS = frozenset(
-    """
-    _attn_implementation_autoset _name_or_path _vocab_size add_cross_attention architectures
-    attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
-    cache_implementation chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label ignore_index initializer_range
-    is_composition is_decoder is_encoder_decoder label2id length_penalty max_length min_length
-    model_type no_repeat_ngram_size num_beam_groups num_beams num_image_tokens
-    num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type
-    projector_hidden_act pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p unk_token_id use_bfloat16 use_cache vision_use_head
-    """.split()
-)
-
-# Gemma 2's text-only default. PaliGemma 2 was trained with full attention, yet its JSON files
-# inherit this value; it is the one window that a checkpoint is not believed about.
-INHERITED_SLIDING_WINDOW = 4096
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id")
 
-C = TypeVar("C")
 
-
-def _from_dict(cls: type[C], data: dict[str, Any], also_ignored: tuple[str, ...] = ()) -> C:
-    """Builds `cls` from JSON data, refusing keys that are neither fields nor ignorable."""
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - known - IGNORED_KEYS - set(also_ignored))
-    if unknown:
-        raise ConfigError(
-            f"{cls.__name__}: unknown key {', '.join(map(repr, unknown))}; "
-            "this implementation does not have such a setting"
-        )
-    return cls(**{key: value for key, value in data.items() if key in known})
-
-
-def _section(where: str, data: object, needed: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object with all the keys that have no sensible default, to be taken apart."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} is {data!r}, not a JSON object")
-    missing = [key for key in needed if key not in data]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(map(repr, missing))}")
-    _only(data, "quantization_config", None)
-    return dict(data)
-
-
-def _only(data: dict[str, Any], key: str, *allowed: object) -> None:
-    """A setting that transformers has and PaliGemma fixes: refuses any other value of it."""
-    if key in data and data[key] not in allowed:
-        choices = " or ".join(repr(value) for value in allowed)
-        raise ConfigError(f"config key {key!r} is {data[key]!r}; paliglass has {choices}")
-
-
-def _check_numbers(config: object) -> None:
+def check_numbers(config: object) -> None:
     """Every number of a configuration is one, and positive; ids may be 0, caps and such None."""
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, f.name)
@@ -101,7 +45,8 @@ def _check_numbers(config: object) -> None:
                 raise ConfigError(f"{f.name} is {value!r}; it must be above 0")
 
 
-def _check_multiple(config: object, name: str, of: str) -> None:
+def check_multiple(config: object, name: str, of: str) -> None:
+    """Raises ConfigError where one setting is no multiple of another."""
     value, divisor = getattr(config, name), getattr(config, of)
     if value % divisor:
         raise ConfigError(f"{name} {value} is not a multiple of {of} {divisor}")
@@ -121,8 +66,8 @@ class SigLipConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
-        _check_multiple(self, "hidden_size", "num_attention_heads")
+        check_numbers(self)
+        check_multiple(self, "hidden_size", "num_attention_heads")
 
     @property
     def head_dim(self) -> int:
@@ -137,22 +82,6 @@ class SigLipConfig:
     def num_patches(self) -> int:
         """P: one image token each. 256 at 224 pixels, 1024 at 448, 4096 at 896."""
         return self.patches_per_side**2
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        data = _section("vision_config", data, (*SIZES, "patch_size"))
-        _only(data, "model_type", "siglip_vision_model")
-        _only(data, "hidden_act", "gelu_pytorch_tanh")
-        left_over = ("hidden_act", "projection_dim", "num_positions", "vocab_size")
-        return _from_dict(cls, data, (*left_over, "tie_word_embeddings", *TOKEN_IDS))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "model_type": "siglip_vision_model",
-            **dataclasses.asdict(self),
-            "hidden_act": "gelu_pytorch_tanh",
-            "vision_use_head": False,
-        }
 
 
 @dataclass(frozen=True)
@@ -182,7 +111,6 @@ class GemmaConfig:
     query_pre_attn_scalar: float | None = None  # None: head_dim
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    sliding_window: int | None = None  # None: full attention, as PaliGemma was trained
     pad_token_id: int = 0
     eos_token_id: int | tuple[int, ...] = 1
     bos_token_id: int = 2
@@ -192,8 +120,8 @@ class GemmaConfig:
             raise ConfigError(
                 f"text model_type is {self.model_type!r}; PaliGemma has 'gemma' or 'gemma2'"
             )
-        _check_numbers(self)
-        _check_multiple(self, "num_attention_heads", "num_key_value_heads")
+        check_numbers(self)
+        check_multiple(self, "num_attention_heads", "num_key_value_heads")
         if self.head_dim % 2:
             raise ConfigError(
                 f"head_dim is {self.head_dim}; rotary positions turn pairs of channels"
@@ -212,71 +140,6 @@ class GemmaConfig:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
-
-    def layer_window(self, layer: int) -> int | None:
-        """The window of a layer, where one was asked for: Gemma 2 alternates, even layers first."""
-        return self.sliding_window if layer % 2 == 0 else None
-
-    @property
-    def layer_types(self) -> list[str]:
-        """transformers' words for the windows of all layers."""
-        windows = map(self.layer_window, range(self.num_hidden_layers))
-        return ["sliding_attention" if window else "full_attention" for window in windows]
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Reads JSON data; a sliding_window of 4096 is Gemma 2's and stands for none."""
-        data = _section("text_config", data, (*SIZES, "num_key_value_heads", "vocab_size"))
-        _only(data, "attention_bias", False)
-        _only(data, "rope_scaling", None)
-        _only(data, "use_bidirectional_attention", None, True)
-        # Gemma 1's first files say "gelu" and mean the tanh form.
-        _only(data, "hidden_act", "gelu_pytorch_tanh", "gelu", None)
-        _only(data, "hidden_activation", "gelu_pytorch_tanh", "gelu", None)
-        if data.get("rope_parameters") is not None:
-            rope = _section("rope_parameters", data["rope_parameters"], ())
-            _only(rope, "rope_type", "default")
-            data["rope_theta"] = rope.get("rope_theta", cls.rope_theta)
-        if data.get("model_type") == "gemma2":  # what holds where the file is silent
-            published = cls.gemma2_2b()
-            for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-                data.setdefault(key, getattr(published, key))
-            data.setdefault("query_pre_attn_scalar", published.query_pre_attn_scalar)
-        if data.get("sliding_window") == INHERITED_SLIDING_WINDOW:
-            data["sliding_window"] = None
-        if isinstance(data.get("eos_token_id"), list):
-            data["eos_token_id"] = tuple(data["eos_token_id"])
-        for key in TOKEN_IDS:
-            if data.get(key, 0) is None:
-                del data[key]
-        left_over = (
-            *("attention_bias", "hidden_act", "hidden_activation", "layer_types"),
-            *("rope_parameters", "rope_scaling", "sliding_window_size", "tie_word_embeddings"),
-        )
-        config = _from_dict(cls, data, (*left_over, "use_bidirectional_attention"))
-        types = data.get("layer_types")
-        if config.sliding_window is not None and types not in (None, config.layer_types):
-            raise ConfigError(
-                f"config key 'layer_types' is {types!r}; Gemma 2 has {config.layer_types!r}"
-            )
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of a transformers folder's text_config."""
-        data = dataclasses.asdict(self)
-        theta = data.pop("rope_theta")
-        data["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-        data["tie_word_embeddings"] = True
-        if self.model_type == "gemma":
-            data = {key: value for key, value in data.items() if value is not None}
-            data["hidden_act"] = "gelu_pytorch_tanh"
-        else:
-            scalar = self.query_pre_attn_scalar or self.head_dim
-            # transformers takes whole numbers only, and all that were published are.
-            data["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
-            data["hidden_activation"] = "gelu_pytorch_tanh"
-            data["layer_types"] = self.layer_types
-        return data
 
     @classmethod
     def gemma2_2b(cls) -> Self:
@@ -317,40 +180,7 @@ class PaliGemmaConfig:
         return self.image_token_index if 0 <= vocab - self.image_token_index <= 64 else vocab
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Reads config.json's data.
-
-        Raises ConfigError naming the key that is missing, unknown or of an impossible value.
-        """
-        if data.get("model_type", "paligemma") != "paligemma":
-            raise ConfigError(
-                f"model_type is {data['model_type']!r}; paliglass loads 'paligemma' checkpoints "
-                "(PaliGemma and PaliGemma 2)"
-            )
-        data = _section("config", data, ("vision_config", "text_config"))
-        vision = SigLipConfig.from_dict(data.pop("vision_config"))
-        text_data = _section("text_config", data.pop("text_config"), ())
-        # The text part inherits what only the top level says.
-        for key in TOKEN_IDS:
-            value = data.pop(key, None)
-            if value is not None:
-                text_data.setdefault(key, value)
-        text = GemmaConfig.from_dict(text_data)
-        if data.get("projection_dim", text.hidden_size) != text.hidden_size:
-            raise ConfigError(
-                f"projection_dim is {data['projection_dim']}, but the decoder's hidden_size is "
-                f"{text.hidden_size}: the projector must end at the decoder's width"
-            )
-        ids = {data.pop(key) for key in ("image_token_id", "image_token_index") if key in data}
-        if len(ids) > 1:
-            raise ConfigError(f"image_token_id and image_token_index differ: {sorted(ids)}")
-        # The top-level hidden_size is a default of 2048 that nobody sets for PaliGemma 2.
-        left_over = ("projection_dim", "hidden_size", "num_hidden_layers", "vocab_size")
-        _from_dict(cls, data, (*left_over, "tie_word_embeddings", "use_bidirectional_attention"))
-        return cls(vision, text, *ids)
+        check_numbers(self)
 
     def replace(self, **settings: Any) -> Self:
         """A copy with some settings of the decoder, the tower or the whole changed, by name.
@@ -373,24 +203,6 @@ class PaliGemmaConfig:
             text_config=dataclasses.replace(changed.text_config, **of_text),
             vision_config=dataclasses.replace(changed.vision_config, **of_vision),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of a transformers folder; `from_dict` reads it, a window of 4096 excepted."""
-        text, vision = self.text_config, self.vision_config
-        return {
-            "architectures": ["PaliGemmaForConditionalGeneration"],
-            "model_type": "paligemma",
-            "image_token_index": self.image_token_index,
-            "projection_dim": text.hidden_size,
-            "hidden_size": text.hidden_size,
-            "vocab_size": text.vocab_size,
-            "pad_token_id": text.pad_token_id,
-            "eos_token_id": text.eos_token_id,
-            "bos_token_id": text.bos_token_id,
-            "tie_word_embeddings": True,
-            "text_config": {**text.to_dict(), "num_image_tokens": self.num_image_tokens},
-            "vision_config": {**vision.to_dict(), "projection_dim": text.hidden_size},
-        }
 
 
 def _presets() -> dict[str, PaliGemmaConfig]:

@@ -1,429 +1,438 @@
-"""6 · The loop: prefill once, then decode token by token.
+"""The loop: a running batch that answers requests, a token of each at a step.
 
-- the pictures go through the vision tower once, before anything else
-- prefill runs the whole prompt and fills the cache; a decode step runs one token a row
-- only the last position's logits are ever computed, and only real words can be chosen
-- on a GPU the decode step is one CUDA graph (recorded blind so far: no GPU has run it yet)
-- rows of one batch may have prompts of different length, padded on either side
-- an answer may be held to a grammar: what has no alternative then costs no step
+    admit    whole prompts are prefilled together and join the batch
+    step     every row says its next token; rows that end leave, and the others are extended
+
+- offline lists, folders, streaming, grammars and a server read the same events
+- a request's answer does not depend on who else is in the batch, nor on when it joined: its
+  random numbers are its own, and a row sees its own slots of the cache alone
+- a picture goes through the vision tower once for all prompts about it that are near in time
+- what a constraint leaves no choice about costs no step of its own: forced tokens go through the
+  decoder together with the decision before them
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple, Protocol, Self
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from paliglass.errors import PromptError
-from paliglass.layers.kv_cache import FixedCache, KVCache
+from paliglass.constrained import Allowed, Constraint, allowed_columns
+from paliglass.errors import PaliglassError, PromptError
+from paliglass.layers.kv_cache import KVCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.sampling import Sampling, choose
+from paliglass.pictures import PreparedPicture
+from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.sampling import GREEDY, Sampling, choose
 
-GREEDY = Sampling()
-WORTH_A_GRAPH = 6  # steps from which on recording a CUDA graph, which takes three, pays
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "Completion",
+    "Event",
+    "FinishReason",
+    "Request",
+    "RunningBatch",
+    "complete",
+    "run",
+]
+
+MAX_NEW_TOKENS = 256
+FinishReason = Literal["stop", "length"]
+UNLIMITED = 1 << 62  # tokens
+FEATURE_BYTES = 1 << 28  # of pictures' features that are kept for further prompts
+LIKE_LENGTH = 1.1  # prompts are padded to one length where the longest is at most so much longer
 
 
-@dataclass(frozen=True)
-class Step:
-    """One token for each row. ids: B; log_probs: B, nats; is_new: B, False once a row has ended."""
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt about pictures, and how it is to be answered.
 
-    ids: Tensor
-    log_probs: Tensor
-    is_new: Tensor
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a row was answered: ids without `<eos>`, the log-probability of each, and whether
-    `<eos>` ended it (else the limit did), with its log-probability.
+    seed: of this request's own random numbers, an int or several; None takes fresh ones.
+    max_new_tokens: of the answer, the end not counted. allow_special_tokens: whether `<loc0001>`
+    and the like in the prompt are tokens, not text.
     """
 
-    ids: list[int]
-    log_probs: list[float]
-    ended: bool
-    end_log_prob: float = 0.0
+    prompt: str
+    pictures: Sequence[PreparedPicture] = ()
+    constraint: Constraint | None = None
+    sampling: Sampling = GREEDY
+    seed: int | tuple[int, ...] | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    allow_special_tokens: bool = False
 
 
-class Choices(NamedTuple):
-    """The tokens that may come next: some ids, and those of low … high − 1 not in `excluded`.
+class Event(NamedTuple):
+    """A request's next token, with its log-probability in nats.
 
-    in_whole: whether the log-probability of what is said is that among all words, not among these
-    alone: how likely the one word is that may come tells whether it is true.
+    finish_reason: of an answer's last event. With "stop" the token is an end token.
     """
 
-    ids: tuple[int, ...]
-    low: int = 0
-    high: int = 0
-    excluded: tuple[int, ...] = ()
-    in_whole: bool = False
-
-    @property
-    def only(self) -> int | None:
-        """The one token that may come, where there is but one."""
-        if len(self.ids) == 1 and self.low == self.high:
-            return self.ids[0]
-        return self.low if not self.ids and self.high - self.low == 1 else None
-
-
-class State(Protocol):
-    """How far an answer has come that follows a grammar; immutable. See `tasks.grammar`."""
-
-    @property
-    def need(self) -> int:
-        """The fewest tokens before `<eos>` may come."""
-        ...
-
-    def choices(self, room: int) -> Choices:
-        """What may come next where `room` more tokens may be said; at least one token."""
-        ...
-
-    def after(self, token: int) -> Self:
-        """The state after one of the `choices`."""
-        ...
-
-
-def prefill(
-    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], cache: KVCache
-) -> Tensor:
-    """Runs the prompts, fills the cache: the logits after each prompt's last token, B × V."""
-    return model.language_model.logits(run_prompts(model, batch, cache))
-
-
-def run_prompts(
-    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], cache: KVCache
-) -> Tensor:
-    """`prefill` but for the head: B × D after each prompt's last token."""
-    attention_mask = batch["attention_mask"]
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    last = (attention_mask * places).argmax(-1)
-    watched = is_watched(model)
-    hidden = model.hidden_states(
-        batch["input_ids"],
-        pixel_values=batch.get("pixel_values"),
-        image_features=batch.get("image_features"),
-        attention_mask=attention_mask,
-        kv_cache=cache,
-        wanted=None if watched else last,
-    )
-    return hidden[torch.arange(len(hidden)), last] if watched else hidden[:, 0]
-
-
-def is_watched(model: nn.Module) -> bool:
-    """Whether any module has hooks: they are to see every token, so nothing is left out."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def decode_one_token(
-    model: PaliGemmaForConditionalGeneration, ids: Tensor, cache: KVCache
-) -> Tensor:
-    """Runs one more token of each row, ids B: the logits after it, B × V."""
-    hidden = model.hidden_states(ids[:, None], kv_cache=cache)
-    return model.language_model.logits(hidden[:, -1])
-
-
-class GraphedDecoder:
-    """`decode_one_token` as one CUDA graph: a GPU is told once what takes thousands of calls.
-
-    Its logits are overwritten by the next step. A kernel's first run may allocate, which a graph
-    cannot hold, so two steps run before it is recorded, and are forgotten.
-    """
-
-    def __init__(self, model: PaliGemmaForConditionalGeneration, cache: KVCache) -> None:
-        cache = FixedCache(cache)
-        self.ids, lengths = torch.zeros_like(cache.lengths), cache.lengths.clone()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                decode_one_token(model, self.ids, cache)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = decode_one_token(model, self.ids, cache)
-        cache.lengths.copy_(lengths)
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """ids: B → logits, B × V."""
-        self.ids.copy_(ids)
-        self.graph.replay()
-        return self.logits
-
-
-def decoder(
-    model: PaliGemmaForConditionalGeneration, cache: KVCache, steps: int
-) -> Callable[[Tensor], Tensor]:
-    """`decode_one_token` over a filled cache, for at most so many steps: ids B → logits B × V.
-
-    A graph on a GPU, where recording pays and nobody watches the modules, whose hooks it skips.
-    """
-    if model.device.type == "cuda" and steps >= WORTH_A_GRAPH and not is_watched(model):
-        return GraphedDecoder(model, cache)
-    return partial(decode_one_token, model, cache=cache)
-
-
-def run_tokens(
-    model: PaliGemmaForConditionalGeneration, tokens: Sequence[Sequence[int]], cache: KVCache
-) -> Tensor:
-    """Runs some more tokens of each row, each row its own number of them, up to T: B × T × D.
-
-    Shorter rows are padded on the right: nobody sees that, and what comes out there means nothing.
-    """
-    lengths = torch.tensor([len(row) for row in tokens])
-    places = torch.arange(int(lengths.max()))
-    ids = torch.tensor([[*row, *[0] * (len(places) - len(row))] for row in tokens])
-    return model.hidden_states(
-        ids.to(model.device),
-        attention_mask=(places < lengths[:, None]).to(model.device),
-        kv_cache=cache,
-    )
-
-
-@torch.inference_mode()
-def generate_steps(
-    model: PaliGemmaForConditionalGeneration,
-    batch: Mapping[str, Tensor],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    places: Sequence[int] | None = None,
-) -> Iterator[Step]:
-    """Answers a processor's batch, one step at a time, until every row has said `<eos>`.
-
-    Stops after `max_new_tokens`, or when the model's length (max_position_embeddings) is full.
-    `image_features` in the batch stands for pixel_values that went through the tower before.
-    `places` are the rows' in a longer list (0, 1, 2 … by default): what tells the random numbers
-    of each from the others'.
-
-    Raises PromptError for a prompt that leaves no room for an answer.
-    """
-    config = model.config
-    max_new_tokens = _room(model, batch, max_new_tokens)
-    if max_new_tokens < 1:
-        return
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    rows, prompt_length = batch["input_ids"].shape
-    cache = model.new_cache(rows, prompt_length + max_new_tokens)
-    sources = [sampling.source(place) for place in places or range(rows)]
-    ends = torch.tensor(config.text_config.eos_token_ids, device=model.device)
-    running = torch.ones(rows, dtype=torch.bool, device=model.device)
-    logits = prefill(model, batch, cache)
-    decode = decoder(model, cache, max_new_tokens)
-    for step in range(max_new_tokens):
-        ids, log_probs = choose(logits[:, : config.real_vocab_size], sampling, sources)
-        yield Step(ids, log_probs, running)
-        running = running & ~torch.isin(ids, ends)
-        if step + 1 == max_new_tokens or not running.any():
-            return
-        logits = decode(ids)
-
-
-def generate(
-    model: PaliGemmaForConditionalGeneration,
-    batch: Mapping[str, Tensor],
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    places: Sequence[int] | None = None,
-) -> list[Completion]:
-    """All steps of `generate_steps`, row by row."""
-    steps = list(generate_steps(model, batch, max_new_tokens, sampling, places))
-    if not steps:
-        return [Completion([], [], False) for _ in batch["input_ids"]]
-    ids = torch.stack([step.ids for step in steps], dim=1).tolist()
-    log_probs = torch.stack([step.log_probs for step in steps], dim=1).tolist()
-    lengths = torch.stack([step.is_new for step in steps], dim=1).sum(1).tolist()
-    ends = model.config.text_config.eos_token_ids
-    completions = []
-    for row_ids, row_log_probs, length in zip(ids, log_probs, lengths, strict=True):
-        ended = row_ids[length - 1] in ends
-        kept = length - 1 if ended else length
-        end = row_log_probs[kept] if ended else 0.0
-        completions.append(Completion(row_ids[:kept], row_log_probs[:kept], ended, end))
-    return completions
+    request: Request
+    token: int
+    log_prob: float
+    finish_reason: FinishReason | None = None
 
 
 @dataclass
+class Completion:
+    """A whole answer: its ids without the end token, the log-probability of each, nats.
+
+    finish_reason: "stop" where the model ended it, "length" where the limit did. end_log_prob: of
+    the end token, 0 where there is none.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+    end_log_prob: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model said, the end included."""
+        return len(self.ids) + (self.finish_reason == "stop")
+
+    def add(self, event: Event) -> None:
+        """Takes in the answer's next event."""
+        if event.finish_reason == "stop":
+            self.finish_reason, self.end_log_prob = "stop", event.log_prob
+        else:
+            self.ids.append(event.token)
+            self.log_probs.append(event.log_prob)
+
+
+def run(
+    model: PaliGemmaForConditionalGeneration,
+    processor: PaliGemmaProcessor,
+    requests: Iterable[Request],
+    max_rows: int = 8,
+) -> Iterator[Event]:
+    """Answers requests, at most `max_rows` at a time, and yields their tokens as they come.
+
+    Requests are taken as rows become free, so that an endless iterator will do.
+
+    Raises PromptError as `RunningBatch.admit` does.
+    """
+    batch = RunningBatch(model, processor)
+    waiting = iter(requests)
+    while True:
+        batch.admit(list(islice(waiting, max_rows - len(batch))))
+        if not len(batch):
+            return
+        yield from batch.step()
+
+
+def complete(
+    model: PaliGemmaForConditionalGeneration,
+    processor: PaliGemmaProcessor,
+    requests: Iterable[Request],
+    max_rows: int = 8,
+) -> Iterator[Completion]:
+    """Whole answers, in the order of the requests; see `run`."""
+    completions: dict[Request, Completion] = {}  # of those that are not yielded yet, in order
+
+    def noted() -> Iterator[Request]:
+        for request in requests:
+            completions[request] = Completion()
+            yield request
+
+    finished: set[Request] = set()
+    for event in run(model, processor, noted(), max_rows):
+        completions[event.request].add(event)
+        if event.finish_reason is not None:
+            finished.add(event.request)
+        while completions and (first := next(iter(completions))) in finished:
+            finished.remove(first)
+            yield completions.pop(first)
+
+
+@dataclass(eq=False)
 class _Row:
     """An answer under way.
 
-    run: how many of its tokens have been through the decoder. unscored: those whose log-probability
-    waits for what the decoder makes of the token before them.
+    num_run: how many of its tokens have been through the decoder. pending_scores: places of tokens
+    whose log-probability waits for what the decoder makes of the token before them. num_told: how
+    many of the tokens have been handed out as events.
     """
 
-    state: State
-    room: int
+    request: Request
+    generator: np.random.Generator
+    budget: int
+    state: Constraint | None
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
-    run: int = 0
-    unscored: set[int] = field(default_factory=set)
-    is_over: bool = False
-    ended: bool = False
-    end_log_prob: float = 0.0
+    pending_scores: set[int] = field(default_factory=set)
+    num_run: int = 0
+    num_told: int = 0
+    finish_reason: FinishReason | None = None
 
-    def say(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
-        """Adds a decision, and all that has no alternative after it."""
-        self._add(token, log_prob, ends)
-        while not self.is_over:
-            choices = self.state.choices(self.room)
-            if choices.only is None:
-                return
-            if choices.in_whole and choices.only not in ends:
-                self.unscored.add(len(self.ids))
-            self._add(choices.only, 0.0, ends)
+    @property
+    def is_deciding(self) -> bool:
+        return self.finish_reason is None and self.num_run == len(self.ids)
 
-    def _add(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
-        if token in ends:
-            self.is_over = self.ended = True
-            self.end_log_prob = log_prob
-            return
-        self.state = self.state.after(token)
+    @property
+    def is_done(self) -> bool:
+        return self.finish_reason is not None and not self.pending_scores
+
+    def append(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
+        """Adds a chosen token, and all that are forced after it."""
+        self._append(token, log_prob, ends)
+        while self.state is not None and self.finish_reason is None:
+            allowed = self.state.allowed(self.budget)
+            if allowed.forced is None:
+                break
+            if allowed.forced in ends and self.state.allowed(UNLIMITED).forced is None:
+                self.finish_reason = "length"  # only the limit ends it here
+            else:
+                if allowed.score_over_vocab and allowed.forced not in ends:
+                    self.pending_scores.add(len(self.ids))
+                self._append(allowed.forced, 0.0, ends)
+        if self.budget == 0 and self.finish_reason is None:
+            self.finish_reason = "length"
+
+    def _append(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
         self.ids.append(token)
         self.log_probs.append(log_prob)
-        self.room -= 1
-        self.is_over = self.room == 0
+        if token in ends:
+            self.finish_reason = "stop"
+            return
+        self.budget -= 1
+        if self.state is not None:
+            self.state = self.state.after(token)
+
+    def events(self) -> Iterator[Event]:
+        """Those tokens that are not told yet and whose log-probability is known."""
+        known = min(self.pending_scores, default=len(self.ids))
+        while self.num_told < known:
+            i = self.num_told
+            self.num_told += 1
+            last = self.num_told == len(self.ids)
+            reason = self.finish_reason if last else None
+            yield Event(self.request, self.ids[i], self.log_probs[i], reason)
 
 
-@torch.inference_mode()
-def generate_within(
-    model: PaliGemmaForConditionalGeneration,
-    batch: Mapping[str, Tensor],
-    max_new_tokens: int,
-    states: Sequence[State],
-    sampling: Sampling = GREEDY,
-    places: Sequence[int] | None = None,
-    one_by_one: bool = False,
-) -> list[Completion]:
-    """`generate` where each row keeps to a grammar, from its own state on.
+class RunningBatch:
+    """Requests that are answered together; who is in it changes from step to step.
 
-    A token without an alternative costs no step of its own: it is said at once and goes through
-    the decoder together with the decision before it, unless `one_by_one`. The head is computed for
-    allowed words alone, and log-probabilities are those among them, save where the grammar asks
-    for more (`Choices.in_whole`).
-
-    Raises PromptError where a prompt, or the limit, leaves no room for a whole answer.
+    `len(batch)` is the number of its rows. Methods raise PaliglassError where the model's numbers
+    are no numbers any more, as after an overflow in float16.
     """
-    max_new_tokens = _room(model, batch, max_new_tokens)
-    need = max((state.need for state in states), default=0)
-    if need > max_new_tokens:
-        raise PromptError(
-            f"the shortest answer has {need} tokens, and there is room for {max_new_tokens}: "
-            "raise max_new_tokens or shorten the prompt"
+
+    def __init__(
+        self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
+    ) -> None:
+        self.model, self.processor = model, processor
+        config = model.config
+        self.ends = config.text_config.eos_token_ids
+        # A table may have rows beyond the tokenizer's words, which mean nothing.
+        self.num_words = min(config.text_config.vocab_size, processor.tokenizer.get_vocab_size())
+        self._rows: list[_Row] = []
+        self._cache: KVCache | None = None
+        self._last: Tensor = torch.empty(0)  # B × D, what came out at each row's newest token
+        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(not row.is_done for row in self._rows)
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Prefills requests' prompts; they take part from the next `step` on.
+
+        Raises PromptError, and admits none, where a prompt or the limit leaves too little room.
+        """
+        prompts = [self._encode(request) for request in requests]
+        rows = [
+            self._new_row(request, len(ids)) for request, ids in zip(requests, prompts, strict=True)
+        ]
+        order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+        while order:
+            longest = LIKE_LENGTH * len(prompts[order[0]])
+            group = [i for i in order if len(prompts[i]) <= longest]
+            order = order[len(group) :]
+            group.sort()  # in the order in which they came
+            self._prefill([rows[i] for i in group], [prompts[i] for i in group])
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Every row says its next token; the events that this makes certain, row by row."""
+        self._decide()
+        self._extend()
+        return [event for row in self._rows for event in row.events()]
+
+    def cancel(self, request: Request) -> None:
+        """Takes a request out, whatever it has said; no events of it follow."""
+        for row in self._rows:
+            if row.request is request:
+                row.finish_reason, row.num_told = "stop", len(row.ids)
+                row.pending_scores.clear()
+
+    def _encode(self, request: Request) -> list[int]:
+        return self.processor.encode_prefix(
+            request.prompt, len(request.pictures), request.allow_special_tokens
         )
-    if max_new_tokens < 1:
-        return [Completion([], [], False) for _ in states]
-    rows = [_Row(state, max_new_tokens) for state in states]
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    sources = [sampling.source(place) for place in places or range(len(rows))]
-    ends = model.config.text_config.eos_token_ids
-    cache = model.new_cache(len(rows), batch["input_ids"].shape[1] + max_new_tokens)
-    last = run_prompts(model, batch, cache)
-    while True:
-        deciding = [i for i, row in enumerate(rows) if not row.is_over and row.run == len(row.ids)]
-        if deciding:
-            choices = [rows[i].state.choices(rows[i].room) for i in deciding]
-            own = [sources[i] for i in deciding]
-            ids, log_probs = choose_among(model, last[deciding], choices, sampling, own)
-            for i, token, log_prob in zip(deciding, ids, log_probs, strict=True):
-                rows[i].say(token, log_prob, ends)
-        if all(row.is_over and not row.unscored for row in rows):
-            return [Completion(r.ids, r.log_probs, r.ended, r.end_log_prob) for r in rows]
-        tokens = [row.ids[row.run : row.run + 1 if one_by_one else None] for row in rows]
-        hidden = run_tokens(model, tokens, cache)
-        last = hidden[torch.arange(len(rows)), [max(len(some) - 1, 0) for some in tokens]]
-        _score(model, rows, tokens, hidden)
-        for row, some in zip(rows, tokens, strict=True):
-            row.run += len(some)
 
+    def _new_row(self, request: Request, prompt_length: int) -> _Row:
+        limit = self.model.config.text_config.max_position_embeddings
+        if prompt_length >= limit:
+            raise PromptError(
+                f"the prompt has {prompt_length} tokens with its pictures; the model takes fewer "
+                f"than {limit}"
+            )
+        if request.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {request.max_new_tokens}; it must be 1 or more")
+        budget = min(request.max_new_tokens, limit - prompt_length)
+        state = request.constraint
+        if state is not None and budget < state.fair_budget:
+            mend = "shorten the prompt" if budget < request.max_new_tokens else "raise it"
+            raise PromptError(
+                f"an answer may need {state.fair_budget} tokens, and max_new_tokens leaves room "
+                f"for {budget}: {mend}"
+            )
+        return _Row(request, np.random.default_rng(request.seed), budget, state)
 
-def _score(
-    model: PaliGemmaForConditionalGeneration,
-    rows: Sequence[_Row],
-    tokens: Sequence[Sequence[int]],
-    hidden: Tensor,
-) -> None:
-    """Fills in the log-probabilities that waited for the tokens just run; hidden: B × T × D."""
-    places = [
-        (i, j, row.run + j + 1)
-        for i, row in enumerate(rows)
-        for j in range(len(tokens[i]))
-        if row.run + j + 1 in row.unscored
-    ]
-    if not places:
-        return
-    batch_index, token_index, _ = map(list, zip(*places, strict=True))
-    said = torch.tensor([rows[i].ids[place] for i, _, place in places], device=hidden.device)
-    found = _log_probs_in_whole(model, hidden[batch_index, token_index], said)
-    for (i, _, place), log_prob in zip(places, found, strict=True):
-        rows[i].log_probs[place] = log_prob
-        rows[i].unscored.discard(place)
-
-
-def _log_probs_in_whole(
-    model: PaliGemmaForConditionalGeneration, hidden: Tensor, ids: Tensor
-) -> list[float]:
-    """N × D and N ids → the log-probability of each among all words, nats."""
-    logits = model.language_model.logits(hidden)[:, : model.config.real_vocab_size].float()
-    log_probs = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-    found: list[float] = log_probs.tolist()
-    return found
-
-
-def choose_among(
-    model: PaliGemmaForConditionalGeneration,
-    hidden: Tensor,
-    choices: Sequence[Choices],
-    sampling: Sampling,
-    sources: Sequence[np.random.Generator],
-) -> tuple[list[int], list[float]]:
-    """A token for each row of B × D from its own choices, and its log-probability."""
-    columns, allowed = _columns(choices)
-    low, high = int(columns[0]), int(columns[-1]) + 1
-    is_range = high - low == len(columns)
-    words = slice(low, high) if is_range else torch.from_numpy(columns).to(hidden.device)
-    logits = model.language_model.logits(hidden, words).float()
-    mask = torch.from_numpy(allowed).to(hidden.device)
-    places, found = choose(logits.masked_fill(~mask, -torch.inf), sampling, sources)
-    ids: list[int] = columns[places.cpu().numpy()].tolist()
-    log_probs: list[float] = found.tolist()
-    wholes = [i for i, row in enumerate(choices) if row.in_whole]
-    if wholes:
-        said = torch.tensor([ids[i] for i in wholes], device=hidden.device)
-        for i, log_prob in zip(
-            wholes, _log_probs_in_whole(model, hidden[wholes], said), strict=True
-        ):
-            log_probs[i] = log_prob
-    return ids, log_probs
-
-
-def _columns(choices: Sequence[Choices]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The ids that any row may say, ascending, U; and which of them each row may, B × U."""
-    spans = [c for c in choices if c.high > c.low]
-    low, high = min((c.low for c in spans), default=0), max((c.high for c in spans), default=0)
-    single = {token for c in choices for token in c.ids}
-    columns = np.unique(np.r_[np.arange(low, high), np.array(sorted(single), dtype=np.int64)])
-    allowed = np.zeros((len(choices), len(columns)), dtype=np.bool_)
-    for row, some in zip(allowed, choices, strict=True):
-        if some.high > some.low:
-            first = np.searchsorted(columns, some.low)
-            row[first : first + some.high - some.low] = True
-            row[np.searchsorted(columns, some.excluded)] = False
-        row[np.searchsorted(columns, some.ids)] = True
-    return columns, allowed
-
-
-def _room(
-    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], max_new_tokens: int
-) -> int:
-    """How many tokens an answer may have; PromptError where the prompt fills the model's length."""
-    prompt_length = batch["input_ids"].shape[1]
-    limit = model.config.text_config.max_position_embeddings
-    if prompt_length >= limit:
-        raise PromptError(
-            f"the prompt has {prompt_length} tokens with its pictures; the model takes fewer than "
-            f"{limit}"
+    def _prefill(self, rows: Sequence[_Row], prompts: Sequence[list[int]]) -> None:
+        device = self.model.device
+        batch = self.processor.pad(prompts)
+        pictures = [picture for row in rows for picture in row.request.pictures]
+        cache = self.model.new_cache(len(rows), batch["input_ids"].shape[1] + KVCache.GROWTH)
+        last = self.model.prefill(
+            batch["input_ids"].to(device),
+            attention_mask=batch["attention_mask"].to(device),
+            image_features=self._image_features(pictures) if pictures else None,
+            kv_cache=cache,
+            last_only=True,
         )
-    return min(max_new_tokens, limit - prompt_length)
+        self._keep_running(cache, last)
+        self._rows += rows
+
+    def _image_features(self, pictures: Sequence[PreparedPicture]) -> Tensor:
+        """N × P × D; each picture that is not known goes through the vision tower once."""
+        known = self._features
+        new = {p.digest: p.pixels for p in pictures if p.digest not in known}
+        if new:
+            pixels = torch.stack(list(new.values())).to(self.model.device)
+            encoded = self.model.get_image_features(pixels)
+            known.update(zip(new, encoded, strict=True))
+        found = []
+        for picture in pictures:
+            known.move_to_end(picture.digest)
+            found.append(known[picture.digest])
+        while len(known) > 1 and len(known) * found[0].nbytes > FEATURE_BYTES:
+            known.popitem(last=False)
+        return torch.stack(found)
+
+    def _keep_running(self, new: KVCache | None = None, last: Tensor | None = None) -> None:
+        """Lets go of the rows that are done, and takes in new ones behind the others."""
+        keep = [i for i, row in enumerate(self._rows) if not row.is_done]
+        if self._cache is not None and keep:
+            if new is not None or len(keep) < len(self._rows):
+                self._cache.replace_rows(keep, new)
+                own = self._last[keep]
+                self._last = own if last is None else torch.cat((own, last))
+        else:
+            self._cache = new
+            self._last = torch.empty(0) if last is None else last
+        self._rows = [self._rows[i] for i in keep]
+
+    def _decide(self) -> None:
+        deciding = [i for i, row in enumerate(self._rows) if row.is_deciding]
+        free = [i for i in deciding if self._rows[i].state is None]
+        held = [i for i in deciding if self._rows[i].state is not None]
+        if free:
+            logits = self._logits(self._last[free])
+            self._choose(free, logits)
+        if held:
+            states = [(self._rows[i].state, self._rows[i].budget) for i in held]
+            allowed = [state.allowed(budget) for state, budget in states if state is not None]
+            columns, mask = (t.to(self.model.device) for t in allowed_columns(allowed))
+            hidden = self._last[held]
+            logits = self.model.language_model.logits(hidden, columns).float()
+            self._choose(held, logits.masked_fill(~mask, -torch.inf), columns, allowed)
+
+    def _choose(
+        self,
+        which: Sequence[int],
+        logits: Tensor,
+        columns: Tensor | None = None,
+        allowed: Sequence[Allowed] = (),
+    ) -> None:
+        """Chooses a token for some rows. columns: the ids that the logits are of; None: all."""
+        rows = [self._rows[i] for i in which]
+        places, found = choose(
+            logits, [row.request.sampling for row in rows], [row.generator for row in rows]
+        )
+        ids = (places if columns is None else columns[places]).tolist()
+        log_probs = found.tolist()
+        over_vocab = [i for i, some in enumerate(allowed) if some.score_over_vocab]
+        if over_vocab:
+            hidden = self._last[[which[i] for i in over_vocab]]
+            scores = self._scores(hidden, [ids[i] for i in over_vocab])
+            for i, score in zip(over_vocab, scores, strict=True):
+                log_probs[i] = score
+        for row, token, log_prob in zip(rows, ids, log_probs, strict=True):
+            if math.isnan(log_prob):
+                raise PaliglassError(
+                    "the model's numbers are not finite: they overflowed, or a weight is broken "
+                    f"(it computes in {str(self.model.dtype).removeprefix('torch.')}; bfloat16 "
+                    "and float32 reach further than float16)"
+                )
+            row.append(token, log_prob, self.ends)
+
+    def _extend(self) -> None:
+        """Runs the tokens that have not been through the decoder yet, each row its own number."""
+        new: list[list[int]] = []
+        for row in self._rows:
+            # An end token is not run, nor is an answer's last token; what others wait for is.
+            last = len(row.ids) if row.finish_reason is None else max(row.pending_scores, default=0)
+            new.append(row.ids[row.num_run : last])
+        longest = max(map(len, new), default=0)
+        if not longest:
+            return
+        assert self._cache is not None
+        device = self.model.device
+        ids = torch.tensor([[*some, *[0] * (longest - len(some))] for some in new], device=device)
+        counts = torch.tensor([len(some) for some in new], device=device)
+        is_token = torch.arange(longest, device=device) < counts[:, None]
+        hidden = self.model.extend(ids, self._cache, is_token)
+        newest = hidden[torch.arange(len(new), device=device), (counts - 1).clamp(min=0)]
+        self._last = torch.where(counts[:, None] > 0, newest, self._last)
+        self._score_pending(hidden, new)
+        for row, some in zip(self._rows, new, strict=True):
+            row.num_run += len(some)
+
+    def _score_pending(self, hidden: Tensor, new: Sequence[Sequence[int]]) -> None:
+        """Fills in log-probabilities that waited for the tokens just run; hidden: B × T × D."""
+        places = [
+            (i, j, row.num_run + j + 1)
+            for i, row in enumerate(self._rows)
+            for j in range(len(new[i]))
+            if row.num_run + j + 1 in row.pending_scores
+        ]
+        if not places:
+            return
+        batch, token, _ = map(list, zip(*places, strict=True))
+        scores = self._scores(hidden[batch, token], [self._rows[i].ids[n] for i, _, n in places])
+        for (i, _, place), score in zip(places, scores, strict=True):
+            self._rows[i].log_probs[place] = score
+            self._rows[i].pending_scores.discard(place)
+
+    def _scores(self, hidden: Tensor, ids: Sequence[int]) -> list[float]:
+        """N × D and N ids → the log-probability of each over the whole vocabulary, nats."""
+        logits = self._logits(hidden)
+        chosen = torch.tensor(ids, device=logits.device)
+        scores = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        return [float(score) for score in scores]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """… × D → … × V in float32, of the words that may be said: `<image>` may not."""
+        logits = self.model.language_model.logits(hidden)[..., : self.num_words].float()
+        image = self.model.config.image_token_index
+        if image < logits.shape[-1]:
+            logits[..., image] = -torch.inf
+        return logits

@@ -1,4 +1,4 @@
-"""4 · The decoder: Gemma (arXiv 2403.08295) and Gemma 2 (arXiv 2408.00118). What is unusual:
+"""The decoder: Gemma (arXiv 2403.08295) and Gemma 2 (arXiv 2408.00118). What is unusual:
 
 - RMSNorm whose stored weight is an offset from 1
 - one key/value head in Gemma 2B (multi-query), half as many as query heads in Gemma 2
@@ -12,8 +12,6 @@ norm *after* attention: the same name, two places.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +91,9 @@ class GemmaDecoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Tensor,
         cache: KVCache | None = None,
-        wanted: Tensor | None = None,
     ) -> Tensor:
-        """B × T × D → B × T × D; with `wanted`, a place in each row, B × 1 × D of those alone."""
+        """B × T × D → B × T × D."""
         attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache)
-        if wanted is not None:
-            rows = torch.arange(len(x), device=x.device)
-            x, attended = x[rows, wanted, None], attended[rows, wanted, None]
         if self.has_post_norms:
             x = x + self.post_attention_layernorm(attended)
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
@@ -132,20 +126,20 @@ class GemmaModel(nn.Module):
         self,
         embeddings: Tensor,
         positions: Tensor,
-        masks: Sequence[Tensor],
+        mask: Tensor,
         cache: KVCache | None = None,
-        wanted: Tensor | None = None,
+        last_positions: Tensor | None = None,
     ) -> Tensor:
-        """embeddings: B × T × D; positions: B × T; masks: one for each layer → B × T × D.
+        """embeddings: B × T × D; positions: B × T; mask: B × 1 × T × S → B × T × D.
 
-        wanted: a place in each row, B. Others then go no further than the last layer's attention,
-        which reads their keys and values: B × 1 × D come out.
+        last_positions: B places, one in each row, for who needs what comes out there alone: B × D.
         """
         x = embeddings
         rotary = rotary_cos_sin(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        last = self.layers[-1]
-        for layer, mask in zip(self.layers, masks, strict=True):
-            x = layer(x, rotary, mask, cache, wanted if layer is last else None)
+        for layer in self.layers:
+            x = layer(x, rotary, mask, cache)
+        if last_positions is not None:
+            x = x[torch.arange(len(x), device=x.device), last_positions]
         return self.norm(x)
 
 
@@ -164,19 +158,17 @@ class GemmaForCausalLM(nn.Module):
         """Makes the head's matrix the embedding's: one parameter, seen twice by every update."""
         self.lm_head.weight = self.model.embed_tokens.weight
 
-    def logits(self, hidden: Tensor, rows: slice | Tensor | None = None) -> Tensor:
+    def logits(self, hidden: Tensor, token_ids: Tensor | None = None) -> Tensor:
         """… × D → … × V, unnormalised log-probabilities; Gemma 2 caps them: c·tanh(x / c).
 
-        With `rows` (a slice, or U ids) only those words' logits, … × U: where an answer's grammar
-        leaves 1024 of 257 152 words, the rest of the matrix need not be read. They come from the
-        embedding, whose matrix is the same: of an int8 one that knows how to read rows.
+        With `token_ids`, U of them, these tokens' logits alone, … × U: where a grammar leaves 1024
+        of 257 152 tokens, the others' rows of the (tied) table are not read.
         """
         logits: Tensor
-        if rows is None:
+        if token_ids is None:
             logits = self.lm_head(hidden)
         else:
-            ids = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-            logits = F.linear(hidden, self.model.embed_tokens(ids.to(hidden.device)))
+            logits = F.linear(hidden, self.model.embed_tokens(token_ids))
         cap = self.config.final_logit_softcapping
         return (logits / cap).tanh() * cap if cap else logits
 

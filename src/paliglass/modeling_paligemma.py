@@ -1,9 +1,11 @@
-"""3 · PaliGemma (arXiv 2407.07726, 2412.03555): picture and words in one sequence.
+"""PaliGemma (arXiv 2407.07726, 2412.03555): picture and words in one sequence.
 
     pixel_values ─ vision_tower ─ multi_modal_projector ─┐
                                                       merge ─ language_model ─ logits
     input_ids ──── embed_tokens ─────────────────────────┘
 
+- four methods: `embed` merges picture and words; `prefill` runs a whole prompt; `extend` runs what
+  follows it on a filled cache; `forward` adds logits and loss to one of the two
 - the `<image>` ids are placeholders: their embeddings are replaced by the picture's features
 - features enter as the projector makes them; only word embeddings are multiplied by √D
 - picture and prompt see each other fully, the answer is causal (a prefix-LM)
@@ -19,8 +21,8 @@ from torch import Tensor, nn
 
 from paliglass.config import PaliGemmaConfig
 from paliglass.layers.kv_cache import KVCache
-from paliglass.layers.losses import Reduction, suffix_cross_entropy
-from paliglass.layers.masks import cached_mask, prefix_lm_mask, sliding_window
+from paliglass.layers.losses import IGNORE, Reduction, suffix_cross_entropy
+from paliglass.layers.masks import cached_mask, prefix_lm_mask
 from paliglass.modeling_gemma import GemmaForCausalLM
 from paliglass.modeling_siglip import SigLipVisionModel
 
@@ -75,7 +77,7 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         """
         return self.multi_modal_projector(self.vision_tower(pixel_values))
 
-    def merge(self, input_ids: Tensor, image_features: Tensor | None) -> Tensor:
+    def embed(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Embeds ids B × T and puts the features in the places of `<image>`, in order: B × T × D.
 
         Raises ValueError where the numbers of places and features differ.
@@ -93,7 +95,7 @@ class PaliGemmaForConditionalGeneration(nn.Module):
             return embeddings
         return embeddings.masked_scatter(is_image[..., None], image_features.to(embeddings.dtype))
 
-    def hidden_states(
+    def prefill(
         self,
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
@@ -101,42 +103,45 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         token_type_ids: Tensor | None = None,
         image_features: Tensor | None = None,
         kv_cache: KVCache | None = None,
-        wanted: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """All of `forward` but the output layer: B × T × D, for those who need few logits.
+        """Runs whole rows, pictures and words: B × T ids → B × T × D, before the output layer.
 
-        wanted: a place in each row, B, for those who need what comes out there alone, B × 1 × D.
+        Arguments as in `forward`. kv_cache: an empty one, which is filled. last_only: what comes
+        out at each row's last token alone, B × D.
+
+        Raises ValueError for a cache that is filled already.
         """
-        is_prompt = kv_cache is None or kv_cache.max_length == 0
-        if is_prompt and image_features is None and pixel_values is not None:
+        if image_features is None and pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
-        if attention_mask is None:
-            is_token = torch.ones_like(input_ids, dtype=torch.bool)
-        else:  # of a longer mask, which tells of the cached tokens too, the last T columns count
-            is_token = attention_mask[:, -input_ids.shape[1] :].bool()
+        embeddings = self.embed(input_ids, image_features)
+        is_token = _is_token(input_ids, attention_mask)
+        is_suffix = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        counts = is_token.long().cumsum(-1)
+        if kv_cache is not None:
+            if not kv_cache.is_empty:
+                raise ValueError("the cache is filled: `extend` goes on from it, with words alone")
+            kv_cache.reserve(is_token)
+        return self.language_model.model(
+            embeddings,
+            counts.clamp(min=1),
+            prefix_lm_mask(is_suffix, is_token),
+            kv_cache,
+            counts.argmax(-1) if last_only else None,
+        )
 
-        if kv_cache is None or is_prompt:
-            embeddings = self.merge(input_ids, image_features)
-            positions = is_token.long().cumsum(-1).clamp(min=1)
-            key_positions = positions
-            is_suffix = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            mask = prefix_lm_mask(is_suffix, is_token)
-            if kv_cache is not None:
-                kv_cache.reserve(is_token)
-        else:  # past the prompt there are words alone: no picture, and no count of its places
-            embeddings = self.language_model.model.embed(input_ids)
-            slots = kv_cache.reserve(is_token)
-            positions = slots + 1
-            is_suffix = torch.ones_like(input_ids)
-            mask = cached_mask(slots, kv_cache.max_length)
-            key_positions = torch.arange(1, kv_cache.max_length + 1, device=mask.device)[None]
+    def extend(
+        self, input_ids: Tensor, kv_cache: KVCache, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Runs the next tokens of each row, B × T, on a filled cache: B × T × D.
 
-        text = self.config.text_config
-        masks = [mask] * text.num_hidden_layers
-        if text.sliding_window is not None:
-            narrow = sliding_window(mask, positions, key_positions, is_suffix, text.sliding_window)
-            masks = [narrow if text.layer_window(i) else mask for i in range(len(masks))]
-        return self.language_model.model(embeddings, positions, masks, kv_cache, wanted)
+        attention_mask: B × T, 0 on padding, so that rows may have unlike numbers of new tokens; of
+        a longer one, which tells of the cached tokens too, the last T columns count.
+        """
+        slots = kv_cache.reserve(_is_token(input_ids, attention_mask))
+        embeddings = self.language_model.model.embed(input_ids)
+        mask = cached_mask(slots, kv_cache.max_length)
+        return self.language_model.model(embeddings, slots + 1, mask, kv_cache)
 
     def forward(
         self,
@@ -154,23 +159,36 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         Args:
             input_ids: B × T; P places of `<image>` for each picture.
             pixel_values: N × 3 × S × S, the pictures of the batch in order, numbers in [−1, 1].
-                With a filled cache they are not looked at again.
             attention_mask: B × T, 0 on padding (on either side). None: no padding. With a filled
                 cache it may also cover the cached tokens; only the last T columns are read.
-            token_type_ids: B × T, 1 on the suffix, which is causal. None: all of it is prefix and
-                sees itself fully, padded or not. Ignored with a filled cache: what follows the
-                prompt is suffix.
+            token_type_ids: B × T, 1 on the suffix, which is causal. None: what the labels say is
+                suffix; without labels all of it is prefix and sees itself fully, padded or not.
             labels: B × T, −100 where nothing is to be predicted.
-            kv_cache: where to continue. None: without labels a new one is returned, to go on from;
-                `new_cache` makes one of a known capacity.
+            kv_cache: where to continue (`extend`). None: without labels a new one is returned, to
+                go on from; `new_cache` makes an empty one of a known capacity, to be filled.
             image_features: instead of pixel_values, what `get_image_features` made of them.
             loss_reduction: see `layers.losses.suffix_cross_entropy`.
+
+        Raises ValueError for arguments that do not go together.
         """
-        if kv_cache is None and labels is None:
-            kv_cache = self.new_cache(*input_ids.shape)
-        hidden = self.hidden_states(
-            input_ids, pixel_values, attention_mask, token_type_ids, image_features, kv_cache
-        )
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels are {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}: a label "
+                "for each token, -100 where there is none"
+            )
+        if kv_cache is not None and not kv_cache.is_empty:
+            if pixel_values is not None or image_features is not None:
+                raise ValueError("the cache holds a prompt with its pictures: words alone follow")
+            hidden = self.extend(input_ids, kv_cache, attention_mask)
+        else:
+            if labels is not None and token_type_ids is None:
+                token_type_ids = ((labels != IGNORE).cumsum(-1) > 0).long()
+            if kv_cache is None and labels is None:
+                kv_cache = self.new_cache(*input_ids.shape)
+            hidden = self.prefill(
+                *(input_ids, pixel_values, attention_mask, token_type_ids),
+                *(image_features, kv_cache),
+            )
         logits = self.language_model.logits(hidden)
         loss = None if labels is None else suffix_cross_entropy(logits, labels, loss_reduction)
         return PaliGemmaOutput(logits, kv_cache, loss)
@@ -178,3 +196,10 @@ class PaliGemmaForConditionalGeneration(nn.Module):
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for rows of up to `capacity` tokens, prompt and answer together."""
         return KVCache(self.config.text_config, batch_size, capacity, self.device, self.dtype)
+
+
+def _is_token(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """B × T, False on padding."""
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    return attention_mask[:, -input_ids.shape[1] :].bool()

@@ -1,4 +1,4 @@
-"""2 · SigLIP's vision tower: a picture becomes one vector per patch.
+"""SigLIP's vision tower: a picture becomes one vector per patch.
 
 A Vision Transformer (arXiv 2010.11929) trained contrastively (arXiv 2303.15343). What is unusual:
 

@@ -160,22 +160,25 @@ class PaliGemmaProcessor:
                 raise PromptError('padding="max_length" needs max_length')
             length = max_length
 
-        def padded(lists: Sequence[Sequence[int]], fill: int) -> Tensor:
-            out = torch.full((len(lists), length), fill, dtype=torch.long)
-            for i, row in enumerate(lists):
-                start = length - len(row) if padding_side == "left" else 0
-                out[i, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
-            return out
-
-        batch = {
-            "input_ids": padded(rows, self.pad_token_id),
-            "attention_mask": padded([[1] * len(row) for row in rows], 0),
-            "token_type_ids": padded(types, 0),
-        }
+        batch = self.pad(rows, length, padding_side)
+        batch["token_type_ids"] = _padded(types, 0, length, padding_side)
         if suffixes is not None:
             is_suffix = batch["token_type_ids"] == 1
             batch["labels"] = batch["input_ids"].masked_fill(~is_suffix, IGNORE)
         return batch
+
+    def pad(
+        self,
+        rows: Sequence[Sequence[int]],
+        length: int | None = None,
+        padding_side: Literal["left", "right"] = "left",
+    ) -> dict[str, Tensor]:
+        """Rows of ids → input_ids and attention_mask, B × T; T is the longest's, or `length`."""
+        length = max(map(len, rows), default=0) if length is None else length
+        return {
+            "input_ids": _padded(rows, self.pad_token_id, length, padding_side),
+            "attention_mask": _padded([[1] * len(row) for row in rows], 0, length, padding_side),
+        }
 
     def pixels(self, picture: Picture) -> Tensor:
         """A picture → 3 × S × S, float32, [−1, 1] with the usual mean and deviation."""
@@ -255,3 +258,12 @@ class PaliGemmaProcessor:
         if found is None:
             raise CheckpointError(f"the tokenizer has no {token}: it is not PaliGemma's")
         return int(found)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int, length: int, side: str) -> Tensor:
+    """B lists → B × T."""
+    out = torch.full((len(rows), length), fill, dtype=torch.long)
+    for i, row in enumerate(rows):
+        start = length - len(row) if side == "left" else 0
+        out[i, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return out

@@ -1,13 +1,16 @@
-"""5 · Logits → the next token. Pure functions over B × V; `choose` strings them together."""
+"""Logits → the next token. Pure functions; `choose` strings them together."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+__all__ = ["GREEDY", "Sampling", "choose", "draw", "keep_top_k", "keep_top_p"]
 
 
 @dataclass(frozen=True)
@@ -16,26 +19,23 @@ class Sampling:
 
     temperature: 0 takes the likeliest (greedy); 1 samples from the model's own distribution, less
     is bolder, more is more even. top_k, top_p: sample only among the k likeliest, or among the
-    fewest that together reach probability p (nucleus sampling, arXiv 1904.09751). seed: the same
-    seed gives the same tokens on the same kind of machine, however prompts are batched.
+    fewest that together reach probability p (nucleus sampling, arXiv 1904.09751).
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
-    def source(self, row: int) -> np.random.Generator:
-        """The random numbers of one row: what it draws does not depend on the rows beside it."""
-        return np.random.default_rng(None if self.seed is None else (self.seed, row))
+
+GREEDY = Sampling()
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -70,23 +70,27 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def choose(
-    logits: Tensor, sampling: Sampling, sources: Sequence[np.random.Generator]
+    logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[np.random.Generator]
 ) -> tuple[Tensor, Tensor]:
-    """Picks a token for each row: ids B, and their log-probabilities B.
+    """Picks a token for each row of B × V, each in its own way: ids B, log-probabilities B.
 
     The log-probabilities are the model's own, before temperature and filters, in float32 through
-    log-sum-exp: exponentials of raw logits would overflow.
+    log-sum-exp: exponentials of raw logits would overflow. generators: the random numbers of each
+    row, so that what it draws does not depend on the rows beside it.
     """
     logits = logits.float()
-    if sampling.temperature == 0:
-        ids = logits.argmax(-1)
-    else:
-        # Relative to the likeliest: dividing by a tiny temperature then overflows to −inf alone.
-        scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
-        if sampling.top_k is not None:
-            scaled = keep_top_k(scaled, sampling.top_k)
-        if sampling.top_p is not None:
-            scaled = keep_top_p(scaled, sampling.top_p)
-        ids = draw(scaled, torch.tensor([source.random() for source in sources]))
-    log_probabilities = logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
-    return ids, log_probabilities
+    ids = logits.argmax(-1)
+    for row, (sampling, generator) in enumerate(zip(samplings, generators, strict=True)):
+        if sampling.temperature > 0:
+            ids[row] = _sample(logits[row : row + 1], sampling, generator)[0]
+    return ids, logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def _sample(logits: Tensor, sampling: Sampling, generator: np.random.Generator) -> Tensor:
+    # Relative to the likeliest: dividing by a tiny temperature then overflows to −inf alone.
+    scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    if sampling.top_k is not None:
+        scaled = keep_top_k(scaled, sampling.top_k)
+    if sampling.top_p is not None:
+        scaled = keep_top_p(scaled, sampling.top_p)
+    return draw(scaled, torch.tensor([generator.random()]))

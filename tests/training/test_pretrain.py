@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import tiny_processor
 from tests.training.fake_world import FakeWorld
-from workshop.pretrain.loop import batches, common_tokenizer
 from workshop.pretrain.batches import TASKS, Row, SceneBatch, SceneDataset, patch_boxes, text_batch
+from workshop.pretrain.loop import batches, common_tokenizer
 from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss, Recipe
 from workshop.tokenizer import training_texts
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch.overrides import TorchFunctionMode
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
-from paliglass.fast.int8 import Int8Linear
-from paliglass.fast.packed import pack_linears
-from paliglass.fast.quantized import QUANTIZED, quantized, settle, speed_up, use_int8
-from paliglass.fast.widened import widen
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+Tensors = Iterable[tuple[str, str, Tensor]]
+"""(our name, the file's name, tensor) of each tensor that a checkpoint holds."""
+
+Accelerate = Callable[[nn.Module, str | None], object]
+"""`fast.accelerate`, for who wants it: told of each layer that is filled, then of the model."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,72 +90,79 @@ def expected_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def assemble(
     config: PaliGemmaConfig,
-    tensors: Iterable[tuple[str, str, Tensor]],
+    tensors: Tensors,
     source: str,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
-    quantize: bool = False,
-    pack: bool = False,
+    accelerate: Accelerate | None = None,
+    quantize: str | None = None,
+    is_quantized: bool = False,
 ) -> PaliGemmaForConditionalGeneration:
-    """Fills a PaliGemma with (our name, the file's name, tensor) triples, each used once.
+    """Fills a PaliGemma with a checkpoint's tensors, each used once.
 
-    quantize: matrices become int8 as they come, so that one alone is held as it was. pack: on a
-    CPU, matrices are laid out for its fastest kernels, for good (`fast.int8`, `fast.packed`).
+    accelerate: what is told of each layer once it is filled, so that of a model that is to become
+    int8 one layer at a time is held as it was. quantize: what it is told to do. is_quantized:
+    whether the tensors are so already.
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
     """
     model = skeleton(config)
-    if quantize:
+    if accelerate is not None and is_quantized:
         with weightless():
-            use_int8(model)
-        tensors = quantized(model, tensors, device, pack)
-    head: Tensor | None = None
+            accelerate(model, quantize)
+    head: tuple[str, Tensor] | None = None
+    has_embedding = False
 
     def without_head() -> Iterator[tuple[str, str, Tensor]]:
-        nonlocal head
+        nonlocal head, has_embedding
         for name, key, tensor in tensors:
+            has_embedding |= name == EMBEDDING
             if name == HEAD:
-                head = tensor
+                head = key, tensor
             else:
                 yield name, key, tensor
+        if head is not None and not has_embedding:  # the tied matrix, saved under its other name
+            yield EMBEDDING, *head
 
-    fill(model, without_head(), source, dtype, device)
-    if quantize:
-        is_tied = settle(model, head)
-    else:
-        model.tie_weights()
-        embedding = model.get_parameter(EMBEDDING)
-        is_tied = head is None or torch.equal(head.to(embedding), embedding)
-    if not is_tied:
+    def told(layer: nn.Module) -> None:
+        if accelerate is not None and quantize is not None:
+            accelerate(layer, quantize)
+
+    fill(model, without_head(), source, dtype, device, told)
+    table = model.language_model.model.embed_tokens.weight
+    differs = head is not None and has_embedding and not torch.equal(head[1].to(table), table)
+    if differs:
         raise CheckpointError(
             f"{source}: lm_head.weight differs from embed_tokens.weight; "
             "PaliGemma's output layer is its embedding (tied weights)"
         )
-    if pack and model.device.type == "cpu":
-        if quantize:
-            speed_up(model)
-        else:
-            pack_linears(model.language_model)
-        widen(model, model.dtype)
+    if isinstance(model.language_model.lm_head, nn.Linear):
+        model.tie_weights()
+    if accelerate is not None:
+        accelerate(model, quantize)
     return model.eval()
 
 
 def fill(
     model: nn.Module,
-    tensors: Iterable[tuple[str, str, Tensor]],
+    tensors: Tensors,
     source: str,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    told: Callable[[nn.Module], object] = lambda layer: None,
 ) -> None:
-    """Gives a weightless model its parameters and buffers: (our name, the file's name, tensor).
+    """Gives a weightless model its parameters and buffers.
 
     Tensors that already have the dtype and device are taken as they are, so a memory-mapped file
-    stays mapped and nothing is copied.
+    stays mapped and nothing is copied. Buffers keep the model's dtype. told: is told of each member
+    of a list of layers, and of the table, once all of it is there.
 
     Raises CheckpointError naming what is missing, left over or wrongly shaped (three at most).
     """
     missing = expected_shapes(model)
     parameters = {name for name, _ in model.named_parameters()}
+    buffers = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    layers = _Layers(model, missing)
     surplus: list[str] = []
     dtypes: dict[torch.dtype, str] = {}
     for name, key, tensor in tensors:
@@ -165,8 +175,7 @@ def fill(
                 f"the configuration asks for {list(missing[name])}"
             )
         path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        own = QUANTIZED.get(leaf) if isinstance(module, Int8Linear) else None
+        own = buffers.get(name)
         if tensor.dtype != own if own else not tensor.is_floating_point() or tensor.itemsize < 2:
             raise CheckpointError(
                 f"{source}: {key} is {tensor.dtype}; of quantised checkpoints, only PaliGemmas "
@@ -176,7 +185,13 @@ def fill(
             dtypes.setdefault(dtype or tensor.dtype, key)
         del missing[name]
         value = tensor.to(device=device, dtype=own or dtype or tensor.dtype)
-        setattr(module, leaf, nn.Parameter(value) if name in parameters else value)
+        setattr(
+            model.get_submodule(path), leaf, nn.Parameter(value) if name in parameters else value
+        )
+        del tensor, value
+        layer = layers.complete(name)
+        if layer is not None:
+            told(layer)
     problems = [("lacks", sorted(missing)), ("holds, beyond the model,", sorted(surplus))]
     for what, names in problems:
         if names:
@@ -185,3 +200,38 @@ def fill(
     if len(dtypes) > 1:
         mixture = ", ".join(f"{key} is {kind}" for kind, key in dtypes.items())
         raise CheckpointError(f"{source}: {mixture}; name one dtype for all, such as bfloat16")
+
+
+class _Layers:
+    """Which layers of a model's lists, and whether its table, are complete.
+
+    names: of all tensors to come.
+    """
+
+    def __init__(self, model: nn.Module, names: Collection[str]) -> None:
+        stacks = [
+            name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)
+        ]
+        self.layers = {
+            f"{stack}.{number}.": layer
+            for stack in stacks
+            for number, layer in model.get_submodule(stack).named_children()
+        }
+        table = EMBEDDING.removesuffix("weight")
+        if EMBEDDING in names:
+            self.layers[table] = model.get_submodule(table.removesuffix("."))
+        self.left = Counter(prefix for name in names if (prefix := self._prefix(name)))
+
+    def _prefix(self, name: str) -> str | None:
+        """The layer that a tensor is part of."""
+        parts = name.split(".")
+        starts = (".".join(parts[:i]) + "." for i in range(1, len(parts)))
+        return next((start for start in starts if start in self.layers), None)
+
+    def complete(self, name: str) -> nn.Module | None:
+        """The layer that this tensor completes."""
+        prefix = self._prefix(name)
+        if prefix is None:
+            return None
+        self.left[prefix] -= 1
+        return None if self.left[prefix] else self.layers[prefix]

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from paliglass.checkpoints.adapters import with_adapter
-from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
+from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, parse_dtype
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import CheckpointError
-from paliglass.fast.quantized import parse_quantize
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 ENCODER = "img/Transformer/encoderblock/"
@@ -37,9 +36,9 @@ def load_big_vision(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
-    quantize: str | None = None,
-    pack: bool = False,
     adapter: str | Path | None = None,
+    accelerate: Accelerate | None = None,
+    quantize: str | None = None,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
     """The model of a big_vision PaliGemma .npz, with or without the `params/` prefix.
@@ -47,7 +46,7 @@ def load_big_vision(
     Dimensions and heads are read off the arrays' shapes. What shapes do not tell is as published,
     or as `overrides` say, by their names in `GemmaConfig`, `SigLipConfig` and `PaliGemmaConfig`:
     attn_logit_softcapping, final_logit_softcapping (0 or None: none), query_pre_attn_scalar,
-    rope_theta, image_token_index … quantize, pack, adapter: as in `load_model`.
+    rope_theta, image_token_index … adapter, accelerate, quantize: as in `load_model`.
 
     Raises CheckpointError: not such a file, arrays missing or left over. Pickled arrays are never
     opened.
@@ -55,12 +54,11 @@ def load_big_vision(
     target, wanted = parse_device(device), parse_dtype(dtype)
     with _Arrays(Path(path)) as arrays:
         config = infer_config(arrays.shapes, str(path), **overrides)
-        int8 = parse_quantize(quantize)
-        require_memory(str(path), arrays.sizes, torch.int8 if int8 else wanted, target)
+        require_memory(str(path), arrays.sizes, wanted, target, quantize)
         tensors = _convert(arrays, config)
         if adapter is not None:
             tensors = with_adapter(tensors, locate(adapter), wanted)
-        return assemble(config, tensors, str(path), wanted, target, int8, pack)
+        return assemble(config, tensors, str(path), wanted, target, accelerate, quantize)
 
 
 def read_big_vision_config(path: str | Path) -> PaliGemmaConfig:

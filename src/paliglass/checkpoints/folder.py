@@ -14,17 +14,19 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.checkpoints.adapters import with_adapter
-from paliglass.checkpoints.assembly import assemble, parse_device, parse_dtype
+from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, parse_dtype
+from paliglass.checkpoints.config_json import paligemma_from_json
 from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.hub import locate
-from paliglass.checkpoints.layouts import HEAD, module_name
+from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
-from paliglass.fast.quantized import parse_quantize, take_config
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 INDEX = "model.safetensors.index.json"
+QUANTIZATION = "quantization_config"
+INT8 = {"quant_method": "paliglass", "bits": 8, "scale": "row"}
 LARGE = 1 << 20  # numbers of a tensor that is worth a mapping of its own
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -56,40 +58,59 @@ def load_model(
     folder: Path,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
-    quantize: str | None = None,
-    pack: bool = False,
     adapter: str | Path | None = None,
+    accelerate: Accelerate | None = None,
+    quantize: str | None = None,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
     """The model alone; see `load_hf_model`.
 
-    quantize: "int8" makes its matrices int8; None leaves them as the folder has them. pack: see
-    `assemble`. adapter: a folder or hub id, see `with_adapter`.
+    adapter: a folder or hub id, see `with_adapter`. accelerate, quantize: see `assemble`; an int8
+    folder can be read with it alone.
     """
     config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
-    int8 = parse_quantize(quantize) or is_int8(folder)
-    require_memory(folder.name, tensor_sizes(folder), torch.int8 if int8 else wanted, target)
-    tensors = read_tensors(folder, one_by_one=int8 or pack)
+    stored = quantization(folder)
+    if stored is not None and accelerate is None:
+        raise CheckpointError(
+            f"{folder}: its matrices are {stored}, which plain modules cannot hold; load the "
+            "checkpoint that it was made from, or this one with paliglass.load"
+        )
+    quantize = quantize or stored
+    require_memory(folder.name, tensor_sizes(folder), wanted, target, quantize)
+    tensors = read_tensors(folder)
     if adapter is not None:
         tensors = with_adapter(tensors, locate(adapter), wanted)
-    return assemble(config, tensors, str(folder), wanted, target, int8, pack)
+    is_quantized = stored is not None
+    return assemble(
+        config, tensors, str(folder), wanted, target, accelerate, quantize, is_quantized
+    )
 
 
 def read_config(folder: Path) -> PaliGemmaConfig:
     """config.json, checked."""
     path = folder / "config.json"
     data = read_json(path)
+    data.pop(QUANTIZATION, None)  # see `quantization`
     try:
-        take_config(data)
-        return PaliGemmaConfig.from_dict(data)
+        return paligemma_from_json(data)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def is_int8(folder: Path) -> bool:
-    """Whether a folder's matrices are int8."""
-    return take_config(read_json(folder / "config.json"))
+def quantization(folder: Path) -> str | None:
+    """What a folder's matrices are quantized to, "int8", or None; as `save_folder` says it.
+
+    Raises CheckpointError for another program's quantization.
+    """
+    path = folder / "config.json"
+    found = read_json(path).get(QUANTIZATION)
+    if found not in (None, INT8):
+        raise CheckpointError(
+            f"{path}: config key {QUANTIZATION!r} is {found!r}; of quantized checkpoints, only "
+            "those that `paliglass convert --quantize int8` writes are read"
+        )
+    return None if found is None else "int8"
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -155,18 +176,17 @@ def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
     return sizes
 
 
-def read_tensors(folder: Path, one_by_one: bool = False) -> Iterator[tuple[str, str, Tensor]]:
+def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
     """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
 
-    one_by_one: each large tensor has a mapping of its own, which goes when it goes, and the largest
-    comes first. Who keeps none of them then never has more than one in memory.
+    Each large tensor has a mapping of its own, which goes when the tensor goes: who keeps none of
+    them never has more than one in memory. The largest, the table, comes first in its shard.
     """
     for file in weight_files(folder):
         with _open(file) as shard:
-            sizes = {key: math.prod(shard.get_slice(key).get_shape()) for key in shard.keys()}
-            large = [key for key in sizes if one_by_one and sizes[key] >= LARGE]
-            for key in sorted(large, key=lambda key: -sizes[key]):
-                with _open(file) as own:
-                    yield module_name(key), key, own.get_tensor(key)
-            for key in (key for key in sizes if key not in large):
-                yield module_name(key), key, shard.get_tensor(key)
+            for key in sorted(shard.keys(), key=lambda key: module_name(key) != EMBEDDING):
+                if math.prod(shard.get_slice(key).get_shape()) < LARGE:
+                    yield module_name(key), key, shard.get_tensor(key)
+                else:
+                    with _open(file) as own:
+                        yield module_name(key), key, own.get_tensor(key)

@@ -36,10 +36,12 @@ def require_memory(
     sizes: Sequence[tuple[int, int]],
     dtype: torch.dtype | None,
     device: torch.device,
+    quantize: str | None = None,
 ) -> None:
     """Refuses a model that will not fit, with the figure and the choices that would.
 
-    sizes: (how many numbers, bytes of each as stored) of every tensor; dtype: what they become.
+    sizes: (how many numbers, bytes of each as stored) of every tensor; dtype: what they become;
+    quantize: what their matrices do.
 
     Raises PaliglassError. The need counted is that of the weights; activations and cache of one
     picture add a few per cent.
@@ -49,7 +51,7 @@ def require_memory(
         return sum(count * (item or stored) for count, stored in sizes)
 
     free = available_memory(device)
-    wanted = need(dtype.itemsize if dtype else None)
+    wanted = need(1 if quantize else dtype.itemsize if dtype else None)
     if free is None or wanted <= free:
         return
     halved = f"dtype bfloat16 needs {gigabytes(need(2))}, " if need(2) < wanted else ""

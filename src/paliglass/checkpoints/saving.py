@@ -15,13 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.files import write_json
-from paliglass.checkpoints.folder import INDEX
+from paliglass.checkpoints.folder import INDEX, INT8, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
 from paliglass.errors import CheckpointError
-from paliglass.fast.int8 import Int8Linear
-from paliglass.fast.quantized import CONFIG, CONFIG_KEY
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
@@ -69,9 +68,9 @@ def save_folder(
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
         write_weights(target, state)
         dtype = str(model.dtype).removeprefix("torch.")
-        is_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
-        about = {**model.config.to_dict(), "dtype": dtype}
-        write_json(target / "config.json", about | ({CONFIG_KEY: CONFIG} if is_int8 else {}))
+        is_int8 = any(tensor.dtype == torch.int8 for tensor in state.values())
+        about = {**paligemma_to_json(model.config), "dtype": dtype}
+        write_json(target / "config.json", about | ({QUANTIZATION: INT8} if is_int8 else {}))
         if processor is not None:
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():

@@ -53,7 +53,7 @@ class DualOptions:
         str, typer.Option("--model", "-m", envvar="PALIGLASS_DUAL_MODEL", help=MODEL_HELP)
     ] = "mini-dual"
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto"
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 32
 
 
@@ -69,7 +69,7 @@ class Dual:
         self.batch_size = options.batch_size
         self.model: ContrastiveModel
         self.processor: ContrastiveProcessor
-        self.model, self.processor = load_contrastive(folder, options.device, options.dtype.value)
+        self.model, self.processor = load_contrastive(folder, options.device, options.dtype)
         self.fingerprint = fingerprint(folder)
         self.failures = 0
         self.empty = 0

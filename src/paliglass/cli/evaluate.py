@@ -34,7 +34,7 @@ def evaluate(
         typer.Option(min=1, help="Examples; all of them by default."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     quantize: Annotated[Quantize | None, typer.Option(help="Make the weights smaller.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The limit of an answer.")] = 128,
@@ -55,7 +55,7 @@ def evaluate(
     loaded = load(
         model,
         device=device,
-        dtype=dtype.value,
+        dtype=dtype,
         adapter=adapter,
         quantize=quantize,
     )

@@ -19,7 +19,7 @@ def export(
     adapter: Annotated[
         str | None, typer.Option(help="A LoRA adapter to merge: a folder or a hub id.")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     base: Annotated[
         str | None, typer.Option(help="The model that it was made from, for the card.")
     ] = None,
@@ -49,7 +49,7 @@ def export(
 
     refuse_existing(target)
     found = None if scores is None else read_json(scores)
-    model = load(source, device="cpu", dtype=dtype.value, adapter=adapter, pack=False)
+    model = load(source, device="cpu", dtype=dtype, adapter=adapter, fast=False)
     made = locate(source if adapter is None else adapter)
     run = made.parent / "config.yaml"
     if base is None and adapter is not None:

@@ -138,7 +138,7 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
 def convert(
     source: Annotated[str, typer.Argument(help=MODEL_HELP)],
     target: Annotated[Path, typer.Argument(help="The new folder.")],
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     quantize: Annotated[
         Quantize | None,
         typer.Option(help="Make the weights smaller; only paliglass reads such a folder."),
@@ -165,10 +165,10 @@ def convert(
     from paliglass.model import load
 
     refuse_existing(target)
-    how: dict[str, Any] = {"dtype": dtype.value, "tokenizer": tokenizer, "adapter": adapter}
+    how: dict[str, Any] = {"dtype": dtype, "tokenizer": tokenizer, "adapter": adapter}
     if quantize is not None:
-        how["quantize"] = quantize.value
-    model = load(source, device="cpu", pack=False, **how, **overrides)
+        how["quantize"] = quantize
+    model = load(source, device="cpu", fast=False, **how, **overrides)
     save_folder(model.model, target, model.processor, companions(source))
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes

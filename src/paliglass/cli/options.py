@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from paliglass.tasks.answering import GenerationOptions, Options
 
 MODEL_HELP = "mini, a folder, a hub id like google/paligemma2-3b-mix-224, or a big_vision .npz."
 
 
-class Dtype(StrEnum):
-    """Dtypes of weights; auto is the checkpoint's own."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Dtypes of weights; auto is the checkpoint's own."""
 
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+Quantize = Literal["int8"]
+"""Ways of making weights smaller."""
 
-
-class Quantize(StrEnum):
-    """Ways of making weights smaller."""
-
-    INT8 = "int8"
-
-
-class Format(StrEnum):
-    """How results are written; text is for people, and in columns for programs."""
-
-    TEXT = "text"
-    JSON = "json"
-    JSONL = "jsonl"
-    CSV = "csv"
-    COCO = "coco"
-    YOLO = "yolo"
-
-
-class Style(StrEnum):
-    """PaliGemma's kinds of caption."""
-
-    CAP = "cap"
-    CAPTION = "caption"
-    DESCRIBE = "describe"
-
+Format = Literal["text", "json", "jsonl", "csv", "coco", "yolo"]
+"""How results are written; text is for people, and in columns for programs."""
 
 Pictures = Annotated[
     list[str],
@@ -77,7 +54,7 @@ class RunOptions:
         str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto"
     quantize: Annotated[
         Quantize | None, typer.Option(help="Make the weights smaller, and on most CPUs faster.")
     ] = None
@@ -107,26 +84,34 @@ class RunOptions:
         if self.temperature == 0 and (self.top_p is not None or self.top_k is not None):
             raise typer.BadParameter("--top-p and --top-k need a --temperature above 0")
 
-    def generation(self) -> dict[str, Any]:
-        """The options of `PaliGemma.generate`, without its batch size."""
+    def options(self) -> Options:
+        """The options of the Python interface."""
         return {
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "seed": self.seed,
+            "batch_size": self.batch_size,
             "allow_special_tokens": self.allow_special_tokens,
         }
 
-    def batch(self, first_row: int) -> dict[str, Any]:
-        """The options of a task over many pictures, from a picture's number on."""
-        return {"batch_size": self.batch_size, "first_row": first_row, **self.generation()}
+    def generation(self) -> GenerationOptions:
+        """How answers are generated."""
+        from paliglass.tasks.answering import GenerationOptions
+
+        return GenerationOptions.of(self.options())
 
     def settings(self) -> dict[str, Any]:
         """What decides about the answers, for a resumed run to agree with."""
-        named = {"adapter": self.adapter, "quantize": self.quantize and self.quantize.value}
-        given = {name: value for name, value in named.items() if value is not None}
-        return {"dtype": self.dtype.value, **given, **self.generation()}
+        given = {"adapter": self.adapter, "quantize": self.quantize}
+        options: dict[str, Any] = {**self.options()}
+        del options["batch_size"]
+        return {
+            "dtype": self.dtype,
+            **{name: value for name, value in given.items() if value is not None},
+            **options,
+        }
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,7 @@ class OutputOptions:
         typer.Option(
             help="Of what is printed; with --out, of files written there beside results.jsonl."
         ),
-    ] = Format.TEXT
+    ] = "text"
     out: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for results.jsonl, drawn pictures and masks."),
@@ -154,22 +139,22 @@ class OutputOptions:
     def __post_init__(self) -> None:
         if self.resume and self.out is None:
             raise typer.BadParameter("--resume needs --out, the folder to go on with")
-        if self.json and self.format not in (Format.TEXT, Format.JSONL) and self.out is None:
-            raise typer.BadParameter(f"--json and --format {self.format.value}: choose one")
-        if self.format is Format.YOLO and self.out is None:
+        if self.json and self.format not in ("text", "jsonl") and self.out is None:
+            raise typer.BadParameter(f"--json and --format {self.format}: choose one")
+        if self.format == "yolo" and self.out is None:
             raise typer.BadParameter("--format yolo needs --out, a folder for its files")
 
     @property
     def printed(self) -> Format:
         """The format of standard output."""
         if self.json:
-            return Format.JSONL
-        return self.format if self.out is None else Format.TEXT
+            return "jsonl"
+        return self.format if self.out is None else "text"
 
     @property
     def written(self) -> Format:
         """The format of --out beside results.jsonl, or TEXT."""
-        return Format.TEXT if self.out is None or self.format is Format.JSONL else self.format
+        return "text" if self.out is None or self.format == "jsonl" else self.format
 
 
 @dataclass(frozen=True)

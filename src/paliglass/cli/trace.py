@@ -24,7 +24,7 @@ def trace(
         str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
     ] = "mini",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = Dtype.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The answer's limit.")] = 64,
     candidates: Annotated[int, typer.Option(min=1, help="Words to show for each step.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -39,7 +39,7 @@ def trace(
     from paliglass.inspect.trace_page import to_html, trace_answer
     from paliglass.model import load
 
-    loaded = load(model, device=device, dtype=dtype.value)
+    loaded = load(model, device=device, dtype=dtype)
     answer = trace_answer(loaded, image, prompt, model, max_new_tokens)
     write_files(out.parent, {out.name: to_html(answer, candidates)})
     if json:

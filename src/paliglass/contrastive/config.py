@@ -14,16 +14,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from paliglass.config import (
-    SIZES,
-    TOKEN_IDS,
-    SigLipConfig,
-    _check_multiple,
-    _check_numbers,
-    _from_dict,
-    _only,
-    _section,
+from paliglass.checkpoints.config_json import (
+    from_fields,
+    only,
+    section,
+    siglip_from_json,
+    siglip_to_json,
 )
+from paliglass.config import SIZES, TOKEN_IDS, SigLipConfig, check_multiple, check_numbers
 from paliglass.errors import ConfigError
 
 MODEL_TYPE = "paliglass_contrastive"
@@ -57,7 +55,7 @@ class ResNetConfig:
     image_size: int = 128
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         stages = (*self.hidden_sizes, *self.depths)
         if len(self.hidden_sizes) != len(self.depths) or not stages:
             raise ConfigError(
@@ -75,9 +73,9 @@ class ResNetConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        data = _section("image_config", data, ("hidden_sizes", "depths"))
+        data = section("image_config", data, ("hidden_sizes", "depths"))
         lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
-        return _from_dict(cls, data | lists)
+        return from_fields(cls, data | lists)
 
     def to_dict(self) -> dict[str, Any]:
         lists = {"hidden_sizes": list(self.hidden_sizes), "depths": list(self.depths)}
@@ -105,8 +103,8 @@ class TextTransformerConfig:
     padding: Padding = "max_length"
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
-        _check_multiple(self, "hidden_size", "num_attention_heads")
+        check_numbers(self)
+        check_multiple(self, "hidden_size", "num_attention_heads")
         _one_of("hidden_act", self.hidden_act, Activation)
         _one_of("padding", self.padding, Padding)
         _one_of("causal", self.causal, Literal[True, False])
@@ -117,7 +115,7 @@ class TextTransformerConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        return _from_dict(cls, _section("text_config", data, (*SIZES, "vocab_size")))
+        return from_fields(cls, section("text_config", data, (*SIZES, "vocab_size")))
 
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": "text_transformer", **dataclasses.asdict(self)}
@@ -134,11 +132,11 @@ class CbowConfig:
     padding: ClassVar[Padding] = "longest"  # it has no say in the mean
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        return _from_dict(cls, _section("text_config", data, ("vocab_size", "hidden_size")))
+        return from_fields(cls, section("text_config", data, ("vocab_size", "hidden_size")))
 
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": "cbow", **dataclasses.asdict(self)}
@@ -167,7 +165,7 @@ class ContrastiveConfig:
     projection_bias: bool = False
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         _one_of("loss", self.loss, Loss)
         _one_of("image_pooling", self.image_pooling, ImagePooling)
         if not self.image_projection and self.image.hidden_size != self.projection_dim:
@@ -205,33 +203,34 @@ class ContrastiveConfig:
                 f"model_type is {kind!r}; dual encoders are 'siglip' (transformers' SiglipModel) "
                 f"or {MODEL_TYPE!r}"
             )
-        data = _section("config", data, ("image_config", "text_config", "projection_dim"))
+        data = section("config", data, ("image_config", "text_config", "projection_dim"))
         image, text = data.pop("image_config"), data.pop("text_config")
-        _section("image_config", image, ("model_type",))
-        _section("text_config", text, ("model_type",))
-        _only(image, "model_type", "siglip_vision_model", "resnet")
-        _only(text, "model_type", "text_transformer", "cbow")
-        image_class = ResNetConfig if image["model_type"] == "resnet" else SigLipConfig
+        section("image_config", image, ("model_type",))
+        section("text_config", text, ("model_type",))
+        only(image, "model_type", "siglip_vision_model", "resnet")
+        only(text, "model_type", "text_transformer", "cbow")
+        is_resnet = image["model_type"] == "resnet"
         text_class = CbowConfig if text["model_type"] == "cbow" else TextTransformerConfig
-        data |= {"image": image_class.from_dict(image), "text": text_class.from_dict(text)}
-        return _from_dict(cls, data)
+        data["image"] = ResNetConfig.from_dict(image) if is_resnet else siglip_from_json(image)
+        data["text"] = text_class.from_dict(text)
+        return from_fields(cls, data)
 
     @classmethod
     def _from_siglip_model(cls, data: dict[str, Any]) -> Self:
-        data = _section("config", data, ("vision_config", "text_config"))
-        image, text = (_section(k, data.pop(k), ()) for k in ("vision_config", "text_config"))
+        data = section("config", data, ("vision_config", "text_config"))
+        image, text = (section(k, data.pop(k), ()) for k in ("vision_config", "text_config"))
         image = {**_SIGLIP_BASE, "patch_size": 16} | image
         text = {**_SIGLIP_BASE, "vocab_size": 32000} | text
-        _only(image, "vision_use_head", True)
-        _only(text, "model_type", "siglip_text_model")
-        _only(text, "hidden_act", "gelu_pytorch_tanh")
+        only(image, "vision_use_head", True)
+        only(text, "model_type", "siglip_text_model")
+        only(text, "hidden_act", "gelu_pytorch_tanh")
         # The ids are transformers' defaults for CLIP; the tokenizer knows the real ones.
         for key in (*TOKEN_IDS, "tie_word_embeddings"):
             text.pop(key, None)
         projection_dim = text.pop("projection_size", None) or text["hidden_size"]
-        _from_dict(_Siglip, data, (*TOKEN_IDS, "tie_word_embeddings", "initializer_factor"))
+        from_fields(_Siglip, data, (*TOKEN_IDS, "tie_word_embeddings", "initializer_factor"))
         return cls(
-            SigLipConfig.from_dict(image),
+            siglip_from_json(image),
             TextTransformerConfig.from_dict(text),
             projection_dim,
             image_projection=False,
@@ -248,11 +247,15 @@ class ContrastiveConfig:
                 "architectures": ["SiglipModel"],
                 "model_type": "siglip",
                 "text_config": text,
-                "vision_config": self.image.to_dict() | {"vision_use_head": True},
+                "vision_config": _image_to_json(self.image) | {"vision_use_head": True},
             }
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        image, text = data.pop("image").to_dict(), data.pop("text").to_dict()
+        image, text = _image_to_json(data.pop("image")), data.pop("text").to_dict()
         return {"model_type": MODEL_TYPE, **data, "image_config": image, "text_config": text}
+
+
+def _image_to_json(config: SigLipConfig | ResNetConfig) -> dict[str, Any]:
+    return siglip_to_json(config) if isinstance(config, SigLipConfig) else config.to_dict()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Every other model is written under the names of its modules, with a config.json 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
 from paliglass.checkpoints.processor import picture_config, picture_settings
 from paliglass.checkpoints.saving import new_folder, write_weights
-from paliglass.contrastive.config import ContrastiveConfig
+from paliglass.config import SigLipConfig
+from paliglass.contrastive.config import ContrastiveConfig, ResNetConfig
 from paliglass.contrastive.encoders import VisionTransformer
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
@@ -47,6 +49,9 @@ _PREFIXES = (
     ("text_model.head.", "text_projection."),
     ("text_model.", "text_encoder."),
 )
+
+
+Tower = SigLipConfig | ResNetConfig
 
 
 def load_contrastive(
@@ -138,7 +143,7 @@ def initialise_vision_tower(
     """
     model = _load_model(locate(model_path), "cpu", None)
     weights = vision_weights(model)
-    _same_tower(model_path, model.config.image.to_dict(), paligemma.config.vision_config.to_dict())
+    _same_tower(model_path, model.config.image, paligemma.config.vision_config)
     paligemma.vision_tower.load_state_dict(weights)
 
 
@@ -150,19 +155,19 @@ def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> Non
     """
     paligemma = load_model(locate(model_path), "cpu")
     weights = vision_weights(model)  # raises where there is no tower
-    _same_tower(model_path, paligemma.config.vision_config.to_dict(), model.config.image.to_dict())
+    _same_tower(model_path, paligemma.config.vision_config, model.config.image)
     tower = paligemma.vision_tower.state_dict()
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tower[name])
 
 
-def _same_tower(source: str | Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    for key, value in ours.items():
-        if theirs[key] != value:
+def _same_tower(source: str | Path, theirs: Tower, ours: Tower) -> None:
+    for key, value in dataclasses.asdict(ours).items():
+        if getattr(theirs, key) != value:
             raise CheckpointError(
-                f"{source}: its vision tower's {key} is {theirs[key]!r}, here it is {value!r}; "
-                "both must have one shape"
+                f"{source}: its vision tower's {key} is {getattr(theirs, key)!r}, here it is "
+                f"{value!r}; both must have one shape"
             )
 
 

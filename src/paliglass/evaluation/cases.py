@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paliglass.generation import Request
 from paliglass.model import PaliGemma
 from paliglass.pictures import Picture
+from paliglass.tasks.answering import parse_objects
 from paliglass.tasks.boxes import ParsedBox
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import split_labels
@@ -111,22 +113,25 @@ def _say(
 def _find(
     model: PaliGemma, questions: Sequence[Question], free: bool, batch_size: int, limit: int
 ) -> list[Case]:
-    grammars = None
+    grammars: list[ObjectGrammar | None] = [None] * len(questions)
     if not free:
         grammars = [
             ObjectGrammar(model.processor, split_labels(labels, task), masks=task == "segment")
             for task, _, labels in (question.prefix.partition(" ") for question in questions)
         ]
-    completions = model.complete(
-        [question.picture for question in questions],
-        [question.prefix for question in questions],
-        grammars=grammars,
-        batch_size=batch_size,
-        max_new_tokens=limit,
+    requests = (
+        Request(
+            question.prefix,
+            [model.processor.prepare(question.picture)],
+            None if grammar is None else grammar.start(),
+            max_new_tokens=limit,
+        )
+        for question, grammar in zip(questions, grammars, strict=True)
     )
     cases = []
-    for place, (question, done) in enumerate(zip(questions, completions, strict=True)):
-        objects = tuple(model.objects(done, grammars[place] if grammars else None))
+    completions = model.complete(requests, batch_size)
+    for question, grammar, done in zip(questions, grammars, completions, strict=True):
+        objects = tuple(parse_objects(done, model.processor, grammar))
         score = min((raw for _, raw in objects), default=1.0)
         cases.append(Case(question, model.processor.decode(done.ids), score, objects))
     return cases

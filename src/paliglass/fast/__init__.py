@@ -1,1 +1,72 @@
-"""What makes a model fast, put in the place of plain modules from outside."""
+"""What makes a model fast, put in the place of its plain modules from outside.
+
+`accelerate` is the only door: the plain model knows nothing of what is in here, and a test holds
+each replacement to the module that it replaces.
+
+    int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
+    packed.py                bfloat16 matrices, laid out for a CPU's decoding
+    widened.py               bfloat16 on processors without instructions for it
+    attention.py             one query a row; prompts without the fused kernel
+    last_positions.py        the last layer's MLP where somebody reads it
+    cuda_graph.py            decoding as one CUDA graph
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from paliglass.errors import PaliglassError
+from paliglass.fast import attention, int8_model, last_positions, packed, widened
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+__all__ = ["METHODS", "accelerate", "explain"]
+
+METHODS = ("int8",)
+
+
+def accelerate(model: nn.Module, quantize: str | None = None) -> None:
+    """Puts what is fastest on this processor in the place of a model's modules, for good.
+
+    Attributes keep their names, so that a checkpoint's keys still fit. What is put in cannot be
+    trained.
+
+    Args:
+        model: a `PaliGemmaForConditionalGeneration`; with `quantize` also one of its layers or its
+            table, so that a model can be quantized while it is read, and a model without memory
+            (torch's meta device), to be filled with matrices that are quantized already.
+        quantize: "int8" makes the matrices int8; None leaves their numbers as they are.
+
+    Raises PaliglassError for another method.
+    """
+    if quantize not in (None, *METHODS):
+        raise PaliglassError(f"quantize {quantize!r} is unknown: choose {', '.join(METHODS)}")
+    if quantize is not None:
+        int8_model.replace_linears(model)
+    if not isinstance(model, PaliGemmaForConditionalGeneration):
+        return
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
+    last_positions.replace(model)
+    attention.replace(model)
+    if model.device.type != "cpu":
+        return
+    if quantize is not None:
+        int8_model.fuse(model)
+    else:
+        packed.pack_linears(model.language_model)
+    widened.widen(model, model.dtype)
+
+
+def explain(dtype: torch.dtype, quantize: str | None = None) -> list[str]:
+    """What `accelerate` does for a model in this dtype on this processor, and why: a line each."""
+    if quantize is not None:
+        return int8_model.explain()
+    if not widened.has_kernel(dtype):
+        return [
+            f"matrices stay {str(dtype).removeprefix('torch.')} and are widened to float32 a few "
+            "rows at a time: this processor has no instructions for them"
+        ]
+    if dtype == torch.bfloat16 and packed.can_pack():
+        return ["bfloat16 matrices are packed for oneDNN at the first decoded token"]
+    return ["matrices stay as they are: torch's kernels read them so"]

@@ -73,8 +73,9 @@ class WidenedAttention(Attention):
         super().__init__(attention.scale, attention.softcap)
         self.attention = attention
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        wide: Tensor = self.attention(query.float(), key.float(), value.float(), mask)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """B × H × T × head_dim."""
+        wide = self.attention.attend(query.float(), key.float(), value.float(), mask)
         return wide.to(query.dtype)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from paliglass.checkpoints.assembly import DTYPES, skeleton
 from paliglass.checkpoints.big_vision import read_big_vision_config
+from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
@@ -41,7 +42,7 @@ class ModelInfo:
             "memory_bytes": self.memory,
             "cache_bytes_per_token": self.cache,
             "image_tokens": self.config.num_image_tokens,
-            "config": self.config.to_dict(),
+            "config": paligemma_to_json(self.config),
         }
 
 

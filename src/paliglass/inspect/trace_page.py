@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from paliglass.generation import Request
 from paliglass.inspect.tracing import Candidate, TracedPicture, TracedRow, trace
 
 if TYPE_CHECKING:
@@ -57,11 +58,14 @@ def trace_answer(
 
     def spell(token: int) -> str:
         word = model.processor.tokenizer.id_to_token(token) or f"[{token}]"
-        return word.replace("▁", " ").replace("\n", "\\n")
+        return word.replace("▁", "␣").replace("\n", "\\n")
 
     with trace(model) as t:
-        [done] = model.complete([image], [prompt], max_new_tokens=max_new_tokens)
-    ids = [*done.ids, model.processor.eos_token_id] if done.ended else done.ids
+        prepared = model.processor.prepare(image)
+        request = Request(prompt, [prepared], max_new_tokens=max_new_tokens)
+        [done] = model.complete([request])
+    ended = done.finish_reason == "stop"
+    ids = [*done.ids, model.processor.eos_token_id] if ended else done.ids
     text = model.processor.decode(done.ids)
     words = [spell(token) for token in ids]
     return TracedAnswer(name, prompt, text, words, t.rows[0], t.pictures[0], spell)

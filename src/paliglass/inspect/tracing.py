@@ -63,19 +63,15 @@ class _Pass:
     """
 
     is_token: Tensor
-    masks: Sequence[Tensor] | None = None
+    mask: Tensor | None = None
     ids: Tensor | None = None
     pixels: Tensor | None = None
     hidden: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
 
-@dataclass
-class _Run:
-    """A batch from its prefill on: the passes that went into one cache."""
-
-    cache: KVCache | None
-    passes: list[_Pass] = field(default_factory=list)
+Parts = list[tuple[_Pass, int]]
+"""A row's way: the passes that it was in, and its place in each."""
 
 
 class Stack:
@@ -83,11 +79,11 @@ class Stack:
 
     prefix: str
 
-    def __init__(self, trace: Trace, passes: Sequence[_Pass], row: int) -> None:
+    def __init__(self, trace: Trace, parts: Parts) -> None:
         self._trace = trace
-        self._passes = passes
-        self._row = row
-        self._kept = [some.is_token[row].nonzero()[:, 0] for some in passes]
+        self._passes = [some for some, _ in parts]
+        self._places = [place for _, place in parts]
+        self._kept = [some.is_token[place].nonzero()[:, 0] for some, place in parts]
 
     def __len__(self) -> int:
         return sum(map(len, self._kept))
@@ -168,8 +164,8 @@ class Stack:
     def _joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """The row's tokens of … B × … T × D tensors, one pass after the other: … n × D."""
         own = [
-            tensor[self._row].index_select(-2, kept)
-            for tensor, kept in zip(tensors, self._kept, strict=True)
+            tensor[place].index_select(-2, kept)
+            for tensor, place, kept in zip(tensors, self._places, self._kept, strict=True)
         ]
         return torch.cat(own, dim=-2)
 
@@ -184,7 +180,7 @@ class TracedPicture(Stack):
         """What the tower was given, 3 × S × S in about [−1, 1]."""
         pixels = self._passes[0].pixels
         assert pixels is not None
-        return pixels[self._row]
+        return pixels[self._places[0]]
 
     @property
     def patch_embeddings(self) -> Tensor:
@@ -209,7 +205,7 @@ class TracedRow(Stack):
     def ids(self) -> Tensor:
         """The tokens, n; `<image>` where a picture's features stand."""
         ids = self._joined([some.ids[..., None] for some in self._passes if some.ids is not None])
-        # What the table is asked for in a picture's place is its row 0; see `merge`.
+        # What the table is asked for in a picture's place is its row 0; see `embed`.
         in_prompt = torch.arange(len(ids), device=ids.device) < self.passes[0]
         is_picture = (ids[:, 0] == 0) & in_prompt
         return ids[:, 0].masked_fill(is_picture, self._trace.model.config.image_token_index)
@@ -235,12 +231,11 @@ class TracedRow(Stack):
 
     def mask(self, attention: str | int = 0) -> Tensor:
         """Who may look at whom, n × n, put together from all passes' masks."""
-        layer = int(self._name(attention).split(".")[-2])
         n, end = len(self), 0
         whole = torch.zeros(n, n, dtype=torch.bool, device=self._kept[0].device)
-        for some, kept in zip(self._passes, self._kept, strict=True):
-            assert some.masks is not None
-            mask = some.masks[layer].expand(len(some.is_token), -1, -1, -1)[self._row, 0][kept]
+        for some, place, kept in zip(self._passes, self._places, self._kept, strict=True):
+            assert some.mask is not None
+            mask = some.mask.expand(len(some.is_token), -1, -1, -1)[place, 0][kept]
             start, end = end, end + len(kept)
             # A cache holds a row's tokens from its first slot on; the prompt sees its own batch.
             whole[start:end, :end] = mask[:, :end] if start else mask[:, kept]
@@ -289,8 +284,9 @@ class TracedRow(Stack):
 
 
 def _likeliest(logits: Tensor, k: int) -> list[list[Candidate]]:
-    found = logits.softmax(-1).topk(min(k, logits.shape[-1]))
-    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    # `topk` orders equal numbers as it likes; here the lowest id comes first, as in argmax.
+    found = logits.softmax(-1).sort(stable=True, dim=-1, descending=True)
+    pairs = zip(found.indices[:, :k].tolist(), found.values[:, :k].tolist(), strict=True)
     return [[Candidate(*one) for one in zip(*pair, strict=True)] for pair in pairs]
 
 
@@ -304,24 +300,22 @@ class Trace:
         self.model = model
         self.modules: dict[str, Attention] = {}
         self._tower: list[_Pass] = []
-        self._runs: list[_Run] = []
+        self._decoder: list[_Pass] = []
+        self._rows: dict[int, Parts] = {}  # by the cache's row_ids, in order
+        self._cache: KVCache | None = None  # of the pass at hand
         self._ids: Tensor | None = None
 
     @property
     def pictures(self) -> list[TracedPicture]:
         return [
-            TracedPicture(self, [some], row)
+            TracedPicture(self, [(some, place)])
             for some in self._tower
-            for row in range(len(some.is_token))
+            for place in range(len(some.is_token))
         ]
 
     @property
     def rows(self) -> list[TracedRow]:
-        return [
-            TracedRow(self, run.passes, row)
-            for run in self._runs
-            for row in range(len(run.passes[0].is_token))
-        ]
+        return [TracedRow(self, parts) for parts in self._rows.values()]
 
     def _begin_tower(self, _module: nn.Module, inputs: Any, output: Tensor) -> None:
         is_token = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
@@ -333,36 +327,42 @@ class Trace:
         self._ids = inputs[0]
 
     def _begin_decoder(self, _module: nn.Module, inputs: Any) -> None:
-        embeddings, _, masks, *rest = inputs
+        embeddings, _, mask, *rest = inputs
         cache: KVCache | None = rest[0] if rest else None
-        if cache is None or cache.max_length == embeddings.shape[1]:
-            self._runs.append(_Run(cache))
-            # Nobody sees padding, and a token sees itself.
-            is_token = masks[0].any(-2)[:, 0].expand(embeddings.shape[:2])
+        if cache is None:
+            row_ids = [-1 - len(self._rows) - place for place in range(len(embeddings))]
         else:
-            if not self._runs or self._runs[-1].cache is not cache:
+            row_ids = cache.row_ids
+        is_prompt = cache is None or cache.holds_prompt_only
+        if is_prompt:  # nobody sees padding, and a token sees itself
+            is_token = mask.any(-2)[:, 0].expand(embeddings.shape[:2])
+        else:
+            assert cache is not None
+            is_token = cache.slots != cache.capacity
+            if not all(row in self._rows for row in row_ids):
                 raise PaliglassError(
                     "a trace must see a prompt from its beginning: begin it before the prompt is "
-                    "run, and run one batch after the other"
+                    "run"
                 )
-            is_token = cache.slots != cache.capacity
-        self._runs[-1].passes.append(
-            _Pass(is_token, list(masks), self._ids, hidden={INPUTS: embeddings.detach()})
-        )
+        found = _Pass(is_token, mask, self._ids, hidden={INPUTS: embeddings.detach()})
+        self._cache = None if is_prompt else cache
+        self._decoder.append(found)
+        for place, row in enumerate(row_ids):
+            if is_token[place].any():  # a row may wait while others go on
+                self._rows.setdefault(row, []).append((found, place))
 
     def _latest(self, name: str) -> _Pass:
-        return (self._tower if name.startswith(TOWER) else self._runs[-1].passes)[-1]
+        return (self._tower if name.startswith(TOWER) else self._decoder)[-1]
 
     def _keep_output(self, name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         self._latest(name).hidden[name] = output.detach()
 
     def _keep_heads(self, name: str, _module: nn.Module, inputs: Any) -> None:
         query, key, value, _ = inputs
-        if name.startswith(DECODER) and len(self._runs[-1].passes) > 1:
+        cache = self._cache
+        if name.startswith(DECODER) and cache is not None:
             # Out of the cache, the new tokens' own. Padding's spare slot lies beyond what is in
             # use; whatever is taken in its stead is left out when the row is put together.
-            cache = self._runs[-1].cache
-            assert cache is not None
             slots = cache.slots.clamp(max=key.shape[2] - 1)[:, None, :, None]
             key, value = (
                 past.gather(2, slots.expand(*past.shape[:2], -1, past.shape[3]))

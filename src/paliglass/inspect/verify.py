@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.folder import (
-    is_int8,
     load_model,
+    quantization,
     read_config,
     read_tensors,
     weight_files,
@@ -94,7 +94,7 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
     """
     folder = locate(model)
     other = folder if reference is None else locate(reference)
-    if is_int8(folder):
+    if quantization(folder) is not None:
         raise CheckpointError(
             f"{folder}: is in int8, which transformers does not read; verify what it was made from"
         )

@@ -36,15 +36,3 @@ def cached_mask(slots: Tensor, num_slots: int) -> Tensor:
     """
     keys = slots.new_ones(num_slots).cumsum(0) - 1
     return (keys <= slots[..., None])[:, None]
-
-
-def sliding_window(
-    mask: Tensor, positions: Tensor, key_positions: Tensor, is_suffix: Tensor, window: int
-) -> Tensor:
-    """Hides from the suffix what lies `window` or more positions in the past (arXiv 2408.00118).
-
-    positions, is_suffix: B × T of the queries; key_positions: B × S. The prefix goes on seeing
-    itself whole, as in transformers; PaliGemma 2 was trained without any window.
-    """
-    distance = positions[:, :, None] - key_positions[:, None, :]
-    return mask & ((distance < window) | ~is_suffix.bool()[:, :, None])[:, None]

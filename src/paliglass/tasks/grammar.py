@@ -10,7 +10,7 @@
 - near the limit nothing is begun that could not be finished: an answer ends whole
 - the same label with the same four edges is said only once, so that no answer goes round in circles
 
-States are immutable; their `Choices` are a few ids and one range, which a batch turns into a mask.
+States are immutable; what they allow is a few ids and one range, which a batch turns into a mask.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from paliglass.constrained import Allowed
 from paliglass.errors import PromptError
-from paliglass.generation import Choices
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.tasks.boxes import BINS, MASK_TOKENS, Box, ParsedBox
 
@@ -34,15 +34,15 @@ class Node:
 
     children: by token. end: the sequence after which `<eos>` may come. opens: the sequence after
     which another object begins. separates: the token that leads here is no part of any label.
-    needs: for each sequence that can be finished from here, the fewest tokens to where `<eos>` may
-    come.
+    lengths: for each sequence that can be finished from here, the fewest tokens to where `<eos>`
+    may come.
     """
 
     children: dict[int, Node] = field(default_factory=dict)
     end: int | None = None
     opens: int | None = None
     separates: bool = True
-    needs: dict[int, int] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
 
     def add(self, ids: Iterable[int], length: int | None = None) -> Node:
         """Lays a sequence below this node: the node where it ends.
@@ -56,20 +56,36 @@ class Node:
             node.separates &= length is not None and place >= length
         return node
 
-    def measure(self, object_need: int = 0) -> None:
-        """Fills in `needs`, here and below; what opens an object needs as many tokens as that."""
-        if self.opens is not None:
-            self.needs[self.opens] = object_need
-        if self.end is not None:
-            self.needs[self.end] = 0
-        for child in self.children.values():
-            child.measure(object_need)
-            for index, need in child.needs.items():
-                self.needs[index] = min(need + 1, self.needs.get(index, need + 1))
+    def measure(self, object_length: int = 0) -> None:
+        """Fills in `lengths`, here and below; another object takes as many tokens as that.
 
-    def need(self, taken: Container[int] = ()) -> int | None:
+        Without recursion: a label may be thousands of tokens long.
+        """
+        nodes = [self]
+        for node in nodes:
+            nodes += node.children.values()
+        for node in reversed(nodes):
+            if node.opens is not None:
+                node.lengths[node.opens] = object_length
+            if node.end is not None:
+                node.lengths[node.end] = 0
+            for child in node.children.values():
+                for index, length in child.lengths.items():
+                    node.lengths[index] = min(length + 1, node.lengths.get(index, length + 1))
+
+    def min_length(self, taken: Container[int] = ()) -> int | None:
         """The fewest tokens to a sequence's end that is not taken; None: all of them are."""
-        return min((n for index, n in self.needs.items() if index not in taken), default=None)
+        return min((n for index, n in self.lengths.items() if index not in taken), default=None)
+
+    def fits(self, budget: int, taken: Container[int] = ()) -> bool:
+        """Whether `budget` tokens, the one that leads here among them, reach such an end."""
+        length = self.min_length(taken)
+        return length is not None and length < budget
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens from here to a sequence's end, each by its shortest way."""
+        return max(self.lengths.values(), default=0)
 
 
 class ObjectGrammar:
@@ -101,8 +117,8 @@ class ObjectGrammar:
             node.opens = i if node.opens is None else node.opens
             self.label_lengths.append(len(ids))
         # Room for the longest label: then each of them may follow a box once it is begun.
-        self.object_need = 4 + self.num_codes + max(self.label_lengths)
-        self.trie.measure(self.object_need)
+        self.object_length = 4 + self.num_codes + max(self.label_lengths)
+        self.trie.measure(self.object_length)
 
     def start(self) -> ObjectState:
         return ObjectState(self)
@@ -116,8 +132,8 @@ class ObjectGrammar:
         state, found, start = self.start(), [], 0
         for i, token in enumerate(ids):
             before, state = state, state.after(token)
-            if len(state.said) > len(before.said):
-                found.append(self._parsed(before, state.said[-1][1], start))
+            if len(state.objects) > len(before.objects):
+                found.append(self._parsed(before, state.objects[-1][1], start))
                 start = i + 1
         if state.node is not None and state.node.end is not None:
             found.append(self._parsed(state, state.node.end, start))
@@ -137,78 +153,83 @@ class ObjectGrammar:
 
 @dataclass(frozen=True, slots=True)
 class ObjectState:
-    """How far an answer has come. said: complete objects, as (edges y0 x0 y1 x1, label).
+    """How far an answer has come. objects: the complete ones, as (edges y0 x0 y1 x1, label).
 
     edges, codes: those of the object under way; node: where in its label it is, None before that.
     """
 
     grammar: ObjectGrammar
-    said: tuple[tuple[tuple[int, ...], int], ...] = ()
+    objects: tuple[tuple[tuple[int, ...], int], ...] = ()
     edges: tuple[int, ...] = ()
     codes: tuple[int, ...] = ()
     node: Node | None = None
 
     @property
-    def need(self) -> int:
+    def fair_budget(self) -> int:
+        """An object with the longest label."""
+        return self.grammar.object_length
+
+    @property
+    def min_remaining(self) -> int:
         """The fewest tokens before `<eos>` may come: none at the start, where nothing is found."""
         if self.node is not None:
-            return self.node.need(self._taken()) or 0
+            return self.node.min_length(self._taken()) or 0
         begun = len(self.edges) + len(self.codes)
-        return self.grammar.object_need - begun if self.said or begun else 0
+        return self.grammar.object_length - begun if self.objects or begun else 0
 
-    def choices(self, room: int) -> Choices:
-        """What may come next where `room` more tokens may be said, `<eos>` not counted."""
+    def allowed(self, budget: int) -> Allowed:
+        """What may come next where `budget` more tokens may be said, `<eos>` not counted."""
         grammar = self.grammar
         if self.node is not None:
-            return self._label_choices(self.node, room)
+            return self._allowed_labels(self.node, budget)
         place = len(self.edges)
         if place == 4:
-            return Choices((), grammar.first_code, grammar.first_code + len(SEGMENT_TOKENS))
-        may_end = not self.said and not place
+            return Allowed((), grammar.first_code, grammar.first_code + len(SEGMENT_TOKENS))
+        may_end = not self.objects and not place
         ids = (grammar.eos,) if may_end else ()
-        if may_end and room < grammar.object_need:
-            return Choices(ids)
+        if may_end and budget < grammar.object_length:
+            return Allowed(ids)
         # The first edges leave room for the others, which lie beyond them.
         low = self.edges[place - 2] + 1 if place >= 2 else 0
         high = BINS if place >= 2 else _LAST
         base = grammar.first_location
-        return Choices(ids, base + low, base + high, tuple(base + e for e in self._used_up()))
+        return Allowed(ids, base + low, base + high, tuple(base + e for e in self._exhausted()))
 
     def after(self, token: int) -> ObjectState:
-        """The state after a token that `choices` allows."""
+        """The state after a token that is allowed."""
         grammar = self.grammar
         if self.node is not None:
             node = self.node.children[token]
             if node.opens is not None:
-                return ObjectState(grammar, (*self.said, (self.edges, node.opens)))
-            return ObjectState(grammar, self.said, self.edges, self.codes, node)
+                return ObjectState(grammar, (*self.objects, (self.edges, node.opens)))
+            return ObjectState(grammar, self.objects, self.edges, self.codes, node)
         edges, codes = self.edges, self.codes
         if len(edges) < 4:
             edges = (*edges, _within(token - grammar.first_location, BINS))
         else:
             codes = (*codes, _within(token - grammar.first_code, len(SEGMENT_TOKENS)))
         whole = len(edges) == 4 and len(codes) == grammar.num_codes
-        return ObjectState(grammar, self.said, edges, codes, grammar.trie if whole else None)
+        return ObjectState(grammar, self.objects, edges, codes, grammar.trie if whole else None)
 
     def _taken(self) -> set[int]:
         """The labels that these edges have been said with."""
-        return {label for edges, label in self.said if edges == self.edges}
+        return {label for edges, label in self.objects if edges == self.edges}
 
-    def _label_choices(self, node: Node, room: int) -> Choices:
+    def _allowed_labels(self, node: Node, budget: int) -> Allowed:
         taken = self._taken()
-        ids = [token for token, child in node.children.items() if _fits(child.need(taken), room)]
+        ids = [t for t, child in node.children.items() if child.fits(budget, taken)]
         if node.end is not None and node.end not in taken:
             ids.append(self.grammar.eos)
         # Where a label goes on, how likely its next token is among all words tells whether it fits
         # the box; where it ends, there is nothing to learn.
-        in_whole = any(not child.separates for child in node.children.values())
-        return Choices(tuple(ids), in_whole=in_whole)
+        score_over_vocab = any(not child.separates for child in node.children.values())
+        return Allowed(tuple(ids), score_over_vocab=score_over_vocab)
 
-    def _used_up(self) -> list[int]:
+    def _exhausted(self) -> list[int]:
         """Next edges behind which every box has been said with every label."""
-        if not self.said:
+        if not self.objects:
             return []
-        labels = Counter(edges for edges, _ in self.said)
+        labels = Counter(edges for edges, _ in self.objects)
         full = [edges for edges, count in labels.items() if count == len(self.grammar.labels)]
         place = len(self.edges)
         behind = Counter(edges[place] for edges in full if edges[:place] == self.edges)
@@ -222,11 +243,6 @@ class ObjectState:
             return free_y * _LAST * BINS // 2
         free_x = _LAST - edges[1]
         return (free_y * free_x, free_x, 1)[len(edges) - 2]
-
-
-def _fits(need: int | None, room: int) -> bool:
-    """Whether there is an end that needs fewer tokens than there is room for."""
-    return need is not None and need < room
 
 
 def _within(value: int, count: int) -> int:
@@ -270,13 +286,18 @@ class NumberGrammar:
 
     def __init__(self, processor: PaliGemmaProcessor) -> None:
         self.eos = processor.eos_token_id
+        self._decode = processor.decode
         more = Node(end=0)
         more.children = {processor.encode_plain(digit)[-1]: more for digit in "0123456789"}
-        more.needs = {0: 0}
-        self.trie = Node(children=dict(more.children), needs={0: 1})
+        more.lengths = {0: 0}
+        self.trie = Node(children=dict(more.children), lengths={0: 1})
 
     def start(self) -> WordState:
         return WordState(self.trie, self.eos)
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The number, as it was said."""
+        return self._decode(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,18 +308,24 @@ class WordState:
     eos: int
 
     @property
-    def need(self) -> int:
+    def min_remaining(self) -> int:
         """The fewest tokens before `<eos>` may come."""
-        return self.node.need() or 0
+        return self.node.min_length() or 0
 
-    def choices(self, room: int) -> Choices:
-        """What may come next where `room` more tokens may be said, `<eos>` not counted."""
-        ids = [token for token, child in self.node.children.items() if _fits(child.need(), room)]
-        return Choices((*ids, self.eos) if self.node.end is not None else tuple(ids))
+    @property
+    def fair_budget(self) -> int:
+        """The longest of the answers: else the limit would choose among them."""
+        return self.node.max_length
+
+    def allowed(self, budget: int) -> Allowed:
+        """What may come next where `budget` more tokens may be said, `<eos>` not counted."""
+        ids = [t for t, child in self.node.children.items() if child.fits(budget)]
+        return Allowed((*ids, self.eos) if self.node.end is not None else tuple(ids))
 
     def after(self, token: int) -> WordState:
-        """The state after a token that `choices` allows."""
+        """The state after a token that is allowed."""
         return WordState(self.node.children[token], self.eos)
 
 
-Grammar = ObjectGrammar | ChoiceGrammar | NumberGrammar
+WordGrammar = ChoiceGrammar | NumberGrammar
+Grammar = ObjectGrammar | WordGrammar

@@ -17,26 +17,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from paliglass.generation import FinishReason
+
 
 class Answer(str):
     """A text that knows how sure the model is of it: equal to, and hashed as, the plain string.
 
-    score: in (0, 1].
+    score: in (0, 1]. finish_reason: "stop" where the model ended it, "length" where the limit did.
     """
 
     score: float
+    finish_reason: FinishReason
 
-    def __new__(cls, text: str, score: float) -> Self:
+    def __new__(cls, text: str, score: float, finish_reason: FinishReason = "stop") -> Self:
         answer = super().__new__(cls, text)
-        answer.score = score
+        answer.score, answer.finish_reason = score, finish_reason
         return answer
 
-    def __getnewargs__(self) -> tuple[str, float]:  # type: ignore[override]
-        return str(self), self.score  # what copy and pickle make it anew from
+    def __getnewargs__(self) -> tuple[str, float, FinishReason]:  # type: ignore[override]
+        # What copy and pickle make it anew from.
+        return str(self), self.score, self.finish_reason
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the score to 1/10 000."""
-        return {"answer": str(self), "score": round(self.score, 4)}
+        found = {"answer": str(self), "score": round(self.score, 4)}
+        return found | ({"finish_reason": "length"} if self.finish_reason == "length" else {})
 
 
 @dataclass(frozen=True)
@@ -115,17 +120,26 @@ T = TypeVar("T", bound=Detection | Segment)
 class Found(list[T], Generic[T]):
     """What was found in one picture: a list of `Detection` or of `Segment`.
 
-    width, height: of the upright picture, in pixels.
+    width, height: of the upright picture, in pixels. finish_reason: "length" where the limit cut
+    the answer, so that there may be more; else "stop".
     """
 
-    def __init__(self, items: Iterable[T], width: int, height: int) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        width: int,
+        height: int,
+        finish_reason: FinishReason = "stop",
+    ) -> None:
         super().__init__(items)
         self.width = width
         self.height = height
+        self.finish_reason = finish_reason
 
     def above(self, min_score: float) -> Found[T]:
         """Those whose score is at least `min_score`."""
-        return Found([item for item in self if item.score >= min_score], self.width, self.height)
+        kept = [item for item in self if item.score >= min_score]
+        return Found(kept, self.width, self.height, self.finish_reason)
 
     def draw(self, picture: Any, scale: int = 1, scores: bool = True) -> Image.Image:
         """The picture (a path, a PIL image, bytes or an array) with all of it drawn in.

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from paliglass.errors import PaliglassError
-from paliglass.fast.int8 import Int8Linear
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
@@ -84,7 +83,7 @@ class SuffixLoss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The sum over the batch's suffix tokens, in nats."""
         labels = batch["labels"][:, 1:]
-        hidden = self.model.hidden_states(
+        hidden = self.model.prefill(
             batch["input_ids"],
             batch["pixel_values"],
             batch["attention_mask"],
@@ -119,7 +118,7 @@ class Finetuner:
                 f"a batch of {recipe.batch_size} rows cannot be shared by {share} (processes × "
                 "--accumulate); choose a multiple"
             )
-        if any(isinstance(module, Int8Linear) for module in model.modules()):
+        if any(buffer.dtype == torch.int8 for buffer in model.buffers()):
             raise PaliglassError(
                 "a model in int8 cannot be trained: fine-tune the one that it was made from, and "
                 "quantise the result"

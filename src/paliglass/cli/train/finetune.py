@@ -199,7 +199,7 @@ def finetune(
     settings["precision"] = computing
     accelerator = make_accelerator(computing)
     # What is to be sharded need not fit onto one GPU: it comes from the CPU layer by layer.
-    base = load(model, device="cpu" if shard else accelerator.device, pack=False)
+    base = load(model, device="cpu" if shard else accelerator.device, fast=False)
     codec = base.mask_codec if task is CocoTask.SEGMENT else None
     examples = open_examples(data, images, task.value, codec)
     held_out = [] if validation is None else open_examples(validation, images, task.value, codec)
