@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from paliglass.checkpoints.folder import read_config
 from paliglass.inspect.verify import fixed_input
+from workshop.greedy import greedy
 
 NEW_TOKENS = 8
 RUNNERS = ("paliglass", "transformers-eager", "transformers-sdpa")
@@ -39,7 +40,6 @@ def run(runner: str, folder: Path, target: Path) -> None:
     started = time.perf_counter()
     if runner == "paliglass":
         from paliglass.checkpoints.folder import load_model
-        from paliglass.generation import generate
 
         model = load_model(folder, "cpu")
     else:
@@ -54,7 +54,7 @@ def run(runner: str, folder: Path, target: Path) -> None:
         logits = model(**batch).logits
     finished = time.perf_counter()
     if runner == "paliglass":
-        tokens = generate(model, batch, NEW_TOKENS)[0].ids
+        tokens = [int(ids) for ids in greedy(model, batch, NEW_TOKENS)]
     else:
         tokens = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
         tokens = tokens[0, batch["input_ids"].shape[1] :].tolist()

@@ -20,7 +20,8 @@ import torch
 
 from paliglass import PaliGemma, load
 from paliglass.evaluation.objects import Matches
-from paliglass.generation import Completion
+from paliglass.generation import Completion, Request
+from paliglass.tasks.answering import parse_objects
 from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.grammar import ObjectGrammar
 from workshop.calibrate import matched, overlaps
@@ -63,16 +64,19 @@ def run(
 
     handle = model.model.language_model.model.register_forward_hook(count)
     start = time.perf_counter()
-    done = model.complete(
-        [picture for picture, _ in asked],
-        [example.prefix for _, example in asked],
-        grammars=None if free else grammars,
-        batch_size=batch_size,
-        max_new_tokens=160,
-    )
+    requests = [
+        Request(
+            example.prefix,
+            [model.processor.prepare(picture)],
+            None if free else grammar.start(),
+            max_new_tokens=160,
+        )
+        for (picture, example), grammar in zip(asked, grammars, strict=True)
+    ]
+    done = list(model.complete(requests, batch_size))
     seconds = time.perf_counter() - start
     handle.remove()
-    said = sum(len(completion.ids) + completion.ended for completion in done)
+    said = sum(completion.num_tokens for completion in done)
     judged = segment_score if masks else detect_score
     return judged(model, asked, done, None if free else grammars), said / seconds, passes
 
@@ -86,7 +90,8 @@ def detect_score(
     """F1 at IoU .5 over all pictures."""
     total = Matches()
     for i, ((_, example), completion) in enumerate(zip(asked, done, strict=True)):
-        found = [box for box, _ in model.objects(completion, grammars[i] if grammars else None)]
+        grammar = grammars[i] if grammars else None
+        found = [box for box, _ in parse_objects(completion, model.processor, grammar)]
         true = parse_boxes(example.suffix)
         total += Matches(sum(matched(overlaps(found, true, None))), len(found), len(true))
     return total.f1
@@ -101,7 +106,8 @@ def segment_score(
     """Mean IoU over all true objects, each with the found one that fits it best."""
     fits = []
     for i, ((_, example), completion) in enumerate(zip(asked, done, strict=True)):
-        found = [box for box, _ in model.objects(completion, grammars[i] if grammars else None)]
+        grammar = grammars[i] if grammars else None
+        found = [box for box, _ in parse_objects(completion, model.processor, grammar)]
         table = overlaps(found, parse_boxes(example.suffix), model.mask_codec)
         fits += list(table.max(0)) if len(found) else [0.0] * table.shape[1]
     return statistics.fmean(fits)

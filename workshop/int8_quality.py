@@ -23,8 +23,7 @@ from torch import Tensor
 from paliglass import PaliGemma, load
 from paliglass.checkpoints.folder import load_model
 from paliglass.evaluation.cases import Case, ask
-from paliglass.fast import int8
-from paliglass.generation import decode_one_token, prefill
+from paliglass.fast import accelerate, int8
 from workshop.peers.engines import inputs
 from workshop.scene_scores import questions_of, score
 from workshop.world import World
@@ -36,7 +35,7 @@ def logits_error(folder: Path) -> float:
     """|int8 − bfloat16| / |bfloat16| of the last token's logits."""
     found = []
     for quantize in (None, "int8"):
-        model = load_model(folder, "cpu", None, quantize, pack=True)
+        model = load_model(folder, "cpu", accelerate=accelerate, quantize=quantize)
         batch = inputs(model.config, 1, model.dtype)
         with torch.inference_mode():
             found.append(model(**batch).logits[0, -1].float())
@@ -91,10 +90,13 @@ def agreement(
 
 def _choices(model: PaliGemma, batch: Mapping[str, Tensor], ids: Sequence[int]) -> list[int]:
     """What a model would say after a prompt, and after each token but the last of an answer."""
-    cache = model.model.new_cache(1, batch["input_ids"].shape[1] + len(ids))
-    chosen = [int(prefill(model.model, batch, cache).argmax())]
+    network = model.model
+    cache = network.new_cache(1, batch["input_ids"].shape[1] + len(ids))
+    last = network.prefill(batch["input_ids"], batch["pixel_values"], kv_cache=cache)[:, -1]
+    chosen = [int(network.language_model.logits(last).argmax())]
     for token in ids[:-1]:
-        chosen.append(int(decode_one_token(model.model, torch.tensor([token]), cache).argmax()))
+        last = network.extend(torch.tensor([[token]]), cache)[:, -1]
+        chosen.append(int(network.language_model.logits(last).argmax()))
     return chosen
 
 

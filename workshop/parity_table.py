@@ -6,6 +6,7 @@ python -m workshop.parity_table
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,14 @@ from tests.tiny import GEMMA2, make_batch, tiny_config
 
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.layouts import module_name
-from paliglass.generation import generate
+from workshop.greedy import greedy
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "big_vision"
-PG2 = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12}
+PG2: dict[str, Any] = {
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+    "query_pre_attn_scalar": 12,
+}
 
 
 def transformers_rows() -> list[tuple[str, str, float]]:
@@ -42,7 +47,11 @@ def transformers_rows() -> list[tuple[str, str, float]]:
 def big_vision_rows() -> list[tuple[str, str, float]]:
     """The original's numbers: image features, logits, and greedy tokens of two rows."""
     rows = []
-    for name, file, overrides in (("PaliGemma", "pg1", {}), ("PaliGemma 2", "pg2", PG2)):
+    files: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("PaliGemma", "pg1", {}),
+        ("PaliGemma 2", "pg2", PG2),
+    )
+    for name, file, overrides in files:
         model = load_big_vision(FIXTURES / f"{file}_ckpt.npz", device="cpu", **overrides)
         expected = np.load(FIXTURES / f"{file}_io.npz")
         pixels = torch.from_numpy(expected["image"]).permute(0, 3, 1, 2)
@@ -59,8 +68,8 @@ def big_vision_rows() -> list[tuple[str, str, float]]:
         prompts = torch.cat((places, torch.from_numpy(expected["dec_text"]).long()), dim=1)
         mask = torch.cat((places * 0 + 1, torch.from_numpy(expected["dec_mask_input"]).long()), 1)
         batch = {"input_ids": prompts, "attention_mask": mask, "pixel_values": pixels}
-        tokens = [row.ids for row in generate(model, batch, expected["dec_tokens"].shape[1])]
-        different = float((np.array(tokens) != expected["dec_tokens"]).sum())
+        steps = list(greedy(model, batch, expected["dec_tokens"].shape[1]))
+        different = float((torch.stack(steps, 1).numpy() != expected["dec_tokens"]).sum())
         rows.append(("big_vision (JAX)", f"{name}, greedy tokens that differ, of 24", different))
     return rows
 

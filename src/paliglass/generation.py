@@ -246,10 +246,11 @@ class RunningBatch:
 
         Raises PromptError, and admits none, where a prompt or the limit leaves too little room.
         """
-        prompts = [self._encode(request) for request in requests]
+        prompts = [self._encode_prompt(request) for request in requests]
         rows = [
             self._new_row(request, len(ids)) for request, ids in zip(requests, prompts, strict=True)
         ]
+        self._encode_pictures([picture for request in requests for picture in request.pictures])
         order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
         while order:
             longest = LIKE_LENGTH * len(prompts[order[0]])
@@ -257,6 +258,7 @@ class RunningBatch:
             order = order[len(group) :]
             group.sort()  # in the order in which they came
             self._prefill([rows[i] for i in group], [prompts[i] for i in group])
+        self._forget_pictures()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -272,7 +274,7 @@ class RunningBatch:
                 row.finish_reason, row.num_told = "stop", len(row.ids)
                 row.pending_scores.clear()
 
-    def _encode(self, request: Request) -> list[int]:
+    def _encode_prompt(self, request: Request) -> list[int]:
         return self.processor.encode_prefix(
             request.prompt, len(request.pictures), request.allow_special_tokens
         )
@@ -299,33 +301,34 @@ class RunningBatch:
     def _prefill(self, rows: Sequence[_Row], prompts: Sequence[list[int]]) -> None:
         device = self.model.device
         batch = self.processor.pad(prompts)
-        pictures = [picture for row in rows for picture in row.request.pictures]
+        features = [self._features[p.digest] for row in rows for p in row.request.pictures]
         cache = self.model.new_cache(len(rows), batch["input_ids"].shape[1] + KVCache.GROWTH)
         last = self.model.prefill(
             batch["input_ids"].to(device),
             attention_mask=batch["attention_mask"].to(device),
-            image_features=self._image_features(pictures) if pictures else None,
+            image_features=torch.stack(features) if features else None,
             kv_cache=cache,
             last_only=True,
         )
         self._keep_running(cache, last)
         self._rows += rows
 
-    def _image_features(self, pictures: Sequence[PreparedPicture]) -> Tensor:
-        """N × P × D; each picture that is not known goes through the vision tower once."""
+    def _encode_pictures(self, pictures: Sequence[PreparedPicture]) -> None:
+        """Sends those that are not known through the vision tower, together and each once."""
         known = self._features
         new = {p.digest: p.pixels for p in pictures if p.digest not in known}
         if new:
             pixels = torch.stack(list(new.values())).to(self.model.device)
             encoded = self.model.get_image_features(pixels)
-            known.update(zip(new, encoded, strict=True))
-        found = []
+            known.update((digest, some.clone()) for digest, some in zip(new, encoded, strict=True))
         for picture in pictures:
             known.move_to_end(picture.digest)
-            found.append(known[picture.digest])
-        while len(known) > 1 and len(known) * found[0].nbytes > FEATURE_BYTES:
+
+    def _forget_pictures(self) -> None:
+        """Lets go of those asked about longest ago, beyond `FEATURE_BYTES`."""
+        known = self._features
+        while len(known) > 1 and sum(some.nbytes for some in known.values()) > FEATURE_BYTES:
             known.popitem(last=False)
-        return torch.stack(found)
 
     def _keep_running(self, new: KVCache | None = None, last: Tensor | None = None) -> None:
         """Lets go of the rows that are done, and takes in new ones behind the others."""

@@ -138,9 +138,10 @@ class GemmaModel(nn.Module):
         rotary = rotary_cos_sin(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for layer in self.layers:
             x = layer(x, rotary, mask, cache)
-        if last_positions is not None:
-            x = x[torch.arange(len(x), device=x.device), last_positions]
-        return self.norm(x)
+        x = self.norm(x)
+        if last_positions is None:
+            return x
+        return x[torch.arange(len(x), device=x.device), last_positions]
 
 
 class GemmaForCausalLM(nn.Module):

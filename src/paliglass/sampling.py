@@ -66,7 +66,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     ids = torch.searchsorted(cumulative, places[:, None], right=True)[:, 0]
     # Rounding may place a number at the very end, behind which words without probability lie.
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())[:, 0]
-    return ids.minimum(last)
+    return ids.minimum(last).clamp(max=logits.shape[-1] - 1)  # of numbers that are none, any
 
 
 def choose(

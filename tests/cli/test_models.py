@@ -16,6 +16,7 @@ from tests.tiny import tiny_processor
 
 from paliglass import PRESETS, load
 from paliglass.checkpoints import load_big_vision
+from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.inspect.info import describe
 
 BIG_VISION = Path(__file__).parents[1] / "fixtures" / "big_vision"
@@ -44,7 +45,7 @@ class TestInfo:
         [info] = cli("info", folder, "--json").records()
         loaded = load(model_folder).model
         assert info["parameters"]["total"] == sum(p.numel() for p in loaded.parameters())
-        assert info["config"] == loaded.config.to_dict()
+        assert info["config"] == paligemma_to_json(loaded.config)
 
     def test_a_big_vision_file(self, cli):
         path = BIG_VISION / "pg2_ckpt.npz"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paliglass import PaliGemmaConfig
 from paliglass.checkpoints.assembly import assemble
+from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.layouts import module_name
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
@@ -20,7 +21,7 @@ NEVER = 319  # an end-of-sequence id that is never generated: the tiny model's <
 
 def reference_config(config: PaliGemmaConfig) -> Any:
     """transformers' configuration, from the JSON that ours writes."""
-    return transformers.PaliGemmaConfig.from_dict(config.to_dict())
+    return transformers.PaliGemmaConfig.from_dict(paligemma_to_json(config))
 
 
 def reference_model(

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from workshop.greedy import greedy
 
 from paliglass.checkpoints.big_vision import load_big_vision
-from paliglass.generation import decode_one_token, generate, prefill
 from paliglass.layers.masks import prefix_lm_mask
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
@@ -113,7 +113,7 @@ def test_teacher_forcing(
     model.language_model.model.layers[-1].register_forward_hook(
         lambda _module, _inputs, output: last_layer.append(output)
     )
-    hidden = model.hidden_states(**inputs)
+    hidden = model.prefill(**inputs)
     scale = numbers["llm_encoded"].abs().max()  # before the last norm, sums grow to some 20
     same(last_layer[0] / scale, numbers["llm_encoded"] / scale)
     same(hidden, numbers["llm_pre_logits"])
@@ -138,8 +138,8 @@ def test_12_greedy_tokens(
 ) -> None:
     expected = numbers["dec_tokens"]
     assert not torch.isin(expected, torch.tensor(model.config.text_config.eos_token_ids)).any()
-    completions = generate(model, decoding_batch(model, numbers), 12)
-    assert [completion.ids for completion in completions] == expected.tolist()
+    steps = list(greedy(model, decoding_batch(model, numbers), 12))
+    assert torch.stack(steps, 1).tolist() == expected.tolist()
 
 
 @torch.inference_mode()
@@ -151,6 +151,9 @@ def test_logits_of_every_decoded_token(
     if cap:  # the original leaves the cap out of the first token's logits, and there alone
         expected[:, 0] = (expected[:, 0] / cap).tanh() * cap
     cache = model.new_cache(len(tokens), capacity=4)  # too small: it has to grow
-    same(prefill(model, decoding_batch(model, numbers), cache), expected[:, 0])
+    logits = model.language_model.logits
+    last = model.prefill(**decoding_batch(model, numbers), kv_cache=cache, last_only=True)
+    same(logits(last), expected[:, 0])
     for step in range(tokens.shape[1] - 1):
-        same(decode_one_token(model, tokens[:, step], cache), expected[:, step + 1])
+        hidden = model.extend(tokens[:, step : step + 1], cache)
+        same(logits(hidden[:, -1]), expected[:, step + 1])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.parity.reference import NEVER, logits_of, pair
 from tests.tiny import GEMMA2, make_batch, tiny_config
+from workshop.greedy import greedy
 
 from paliglass.checkpoints.layouts import module_name
-from paliglass.generation import generate
 
 DECODERS: dict[str, dict[str, Any]] = {
     "gemma MQA": {"num_key_value_heads": 1},
@@ -75,7 +75,7 @@ def test_64_greedy_tokens_equal_transformers(decoder: dict[str, Any], lengths: l
         suppress_tokens=[NEVER],
     )[:, batch["input_ids"].shape[1] :]
     assert len(tokens[0].unique()) > 3  # not one word over and over, which any bug could say
-    assert [c.ids for c in generate(ours, batch, 64)] == tokens.tolist()
+    assert torch.stack(list(greedy(ours, batch, 64)), 1).tolist() == tokens.tolist()
 
 
 @pytest.mark.parametrize("decoder", [DECODERS["gemma MQA"], GEMMA2], ids=["gemma", "gemma2"])
@@ -125,34 +125,3 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(decoder: dict[str, Any])
     their_error, our_error = (by_them - truth).abs(), (by_us - truth).abs()
     assert our_error.mean() <= 1.2 * their_error.mean()
     assert our_error.max() <= 1.5 * their_error.max()
-
-
-@sides
-@pytest.mark.parametrize("suffixes", [None, [4, 12]], ids=["prompts", "prompts and answers"])
-def test_a_small_sliding_window_equals_transformers(side: str, suffixes: list[int] | None) -> None:
-    config = tiny_config(**GEMMA2, sliding_window=8)
-    theirs, ours = pair(config)
-    batch = make_batch(config, [9, 4], suffixes, side=side)
-    batch.pop("labels", None)
-    torch.testing.assert_close(logits_of(ours, batch), logits_of(theirs, batch), atol=1e-4, rtol=0)
-
-
-def test_a_window_narrows_what_answers_see_and_leaves_prompts_alone() -> None:
-    config, narrow = tiny_config(**GEMMA2), tiny_config(**GEMMA2, sliding_window=8)
-    batch = make_batch(config, [9], [4])
-    batch.pop("labels")
-    _, full = pair(config)
-    _, windowed = pair(narrow)
-    difference = (logits_of(full, batch) - logits_of(windowed, batch)).abs().amax(-1)
-    assert difference[:-4].max() < 1e-6
-    assert difference[-4:].min() > 1e-2
-
-
-def test_greedy_tokens_under_a_sliding_window_equal_transformers() -> None:
-    config = tiny_config(**GEMMA2, sliding_window=8, eos_token_id=NEVER)
-    theirs, ours = pair(config)
-    batch = make_batch(config, [5])
-    tokens = theirs.generate(
-        **batch, max_new_tokens=32, do_sample=False, eos_token_id=NEVER, suppress_tokens=[NEVER]
-    )[:, batch["input_ids"].shape[1] :]
-    assert [c.ids for c in generate(ours, batch, 32)] == tokens.tolist()

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paliglass.layers.attention import Attention, ExplicitAttention, attend_reference
+from paliglass.fast.attention import ExplicitAttention, GroupedAttention
+from paliglass.layers.attention import Attention, attend_grouped, attend_reference
 
 
 def by_hand(
@@ -59,9 +60,12 @@ def test_attention_is_the_formula(
     expected = by_hand(query, key, value, mask, 0.5, softcap)
     output = Attention(0.5, softcap)(query, key, value, mask)
     reference, weights = attend_reference(query, key, value, mask, 0.5, softcap)
-    explicit = ExplicitAttention(0.5, softcap)(query, key, value, mask)
+    grouped = attend_grouped(query, key, value, mask, 0.5, softcap)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(explicit, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(grouped.transpose(1, 2).flatten(2), expected, atol=1e-5, rtol=0)
+    for kind in (GroupedAttention, ExplicitAttention):
+        fast = kind(0.5, softcap)(query, key, value, mask)
+        torch.testing.assert_close(fast, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(reference.transpose(1, 2).flatten(2), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
     assert not weights.masked_select(~mask.expand_as(weights)).any()

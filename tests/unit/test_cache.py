@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 from torch import Tensor
 
-from paliglass.generation import decode_one_token, prefill
-from paliglass.layers.kv_cache import FixedCache, KVCache
+from paliglass.fast import accelerate
+from paliglass.fast.cuda_graph import FixedCache
+from paliglass.layers.kv_cache import KVCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 decoders = pytest.mark.parametrize(
     "decoder",
-    [{}, {"num_key_value_heads": 4}, GEMMA2, GEMMA2 | {"sliding_window": 8}],
-    ids=["gemma MQA", "gemma MHA", "gemma2", "gemma2 windowed"],
+    [{}, {"num_key_value_heads": 4}, GEMMA2],
+    ids=["gemma MQA", "gemma MHA", "gemma2"],
 )
 sides = pytest.mark.parametrize("side", ["left", "right"])
 
@@ -166,23 +167,69 @@ def test_a_large_enough_cache_is_never_copied() -> None:
 @decoders
 @sides
 @torch.inference_mode()
-def test_a_prompts_last_layer_works_for_its_last_token_alone(
+def test_an_accelerated_prompts_last_layer_works_for_its_last_token_alone(
     decoder: dict[str, Any], side: str
 ) -> None:
     model = tiny_model(tiny_config(**decoder))
     batch = make_batch(model.config, [3, 9], side=side)
+    del batch["token_type_ids"]
+    expected = model.prefill(**batch, last_only=True)
+    accelerate(model)
     last, seen = model.language_model.model.layers[-1], []
-    last.mlp.forward, plain = lambda x: seen.append(x.shape[1]) or plain(x), last.mlp.forward
-    found = []
-    for watched in (False, True):
-        hook = last.register_forward_hook(lambda *_: None)
-        if not watched:
-            hook.remove()
-        cache = model.new_cache(2, batch["input_ids"].shape[1] + 1)
-        logits = prefill(model, batch, cache)
-        found.append((logits, decode_one_token(model, torch.tensor([5, 6]), cache)))
-    assert seen == [1, 1, batch["input_ids"].shape[1], 1]  # those who watch see it all
-    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    plain = last.mlp.forward
+    last.mlp.forward = lambda x: seen.append(x.shape[:-1].numel()) or plain(x)
+    torch.testing.assert_close(model.prefill(**batch, last_only=True), expected, atol=1e-5, rtol=0)
+    hook = last.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(model.prefill(**batch, last_only=True), expected, atol=1e-5, rtol=0)
+    hook.remove()
+    assert seen == [2, batch["input_ids"].numel()]  # those who watch see it all
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["joining", "leaving"])
+@decoders
+@torch.inference_mode()
+def test_rows_that_come_and_go_change_nothing_for_the_others(
+    decoder: dict[str, Any], share: bool
+) -> None:
+    model = tiny_model(tiny_config(**decoder))
+    batches = [make_batch(model.config, [3, 9]), make_batch(model.config, [14], seed=1)]
+    words = torch.randint(3, 300, (3, 6), generator=torch.Generator().manual_seed(2))
+    expected = []
+    for i, batch in ((0, batches[0]), (1, batches[0]), (0, batches[1])):
+        alone = row_alone(batch, i, [1, 1])
+        cache = model.new_cache(1, 1)
+        model.prefill(alone["input_ids"], alone["pixel_values"], kv_cache=cache)
+        expected.append(model.extend(words[len(expected)][None], cache)[0])
+    caches = [model.new_cache(len(b["input_ids"]), 2) for b in batches]
+    for batch, cache in zip(batches, caches, strict=True):
+        del batch["token_type_ids"]
+        model.prefill(**batch, kv_cache=cache)
+    running, new = caches
+    ids = list(running.row_ids)
+    before = model.extend(words[:2, :3], running)
+    keep = [1, 0] if share else [1]
+    running.replace_rows(keep, new if share else None)
+    assert running.row_ids == [ids[i] for i in keep] + (new.row_ids if share else [])
+    if share:  # the new row's first tokens go on beside the others' later ones
+        after = model.extend(torch.stack((words[1, 3:], words[0, 3:], words[2, :3])), running)
+        torch.testing.assert_close(after[2], expected[2][:3], atol=1e-4, rtol=0)
+        torch.testing.assert_close(after[1], expected[0][3:], atol=1e-4, rtol=0)
+    else:
+        after = model.extend(words[1:2, 3:], running)
+    torch.testing.assert_close(before[0], expected[0][:3], atol=1e-4, rtol=0)
+    torch.testing.assert_close(after[0], expected[1][3:], atol=1e-4, rtol=0)
+
+
+def test_a_cache_of_other_rows_or_with_a_prompt_in_it_is_refused() -> None:
+    model = tiny_model()
+    batch = make_batch(model.config, [4, 4])
+    cache = model(**batch).kv_cache
+    with pytest.raises(ValueError, match="holds 2 rows, the batch has 1"):
+        model(torch.tensor([[5]]), kv_cache=cache)
+    with pytest.raises(ValueError, match="holds a prompt with its pictures"):
+        model(**batch, kv_cache=cache)
+    with pytest.raises(ValueError, match="the cache is filled"):
+        model.prefill(batch["input_ids"], batch["pixel_values"], kv_cache=cache)
 
 
 @decoders
@@ -194,14 +241,14 @@ def test_fixed_shapes_give_the_same_logits(decoder: dict[str, Any], side: str) -
     model = tiny_model(config)
     batch = make_batch(config, [3, 9], side=side)
     caches = [model.new_cache(2, batch["input_ids"].shape[1] + 8) for _ in range(2)]
+    del batch["token_type_ids"]
     for cache in caches:
-        prefill(model, batch, cache)
+        model.prefill(**batch, kv_cache=cache)
     growing, fixed = caches[0], FixedCache(caches[1])
     kept = [fixed.lengths.data_ptr(), fixed.slots.data_ptr(), fixed.keys[0].data_ptr()]
     lengths = fixed.lengths.clone()
-    decode_one_token(model, torch.tensor([5, 6]), fixed)  # as before a recording, then forgotten
+    model.extend(torch.tensor([[5], [6]]), fixed)  # as before a recording, then forgotten
     fixed.lengths.copy_(lengths)
-    for ids in torch.randint(3, 300, (8, 2), generator=torch.Generator().manual_seed(0)):
-        expected = decode_one_token(model, ids, growing)
-        torch.testing.assert_close(decode_one_token(model, ids, fixed), expected)
+    for ids in torch.randint(3, 300, (8, 2, 1), generator=torch.Generator().manual_seed(0)):
+        torch.testing.assert_close(model.extend(ids, fixed), model.extend(ids, growing))
     assert kept == [fixed.lengths.data_ptr(), fixed.slots.data_ptr(), fixed.keys[0].data_ptr()]

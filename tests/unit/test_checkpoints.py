@@ -29,6 +29,7 @@ from paliglass import PRESETS, load, load_hf_model
 from paliglass.checkpoints import load_big_vision, save_folder, saving
 from paliglass.checkpoints import memory as memory_module
 from paliglass.checkpoints.assembly import parse_device, parse_dtype
+from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.folder import INDEX, load_model
 from paliglass.checkpoints.layouts import module_name
 from paliglass.errors import CheckpointError, PaliglassError
@@ -108,7 +109,7 @@ def test_paligemma_2_is_never_loaded_as_paligemma(folder: Path, tmp_path: Path) 
     """Gemma 2's further norms left aside, the model would print newlines and nothing else."""
     save_folder(tiny_model(tiny_config(**GEMMA2)), tmp_path / "second")
     shutil.copy(folder / "tokenizer.json", tmp_path / "second")
-    config = tiny_config(num_key_value_heads=2).to_dict()
+    config = paligemma_to_json(tiny_config(num_key_value_heads=2))
     (tmp_path / "second" / "config.json").write_text(json.dumps(config))
     assert "feedforward_layernorm" in refusal(tmp_path / "second")
     text = json.loads((folder / "config.json").read_text())["text_config"]

@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 from tests.tiny import GEMMA2, tiny_config
 
-from paliglass import PRESETS, GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass import PRESETS, SigLipConfig
 from paliglass.checkpoints.assembly import skeleton
+from paliglass.checkpoints.config_json import (
+    gemma_from_json,
+    gemma_to_json,
+    paligemma_from_json,
+    paligemma_to_json,
+)
 from paliglass.errors import ConfigError
 
 # hidden, layers, MLP, query heads, key/value heads, head_dim, the queries' scale is this ^ -1/2
@@ -42,7 +48,6 @@ def test_published_numbers(name: str, size: int) -> None:
     caps = (50.0, 30.0) if text.has_post_norms else (None, None)
     assert (text.attn_logit_softcapping, text.final_logit_softcapping) == caps
     assert (text.rope_theta, text.rms_norm_eps) == (10_000, 1e-6)
-    assert text.sliding_window is None
     assert (text.vocab_size, config.real_vocab_size) == (257_216, 257_152)
     assert config.image_token_index == 257_152
     assert (text.pad_token_id, text.eos_token_ids, text.bos_token_id) == (0, (1,), 2)
@@ -87,14 +92,12 @@ def test_larger_pictures_cost_position_embeddings_alone() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_json_round_trip(name: str) -> None:
-    assert PaliGemmaConfig.from_dict(PRESETS[name].to_dict()) == PRESETS[name]
+    assert paligemma_from_json(paligemma_to_json(PRESETS[name])) == PRESETS[name]
 
 
 def test_json_round_trip_of_unusual_settings() -> None:
-    unusual = tiny_config(
-        **GEMMA2, sliding_window=16, eos_token_id=(1, 7), rope_theta=5000.0, head_dim=24
-    )
-    assert PaliGemmaConfig.from_dict(unusual.to_dict()) == unusual
+    unusual = tiny_config(**GEMMA2, eos_token_id=(1, 7), rope_theta=5000.0, head_dim=24)
+    assert paligemma_from_json(paligemma_to_json(unusual)) == unusual
 
 
 @pytest.mark.parametrize(
@@ -117,10 +120,10 @@ def test_json_round_trip_of_unusual_settings() -> None:
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(part: str | None, key: str, value: Any) -> None:
-    data = PRESETS["tiny"].to_dict()
+    data = paligemma_to_json(PRESETS["tiny"])
     (data if part is None else data[part])[key] = value
     with pytest.raises(ConfigError) as error:
-        PaliGemmaConfig.from_dict(data)
+        paligemma_from_json(data)
     named = "rope_type" if key == "rope_parameters" else key
     assert named in str(error.value)
     assert "\n" not in str(error.value)
@@ -128,13 +131,13 @@ def test_what_is_not_understood_is_refused_by_name(part: str | None, key: str, v
 
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
 def test_a_missing_size_is_refused_by_name(part: str) -> None:
-    data = PRESETS["tiny"].to_dict()
+    data = paligemma_to_json(PRESETS["tiny"])
     del data[part]["hidden_size"]
     with pytest.raises(ConfigError, match="hidden_size"):
-        PaliGemmaConfig.from_dict(data)
+        paligemma_from_json(data)
     del data[part]
     with pytest.raises(ConfigError, match=part):
-        PaliGemmaConfig.from_dict(data)
+        paligemma_from_json(data)
 
 
 def test_head_dim_is_its_own_setting() -> None:
@@ -147,32 +150,31 @@ def test_head_dim_is_its_own_setting() -> None:
 
 
 def test_published_gemma2_files_leave_gemma2s_defaults_out() -> None:
-    text = tiny_config(**GEMMA2).text_config.to_dict()
+    text = gemma_to_json(tiny_config(**GEMMA2).text_config)
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
         del text[key]
-    read = GemmaConfig.from_dict(text)
+    read = gemma_from_json(text)
     assert (read.attn_logit_softcapping, read.final_logit_softcapping) == (50.0, 30.0)
     assert read.query_pre_attn_scalar == 256
 
 
 def test_no_cap_stays_no_cap() -> None:
-    text = tiny_config(**GEMMA2).text_config.to_dict() | {"final_logit_softcapping": None}
-    assert GemmaConfig.from_dict(text).final_logit_softcapping is None
+    text = gemma_to_json(tiny_config(**GEMMA2).text_config) | {"final_logit_softcapping": None}
+    assert gemma_from_json(text).final_logit_softcapping is None
 
 
-def test_the_window_all_gemma2_files_inherit_is_not_believed() -> None:
-    text = tiny_config(**GEMMA2).text_config.to_dict()
-    assert GemmaConfig.from_dict(text | {"sliding_window": 4096}).sliding_window is None
-    windowed = GemmaConfig.from_dict(
-        {k: v for k, v in text.items() if k != "layer_types"} | {"sliding_window": 8}
-    )
-    assert [windowed.layer_window(layer) for layer in range(3)] == [8, None, 8]
+def test_the_window_all_gemma2_files_inherit_is_not_believed_and_no_other_is_read() -> None:
+    text = gemma_to_json(tiny_config(**GEMMA2).text_config)
+    assert text["sliding_window"] is None
+    assert gemma_from_json(text | {"sliding_window": 4096}) == gemma_from_json(text)
+    with pytest.raises(ConfigError, match="'sliding_window' is 8; paliglass has None or 4096"):
+        gemma_from_json(text | {"sliding_window": 8})
 
 
 def test_the_top_level_width_is_not_believed() -> None:
     """It is a default of 2048 that PaliGemma 2's files never set."""
-    data = PRESETS["paligemma2-3b-224"].to_dict() | {"hidden_size": 2048}
-    assert PaliGemmaConfig.from_dict(data).text_config.hidden_size == 2304
+    data = paligemma_to_json(PRESETS["paligemma2-3b-224"]) | {"hidden_size": 2048}
+    assert paligemma_from_json(data).text_config.hidden_size == 2304
 
 
 def test_configurations_are_values() -> None:

@@ -1,59 +1,171 @@
-"""The loop: one pass of the vision tower, batches, ends, limits."""
+"""The running batch: whoever is in it, a request's answer is its own."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny import GEMMA2, noise_picture, tiny_model, tiny_processor, worded_config
+from tokenizers import AddedToken
 from torch import Tensor
 
-from paliglass.errors import PromptError
-from paliglass.generation import Completion, generate, generate_steps
+from paliglass.errors import PaliglassError, PromptError
+from paliglass.generation import Completion, Request, RunningBatch, complete, run
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.sampling import Sampling
+from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, NumberGrammar, ObjectGrammar
 
-NEVER = 319  # an end of sequence that cannot be chosen: the id of <image>
-ENDLESS = tiny_config(eos_token_id=NEVER)
+PROCESSOR = tiny_processor()
+NEVER = PROCESSOR.image_token_id  # an end of sequence that cannot be said
+ENDLESS = worded_config(eos_token_id=NEVER)
+PICTURES = [PROCESSOR.prepare(noise_picture(40 + 3 * i, 50, seed=i)) for i in range(6)]
 
 
-def uncached_greedy(
-    model: PaliGemmaForConditionalGeneration, batch: dict[str, Tensor], count: int
-) -> list[int]:
-    """Greedy decoding the slow way: the whole sequence anew for every token of one row."""
-    ids, types = batch["input_ids"], torch.zeros_like(batch["input_ids"])
-    for _ in range(count):
-        with torch.inference_mode():
-            logits = model(ids, batch["pixel_values"], token_type_ids=types).logits
-        word = logits[:, -1:, : model.config.real_vocab_size].argmax(-1)
-        ids, types = torch.cat((ids, word), 1), torch.cat((types, torch.ones_like(word)), 1)
-    new: list[int] = ids[0, -count:].tolist()
-    return new
+def ask(prompt: str = "what?", *pictures: int, **options: Any) -> Request:
+    return Request(prompt, [PICTURES[i] for i in pictures or (0,)], **options)
+
+
+def answers(
+    model: PaliGemmaForConditionalGeneration, requests: list[Request], max_rows: int = 8
+) -> list[Completion]:
+    return list(complete(model, PROCESSOR, requests, max_rows))
+
+
+def batch_of(request: Request) -> dict[str, Tensor]:
+    return PROCESSOR([request.prompt], [list(request.pictures)])
+
+
+@torch.inference_mode()
+def uncached_logits(
+    model: PaliGemmaForConditionalGeneration, request: Request, ids: list[int]
+) -> Tensor:
+    """What a full pass says before each token of an answer, and after the last: n + 1 × V."""
+    prompt = batch_of(request)["input_ids"]
+    whole = torch.cat((prompt, torch.tensor([ids], dtype=torch.long)), 1)
+    types = torch.zeros_like(whole)
+    types[:, prompt.shape[1] :] = 1
+    pixels = batch_of(request).get("pixel_values")
+    logits = model(whole, pixels, token_type_ids=types).logits[0, prompt.shape[1] - 1 :]
+    logits[:, NEVER] = -torch.inf
+    return logits
 
 
 @pytest.mark.parametrize("decoder", [{}, GEMMA2], ids=["gemma", "gemma2"])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_says_what_each_row_says_alone_without_a_cache(
-    decoder: dict[str, object], side: str
+def test_a_batch_says_what_each_row_says_without_a_cache(decoder: dict[str, Any]) -> None:
+    model = tiny_model(worded_config(eos_token_id=NEVER, **decoder))
+    requests = [ask(p, i, max_new_tokens=12) for i, p in enumerate(["a", "b c d", "e" * 40])]
+    for request, done in zip(requests, answers(model, requests), strict=True):
+        logits = uncached_logits(model, request, done.ids)[:-1]
+        assert done.ids == logits.argmax(-1).tolist()
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(done.ids)[:, None])[:, 0]
+        assert done.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+        assert done.finish_reason == "length"
+
+
+REQUESTS = st.builds(
+    lambda prompt, pictures, kind, sampled, seed, limit: (
+        prompt,
+        tuple(pictures),
+        kind,
+        Sampling(1.5, 40, 0.95) if sampled else Sampling(),
+        seed,
+        limit,
+    ),
+    st.sampled_from(["a", "detect dog", "what is this, and what is that?", ""]),
+    st.lists(st.integers(0, 5), min_size=0, max_size=2),
+    st.sampled_from(["free", "free", "boxes", "masks", "choice", "number"]),
+    st.booleans(),
+    st.integers(0, 3),
+    st.integers(26, 45),
+)
+
+
+@settings(max_examples=20)
+@given(
+    some=st.lists(REQUESTS, min_size=2, max_size=7),
+    max_rows=st.integers(1, 4),
+    gemma2=st.booleans(),
+)
+def test_a_request_alone_is_the_request_in_any_company(
+    some: list[tuple[Any, ...]], max_rows: int, gemma2: bool
 ) -> None:
-    model = tiny_model(tiny_config(eos_token_id=NEVER, **decoder))
-    batch = make_batch(model.config, [3, 9, 6], side=side)
-    together = generate(model, batch, 16)
-    for row, completion in enumerate(together):
-        alone = row_alone(batch, row, [1, 1, 1])
-        assert completion.ids == uncached_greedy(model, alone, 16)
-        [single] = generate(model, alone, 16)
-        assert completion.ids == single.ids
-        assert completion.log_probs == pytest.approx(single.log_probs, abs=1e-4)
+    """Joining and leaving at any step: grammars, several pictures, padding and seeds mixed."""
+    model = tiny_model(worded_config(**(GEMMA2 if gemma2 else {})), std=0.3)
+    starts = {
+        "free": lambda: None,
+        "boxes": ObjectGrammar(PROCESSOR, ["dog", "dog house"]).start,
+        "masks": ObjectGrammar(PROCESSOR, ["dog"], masks=True).start,
+        "choice": ChoiceGrammar(PROCESSOR, YES_NO).start,
+        "number": NumberGrammar(PROCESSOR).start,
+    }
+    requests = [
+        Request(prompt, [PICTURES[i] for i in pictures], starts[kind](), sampling, seed, limit)
+        for prompt, pictures, kind, sampling, seed, limit in some
+    ]
+    together = answers(model, requests, max_rows)
+    for request, in_company in zip(requests, together, strict=True):
+        [alone] = answers(model, [request])
+        assert in_company.ids == alone.ids
+        assert in_company.log_probs == pytest.approx(alone.log_probs, abs=1e-4)
+        assert in_company.end_log_prob == pytest.approx(alone.end_log_prob, abs=1e-4)
+        assert in_company.finish_reason == alone.finish_reason
 
 
-def test_each_picture_goes_through_the_vision_tower_once() -> None:
+def test_rows_leave_and_the_next_in_line_take_their_place() -> None:
+    model = tiny_model(ENDLESS)
+    limits = [2, 9, 3, 4, 2]
+    requests = [ask(str(i), max_new_tokens=n) for i, n in enumerate(limits)]
+    shapes: list[tuple[int, int]] = []
+    layer = model.language_model.model.layers[0]
+    layer.register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape[:2]))
+    events = list(run(model, PROCESSOR, requests, max_rows=2))
+    assert [sum(e.request is r for e in events) for r in requests] == limits
+    assert [e.finish_reason for e in events].count("length") == len(limits)
+    assert [rows for rows, tokens in shapes if tokens > 1] == [2, 1, 1, 1]
+    # One place says 2 + 3 + 4 + 2 tokens, the other 9: eleven steps, in two of which all end.
+    assert sum(tokens == 1 for _, tokens in shapes) == 11 - 2
+
+
+def test_requests_are_taken_only_as_rows_become_free() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Request]:
+        for i in range(10**9):
+            taken.append(i)
+            yield ask(str(i), max_new_tokens=3)
+
+    events = run(tiny_model(ENDLESS), PROCESSOR, endless(), max_rows=2)
+    for _ in range(5):
+        next(events)
+    assert len(taken) == 2
+
+
+def test_answers_come_in_the_order_of_the_requests() -> None:
+    model = tiny_model(ENDLESS)
+    limits = [9, 2, 5, 1, 3]
+    done = answers(model, [ask(str(i), max_new_tokens=n) for i, n in enumerate(limits)], 3)
+    assert [len(answer.ids) for answer in done] == limits
+
+
+def test_a_picture_that_several_ask_about_goes_through_the_vision_tower_once() -> None:
     model = tiny_model(ENDLESS)
     seen: list[int] = []
     model.vision_tower.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
-    generate(model, make_batch(ENDLESS, [3, 5], pictures=[1, 2]), 12)
-    assert seen == [3]
+    requests = [ask("a", 0, max_new_tokens=2), ask("b", 1, 0, max_new_tokens=5)]
+    answers(model, [*requests, ask("c", 1, max_new_tokens=1), ask("d", 2, max_new_tokens=1)], 2)
+    assert seen == [2, 1]
+
+
+def test_features_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paliglass.generation.FEATURE_BYTES", 3 * 16 * 48 * 4)
+    batch = RunningBatch(tiny_model(ENDLESS), PROCESSOR)
+    for picture in range(6):
+        batch.admit([ask("a", picture)])
+    assert len(batch._features) == 3
 
 
 def test_every_token_goes_through_the_decoder_once() -> None:
@@ -62,99 +174,145 @@ def test_every_token_goes_through_the_decoder_once() -> None:
     model.language_model.model.layers[0].register_forward_hook(
         lambda _m, inputs, _o: lengths.append(inputs[0].shape[1])
     )
-    batch = make_batch(ENDLESS, [5])
-    generate(model, batch, 6)
-    assert lengths == [batch["input_ids"].shape[1], 1, 1, 1, 1, 1]
-
-
-def test_ready_features_stand_for_the_picture() -> None:
-    model = tiny_model(ENDLESS)
-    batch = make_batch(ENDLESS, [3, 5])
-    with torch.inference_mode():
-        features = model.get_image_features(batch["pixel_values"])
-    ready = {k: v for k, v in batch.items() if k != "pixel_values"} | {"image_features": features}
-    assert generate(model, ready, 8) == generate(model, batch, 8)
-
-
-def test_the_picture_matters() -> None:
-    model = tiny_model(ENDLESS)
-    batch = make_batch(ENDLESS, [3])
-    other = batch | {"pixel_values": -batch["pixel_values"]}
-    assert generate(model, batch, 8)[0].ids != generate(model, other, 8)[0].ids
+    request = ask(max_new_tokens=6)
+    answers(model, [request])
+    assert lengths == [batch_of(request)["input_ids"].shape[1], 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("ends", [1, 2])
 def test_a_row_ends_at_its_own_end_of_sequence(ends: int) -> None:
-    batch = make_batch(ENDLESS, [3, 9, 6])
-    endless = [c.ids for c in generate(tiny_model(ENDLESS), batch, 20)]
+    requests = [ask(p, i, max_new_tokens=20) for i, p in enumerate(["a", "bb", "c d e"])]
+    endless = [done.ids for done in answers(tiny_model(ENDLESS), requests)]
     chosen = tuple(endless[row][4] for row in range(ends))
-    config = tiny_config(eos_token_id=chosen if ends > 1 else chosen[0])
-    for full, completion in zip(endless, generate(tiny_model(config), batch, 20), strict=True):
+    model = tiny_model(worded_config(eos_token_id=chosen if ends > 1 else chosen[0]))
+    for full, done in zip(endless, answers(model, requests), strict=True):
         places = [i for i, word in enumerate(full) if word in chosen]
-        assert completion.ids == (full[: places[0]] if places else full)
-        assert completion.ended == bool(places)
-        assert len(completion.log_probs) == len(completion.ids)
+        assert done.ids == (full[: places[0]] if places else full)
+        assert done.finish_reason == ("stop" if places else "length")
+        assert len(done.log_probs) == len(done.ids)
 
 
-def test_steps_stop_when_every_row_has_ended() -> None:
-    batch = make_batch(ENDLESS, [3])
-    words = generate(tiny_model(ENDLESS), batch, 20)[0].ids
-    config = tiny_config(eos_token_id=words[6])
-    steps = list(generate_steps(tiny_model(config), batch, 20))
-    assert len(steps) == words.index(words[6]) + 1
-
-
-def test_rows_of_padding_are_never_words() -> None:
-    """The published tables have 64 rows more than there are words."""
-    config = dataclasses.replace(tiny_config(vocab_size=340, eos_token_id=NEVER))
+def test_words_alone_are_said_and_all_of_the_tokenizers() -> None:
+    """A table may have rows beyond the tokenizer's words; `<image>` is none; new words are."""
+    processor = tiny_processor()
+    processor.tokenizer.add_tokens([AddedToken("<new>")])
+    new = processor.token_id("<new>")
+    config = worded_config(eos_token_id=NEVER).replace(vocab_size=new + 20)
     model = tiny_model(config)
-    with torch.no_grad():  # make the meaningless rows the likeliest
-        model.language_model.lm_head.weight[319:] *= 20
-    ids = torch.tensor([c.ids for c in generate(model, make_batch(config, [3, 4]), 20)])
-    assert ids.max() < 319
-    sampling = Sampling(temperature=2.0, seed=0)
-    ids = torch.tensor([c.ids for c in generate(model, make_batch(config, [3, 4]), 20, sampling)])
-    assert ids.max() < 319
-
-
-def test_nothing_asked_nothing_said() -> None:
-    batch = make_batch(ENDLESS, [3, 4])
-    assert generate(tiny_model(ENDLESS), batch, 0) == [Completion([], [], False)] * 2
+    with torch.no_grad():  # make what must not be said the likeliest
+        model.language_model.lm_head.weight[NEVER] *= 20
+        model.language_model.lm_head.weight[new + 1 :] *= 20
+    for sampling in (Sampling(), Sampling(temperature=2.0)):
+        request = ask(max_new_tokens=60, sampling=sampling, seed=0)
+        [done] = complete(model, processor, [request])
+        assert max(done.ids) <= new
+        assert NEVER not in done.ids
+    with torch.no_grad():
+        model.language_model.lm_head.weight[new] = 0.02 * model.language_model.lm_head.weight[
+            done.ids[0]
+        ] + 3 * model.language_model.model.norm.weight.new_ones(48)
+    assert any(new in c.ids for c in complete(model, processor, [ask(sampling=Sampling(5.0))] * 1))
 
 
 def test_the_answer_ends_where_the_models_length_does() -> None:
-    batch = make_batch(ENDLESS, [4])  # 20 tokens with the picture
-    config = tiny_config(eos_token_id=NEVER, max_position_embeddings=25)
-    [completion] = generate(tiny_model(config), batch, 100)
-    assert len(completion.ids) == 5
-    assert not completion.ended
+    length = batch_of(ask())["input_ids"].shape[1]
+    model = tiny_model(worded_config(eos_token_id=NEVER, max_position_embeddings=length + 5))
+    [done] = answers(model, [ask(max_new_tokens=100)])
+    assert len(done.ids) == 5
+    assert done.finish_reason == "length"
 
 
-@pytest.mark.parametrize("length", [19, 20])
-def test_a_prompt_that_leaves_no_room_is_refused(length: int) -> None:
-    config = tiny_config(max_position_embeddings=length)
-    with pytest.raises(PromptError, match=f"20 tokens.*fewer than {length}"):
-        generate(tiny_model(config), make_batch(config, [4]), 5)
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_prompt_that_leaves_no_room_is_refused(missing: int) -> None:
+    length = batch_of(ask())["input_ids"].shape[1]
+    model = tiny_model(worded_config(max_position_embeddings=length - missing))
+    with pytest.raises(PromptError, match=f"{length} tokens.*fewer than {length - missing}"):
+        answers(model, [ask()])
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(PromptError, match="max_new_tokens is 0"):
+        answers(tiny_model(ENDLESS), [ask(max_new_tokens=0)])
+
+
+def test_a_limit_that_would_choose_the_answer_is_refused() -> None:
+    model = tiny_model(worded_config())
+    choice = ChoiceGrammar(PROCESSOR, ["yes of course", "no"])
+    needed = len(PROCESSOR.encode_plain("yes of course"))
+    with pytest.raises(PromptError, match=f"may need {needed} tokens.*room for 2: raise it"):
+        answers(model, [ask(constraint=choice.start(), max_new_tokens=2)])
+    mask = ObjectGrammar(PROCESSOR, ["dog"], masks=True)
+    with pytest.raises(PromptError, match="room for 20"):
+        answers(model, [ask(constraint=mask.start(), max_new_tokens=20)])
+    prompt = "detect " + " ; ".join(f"thing {i}" for i in range(139))
+    length = len(PROCESSOR.encode_prefix(prompt, 1))
+    narrow = tiny_model(worded_config(max_position_embeddings=length + 3))
+    boxes = ObjectGrammar(PROCESSOR, ["dog"])
+    with pytest.raises(PromptError, match="shorten the prompt"):
+        answers(narrow, [Request(prompt, [PICTURES[0]], boxes.start())])
+
+
+def test_a_choice_that_just_fits_is_whole_and_a_cut_list_says_so() -> None:
+    model = tiny_model(worded_config())
+    choice = ChoiceGrammar(PROCESSOR, ["dog house"])
+    needed = len(PROCESSOR.encode_plain("dog house"))
+    [done] = answers(model, [ask(constraint=choice.start(), max_new_tokens=needed)])
+    assert (choice.read(done.ids), done.finish_reason) == ("dog house", "stop")
+    boxes = ObjectGrammar(PROCESSOR, ["dog"])
+    done = answers(
+        model,
+        [
+            ask(constraint=boxes.start(), max_new_tokens=40, sampling=Sampling(1.0), seed=i)
+            for i in range(20)
+        ],
+    )
+    cut = [answer for answer in done if answer.finish_reason == "length"]
+    assert cut
+    assert all(len(boxes.read(answer.ids)) >= 2 for answer in cut)
 
 
 def test_sampling_repeats_with_its_seed() -> None:
-    model, batch = tiny_model(ENDLESS), make_batch(ENDLESS, [3, 5])
+    model, sampling = tiny_model(ENDLESS), Sampling(temperature=1.5)
     one, two, other = (
-        generate(model, batch, 12, Sampling(temperature=1.5, seed=seed)) for seed in (5, 5, 6)
+        answers(model, [ask(seed=seed, sampling=sampling, max_new_tokens=12)])[0].ids
+        for seed in (5, 5, (5, 1))
     )
     assert one == two
     assert one != other
 
 
 def test_log_probabilities_are_the_models_own() -> None:
-    model, batch = tiny_model(ENDLESS), make_batch(ENDLESS, [3])
-    [completion] = generate(model, batch, 5, Sampling(temperature=2.0, top_k=5, seed=0))
-    words = torch.tensor([completion.ids])
-    ids = torch.cat((batch["input_ids"], words), 1)
-    types = torch.zeros_like(ids)
-    types[:, -5:] = 1
-    with torch.inference_mode():
-        logits = model(ids, batch["pixel_values"], token_type_ids=types).logits
-    log_probs = logits[0, -6:-1, : model.config.real_vocab_size].log_softmax(-1)
-    expected = log_probs.gather(-1, words[0][:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(completion.log_probs), expected, atol=1e-4, rtol=0)
+    model = tiny_model(ENDLESS)
+    request = ask(sampling=Sampling(2.0, top_k=5), seed=0, max_new_tokens=5)
+    [done] = answers(model, [request])
+    log_probs = uncached_logits(model, request, done.ids)[:-1].log_softmax(-1)
+    expected = log_probs.gather(-1, torch.tensor(done.ids)[:, None])[:, 0]
+    assert done.log_probs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_numbers_that_are_none_are_an_error_not_an_answer(
+    constrained: bool, temperature: float
+) -> None:
+    model = tiny_model(worded_config())
+    with torch.no_grad():
+        model.language_model.model.layers[1].mlp.down_proj.weight[3, 3] = torch.nan
+    choice = ChoiceGrammar(PROCESSOR, YES_NO).start() if constrained else None
+    request = ask(constraint=choice, sampling=Sampling(temperature))
+    with pytest.raises(PaliglassError, match=r"not finite.*bfloat16"):
+        answers(model, [request])
+
+
+def test_a_cancelled_request_says_no_more_and_the_others_go_on() -> None:
+    model = tiny_model(ENDLESS)
+    kept, dropped = ask("a", max_new_tokens=6), ask("b", 1, max_new_tokens=6)
+    [expected] = answers(model, [kept])
+    batch = RunningBatch(model, PROCESSOR)
+    batch.admit([kept, dropped])
+    events = batch.step()
+    batch.cancel(dropped)
+    while len(batch):
+        events += batch.step()
+    assert [e.token for e in events if e.request is kept] == expected.ids
+    assert sum(e.request is dropped for e in events) == 1

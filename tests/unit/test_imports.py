@@ -10,32 +10,48 @@ from pathlib import Path
 import pytest
 
 import paliglass
+from paliglass import fast
 
 SOURCE = Path(paliglass.__file__).parent
 
-# A module may import from its own stage and from those above it in this list.
-STAGES = [
-    ("errors",),
-    ("config", "ops", "pictures"),
-    ("modeling_siglip", "modeling_gemma"),
-    ("modeling_paligemma",),
-    ("processing_paligemma", "sampling", "checkpoints"),
-    ("generation",),
-    ("tasks", "info", "verify"),
-    ("model",),
-    ("tracing", "report", "lesson"),
-    ("cli",),
-]
-# Inference works with these deleted.
-LEAVES = ("benchmark", "contrastive", "evaluation", "training", "world")
-MODELS = sorted(p for p in SOURCE.glob("modeling_*.py")) + sorted((SOURCE / "ops").glob("*.py"))
+# Every module and package, from the ground up: each imports from those above it in this list, and
+# from itself. The README's tree is printed from it.
+ORDER = {
+    "errors": "what a user can cause is one line: the cause and the mend",
+    "config": "the shapes: SigLipConfig, GemmaConfig, PaliGemmaConfig, PRESETS",
+    "pictures": "whatever you call a picture -> upright RGB",
+    "layers": "attention, rotary positions, masks, norms, the cache, the loss",
+    "modeling_siglip": "patches -> contextual patch embeddings",
+    "modeling_gemma": "the decoder, Gemma and Gemma 2",
+    "modeling_paligemma": "the projector, the merge of picture and words, the whole model",
+    "modeling_mask_codec": "a mask <-> 16 <seg> tokens",
+    "processing_paligemma": "pictures + prompts -> pixel_values, input_ids, masks (, labels)",
+    "sampling": "logits -> the next token",
+    "constrained": "what an answer may say",
+    "generation": "the loop: a running batch that requests join and leave",
+    "formats": "COCO, YOLO, CSV, run lengths: reading and writing",
+    "checkpoints": "transformers folders, the hub, big_vision .npz; strict, never a pickle",
+    "tasks": "prompts, grammars, scores, typed results",
+    "drawing": "boxes and masks drawn onto a picture",
+    "fast": "what is put in the place of plain modules: int8, packed matrices",
+    "model": "all of it behind one friendly object; load()",
+    "data": "pictures with prompts and answers, in every form they come in",
+    "evaluation": "how right a model is",
+    "training": "fine-tuning, LoRA, sharding; one loop",
+    "contrastive": "dual encoders: CLIP, SigLIP, zero-shot, search",
+    "inspect": "what a checkpoint needs, whether it is right, what a run computed; the lessons",
+    "cli": "the command line",
+}
+MODELS = sorted(p for p in SOURCE.glob("modeling_*.py") if "mask_codec" not in p.name)
+MODELS += sorted((SOURCE / "layers").glob("*.py"))
+TOP = ("__init__", "__main__")  # which hand out the names
 
 
-def stage_of(module: str) -> int | None:
-    """The place in STAGES of `paliglass.NAME…`; None for what is outside the chain."""
+def place_of(module: str) -> tuple[str, int] | None:
+    """(name, place) in ORDER of `paliglass.NAME…`; None for what is outside it."""
     parts = module.split(".")
-    name = parts[1] if len(parts) > 1 else ""
-    return next((i for i, names in enumerate(STAGES) if name in names), None)
+    name = parts[1] if len(parts) > 1 and parts[0] == "paliglass" else ""
+    return (name, list(ORDER).index(name)) if name in ORDER else None
 
 
 def imports(path: Path) -> set[str]:
@@ -57,22 +73,26 @@ def files() -> list[Path]:
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_go_one_way(path: Path) -> None:
-    own = stage_of(".".join(("paliglass", *path.relative_to(SOURCE).with_suffix("").parts)))
-    if own is None:
+    """Imports inside functions count too."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    if parts[0] in TOP:
         return
+    own = place_of(".".join(("paliglass", *parts)))
+    assert own is not None, f"{parts[0]} is missing in ORDER"
     for module in imports(path):
-        other = stage_of(module)
-        if module.startswith("paliglass.") and other is not None:
-            assert other <= own, f"{path.name} imports {module}"
+        other = place_of(module)
+        if other is not None:
+            assert other[0] == own[0] or other[1] < own[1], f"{path.name} imports {module}"
+        assert not module.startswith("workshop"), f"{path.name} imports {module}"
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_nothing_needs_a_leaf_but_itself_and_the_command_line(path: Path) -> None:
-    top = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if top in (*LEAVES, "cli"):
-        return
-    needed = {module.split(".")[1] for module in imports(path) if module.count(".")}
-    assert not needed & set(LEAVES), path
+def test_what_is_fast_has_one_door() -> None:
+    """Nobody but its own modules looks behind what it hands out."""
+    for path in files():
+        if path.relative_to(SOURCE).parts[0] != "fast":
+            behind = {m for m in imports(path) if m.startswith("paliglass.fast.")}
+            doors = {f"paliglass.fast.{name}" for name in fast.__all__}
+            assert behind <= doors, path
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
@@ -82,9 +102,10 @@ def test_a_model_is_torch_and_nothing_else(path: Path) -> None:
     assert roots - sys.stdlib_module_names <= {"paliglass", "torch"}
 
 
-def test_every_stage_exists() -> None:
-    for name in (name for names in STAGES for name in names):
-        assert (SOURCE / f"{name}.py").is_file() or (SOURCE / name / "__init__.py").is_file(), name
+def test_the_order_names_all_there_is_and_nothing_else() -> None:
+    there = {p.stem for p in SOURCE.glob("*.py")} - set(TOP)
+    there |= {p.parent.name for p in SOURCE.glob("*/__init__.py")}
+    assert there == set(ORDER)
 
 
 def modules_after(statement: str) -> set[str]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paliglass.layers.masks import cached_mask, prefix_lm_mask, sliding_window
+from paliglass.layers.masks import cached_mask, prefix_lm_mask
 
 
 def matrix(*rows: str) -> Tensor:
@@ -80,11 +80,3 @@ def test_cached_tokens_see_their_row_up_to_themselves() -> None:
     slots = torch.tensor([[2], [4]])
     mask = cached_mask(slots, 5)
     assert torch.equal(mask[:, 0, 0], matrix("xxx..", "xxxxx"))
-
-
-def test_a_window_hides_an_answers_distant_past_and_spares_the_prefix() -> None:
-    types = numbers("00111")
-    mask = prefix_lm_mask(types, numbers("11111"))
-    positions = torch.arange(1, 6)[None]
-    narrow = sliding_window(mask, positions, positions, types, window=2)
-    assert torch.equal(narrow[0, 0], matrix("xx...", "xx...", ".xx..", "..xx.", "...xx"))

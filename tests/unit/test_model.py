@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
 from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
 from paliglass.errors import CheckpointError, PictureError, PromptError
-from paliglass.generation import Completion
+from paliglass.generation import Completion, Request
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.confidence import Calibration, Platt
-from paliglass.tasks.grammar import ChoiceGrammar
 from paliglass.tasks.masks import paste_mask
 from paliglass.tasks.results import Answer, Detection, Found
 
@@ -29,14 +29,56 @@ def model() -> PaliGemma:
     return PaliGemma(tiny_model(worded_config()), tiny_processor())
 
 
+def say(patch: pytest.MonkeyPatch, completion: Completion) -> None:
+    """Every request is answered so."""
+    patch.setattr("paliglass.model.complete", lambda _m, _p, asked, _n: (completion for _ in asked))
+
+
 def test_one_in_one_out_and_lists_in_lists_out(model: PaliGemma) -> None:
     short: dict[str, Any] = {"max_new_tokens": 4}
     for task in (model.caption, model.read):
         assert isinstance(task(PICTURES[0], **short), str)
         assert task([PICTURES[0]], **short) == [task(PICTURES[0], **short)]
     assert len(model.ask(PICTURES[:2], "what?", **short)) == 2
-    assert isinstance(model.detect(PICTURES[0], "dog", **short), list)
-    assert len(model.detect(PICTURES[:3], ["dog", "cat"], **short)) == 3
+    assert isinstance(model.detect(PICTURES[0], "dog", max_new_tokens=9), list)
+    assert len(model.detect(PICTURES[:3], ["dog", "cat"], max_new_tokens=9)) == 3
+
+
+def test_questions_are_asked_one_by_one_or_one_for_each_picture(model: PaliGemma) -> None:
+    short: dict[str, Any] = {"max_new_tokens": 6}
+    one, two = (model.ask(PICTURES[0], text, **short) for text in ("what?", "where is it?"))
+    assert model.ask(PICTURES[0], ["what?", "where is it?"], **short) == [one, two]
+    pairs = model.ask(PICTURES[:2], ["what?", "where is it?"], **short)
+    assert pairs == [one, model.ask(PICTURES[1], "where is it?", **short)]
+    assert model.ask(PICTURES[:2], ["what?"], choices="yes_no") == model.ask(
+        PICTURES[:2], "what?", choices="yes_no"
+    )
+    with pytest.raises(PromptError, match="2 pictures for 3 prompts"):
+        model.ask(PICTURES[:2], ["a", "b", "c"])
+
+
+def test_an_unknown_option_is_named_with_those_there_are(model: PaliGemma) -> None:
+    unknown: Any = {"conf": 0.5}
+    for task in (model.caption, model.read):
+        with pytest.raises(TypeError, match="no option 'conf'; the options are max_new_tokens"):
+            task(PICTURES[0], **unknown)
+    with pytest.raises(TypeError, match="no option 'conf'"):
+        model.detect(PICTURES[0], "dog", **unknown)
+
+
+def test_several_pictures_serve_every_task(model: PaliGemma) -> None:
+    both = [[PICTURES[0], PICTURES[1]]]
+    short: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
+    assert model.ask(both, "same?", choices="yes_no")[0] in ("yes", "no")
+    [found] = model.detect(both, "dog", **short)
+    assert (found.width, found.height) == PICTURES[0].size
+    assert [found] != model.detect([PICTURES[0]], "dog", **short) or not found
+
+
+def test_an_answer_tells_what_ended_it(model: PaliGemma) -> None:
+    assert model.caption(PICTURES[0], max_new_tokens=2).finish_reason == "length"
+    assert "finish_reason" in model.caption(PICTURES[0], max_new_tokens=2).to_dict()
+    assert model.ask(PICTURES[0], "what?", choices=["dog"]).finish_reason == "stop"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -60,54 +102,6 @@ def test_a_picture_asked_about_twice_is_looked_at_once(model: PaliGemma) -> None
     model.generate([PICTURES[0], PICTURES[1], PICTURES[0]], ["a", "b", "c"], max_new_tokens=3)
     handle.remove()
     assert seen == [1, 2]
-
-
-@pytest.mark.parametrize("held", [False, True], ids=["free", "grammars"])
-def test_prompts_of_like_length_run_together_and_answers_keep_their_order(
-    model: PaliGemma, monkeypatch: pytest.MonkeyPatch, held: bool
-) -> None:
-    pictures = [PICTURES[i % len(PICTURES)] for i in range(8)]
-    prompts = [f"{i}" if i % 2 else f"{i} is a much longer one" for i in range(8)]
-    grammars = [ChoiceGrammar(model.processor, [f"{i}", f"{i} or not"]) for i in range(8)]
-    options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 12}
-    alone = []
-    for i in range(8):
-        own = {"grammars": [grammars[i]]} if held else {}
-        alone += model.complete([pictures[i]], [prompts[i]], first_row=i, **options, **own)
-    assert len({tuple(answer.ids) for answer in alone}) == 8
-    masks: list[torch.Tensor] = []
-    words = model.processor.words
-
-    def spy(*arguments: Any, **more: Any) -> dict[str, torch.Tensor]:
-        batch = words(*arguments, **more)
-        masks.append(batch["attention_mask"])
-        return batch
-
-    monkeypatch.setattr(model.processor, "words", spy)
-    own = {"grammars": grammars} if held else {}
-    together = model.complete(pictures, prompts, batch_size=4, **options, **own)
-    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
-    assert len({mask.shape for mask in masks}) == len(masks) == 2
-    assert all(mask.all() for mask in masks)  # nothing is padded
-
-
-def test_a_picture_is_looked_at_once_whatever_its_prompts_lengths(
-    model: PaliGemma, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("paliglass.model.WINDOW", 2)
-    seen: list[int] = []
-    tower = model.model.vision_tower
-    handle = tower.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
-    pictures = [noise_picture(20, 20 + i) for i in range(9)]
-    rows = [picture for picture in pictures for _ in range(3)]
-    prompts = ["a", "a much longer one", "a long one"] * 9
-    model.complete(rows, prompts, batch_size=4, max_new_tokens=1)
-    assert sum(seen) == 9
-    seen.clear()
-    # Its features are not kept for a place far away.
-    model.complete([*pictures, *rows, pictures[0]], ["a"] * 37, batch_size=4, max_new_tokens=1)
-    handle.remove()
-    assert sum(seen) > 10
 
 
 def test_every_kind_of_picture_means_the_same(model: PaliGemma, tmp_path: Path) -> None:
@@ -170,10 +164,7 @@ def test_boxes_come_in_pixels_of_the_upright_picture_with_scores(
     ids = model.processor.encode_suffix(answer)[:-1]
     cat = len(model.processor.encode_suffix(answer.split(" ; ")[0])) - 1
     log_probs = [0.0 if i < cat else float(np.log(0.25)) for i in range(len(ids))]
-    monkeypatch.setattr(
-        "paliglass.model.generate",
-        lambda *_args, **_options: [Completion(ids, log_probs, ended=True)],
-    )
+    say(monkeypatch, Completion(ids, log_probs, "stop"))
     picture = noise_picture(300, 150)
     dog, cat_found = model.detect(picture, "dog ; cat", free=True)
     assert isinstance(dog, Detection)
@@ -222,10 +213,7 @@ def test_within_the_grammar_boxes_come_in_pixels_with_the_labels_as_given(
         "<loc0000><loc0341><loc0682><loc1023> Hund ; <loc0682><loc0000><loc1023><loc0341> Katze"
     )
     ids = model.processor.encode_suffix(answer)[:-1]
-    monkeypatch.setattr(
-        "paliglass.model.generate_within",
-        lambda *_args, **_options: [Completion(ids, [-0.5] * len(ids), ended=True)],
-    )
+    say(monkeypatch, Completion(ids, [-0.5] * len(ids), "stop"))
     found = model.detect(noise_picture(300, 150), ["Katze", "Hund"])
     assert isinstance(found, Found)
     assert (found.width, found.height) == (300, 150)
@@ -280,13 +268,14 @@ def test_segments_have_masks_of_the_whole_picture(
         answers[1] = f"{box}{tokens[8:]} cat"  # a code is missing
     prompts: list[str] = []
 
-    def complete(_rows: object, texts: list[str], **_options: object) -> list[Completion]:
-        prompts.extend(texts)
-        ids = [model.processor.encode_suffix(text)[:-1] for text in answers]
-        return [Completion(some, [0.0] * len(some), ended=True) for some in ids]
+    def answer(_model: object, _processor: object, requests: Iterable[Request], _rows: int) -> Any:
+        for text, request in zip(answers, requests, strict=True):
+            prompts.append(request.prompt)
+            ids = model.processor.encode_suffix(text)[:-1]
+            yield Completion(ids, [0.0] * len(ids), "stop")
 
     segmenting = PaliGemma(model.model, model.processor, codec)
-    monkeypatch.setattr(segmenting, "complete", complete)
+    monkeypatch.setattr("paliglass.model.complete", answer)
     pictures = [noise_picture(300, 150), noise_picture(60, 90)]
     first, second = segmenting.segment(pictures, ["dog", "cat"], free=free)
     assert prompts == ["segment dog", "segment cat"] * 2
@@ -309,8 +298,8 @@ def test_segmenting_in_batches_is_segmenting_alone(model: PaliGemma, codec: Mask
     assert {s.label for found in together for s in found} <= {"dog", "cap"}
     small = segmenting.segment(PICTURES, ["dog", "cap"], batch_size=3, **options)
     same_but_rounding(small, together)
-    rest = segmenting.segment(PICTURES[3:], "dog ; cap", first_row=3, **options)
-    same_but_rounding(rest, together[3:])
+    alone = [segmenting.segment(picture, "dog ; cap", **options) for picture in PICTURES[:1]]
+    same_but_rounding(alone, together[:1])
 
 
 def test_without_a_codec_segmenting_says_how_to_get_one(model: PaliGemma) -> None:
@@ -355,8 +344,7 @@ def test_texts_are_strings_with_scores(model: PaliGemma) -> None:
 
 def test_the_end_counts_in_a_texts_score(model: PaliGemma, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = model.processor.encode_plain("dog")
-    done = Completion(ids, [0.0] * len(ids), True, float(np.log(0.25)))
-    monkeypatch.setattr("paliglass.model.generate", lambda *_args, **_options: [done])
+    say(monkeypatch, Completion(ids, [0.0] * len(ids), "stop", float(np.log(0.25))))
     expected = 0.25 ** (1 / (len(ids) + 1))
     assert model.read(PICTURES[0]).score == pytest.approx(expected)
 

@@ -83,7 +83,7 @@ def test_words_are_scaled_by_root_width_and_pictures_are_not(width: int) -> None
     batch = make_batch(model.config, [4])
     with torch.inference_mode():
         features = model.get_image_features(batch["pixel_values"])
-        merged = model.merge(batch["input_ids"], features)[0]
+        merged = model.embed(batch["input_ids"], features)[0]
     assert torch.equal(merged[:16], features[0])
     rows = model.language_model.model.embed_tokens.weight[batch["input_ids"][0, 16:]]
     torch.testing.assert_close(merged[16:], rows * width**0.5)

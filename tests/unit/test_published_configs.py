@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from paliglass import PRESETS, PaliGemmaConfig
+from paliglass.checkpoints.config_json import paligemma_from_json
 
 PALIGEMMA_3B_PT_224 = """{
   "_vocab_size": 257152, "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -81,7 +82,7 @@ def ends_at(config: PaliGemmaConfig, *eos: int) -> PaliGemmaConfig:
 
 
 def test_paligemma_1() -> None:
-    config = PaliGemmaConfig.from_dict(json.loads(PALIGEMMA_3B_PT_224))
+    config = paligemma_from_json(json.loads(PALIGEMMA_3B_PT_224))
     assert config == PRESETS["paligemma-3b-224"]
 
 
@@ -94,21 +95,14 @@ def test_paligemma_2(name: str, size: int) -> None:
         *("num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
     )
     text = {key: getattr(preset.text_config, key) for key in keys}
-    config = PaliGemmaConfig.from_dict(paligemma2(text, size))
+    config = paligemma_from_json(paligemma2(text, size))
     assert config == ends_at(preset, 1, 107)
-    assert config.text_config.sliding_window is None
 
 
 def test_what_transformers_assumes_where_nothing_is_said() -> None:
     theirs = transformers.PaliGemmaConfig().to_dict()
-    config = PaliGemmaConfig.from_dict(theirs)
+    config = paligemma_from_json(theirs)
     text = dataclasses.replace(PRESETS["paligemma-3b-224"].text_config, vocab_size=257152)
     # Its default MLP is 4096 wide; no published model's is.
     vision = dataclasses.replace(PRESETS["paligemma-3b-224"].vision_config, intermediate_size=4096)
     assert config == PaliGemmaConfig(vision, text, image_token_index=256000)
-
-
-def test_a_window_that_was_asked_for_is_kept() -> None:
-    config = PRESETS["paligemma2-3b-224"].replace(sliding_window=4096)
-    assert config.text_config.layer_window(0) == 4096
-    assert config.text_config.layer_window(1) is None

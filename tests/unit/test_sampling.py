@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +15,9 @@ PROBABILITIES = torch.tensor([[0.1, 0.5, 0.25, 0.15]])
 LOGITS = PROBABILITIES.log() + 7  # unnormalised
 
 
-def chosen(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    return choose(logits, sampling, [sampling.source(row) for row in range(len(logits))])
+def chosen(logits: Tensor, sampling: Sampling, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generators = [np.random.default_rng((seed, row)) for row in range(len(logits))]
+    return choose(logits, [sampling] * len(logits), generators)
 
 
 def kept(logits: Tensor) -> list[int]:
@@ -71,7 +73,7 @@ def test_greedy_takes_the_likeliest_with_its_probability() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_samples_follow_the_tempered_distribution(temperature: float) -> None:
-    sampling = Sampling(temperature=temperature, seed=0)
+    sampling = Sampling(temperature=temperature)
     ids, log_probs = chosen(LOGITS.repeat(10_000, 1), sampling)
     expected = PROBABILITIES[0] ** (1 / temperature)
     frequencies = ids.bincount(minlength=4) / len(ids)
@@ -81,27 +83,31 @@ def test_samples_follow_the_tempered_distribution(temperature: float) -> None:
 
 def test_filters_are_obeyed_when_sampling() -> None:
     for options in ({"top_k": 2}, {"top_p": 0.5}):
-        sampling = Sampling(temperature=3.0, seed=0, **options)  # type: ignore[arg-type]
+        sampling = Sampling(temperature=3.0, **options)  # type: ignore[arg-type]
         ids, _ = chosen(LOGITS.repeat(1000, 1), sampling)
         assert set(ids.tolist()) == {1, 2}
 
 
 def test_a_seed_repeats_and_another_differs() -> None:
-    def words(seed: int | None) -> list[int]:
-        ids, _ = chosen(LOGITS.repeat(50, 1), Sampling(temperature=1.0, seed=seed))
+    def words(seed: int) -> list[int]:
+        ids, _ = chosen(LOGITS.repeat(50, 1), Sampling(temperature=1.0), seed)
         listed: list[int] = ids.tolist()
         return listed
 
     assert words(3) == words(3)
     assert words(3) != words(4)
-    assert words(None) != words(None)
 
 
 def test_a_rows_choice_does_not_depend_on_the_rows_beside_it() -> None:
-    sampling = Sampling(temperature=1.0, seed=0)
-    together, _ = chosen(LOGITS.repeat(20, 1), sampling)
-    alone = [choose(LOGITS, sampling, [sampling.source(row)])[0].item() for row in range(20)]
+    samplings = [Sampling(), Sampling(1.0), Sampling(2.0, top_k=3), Sampling(1.5, top_p=0.9)] * 5
+    generators = [np.random.default_rng(row) for row in range(20)]
+    together, _ = choose(LOGITS.repeat(20, 1), samplings, generators)
+    alone = [
+        choose(LOGITS, [sampling], [np.random.default_rng(row)])[0].item()
+        for row, sampling in enumerate(samplings)
+    ]
     assert together.tolist() == alone
+    assert together[::4].tolist() == [1] * 5
 
 
 def test_drawing_inverts_the_cumulative_distribution() -> None:
@@ -124,7 +130,7 @@ def test_a_number_rounded_to_one_draws_the_last_word_that_has_probability() -> N
 
 def test_huge_logits_do_not_overflow() -> None:
     for temperature in (0.0, 1e-30, 1.0):
-        sampling = Sampling(temperature=temperature, seed=0)
+        sampling = Sampling(temperature=temperature)
         ids, log_probs = chosen(LOGITS * 1e5, sampling)
         assert ids.tolist() == [1]
         assert log_probs.item() == 0

@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
+from workshop.greedy import greedy
 
 import paliglass
 from paliglass import PaliglassError
-from paliglass.generation import generate
 from paliglass.inspect.tracing import DECODER, INPUTS, TOWER, TracedRow
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.sampling import Sampling
 
 DECODERS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": GEMMA2,
-    "gemma2 with a window": GEMMA2 | {"sliding_window": 6},
 }
 decoders = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS.keys())
 sides = pytest.mark.parametrize("side", ["left", "right"])
@@ -35,8 +33,8 @@ def traced_generation(
 ) -> tuple[list[TracedRow], list[list[int]], dict[str, torch.Tensor]]:
     batch = make_batch(model.config, [3, 9, 6], pictures=PICTURES, side=side)
     with paliglass.trace(model) as t:
-        done = generate(model, batch, tokens, Sampling())
-    return t.rows, [completion.ids for completion in done], batch
+        steps = list(greedy(model, batch, tokens))
+    return t.rows, torch.stack(steps, 1).tolist(), batch
 
 
 @decoders

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from paliglass import load
 from paliglass.fast import int8, widened
+from paliglass.fast.attention import ExplicitAttention
 from paliglass.fast.packed import can_pack
 from paliglass.fast.widened import WidenedAttention, WidenedLinear, widen, widened_linear
-from paliglass.layers.attention import Attention, ExplicitAttention, attend_reference
+from paliglass.layers.attention import Attention, attend_reference
 
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -85,7 +86,7 @@ def test_what_is_loaded_without_a_kernel_is_widened(monkeypatch: pytest.MonkeyPa
     assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
     assert (
         model.state_dict().keys()
-        == load("mini", device="cpu", pack=False).model.state_dict().keys()
+        == load("mini", device="cpu", fast=False).model.state_dict().keys()
     )
     assert not any(
         isinstance(module, WidenedLinear | WidenedAttention)

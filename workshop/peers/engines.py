@@ -43,28 +43,16 @@ def inputs(config: Any, pictures: int, dtype: Any) -> dict[str, Any]:
 
 
 def _paliglass(folder: Path, quantize: str | None) -> Run:
-    import torch
-
     from paliglass.checkpoints.folder import load_model
-    from paliglass.generation import GREEDY, decode_one_token, prefill
-    from paliglass.sampling import choose
+    from paliglass.fast import accelerate
+    from workshop.greedy import greedy
 
-    model = load_model(folder, "cpu", None, quantize, pack=True)
+    model = load_model(folder, "cpu", accelerate=accelerate, quantize=quantize)
 
-    @torch.inference_mode()
     def run(pictures: int, tokens: int) -> list[float]:
         batch = inputs(model.config, pictures, model.dtype)
-        sources = [GREEDY.source(row) for row in range(pictures)]
         start = time.perf_counter()
-        cache = model.new_cache(pictures, batch["input_ids"].shape[1] + tokens)
-        logits = prefill(model, batch, cache)
-        times = []
-        while True:
-            ids, _ = choose(logits[:, : model.config.real_vocab_size], GREEDY, sources)
-            times.append(time.perf_counter() - start)
-            if len(times) == tokens:
-                return times
-            logits = decode_one_token(model, ids, cache)
+        return [time.perf_counter() - start for _ in greedy(model, batch, tokens)]
 
     return run
 

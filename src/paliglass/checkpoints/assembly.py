@@ -111,17 +111,20 @@ def assemble(
         with weightless():
             accelerate(model, quantize)
     head: tuple[str, Tensor] | None = None
-    has_embedding = False
+    table: Tensor | None = None
+    # Of a table that is let go of as soon as it is quantized, some rows are kept to compare.
+    rows = slice(None) if quantize is None else slice(None, None, 1009)
 
     def without_head() -> Iterator[tuple[str, str, Tensor]]:
-        nonlocal head, has_embedding
+        nonlocal head, table
         for name, key, tensor in tensors:
-            has_embedding |= name == EMBEDDING
             if name == HEAD:
                 head = key, tensor
-            else:
-                yield name, key, tensor
-        if head is not None and not has_embedding:  # the tied matrix, saved under its other name
+                continue
+            if name == EMBEDDING:
+                table = tensor if quantize is None else tensor[rows].clone()
+            yield name, key, tensor
+        if head is not None and table is None:  # the tied matrix, saved under its other name
             yield EMBEDDING, *head
 
     def told(layer: nn.Module) -> None:
@@ -129,14 +132,12 @@ def assemble(
             accelerate(layer, quantize)
 
     fill(model, without_head(), source, dtype, device, told)
-    table = model.language_model.model.embed_tokens.weight
-    differs = head is not None and has_embedding and not torch.equal(head[1].to(table), table)
-    if differs:
+    if head is not None and table is not None and not torch.equal(head[1][rows], table):
         raise CheckpointError(
             f"{source}: lm_head.weight differs from embed_tokens.weight; "
             "PaliGemma's output layer is its embedding (tied weights)"
         )
-    if isinstance(model.language_model.lm_head, nn.Linear):
+    if isinstance(model.language_model.model.embed_tokens, nn.Embedding):
         model.tie_weights()
     if accelerate is not None:
         accelerate(model, quantize)

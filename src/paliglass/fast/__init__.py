@@ -1,6 +1,6 @@
 """What makes a model fast, put in the place of its plain modules from outside.
 
-`accelerate` is the only door: the plain model knows nothing of what is in here, and a test holds
+`accelerate` is the only door (`explain` says what it does): the plain model knows nothing of what is in here, and a test holds
 each replacement to the module that it replaces.
 
     int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
@@ -20,7 +20,7 @@ from paliglass.errors import PaliglassError
 from paliglass.fast import attention, int8_model, last_positions, packed, widened
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = ["METHODS", "accelerate", "explain"]
+__all__ = ["METHODS", "accelerate", "explain", "multiplies_bfloat16"]
 
 METHODS = ("int8",)
 
@@ -56,6 +56,11 @@ def accelerate(model: nn.Module, quantize: str | None = None) -> None:
     else:
         packed.pack_linears(model.language_model)
     widened.widen(model, model.dtype)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16: without, float32 is faster."""
+    return packed.can_pack()
 
 
 def explain(dtype: torch.dtype, quantize: str | None = None) -> list[str]:

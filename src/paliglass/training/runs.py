@@ -186,9 +186,10 @@ def choose_precision(given: Precision | None, checkpoint: Path | None) -> Precis
         return past
     import torch
 
-    from paliglass.fast.packed import can_pack
+    from paliglass.fast import multiplies_bfloat16
 
-    return "bf16" if torch.accelerator.is_available() or can_pack() else "fp32"
+    has_bf16 = torch.accelerator.is_available() or multiplies_bfloat16()
+    return "bf16" if has_bf16 else "fp32"
 
 
 def make_accelerator(
