@@ -1,4 +1,4 @@
-"""One picture, one prompt, one answer: PaliGemma in a few lines. `paliglass` does more."""
+"""One picture, one prompt, one answer: PaliGemma's loop, step by step. `paliglass` does more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+
 import paliglass
+from paliglass.sampling import Sampling, choose
 
 
 def boolean(text: str) -> bool:
@@ -34,18 +38,42 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@torch.inference_mode()
+def generate(
+    m: paliglass.PaliGemma, picture: str | Path, prompt: str, max_tokens: int, sampling: Sampling
+) -> str:
+    """The answer: process, prefill, then choose and extend, a token at a time, and decode."""
+    model, processor = m.model, m.processor
+    # 1 · picture and prompt → pixel_values 1 × 3 × S × S, input_ids 1 × T and their masks
+    batch = processor(text=[prompt], images=[picture])
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    # 2 · prefill: the whole prompt at once; the cache keeps its keys and values
+    cache = model.new_cache(1, batch["input_ids"].shape[1] + max_tokens)
+    last = model.prefill(**batch, kv_cache=cache, last_only=True)  # 1 × D
+    generator = np.random.default_rng()
+    ids: list[int] = []
+    while len(ids) < max_tokens:
+        # 3 · what may come next, 1 × V, and the choice: the likeliest, or a sample
+        logits = model.language_model.logits(last)[:, : model.config.real_vocab_size]
+        token, _ = choose(logits, [sampling], [generator])
+        if int(token) in model.config.text_config.eos_token_ids:
+            break
+        ids.append(int(token))
+        # 4 · extend: the one new token goes through the decoder; the cache has all before it
+        last = model.extend(token[:, None], cache)[:, -1]
+    # 5 · ids → text
+    return processor.decode(ids)
+
+
 def main() -> None:
     """Loads, runs, prints the prompt and the answer."""
     flags = parse()
-    sampling = {"temperature": flags.temperature, "top_p": flags.top_p} if flags.do_sample else {}
     try:
+        sampling = Sampling(flags.temperature, top_p=flags.top_p) if flags.do_sample else Sampling()
         model = paliglass.load(flags.model_path, device="cpu" if flags.only_cpu else "auto")
         print("Device in use:", model.model.device, file=sys.stderr)
-        answer = model.generate(
-            flags.image_file_path,
-            flags.prompt,
-            max_new_tokens=flags.max_tokens_to_generate,
-            **sampling,
+        answer = generate(
+            model, flags.image_file_path, flags.prompt, flags.max_tokens_to_generate, sampling
         )
     except (paliglass.PaliglassError, ValueError) as error:
         sys.exit(f"error: {error}")
