@@ -121,8 +121,11 @@ def run(
     """
     batch = RunningBatch(model, processor)
     waiting = iter(requests)
+    together = max(1, max_rows // 4)  # prompts that are prefilled one by one take longer each
     while True:
-        batch.admit(list(islice(waiting, max_rows - len(batch))))
+        free = max_rows - len(batch)
+        if free >= together:
+            batch.admit(list(islice(waiting, free)))
         if not len(batch):
             return
         yield from batch.step()
