@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import textwrap
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import cog
 import paliglass
 
 ROOT = Path(paliglass.__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
 
 def show(name: str, first: str = "", last: str = "") -> None:
@@ -21,7 +23,8 @@ def show(name: str, first: str = "", last: str = "") -> None:
     it, without the docstring.
     """
     module_name, _, path = name.partition(":")
-    module = importlib.import_module(f"paliglass.{module_name}")
+    inside = module_name != "inference"  # the script beside the package
+    module = importlib.import_module(f"paliglass.{module_name}" if inside else module_name)
     found = module
     for part in path.split("."):
         found = getattr(found, part)
