@@ -196,3 +196,55 @@ function unturn(row, from, position, d, theta, sum, count) {
     sum[i + half] += (b * c + a * s) / count;
   }
 }
+
+/** The answer that follows when a word of the prompt is exchanged behind the cache's back: "stale"
+ * keeps every key and value, "column" renews the word's own in every layer and no one else's.
+ * @param {Run} run @param {number} position @param {number} id @param {"stale" | "column"} how */
+export function exchanged(run, position, id, how) {
+  const { decoder, config } = run.model;
+  const P = run.prompt.length;
+  const cache = decoder.newCache();
+  for (const [i, layer] of cache.layers.entries()) {
+    const kept = run.cache.layers[i];
+    for (const name of /** @type {const} */ (["q", "k", "v", "middle", "output"]))
+      layer[name].push(kept[name].values.slice(0, P * kept[name].width));
+  }
+  for (const name of /** @type {const} */ (["inputs", "final"]))
+    cache[name].push(run.cache[name].values.slice(0, P * run.cache[name].width));
+  if (how === "column") {
+    // The word alone goes through the layers once more; its key and value land in its old place.
+    const alone = decoder.newCache();
+    for (const [i, layer] of alone.layers.entries())
+      for (const name of /** @type {const} */ (["q", "k", "v", "middle", "output"]))
+        layer[name].push(cache.layers[i][name].values.slice(0, position * cache.layers[i][name].width));
+    alone.inputs.push(cache.inputs.values.slice(0, position * cache.inputs.width));
+    decoder.extend(decoder.embed([id], run.edits), alone, run.mask, run.edits);
+    for (const [i, layer] of cache.layers.entries())
+      for (const name of /** @type {const} */ (["k", "v"])) {
+        const fresh = alone.layers[i][name];
+        layer[name].data.set(fresh.row(position), position * fresh.width);
+      }
+  }
+  /** @type {number[]} */
+  const answer = [];
+  let logits = run.logits[0];
+  if (how === "column") {
+    // The prompt's last token asks again, now that a column is new.
+    const last = run.prompt[P - 1];
+    for (const layer of cache.layers)
+      for (const name of /** @type {const} */ (["q", "k", "v", "middle", "output"])) layer[name].count--;
+    cache.inputs.count--;
+    cache.final.count--;
+    const hiddenRow = decoder.extend(decoder.embed([last], run.edits), cache, run.mask, run.edits);
+    logits = decoder.logits(hiddenRow).subarray(0, config.words);
+  }
+  for (let step = 0; step < 64; step++) {
+    let best = 0;
+    for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
+    if (best === config.eos) break;
+    answer.push(best);
+    const row = decoder.extend(decoder.embed([best], run.edits), cache, run.mask, run.edits);
+    logits = decoder.logits(row).subarray(0, config.words);
+  }
+  return { answer, text: run.processor.decode(answer) };
+}
