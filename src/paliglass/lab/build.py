@@ -77,7 +77,7 @@ def pack(path: Path) -> tuple[str, int]:
         if kinds <= {"BF16", "F16"}:
             planes = 2
             data = data[:start] + data[start::2] + data[start + 1 :: 2]
-    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii"), planes
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii"), planes
 
 
 def build(model: Path, dual: Path | None) -> str:

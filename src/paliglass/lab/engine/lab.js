@@ -226,6 +226,11 @@ export class Lab {
     return this.codec.decode(codes);
   }
 
+  /** What ids are called, by id. @param {{ids: number[]}} which @returns {Record<number, string>} */
+  words({ ids }) {
+    return Object.fromEntries(ids.map((id) => [id, /** @type {Processor} */ (this.processor).spell(id)]));
+  }
+
   /** @param {{text: string}} which */
   tokenize({ text }) {
     if (!this.processor) throw new Error("no model is loaded");

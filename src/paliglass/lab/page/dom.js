@@ -76,7 +76,7 @@ export function shown(word) {
   if (word === "<0x0A>" || word === "\n") return "⏎";
   if (word === "<bos>") return "start";
   if (word === "<eos>") return "end";
-  return word;
+  return word.trim() ? word.trim() : word ? "␣" : "";
 }
 
 /** The least of 1, 2, 5, 10, 20, 50, 100 % that holds a value: where a colour scale ends.

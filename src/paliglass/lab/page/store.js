@@ -11,7 +11,7 @@ import { hasPhoto, pixelsOf } from "./scene.js";
  * @property {string} task @property {Record<string, string>} words by task: what is asked for
  * @property {Edits} edits @property {boolean} grammar @property {any} sampling @property {number[]} forced
  * @property {"tower" | "decoder"} part @property {number} layer @property {number} head
- * @property {number} token the query: a place in the sequence @property {number} key the token looked at
+ * @property {number} token the query: a place in the sequence @property {number} key the token looked at, −1: the one looked at most
  * @property {boolean} to who looks at it, instead of where it looks
  * @property {string} tour "" or a tour's name @property {number} step
  */
@@ -34,10 +34,10 @@ export const START = {
   sampling: { temperature: 1, topK: 0, topP: 1, minP: 0, seed: 1 },
   forced: [],
   part: "decoder",
-  layer: 3,
+  layer: 1,
   head: 0,
   token: -1,
-  key: 0,
+  key: -1,
   to: false,
   tour: "",
   step: 0,
@@ -158,7 +158,7 @@ export class Store {
         this.result = await this.answer(await this.picture(), this.state.edits, this.state.forced);
         const { length } = this.result;
         if (this.state.token >= length) this.state.token = -1;
-        if (this.state.key >= length) this.state.key = 0;
+        if (this.state.key >= length) this.state.key = -1;
         if (this.again) this.notify("answer");
       } while (this.again);
     } catch (error) {

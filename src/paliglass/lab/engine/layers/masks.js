@@ -3,7 +3,8 @@
 
 /** @typedef {import("./attention.js").Mask} Mask */
 /** @typedef {"prefix" | "causal" | "blind" | "self" | "window"} MaskName */
-/** @typedef {{name?: MaskName, window?: number, painted?: [number, number, 0 | 1][]}} MaskEdit */
+/** @typedef {{name?: MaskName, window?: number, painted?: [number, number, number, number, 0 | 1][]}} MaskEdit
+ *   painted: rectangles [first row, last row, first column, last column, may look], later over earlier */
 
 /** @type {Record<MaskName, string>} */
 export const MASKS = {
@@ -32,7 +33,13 @@ export function maskOf(prefix, picture, edit = {}) {
   };
   const rule = rules[name];
   if (!painted.length) return rule;
-  const own = new Map(painted.map(([t, s, may]) => [t * 65536 + s, Boolean(may)]));
   // A row without a single key has no softmax: a token goes on seeing itself.
-  return (t, s) => t === s || (own.get(t * 65536 + s) ?? rule(t, s));
+  return (t, s) => {
+    if (t === s) return true;
+    for (let i = painted.length - 1; i >= 0; i--) {
+      const [top, bottom, left, right, may] = painted[i];
+      if (t >= top && t <= bottom && s >= left && s <= right) return Boolean(may);
+    }
+    return rule(t, s);
+  };
 }

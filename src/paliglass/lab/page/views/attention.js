@@ -77,7 +77,7 @@ export const attentionView = {
       stage.showMap({ values: weights.subarray(0, patches), top: own }, `layer ${layer}, head ${head}`);
       arrows(stage, weights, token, config);
       showRow(weights, token);
-      await showSum(turn, token);
+      await showSum(turn, token, largest(weights, 1)[0]);
       const best = largest(weights, 5).map((i) => `${shown(store.word(i))} ${percent(weights[i])}`);
       fill(text, inWords(`${part} layer ${layer}, head ${head}: ${to ? "those who look most at" : "where"} ${shown(store.word(token))} ${to ? "are" : "looks"}: ${best.join(", ")}.`));
     };
@@ -102,10 +102,11 @@ export const attentionView = {
       );
     };
 
-    /** One weight, step by step. @param {number} turn @param {number} token */
-    const showSum = async (turn, token) => {
+    /** One weight, step by step. @param {number} turn @param {number} token @param {number} best */
+    const showSum = async (turn, token, best) => {
       const { part, layer, head, to } = store.state;
-      const key = part === "tower" ? Math.min(store.state.key, store.config.patches - 1) : store.state.key;
+      const chosen = store.state.key < 0 ? best : store.state.key;
+      const key = part === "tower" ? Math.min(chosen, store.config.patches - 1) : chosen;
       const [from, at] = to ? [key, token] : [token, key];
       const cell = await store.client.ask("cell", { run: store.result.run, part, layer, head, row: from, column: at });
       if (turn !== asked) return;
