@@ -62,6 +62,56 @@ const TASKS = {
     return { found };
   },
 
+  async traced() {
+    const { model, processor } = await load(task.folder);
+    const { Generator } = await engine("generation");
+    const trace = await engine("trace");
+    const generator = new Generator(model, processor);
+    const run = generator.run(picture(task.picture), { prompt: task.prompt, edits: task.edits });
+    const { vision, text } = model.config;
+    const arrays = [];
+    for (const [part, { layers, heads }] of Object.entries({ tower: vision, decoder: text })) {
+      for (let layer = 0; layer < layers; layer++)
+        for (let head = 0; head < heads; head++) arrays.push(trace.attention(run, part, layer, head));
+      for (let layer = -1; layer < layers; layer++) arrays.push(trace.hidden(run, part, layer));
+    }
+    save(task.out, arrays);
+    const position = run.prompt.length - 1;
+    const { parts, logit } = trace.attribution(run, position, run.answer[0]);
+    return {
+      ids: run.ids,
+      answer: run.answer,
+      lens: trace.lens(run, 1, [position], 3)[0],
+      logit: run.logits[0][run.answer[0]],
+      attributed: parts.reduce((sum, { value }) => sum + value, 0),
+      last: logit,
+      cell: trace.cell(run, "decoder", 1, 2, position, 5),
+      scores: trace.scoreByDistance(run, 1, 0, 20, [7, 8]).scores,
+      stale: trace.exchanged(run, position - 1, 300, "stale").text,
+      text: run.text,
+    };
+  },
+
+  async dual() {
+    const { readSafetensors } = await engine("safetensors");
+    const { Dual } = await engine("contrastive");
+    const { tensors } = readSafetensors(bytes(`${task.folder}/model.safetensors`));
+    const [config, tokenizer] = ["config", "tokenizer"].map((name) => json(`${task.folder}/${name}.json`));
+    const dual = new Dual(config, tensors, bytes(`${task.engine}/kernel.wasm`), tokenizer);
+    save(task.out, [
+      ...task.pictures.map((one) => dual.embedPicture(picture(one))),
+      ...task.texts.map((text) => dual.embedText(text)),
+    ]);
+    return { scale: dual.scale };
+  },
+
+  async sample() {
+    const { distribution, draw } = await engine("sampling");
+    const logits = new Float32Array(bytes(task.logits));
+    save(task.out, task.settings.map((settings) => distribution(logits, settings)));
+    return task.uniforms.map((uniform) => draw(distribution(logits, {}), uniform));
+  },
+
   async masks() {
     const { readSafetensors } = await engine("safetensors");
     const { MaskCodec } = await engine("mask_codec");

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from paliglass import PaliGemma, load
+from paliglass import (
+    PaliGemma,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    load,
+)
+from paliglass.contrastive.folders import load_contrastive
+from paliglass.inspect.tracing import INPUTS, trace
 from paliglass.modeling_mask_codec import MaskCodec
+from paliglass.sampling import draw, keep_top_k, keep_top_p
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import detect_prompt, segment_prompt
 from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
@@ -137,6 +152,194 @@ def test_boxes_under_the_grammar_are_the_packages(mini: PaliGemma, tmp_path: Pat
             done = mini.complete([image], [prompt], grammars=[grammar], max_new_tokens=60)[0]
             expected.append(done.ids + [mini.processor.eos_token_id] * done.ended)
     assert [one["ids"] for one in found] == expected
+
+
+@pytest.mark.parametrize("prompt", ["caption en", "answer en what color is the circle?"])
+def test_what_happens_inside_is_what_a_trace_sees(
+    mini: PaliGemma, tmp_path: Path, prompt: str
+) -> None:
+    image = shapes(7)
+    found = run_engine(
+        "traced",
+        folder=str(MINI),
+        picture=store(tmp_path, [image])[0],
+        prompt=prompt,
+        out=str(tmp_path / "out"),
+    )
+    with trace(mini) as traced:
+        text = mini.generate(image, prompt)
+    assert found["text"] == text
+    row, tower = traced.rows[0], traced.pictures[0]
+    assert found["ids"] == row.ids.tolist()
+    expected = []
+    for stack, names in ((tower, tower.attention_names), (row, row.attention_names)):
+        expected += [weights for name in names for weights in stack.attention(name)]
+        inputs = tower.patch_embeddings if stack is tower else stack.hidden(INPUTS)
+        expected += [inputs, *(stack.hidden(name.removesuffix(".self_attn")) for name in names)]
+    flat = torch.cat([one.flatten() for one in expected])
+    torch.testing.assert_close(torch.from_numpy(floats(tmp_path / "out", -1)), flat, atol=1e-3, rtol=1e-4)
+
+    position = row.answer.start
+    layer = mini.model.language_model.model.layers[1].self_attn
+    assert [one["id"] for one in found["lens"]] == [one.id for one in row.lens(1, 3)[0]]
+    assert found["logit"] == pytest.approx(row.logits()[position, found["answer"][0]].item(), abs=1e-4)
+    assert found["attributed"] == pytest.approx(found["logit"], abs=1e-3)
+    assert found["last"] == pytest.approx(found["logit"], abs=1e-3)
+    cell = found["cell"]
+    assert cell["weight"] == pytest.approx(row.attention(1)[2, position, 5].item(), abs=1e-6)
+    assert cell["dot"] * cell["scale"] == pytest.approx(cell["score"], abs=1e-4)
+    # A token at distance 0 from itself: the score that its query and its key really have.
+    query, key = row.query(1)[0, 7], row.key(1)[0, 7]
+    assert found["scores"][0] == pytest.approx((query @ key * layer.attention.scale).item(), abs=1e-3)
+    # The cache is all that an answer knows of the prompt.
+    assert found["stale"] == found["text"]
+
+
+EDITS = {
+    "mask": ({"mask": {"name": "causal"}}, False),
+    "shift": ({"shift": 1000}, True),
+    "off": ({"off": ["decoder.0.3", "tower.2.mlp"]}, False),
+    "painted": ({"mask": {"painted": [[0, 63, 64, 80, 0]]}}, False),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_is_the_same_edit_in_torch(mini: PaliGemma, tmp_path: Path, name: str) -> None:
+    """The first logits after a prompt, with the edit made in the Python model."""
+    edits, same = EDITS[name]
+    image, prompt = shapes(11), "caption en"
+    asked = {"folder": str(MINI), "wasm": True, "pictures": store(tmp_path, [image])}
+    request = {"prompt": prompt, "maxNewTokens": 1}
+    run_engine("answers", **asked, requests=[request], out=str(tmp_path / "plain"))
+    run_engine("answers", **asked, requests=[request | {"edits": edits}], out=str(tmp_path / "out"))
+    plain, found = (torch.from_numpy(floats(tmp_path / f, -1)) for f in ("plain", "out"))
+    batch = mini.processor(prompt, image)
+    with edited(mini, name), torch.inference_mode():
+        logits = mini.model(**batch).logits[0, -1, : len(found)]
+    torch.testing.assert_close(found, logits, atol=2e-4, rtol=0)
+    assert torch.allclose(plain, found, atol=5e-3) == same
+
+
+@contextmanager
+def edited(mini: PaliGemma, name: str) -> Iterator[None]:
+    """The same edits as in EDITS, by hooks."""
+    decoder, tower = mini.model.language_model.model, mini.model.vision_tower.vision_model
+
+    def change(_module: Any, inputs: Any) -> Any:
+        embeddings, positions, masks, *rest = inputs
+        mask = masks[0].clone()
+        count = mask.shape[-1]
+        if name == "mask":
+            mask &= torch.ones(count, count, dtype=torch.bool).tril()
+        if name == "painted":
+            mask[..., :64, 64:] = False
+        shift = 1000 if name == "shift" else 0
+        return (embeddings, positions + shift, [mask] * len(masks), *rest)
+
+    def silence(_module: Any, inputs: Any) -> Any:
+        mixed = inputs[0].clone()
+        mixed[..., 3 * 48 :] = 0
+        return (mixed,)
+
+    handles = [decoder.register_forward_pre_hook(change)]
+    if name == "off":
+        output = decoder.layers[0].self_attn.o_proj
+        handles.append(output.register_forward_pre_hook(silence))
+        mlp = tower.encoder.layers[2].mlp
+        handles.append(mlp.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_another_shape_runs_too(tmp_path: Path) -> None:
+    """Sizes come from config.json: a Gemma 2 with grouped heads and its caps, weights drawn."""
+    torch.manual_seed(0)
+    config = json.loads((MINI / "config.json").read_text())
+    config["vision_config"] |= {"hidden_size": 48, "num_hidden_layers": 2, "patch_size": 32}
+    config["vision_config"] |= {"num_attention_heads": 3, "intermediate_size": 80}
+    config["text_config"] |= {"model_type": "gemma2", "hidden_size": 64, "num_hidden_layers": 3}
+    config["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 20}
+    config["text_config"] |= {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+    config["text_config"] |= {"query_pre_attn_scalar": 30, "num_image_tokens": 16}
+    config |= {"projection_dim": 64, "hidden_size": 64}
+    config["vision_config"]["projection_dim"] = 64
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig.from_dict(copy.deepcopy(config))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.25)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    save_file(dict(model.named_parameters()), tmp_path / "model" / "model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(MINI / name, tmp_path / "model" / name)
+    image = shapes(3)
+    found = run_engine(
+        "answers",
+        folder=str(tmp_path / "model"),
+        wasm=True,
+        pictures=store(tmp_path, [image]),
+        requests=[{"prompt": "caption en", "maxNewTokens": 4}],
+        out=str(tmp_path / "logits"),
+    )["found"][0]
+    other = load(tmp_path / "model", dtype="float32", pack=False)
+    done = other.complete([image], ["caption en"], max_new_tokens=4)[0]
+    assert found["ids"] == done.ids + [other.processor.eos_token_id] * done.ended
+    logits = torch.from_numpy(floats(tmp_path / "logits", len(found["ids"]), -1))
+    with torch.inference_mode():
+        expected = other.model(**other.processor("caption en", image)).logits[0, -1]
+    torch.testing.assert_close(logits[0], expected[: logits.shape[1]], atol=1e-4, rtol=0)
+
+
+def test_the_dual_encoder_is_the_packages(tmp_path: Path) -> None:
+    folder = MINI.parent / "mini_dual"
+    model, processor = load_contrastive(folder)
+    model = model.float()
+    images = [shapes(seed) for seed in range(4)]
+    asked = ["a tractor", "A RED star, and <eos>!", "", "x " * 60, "🦊 两只"]
+    found = run_engine(
+        "dual",
+        folder=str(folder),
+        pictures=store(tmp_path, images),
+        texts=asked,
+        out=str(tmp_path / "out"),
+    )
+    with torch.inference_mode():
+        pixels = torch.stack([processor.pixels(image) for image in images])
+        expected = torch.cat((model.embed_images(pixels), model.embed_texts(**processor.words(asked))))
+    mine = torch.from_numpy(floats(tmp_path / "out", 9, -1))
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+    assert found["scale"] == pytest.approx(model.scale.item(), rel=1e-6)
+
+
+def test_a_draw_is_the_packages(tmp_path: Path) -> None:
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(0)) * 3
+    (tmp_path / "logits").write_bytes(logits.numpy().tobytes())
+    settings: list[dict[str, float]] = [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "topK": 5},
+        {"temperature": 1, "topP": 0.8},
+        {"temperature": 2, "topK": 40, "topP": 0.5},
+    ]
+    uniforms = [0.0, 0.1, 0.5, 0.9, 0.9999]
+    drawn = run_engine(
+        "sample",
+        logits=str(tmp_path / "logits"),
+        settings=settings,
+        uniforms=uniforms,
+        out=str(tmp_path / "out"),
+    )
+    found = torch.from_numpy(floats(tmp_path / "out", len(settings), 300))
+    for row, setting in zip(found, settings, strict=True):
+        scaled = logits / setting["temperature"]
+        if "topK" in setting:
+            scaled = keep_top_k(scaled, int(setting["topK"]))
+        if "topP" in setting:
+            scaled = keep_top_p(scaled, setting["topP"])
+        torch.testing.assert_close(row, scaled.softmax(-1)[0], atol=1e-6, rtol=1e-4)
+    assert drawn == [draw(logits, torch.tensor([u])).item() for u in uniforms]
 
 
 def test_masks_are_the_codecs(tmp_path: Path) -> None:

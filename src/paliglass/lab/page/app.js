@@ -4,7 +4,7 @@ import { Client } from "./client.js";
 import { button, el, fill } from "./dom.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
-import { Tour } from "./tours.js";
+import { TOURS, Tour } from "./tours.js";
 import { attentionView } from "./views/attention.js";
 import { benchView } from "./views/bench.js";
 import { boxesView } from "./views/boxes.js";
@@ -62,7 +62,7 @@ async function main() {
   store = new Store(client, loaded.config);
   const own = store;
   const stage = new Stage(own);
-  const tour = new Tour(own, stage);
+  const tour = new Tour(own);
   const nav = el("nav", { class: "views", "aria-label": "views" });
   const panel = el("section", { class: "panel", id: "panel" });
   loading.replaceWith(el("div", { class: "row" }, tour.menu(), linkButton(own), themeButton()));
@@ -110,6 +110,7 @@ async function main() {
   await own.run();
   document.documentElement.dataset.ready = "true";
   tour.resume();
+  Object.assign(window, { lab: { store: own, tour, tours: TOURS } });
 }
 
 main();

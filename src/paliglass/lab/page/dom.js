@@ -72,10 +72,12 @@ export function percent(p) {
 export const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "−∞");
 
 /** A token as a reader should see it. @param {string} word */
-export function shown(word) {
+export function shown(word = "") {
   if (word === "<0x0A>" || word === "\n") return "⏎";
   if (word === "<bos>") return "start";
   if (word === "<eos>") return "end";
+  const place = /^<(loc|seg)(\d+)>$/.exec(word);
+  if (place) return place[1] === "loc" ? place[2] : `~${place[2]}`;
   return word.trim() ? word.trim() : word ? "␣" : "";
 }
 

@@ -48,7 +48,7 @@ export function legend(top, name = "--vision") {
 export function drawField(canvas, values, rows, columns, paint) {
   canvas.width = columns;
   canvas.height = rows;
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
   const image = context.createImageData(columns, rows);
   /** @type {Record<string, number[]>} */
   const known = {};

@@ -119,8 +119,8 @@ export async function drawScene(canvas, scene) {
 export async function pixelsOf(scene) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIDE;
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
   await drawScene(canvas, scene);
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   return { width: SIDE, height: SIDE, data: context.getImageData(0, 0, SIDE, SIDE).data };
 }
 

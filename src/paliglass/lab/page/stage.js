@@ -25,11 +25,15 @@ export function newWords(a, b) {
   return isNew;
 }
 
+/** Boxes and masks as signs: their numbers stand in the sentence's tokens. @param {string} text */
+export const readable = (text) =>
+  text.replace(/(<loc\d{4}>){4}/g, "▢").replace(/(<seg\d{3}>)+/g, "◪").replace(/▢◪?(?=\S)/g, "$& ");
+
 /** An answer as words, those that `other` lacks marked. @param {any} result @param {any} other */
 export function answerText(result, other = null) {
-  const words = result.text.split(/(?<=\s)/);
+  const words = readable(result.text).split(/(?<=\s)/);
   if (!result.text.trim()) return el("span", { class: "nothing", text: "(nothing)" });
-  const isNew = other ? newWords(other.text.split(/(?<=\s)/), words) : words.map(() => false);
+  const isNew = other ? newWords(readable(other.text).split(/(?<=\s)/), words) : words.map(() => false);
   return words.map((/** @type {string} */ word, /** @type {number} */ i) =>
     isNew[i] ? el("mark", { text: word }) : word,
   );
