@@ -31,16 +31,16 @@ function themeButton() {
 
 /** @param {Store} store */
 function linkButton(store) {
-  const control = button("Copy link", async () => {
+  const control = button("Link", async () => {
     const url = location.href.split("#")[0] + toHash(store.state);
     history.replaceState(null, "", url);
     try {
       await navigator.clipboard.writeText(url);
       control.textContent = "Copied";
     } catch {
-      control.textContent = "In the address bar";
+      control.textContent = "See the address";
     }
-    setTimeout(() => (control.textContent = "Copy link"), 1500);
+    setTimeout(() => (control.textContent = "Link"), 1500);
   }, { class: "chip", title: "the whole state is in the address; photographs are not" });
   return control;
 }
@@ -110,7 +110,7 @@ async function main() {
   await own.run();
   document.documentElement.dataset.ready = "true";
   tour.resume();
-  Object.assign(window, { lab: { store: own, tour, tours: TOURS } });
+  Object.assign(window, { lab: { store: own, stage, tour, tours: TOURS } });
 }
 
 main();

@@ -96,7 +96,8 @@ export const maskView = {
       const paper = color("--soft");
       for (let i = 0; i < mask.length; i++) {
         const s = i % T;
-        const paint = mask[i] ? paints[s < patches ? 0 : s < end ? 1 : 2] : paper;
+        const full = paints[s < patches ? 0 : s < end ? 1 : 2];
+        const paint = mask[i] ? full.map((v, c) => Math.round(0.72 * v + 0.28 * paper[c])) : paper;
         image.data.set(paint, 4 * i);
       }
       context.putImageData(image, 0, 0);
