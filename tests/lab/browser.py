@@ -1,4 +1,4 @@
-"""A real browser, spoken to in the W3C's WebDriver protocol: Debian's chromium and chromium-driver."""
+"""A real browser, spoken to in the W3C's WebDriver protocol: chromium and its chromedriver."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
 
 from paliglass import (
     PaliGemma,
@@ -29,7 +30,6 @@ from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.sampling import draw, keep_top_k, keep_top_p
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import detect_prompt, segment_prompt
-from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
 
 pytestmark = needs_node
 
@@ -52,9 +52,42 @@ def texts(count: int) -> list[str]:
     """Prompts of words, spaces, other scripts, emoji and tokens written out."""
     source = random.Random(0)
     pieces = [
-        *("what color is the star?", "detect", "caption en", " ", "  ", "   ", "\n", "\t", "tractor"),
-        *("Überraschung", "你好", "日本語", "привет", "مرحبا", "🦊", "👩‍👩‍👧", "🇩🇪", "é", "e\u0301", "𝔸"),
-        *("<loc0001>", "<seg000>", "<eos>", "<image>", "<loc", "<0x0A>", "▁", "<<bos>>", "\ufeff", "\0"),
+        *(
+            "what color is the star?",
+            "detect",
+            "caption en",
+            " ",
+            "  ",
+            "   ",
+            "\n",
+            "\t",
+            "tractor",
+        ),
+        *(
+            "Überraschung",
+            "你好",
+            "日本語",
+            "привет",
+            "مرحبا",
+            "🦊",
+            "👩‍👩‍👧",
+            "🇩🇪",
+            "é",
+            "e\u0301",
+            "𝔸",
+        ),
+        *(
+            "<loc0001>",
+            "<seg000>",
+            "<eos>",
+            "<image>",
+            "<loc",
+            "<0x0A>",
+            "▁",
+            "<<bos>>",
+            "\ufeff",
+            "\0",
+        ),
     ]
     letters = [*range(32, 127), *range(160, 400), *range(0x4E00, 0x4E40), *range(0x1F600, 0x1F640)]
     return [
@@ -71,9 +104,7 @@ def test_ids_and_texts_are_the_tokenizers(mini: PaliGemma) -> None:
     source = random.Random(1)
     ids = [[source.randrange(3200) for _ in range(source.randint(0, 20))] for _ in range(1000)]
     ids += [[source.randrange(4, 260) for _ in range(source.randint(0, 8))] for _ in range(1000)]
-    found = run_engine(
-        "tokenize", tokenizer=str(MINI / "tokenizer.json"), texts=asked, ids=ids
-    )
+    found = run_engine("tokenize", tokenizer=str(MINI / "tokenizer.json"), texts=asked, ids=ids)
     assert found["plain"] == [mini.processor.encode_plain(text) for text in asked]
     assert found["special"] == [
         mini.processor.tokenizer.encode(text, add_special_tokens=False).ids for text in asked
@@ -93,7 +124,9 @@ def test_pictures_are_resized_to_the_byte(tmp_path: Path) -> None:
             noise = np.where(noise > 127, np.uint8(255), np.uint8(0))  # bicubic overshoots
         images.append(Image.fromarray(noise))
         sides.append(int(source.choice([128, 224, 64, 33])))
-    stored = [one | {"side": side} for one, side in zip(store(tmp_path, images), sides, strict=True)]
+    stored = [
+        one | {"side": side} for one, side in zip(store(tmp_path, images), sides, strict=True)
+    ]
     run_engine("resize", pictures=stored, out=str(tmp_path / "out"))
     found = np.fromfile(tmp_path / "out", dtype=np.uint8)
     for image, side in zip(images, sides, strict=True):
@@ -177,12 +210,16 @@ def test_what_happens_inside_is_what_a_trace_sees(
         inputs = tower.patch_embeddings if stack is tower else stack.hidden(INPUTS)
         expected += [inputs, *(stack.hidden(name.removesuffix(".self_attn")) for name in names)]
     flat = torch.cat([one.flatten() for one in expected])
-    torch.testing.assert_close(torch.from_numpy(floats(tmp_path / "out", -1)), flat, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.from_numpy(floats(tmp_path / "out", -1)), flat, atol=1e-3, rtol=1e-4
+    )
 
     position = row.answer.start
     layer = mini.model.language_model.model.layers[1].self_attn
     assert [one["id"] for one in found["lens"]] == [one.id for one in row.lens(1, 3)[0]]
-    assert found["logit"] == pytest.approx(row.logits()[position, found["answer"][0]].item(), abs=1e-4)
+    assert found["logit"] == pytest.approx(
+        row.logits()[position, found["answer"][0]].item(), abs=1e-4
+    )
     assert found["attributed"] == pytest.approx(found["logit"], abs=1e-3)
     assert found["last"] == pytest.approx(found["logit"], abs=1e-3)
     cell = found["cell"]
@@ -190,7 +227,9 @@ def test_what_happens_inside_is_what_a_trace_sees(
     assert cell["dot"] * cell["scale"] == pytest.approx(cell["score"], abs=1e-4)
     # A token at distance 0 from itself: the score that its query and its key really have.
     query, key = row.query(1)[0, 7], row.key(1)[0, 7]
-    assert found["scores"][0] == pytest.approx((query @ key * layer.attention.scale).item(), abs=1e-3)
+    assert found["scores"][0] == pytest.approx(
+        (query @ key * layer.attention.scale).item(), abs=1e-3
+    )
     # The cache is all that an answer knows of the prompt.
     assert found["stale"] == found["text"]
 
@@ -266,7 +305,9 @@ def test_another_shape_runs_too(tmp_path: Path) -> None:
     config["text_config"] |= {"query_pre_attn_scalar": 30, "num_image_tokens": 16}
     config |= {"projection_dim": 64, "hidden_size": 64}
     config["vision_config"]["projection_dim"] = 64
-    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig.from_dict(copy.deepcopy(config))).eval()
+    model = PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig.from_dict(copy.deepcopy(config))
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.25)
@@ -308,7 +349,9 @@ def test_the_dual_encoder_is_the_packages(tmp_path: Path) -> None:
     )
     with torch.inference_mode():
         pixels = torch.stack([processor.pixels(image) for image in images])
-        expected = torch.cat((model.embed_images(pixels), model.embed_texts(**processor.words(asked))))
+        expected = torch.cat(
+            (model.embed_images(pixels), model.embed_texts(**processor.words(asked)))
+        )
     mine = torch.from_numpy(floats(tmp_path / "out", 9, -1))
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
     assert found["scale"] == pytest.approx(model.scale.item(), rel=1e-6)
@@ -353,6 +396,8 @@ def test_masks_are_the_codecs(tmp_path: Path) -> None:
 
 
 def test_the_kernel_is_its_sources() -> None:
-    wasmtime = pytest.importorskip("wasmtime", reason="wasmtime, which reads .wat, is not installed")
+    wasmtime = pytest.importorskip(
+        "wasmtime", reason="wasmtime, which reads .wat, is not installed"
+    )
     source = (ENGINE / "kernel.wat").read_text(encoding="utf-8")
     assert bytes(wasmtime.wat2wasm(source)) == (ENGINE / "kernel.wasm").read_bytes()

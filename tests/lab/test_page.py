@@ -1,4 +1,4 @@
-"""The lab in a real browser, from a file and without a network: what it shows is what torch computes."""
+"""The lab in a real browser, from a file, without a network: it shows what torch computes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import torch
 from PIL import Image
+from tests.lab.browser import Browser, needs_browser, start_browser
+from tests.lab.helpers import MINI
 
 from paliglass import PaliGemma, load
 from paliglass.cli import main
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.inspect.tracing import TracedRow, trace
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
-from tests.lab.browser import Browser, needs_browser, start_browser
-from tests.lab.helpers import MINI
 
 pytestmark = needs_browser
 
 VIEWS = "live attention mask bench break boxes cache lens rope contrastive".split()
-SETTLED = "const {store} = lab; do { await store.idle; await new Promise(f => setTimeout(f, 250)); } while (store.busy);"
+# The engine has nothing left to answer, and goes on having nothing.
+SETTLED = """
+    const {store} = lab;
+    for (let calm = 0; calm < 4; ) {
+      await new Promise(f => setTimeout(f, 40));
+      calm = store.busy || store.client.waiting.size ? 0 : calm + 1;
+    }"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,10 @@ def do(browser: Browser, script: str) -> None:
 def click(browser: Browser, label: str) -> None:
     """Presses the button that reads so."""
     find = "[...document.querySelectorAll('button')].find(b => b.textContent.trim() === given[0])"
-    browser.run(f"const button = {find}; if (!button) throw Error('no ' + given[0]); button.click(); {SETTLED}", label)
+    browser.run(
+        f"const b = {find}; if (!b) throw Error('no ' + given[0]); b.click(); {SETTLED}",
+        label,
+    )
 
 
 def text(browser: Browser, selector: str) -> str:
@@ -151,22 +159,48 @@ def test_the_answer_and_how_sure_it_is(browser: Browser, page: str, mini: PaliGe
 def test_dragging_a_thing_answers_anew(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "live", task="detect", words={"detect": "tractor"})
     before = drawn(browser)
-    box = browser.run("const b = lab.stage.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]")
-    start, end = ([round(box[0] + x * box[2]), round(box[1] + y * box[2])] for x, y in ((0.3, 0.64), (0.6, 0.7)))
+    box = browser.run(
+        "const b = lab.stage.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    start, end = (
+        [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
+        for x, y in ((0.3, 0.64), (0.6, 0.7))
+    )
     moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0} for x, y in (start, end, end)]
-    pressed = [moves[0], {"type": "pointerDown", "button": 0}, *moves[1:], {"type": "pointerUp", "button": 0}]
-    mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": pressed}
+    pressed = [
+        moves[0],
+        {"type": "pointerDown", "button": 0},
+        *moves[1:],
+        {"type": "pointerUp", "button": 0},
+    ]
+    mouse = {
+        "type": "pointer",
+        "id": "mouse",
+        "parameters": {"pointerType": "mouse"},
+        "actions": pressed,
+    }
     browser.ask("POST", "/actions", actions=[mouse])
     browser.run(SETTLED)
     after = drawn(browser)
     assert before.tobytes() != after.tobytes()
     found = browser.run("return lab.store.result.text")
-    assert found == mini.generate(after, "detect tractor") != mini.generate(before, "detect tractor")
+    assert (
+        found == mini.generate(after, "detect tractor") != mini.generate(before, "detect tractor")
+    )
     assert text(browser, ".side.a p").startswith("detect tractor")  # the state before
 
 
 def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:
-    show(browser, page, "attention", task="ask", words={"ask": "how many stars?"}, layer=2, head=3, edits={"noRotary": True})
+    show(
+        browser,
+        page,
+        "attention",
+        task="ask",
+        words={"ask": "how many stars?"},
+        layer=2,
+        head=3,
+        edits={"noRotary": True},
+    )
     do(browser, "lab.store.set({token: 20, key: 7})")
     browser.run("await new Promise(f => setTimeout(f, 400))")
     address, said = browser.run("return [location.href, lab.store.result.text]")
@@ -198,11 +232,28 @@ def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: Pa
 
 def test_painting_forbids(browser: Browser, page: str) -> None:
     show(browser, page, "mask")
-    box = browser.run("const c = document.querySelector('.mask-canvas'); c.scrollIntoView({block: 'center'}); const b = c.getBoundingClientRect(); return [b.x, b.y, b.width]")
-    corner = [[round(box[0] + x * box[2]), round(box[1] + y * box[2])] for x, y in ((0.02, 0.85), (0.7, 0.99))]
+    box = browser.run(
+        "const canvas = document.querySelector('.mask-canvas');"
+        "canvas.scrollIntoView({block: 'center'});"
+        "const b = canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    corner = [
+        [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
+        for x, y in ((0.02, 0.85), (0.7, 0.99))
+    ]
     moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0} for x, y in corner]
-    pressed = [moves[0], {"type": "pointerDown", "button": 0}, moves[1], {"type": "pointerUp", "button": 0}]
-    mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": pressed}
+    pressed = [
+        moves[0],
+        {"type": "pointerDown", "button": 0},
+        moves[1],
+        {"type": "pointerUp", "button": 0},
+    ]
+    mouse = {
+        "type": "pointer",
+        "id": "mouse",
+        "parameters": {"pointerType": "mouse"},
+        "actions": pressed,
+    }
     before = browser.run("return lab.store.result.text")
     browser.ask("POST", "/actions", actions=[mouse])
     browser.run(SETTLED)
@@ -233,7 +284,9 @@ def test_breaking_asks_first_and_tells_the_truth(
 ) -> None:
     show(browser, page, "break")
     click(browser, "Red and blue swapped")
-    assert browser.run("return Object.keys(lab.store.state.edits).length") == 0  # not before a guess
+    assert (
+        browser.run("return Object.keys(lab.store.state.edits).length") == 0
+    )  # not before a guess
     click(browser, "The same")
     red, green, blue = drawn(browser).split()
     expected = mini.generate(Image.merge("RGB", (blue, green, red)), "caption en")
@@ -280,11 +333,17 @@ def test_the_lens_reads_what_the_package_reads(
     for layer in range(4):
         expected = [percent(step[0].probability) for step in row.lens(layer)]
         cells = f".lens tbody tr:nth-child({4 - layer}) td:nth-child(n + {2 + 3}) button"
-        titles = browser.run("return [...document.querySelectorAll(given[0])].map(n => n.title)", cells)
+        titles = browser.run(
+            "return [...document.querySelectorAll(given[0])].map(n => n.title)", cells
+        )
         assert titles == expected
     click(browser, "An empty picture")
     browser.wait("document.querySelector('.thumb')")
-    do(browser, "[...document.querySelectorAll('button')].find(b => b.textContent.startsWith('Paste B')).click()")
+    do(
+        browser,
+        "[...document.querySelectorAll('button')]"
+        ".find(b => b.textContent.startsWith('Paste B')).click()",
+    )
     assert browser.run("return lab.store.state.edits.patches.length") == 1
 
 
@@ -308,7 +367,9 @@ def test_cosines_are_the_dual_encoders(browser: Browser, page: str) -> None:
     browser.wait("document.querySelector('.pairs')")
     model, processor = load_contrastive(MINI.parent / "mini_dual")
     model = model.float()
-    asked = browser.run("return [...document.querySelectorAll('.pairs textarea')].map(n => n.value)")
+    asked = browser.run(
+        "return [...document.querySelectorAll('.pairs textarea')].map(n => n.value)"
+    )
     with torch.inference_mode():
         picture = model.embed_images(processor.pixels(drawn(browser))[None])
         expected = (picture @ model.embed_texts(**processor.words(asked)).T)[0].tolist()
@@ -317,7 +378,10 @@ def test_cosines_are_the_dual_encoders(browser: Browser, page: str) -> None:
     assert shown == pytest.approx(expected, abs=0.006)
     click(browser, "Train with SigLIP's")
     browser.wait("document.querySelector('.toy + div .readout').textContent.startsWith('step 600')")
-    first, last = browser.run("return document.querySelector('.toy + div .readout').textContent.match(/[0-9.]+(?=\\)| \\()/g).map(Number)")
+    first, last = browser.run(
+        "const {textContent} = document.querySelector('.toy + div .readout');"
+        "return textContent.match(/[0-9.]+(?=\\)| \\()/g).map(Number)"
+    )
     assert first < last  # the loss, now and at first
 
 

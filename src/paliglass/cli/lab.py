@@ -22,17 +22,18 @@ def lab(
 ) -> None:
     """Open the lab: a live model in a web page, every part there to be looked at and broken.
 
-    It is one file that needs no network and no server: --out FILE writes it, to be mailed or hosted.
+    It is one file that needs no network and no server; --out FILE writes it, to be mailed or hosted
+    anywhere.
     """
-    import tempfile
+    import os
     import webbrowser
 
     from paliglass.checkpoints.hub import locate
     from paliglass.formats.export import write_files
     from paliglass.lab.build import build
 
-    path = out or Path(tempfile.gettempdir()) / "paliglass-lab" / "lab.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = out or cache / "paliglass" / "lab.html"
     page = build(locate(model), locate("mini-dual"))
     write_files(path.parent, {path.name: page})
     print(f"{path}: {len(page) / 1e6:.1f} MB")

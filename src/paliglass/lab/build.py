@@ -95,11 +95,15 @@ def build(model: Path, dual: Path | None) -> str:
         "codec": model / "mask_codec.safetensors",
         "kernel": ENGINE / "kernel.wasm",
     }
-    duals = {} if dual is None else {
-        "dual-config": dual / "config.json",
-        "dual-tokenizer": dual / "tokenizer.json",
-        "dual-weights": dual / "model.safetensors",
-    }
+    duals = (
+        {}
+        if dual is None
+        else {
+            "dual-config": dual / "config.json",
+            "dual-tokenizer": dual / "tokenizer.json",
+            "dual-weights": dual / "model.safetensors",
+        }
+    )
     for path in (parts["weights"], *(p for p in duals.values())):
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; the lab wants weights in one file")

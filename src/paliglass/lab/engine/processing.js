@@ -16,6 +16,12 @@ export function rgb({ width, height, data }) {
   const out = new Uint8Array(width * height * 3);
   for (let i = 0; i < width * height; i++) {
     const alpha = data[4 * i + 3];
+    if (alpha === 255) {
+      out[3 * i] = data[4 * i];
+      out[3 * i + 1] = data[4 * i + 1];
+      out[3 * i + 2] = data[4 * i + 2];
+      continue;
+    }
     for (let c = 0; c < 3; c++)
       out[3 * i + c] = Math.round((data[4 * i + c] * alpha + 255 * (255 - alpha)) / 255);
   }

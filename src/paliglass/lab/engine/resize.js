@@ -47,17 +47,19 @@ const byte = (sum) => Math.min(Math.max(sum >> PRECISION, 0), 255);
 function resample(data, outer, from, inner, to) {
   if (from === to) return data;
   const out = new Uint8Array(outer * to * inner);
-  coefficients(from, to).forEach(({ first, weights }, place) => {
-    for (let o = 0; o < outer; o++) {
+  const taps = coefficients(from, to);
+  for (let o = 0; o < outer; o++)
+    for (let place = 0; place < to; place++) {
+      const { first, weights } = taps[place];
       const source = (o * from + first) * inner;
       const target = (o * to + place) * inner;
       for (let i = 0; i < inner; i++) {
         let sum = 1 << (PRECISION - 1);
-        for (let k = 0; k < weights.length; k++) sum += data[source + k * inner + i] * weights[k];
+        for (let k = 0, at = source + i; k < weights.length; k++, at += inner)
+          sum = (sum + Math.imul(data[at], weights[k])) | 0;
         out[target + i] = byte(sum);
       }
     }
-  });
   return out;
 }
 

@@ -6,8 +6,8 @@ import { softmax } from "./layers/attention.js";
  * @typedef {object} Sampling
  * @property {number} [temperature] 0: the likeliest (greedy)
  * @property {number} [topK] sample among the k likeliest
- * @property {number} [topP] … the fewest that together reach p (arXiv 1904.09751)
- * @property {number} [minP] … those at least minP times as likely as the likeliest
+ * @property {number} [topP] among the fewest that together reach p (arXiv 1904.09751)
+ * @property {number} [minP] among those at least minP times as likely as the likeliest
  */
 
 /** @param {Float32Array} logits */

@@ -14,6 +14,8 @@ export class Client {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
     this.worker = new Worker(url);
     this.next = 1;
+    /** @type {Promise<any> | null} */
+    this.dual = null;
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
     this.waiting = new Map();
     this.worker.onmessage = ({ data: { id, result, error } }) => {

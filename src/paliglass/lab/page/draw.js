@@ -19,7 +19,7 @@ export function drawMap(canvas, picture, map) {
 }
 
 /** Only the colour. @param {HTMLCanvasElement} canvas @param {HeatMap} map */
-export function overlay(canvas, { values, top, color: name = "--vision" }) {
+export function overlay(canvas, { values, top, color: name = "--on-vision" }) {
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const side = Math.round(Math.sqrt(values.length));
   const [r, g, b] = color(name);
@@ -31,14 +31,15 @@ export function overlay(canvas, { values, top, color: name = "--vision" }) {
   }
 }
 
-/** The scale of a map, in per cent. @param {number} top @param {string} name */
-export function legend(top, name = "--vision") {
+/** The scale of a map, in per cent. @param {number} top @param {string} name
+ * @param {boolean} open whether values beyond the end look like the end */
+export function legend(top, name = "--on-vision", open = false) {
   return el(
     "span",
     { class: "legend" },
     "0",
     el("i", { style: { background: `linear-gradient(90deg, transparent, color-mix(in srgb, var(${name}) 60%, transparent))` } }),
-    percent(top),
+    open ? `${percent(top)} and more` : percent(top),
   );
 }
 

@@ -46,6 +46,9 @@ export class Stage {
     this.tool = "move";
     this.color = 0;
     this.picked = -1; // the thing that is being moved
+    this.shownTask = "";
+    /** @type {any} */
+    this.input = null;
     /** @type {import("./draw.js").HeatMap | null} */
     this.map = null;
     this.name = "";

@@ -56,10 +56,11 @@ export const attentionView = {
       const all = await store.client.ask("heads", { run: result.run, part, token, to });
       if (turn !== asked) return;
       const { patches } = config;
-      const top = scaleOf(Math.max(...all.flat().map((/** @type {Float32Array} */ weights) => Math.max(...weights.subarray(0, patches)))));
+      const most = Math.max(...all.flat().map((/** @type {Float32Array} */ weights) => Math.max(...weights.subarray(0, patches))));
+      const top = Math.min(scaleOf(most), 0.1); // one scale for all heads, or they could not be compared
       fill(
         grid,
-        el("div", { class: "grid-head" }, el("span", { text: "head →" }), legend(top)),
+        el("div", { class: "grid-head" }, el("span", { text: "head →" }), legend(top, "--on-vision", most > top)),
         all.map((/** @type {Float32Array[]} */ heads, /** @type {number} */ l) =>
           el("div", { class: "layer", role: "group", "aria-label": `layer ${l}` },
             el("span", { class: "layer-name", text: `${l}` }),

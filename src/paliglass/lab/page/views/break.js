@@ -97,7 +97,7 @@ export const breakView = {
             cell(`${part}.${l}.mlp`, "MLP"),
             cell(`${part}.${l}`, "layer"))));
       const cell = (/** @type {string} */ part, /** @type {string} */ label) =>
-        button(label, () => toggle(part), { class: "part", "aria-pressed": String(off.includes(part)), "aria-label": `${part} off` });
+        button(label, () => toggle(part), { class: "part", "aria-pressed": String(off.includes(part)), "aria-label": `${label}: ${part} off` });
       const { vision, text: decoder } = store.config;
       fill(
         parts,

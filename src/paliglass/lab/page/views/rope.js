@@ -93,11 +93,17 @@ export const ropeView = {
       fill(
         all,
         el("h3", {}, "All heads; lines at 0, ", [1, 2, 3, 4].map((i) => perRow * i).filter((x) => x < MOST).join(", "), `: a row of the picture is ${perRow} patches`),
-        el("div", { class: "curves" }, every.map((one, i) => el("button", { type: "button", class: "curve", "aria-pressed": String(i === layer * heads + head), "aria-label": `layer ${Math.floor(i / heads)}, head ${i % heads}`, on: { click: () => store.set({ layer: Math.floor(i / heads), head: i % heads }) } },
+        el("div", { class: "curves" }, every.map((one, i) => el("button", { type: "button", class: "curve", "aria-pressed": String(i === layer * heads + head), "aria-label": `${Math.floor(i / heads)}·${i % heads}: layer ${Math.floor(i / heads)}, head ${i % heads}`, on: { click: () => store.set({ layer: Math.floor(i / heads), head: i % heads }) } },
           plot(one.scores, perRow, true), el("span", { text: `${Math.floor(i / heads)}·${i % heads}` })))),
       );
-      const peaks = chosen.scores.map((/** @type {number} */ v, /** @type {number} */ i) => [v, i]).filter(([v, i]) => i > 0 && i < MOST - 1 && v > chosen.scores[i - 1] && v > chosen.scores[i + 1]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-      fill(text, inWords(`Layer ${layer}, head ${head}, ${span === "patches" ? "the mean patch" : `the mean of the words from ${shown(store.word(range[0]))}`}: ${number(chosen.scores[0])} at distance 0; ${peaks.map(([v, i]) => `a peak of ${number(v)} at ${i}`).join(", ")}. A row of the picture is ${perRow} patches long.`));
+      /** @type {number[]} */
+      const scores = chosen.scores;
+      const peaks = scores
+        .map((value, distance) => ({ value, distance }))
+        .filter(({ value, distance: i }) => i > 0 && i < MOST - 1 && value > scores[i - 1] && value > scores[i + 1])
+        .sort((a, b) => b.value - a.value)
+        .slice(0, 3);
+      fill(text, inWords(`Layer ${layer}, head ${head}, ${span === "patches" ? "the mean patch" : `the mean of the words from ${shown(store.word(range[0]))}`}: ${number(chosen.scores[0])} at distance 0; ${peaks.map(({ value, distance }) => `a peak of ${number(value)} at ${distance}`).join(", ")}. A row of the picture is ${perRow} patches long.`));
     };
     return { update };
   },
