@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import shutil
@@ -18,13 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
 
-from paliglass import (
-    PaliGemma,
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    load,
-)
+from paliglass import PaliGemma, PaliGemmaForConditionalGeneration, load
+from paliglass.checkpoints.folder import read_config
 from paliglass.contrastive.folders import load_contrastive
+from paliglass.generation import Request
 from paliglass.inspect.tracing import INPUTS, trace
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.sampling import draw, keep_top_k, keep_top_p
@@ -45,7 +41,7 @@ LIMIT = 40
 
 @pytest.fixture(scope="module")
 def mini() -> PaliGemma:
-    return load("mini", dtype="float32", pack=False)
+    return load("mini", dtype="float32", fast=False)
 
 
 def texts(count: int) -> list[str]:
@@ -97,6 +93,21 @@ def texts(count: int) -> list[str]:
         )
         for _ in range(count)
     ]
+
+
+def answer_ids(
+    model: PaliGemma,
+    image: Image.Image,
+    prompt: str,
+    limit: int,
+    grammar: ObjectGrammar | None = None,
+) -> list[int]:
+    """The tokens of the package's answer, `<eos>` included."""
+    constraint = grammar.start() if grammar else None
+    picture = model.processor.prepare(image)
+    request = Request(prompt, [picture], constraint, max_new_tokens=limit)
+    done = next(iter(model.complete([request])))
+    return done.ids + [model.processor.eos_token_id] * (done.finish_reason == "stop")
 
 
 def test_ids_and_texts_are_the_tokenizers(mini: PaliGemma) -> None:
@@ -182,8 +193,7 @@ def test_boxes_under_the_grammar_are_the_packages(mini: PaliGemma, tmp_path: Pat
     for image in images:
         for prompt, masks in ((detect_prompt(labels), False), (segment_prompt(labels), True)):
             grammar = ObjectGrammar(mini.processor, labels, masks)
-            done = mini.complete([image], [prompt], grammars=[grammar], max_new_tokens=60)[0]
-            expected.append(done.ids + [mini.processor.eos_token_id] * done.ended)
+            expected.append(answer_ids(mini, image, prompt, 60, grammar))
     assert [one["ids"] for one in found] == expected
 
 
@@ -265,15 +275,15 @@ def edited(mini: PaliGemma, name: str) -> Iterator[None]:
     decoder, tower = mini.model.language_model.model, mini.model.vision_tower.vision_model
 
     def change(_module: Any, inputs: Any) -> Any:
-        embeddings, positions, masks, *rest = inputs
-        mask = masks[0].clone()
+        embeddings, positions, mask, *rest = inputs
+        mask = mask.clone()
         count = mask.shape[-1]
         if name == "mask":
             mask &= torch.ones(count, count, dtype=torch.bool).tril()
         if name == "painted":
             mask[..., :64, 64:] = False
         shift = 1000 if name == "shift" else 0
-        return (embeddings, positions + shift, [mask] * len(masks), *rest)
+        return (embeddings, positions + shift, mask, *rest)
 
     def silence(_module: Any, inputs: Any) -> Any:
         mixed = inputs[0].clone()
@@ -305,14 +315,12 @@ def test_another_shape_runs_too(tmp_path: Path) -> None:
     config["text_config"] |= {"query_pre_attn_scalar": 30, "num_image_tokens": 16}
     config |= {"projection_dim": 64, "hidden_size": 64}
     config["vision_config"]["projection_dim"] = 64
-    model = PaliGemmaForConditionalGeneration(
-        PaliGemmaConfig.from_dict(copy.deepcopy(config))
-    ).eval()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    model = PaliGemmaForConditionalGeneration(read_config(tmp_path / "model")).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.25)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     save_file(dict(model.named_parameters()), tmp_path / "model" / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         shutil.copy(MINI / name, tmp_path / "model" / name)
@@ -325,9 +333,8 @@ def test_another_shape_runs_too(tmp_path: Path) -> None:
         requests=[{"prompt": "caption en", "maxNewTokens": 4}],
         out=str(tmp_path / "logits"),
     )["found"][0]
-    other = load(tmp_path / "model", dtype="float32", pack=False)
-    done = other.complete([image], ["caption en"], max_new_tokens=4)[0]
-    assert found["ids"] == done.ids + [other.processor.eos_token_id] * done.ended
+    other = load(tmp_path / "model", dtype="float32", fast=False)
+    assert found["ids"] == answer_ids(other, image, "caption en", 4)
     logits = torch.from_numpy(floats(tmp_path / "logits", len(found["ids"]), -1))
     with torch.inference_mode():
         expected = other.model(**other.processor("caption en", image)).logits[0, -1]

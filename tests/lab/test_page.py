@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def mini() -> PaliGemma:
-    return load("mini", dtype="float32", pack=False)
+    return load("mini", dtype="float32", fast=False)
 
 
 @pytest.fixture(autouse=True)
@@ -117,10 +117,10 @@ def percent(share: float) -> str:
 @contextmanager
 def causal(mini: PaliGemma) -> Iterator[None]:
     def change(_module: Any, inputs: Any) -> Any:
-        embeddings, positions, masks, *rest = inputs
-        count = embeddings.shape[1]
-        mask = masks[0] & torch.ones(count, masks[0].shape[-1], dtype=torch.bool).tril()
-        return (embeddings, positions, [mask] * len(masks) if count > 1 else masks, *rest)
+        embeddings, positions, mask, *rest = inputs
+        if embeddings.shape[1] > 1:  # what is decoded later is causal anyway
+            mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+        return (embeddings, positions, mask, *rest)
 
     handle = mini.model.language_model.model.register_forward_pre_hook(change)
     try:

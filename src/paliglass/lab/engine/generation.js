@@ -35,8 +35,8 @@ export class Run {
     this.answer = [];
     /** @type {Float32Array[]} before each answer token: logits of the words */
     this.logits = [];
-    /** @type {(import("./grammar.js").Choices | null)[]} what the grammar allowed there */
-    this.choices = [];
+    /** @type {(import("./grammar.js").Allowed | null)[]} what the grammar allowed there */
+    this.allowed = [];
     this.ended = false;
     this.cache = model.decoder.newCache();
     this.mask = model.mask(this.prompt, this.edits);
@@ -80,12 +80,12 @@ export class Run {
     const uniform = uniforms(sampling.seed ?? 0);
     let state = grammar?.start() ?? null;
     for (let step = 0; step < limit; step++) {
-      const choices = state?.choices(limit - step) ?? null;
-      const logits = choices ? allow(this.logits[step], choices) : this.logits[step];
+      const allowed = state?.allowed(limit - step) ?? null;
+      const logits = allowed ? allow(this.logits[step], allowed) : this.logits[step];
       const greedy = !sampling.temperature;
       const id =
         forced[step] ?? (greedy ? argmax(logits) : draw(distribution(logits, sampling), uniform()));
-      this.choices.push(choices);
+      this.allowed.push(allowed);
       this.answer.push(id);
       if (id === this.model.config.eos) {
         this.ended = true;

@@ -9,7 +9,7 @@ const CODES = 128;
 const LAST = BINS - 1;
 
 /** @typedef {import("./processing.js").Processor} Processor */
-/** @typedef {{ids: number[], low: number, high: number, excluded: number[]}} Choices
+/** @typedef {{ids: number[], low: number, high: number, excluded: number[]}} Allowed
  *   some ids, and those of low … high − 1 that are not excluded */
 
 class Node {
@@ -35,12 +35,12 @@ class Node {
     return node;
   }
 
-  /** Fills in `needs`, here and below. @param {number} objectNeed */
-  measure(objectNeed) {
-    if (this.opens !== null) this.needs.set(this.opens, objectNeed);
+  /** Fills in `needs`, here and below. @param {number} objectLength */
+  measure(objectLength) {
+    if (this.opens !== null) this.needs.set(this.opens, objectLength);
     if (this.end !== null) this.needs.set(this.end, 0);
     for (const child of this.children.values()) {
-      child.measure(objectNeed);
+      child.measure(objectLength);
       for (const [label, need] of child.needs)
         this.needs.set(label, Math.min(need + 1, this.needs.get(label) ?? Infinity));
     }
@@ -70,8 +70,8 @@ export class ObjectGrammar {
       opened.opens ??= i;
       longest = Math.max(longest, last.length);
     });
-    this.objectNeed = 4 + this.numCodes + longest;
-    this.trie.measure(this.objectNeed);
+    this.objectLength = 4 + this.numCodes + longest;
+    this.trie.measure(this.objectLength);
   }
 
   start() {
@@ -91,13 +91,13 @@ export class ObjectState {
     this.node = node;
   }
 
-  /** What may come next where `room` more tokens may be said. @param {number} room @returns {Choices} */
-  choices(room) {
+  /** What may come next where `budget` more tokens may be said. @param {number} budget @returns {Allowed} */
+  allowed(budget) {
     const { grammar, edges, node, said } = this;
     const { eos, firstLocation, firstCode } = grammar.processor;
     if (node) {
       const taken = this.taken(edges);
-      const ids = [...node.children].filter(([, child]) => child.need(taken) < room).map(([id]) => id);
+      const ids = [...node.children].filter(([, child]) => child.need(taken) < budget).map(([id]) => id);
       if (node.end !== null && !taken.has(node.end)) ids.push(eos);
       return { ids, low: 0, high: 0, excluded: [] };
     }
@@ -105,8 +105,8 @@ export class ObjectState {
     if (place === 4) return { ids: [], low: firstCode, high: firstCode + CODES, excluded: [] };
     const mayEnd = !said.length && !place;
     const ids = mayEnd ? [eos] : [];
-    if (mayEnd && room < grammar.objectNeed) return { ids, low: 0, high: 0, excluded: [] };
-    // The first edges leave room for the others, which lie beyond them.
+    if (mayEnd && budget < grammar.objectLength) return { ids, low: 0, high: 0, excluded: [] };
+    // The first edges leave budget for the others, which lie beyond them.
     const low = place >= 2 ? edges[place - 2] + 1 : 0;
     const high = place >= 2 ? BINS : LAST;
     const excluded = place === 3 ? this.usedUp() : [];
@@ -118,7 +118,7 @@ export class ObjectState {
     };
   }
 
-  /** The state after a token that `choices` allows. @param {number} id */
+  /** The state after a token that `allowed` allows. @param {number} id */
   after(id) {
     const { grammar, said, node } = this;
     if (node) {
@@ -149,7 +149,7 @@ export class ObjectState {
   }
 }
 
-/** Logits with all but the allowed words at −∞. @param {Float32Array} logits @param {Choices} choices */
+/** Logits with all but the allowed words at −∞. @param {Float32Array} logits @param {Allowed} allowed */
 export function allow(logits, { ids, low, high, excluded }) {
   const out = new Float32Array(logits.length).fill(-Infinity);
   out.set(logits.subarray(low, high), low);

@@ -154,7 +154,7 @@ export class Lab {
    * @param {{run: number, step: number}} which */
   logits({ run, step }) {
     const found = this.found(run);
-    return { logits: found.logits[step], choices: found.choices[step] ?? null };
+    return { logits: found.logits[step], allowed: found.allowed[step] ?? null };
   }
 
   /** The likeliest words before an answer's word. @param {{run: number, step: number, k?: number}} which */

@@ -116,18 +116,18 @@ export const boxesView = {
     const showGrammar = async (own, first) => {
       const { result } = store;
       const at = Math.min(Math.max(store.token - result.prompt.length + 1, 0), result.answer.length - 1);
-      const [best, { choices }] = await Promise.all([
+      const [best, { allowed }] = await Promise.all([
         store.client.ask("top", { run: result.run, step: at, k: 8 }),
         store.client.ask("logits", { run: result.run, step: at }),
       ]);
       if (own !== asked) return;
       const may = (/** @type {number} */ id) =>
-        !choices || choices.ids.includes(id) || (id >= choices.low && id < choices.high && !choices.excluded.includes(id));
+        !allowed || allowed.ids.includes(id) || (id >= allowed.low && id < allowed.high && !allowed.excluded.includes(id));
       fill(
         grammar,
         el("h3", { text: "The grammar" }),
         choice("grammar", [[false, "off: any word"], [true, "on: only what makes a readable answer"]], store.state.grammar, (value) => store.set({ grammar: value })),
-        el("p", { class: "hint" }, `Before word ${at + 1}, ${choices ? `${choices.ids.length + Math.max(choices.high - choices.low - choices.excluded.length, 0)} words may come` : "every word may come"}; choose another word in the sentence. The likeliest:`),
+        el("p", { class: "hint" }, `Before word ${at + 1}, ${allowed ? `${allowed.ids.length + Math.max(allowed.high - allowed.low - allowed.excluded.length, 0)} words may come` : "every word may come"}; choose another word in the sentence. The likeliest:`),
         el("div", { class: "tokens" }, best.map((/** @type {any} */ { id, word, p }) =>
           el("span", { class: `token answer ${may(id) ? "" : "forbidden"}`, style: { "--p": p.toFixed(3) } }, shown(word), el("small", { text: percent(p) })))),
       );
