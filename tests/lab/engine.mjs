@@ -12,7 +12,10 @@ const bytes = (path) => {
 };
 const json = (path) => JSON.parse(readFileSync(path, "utf8"));
 const save = (path, arrays) =>
-  writeFileSync(path, Buffer.concat(arrays.map((a) => Buffer.from(a.buffer, a.byteOffset, a.byteLength))));
+  writeFileSync(
+    path,
+    Buffer.concat(arrays.map((a) => Buffer.from(a.buffer, a.byteOffset, a.byteLength))),
+  );
 const picture = ({ path, width, height }) => ({ width, height, data: new Uint8Array(bytes(path)) });
 
 async function load(folder, wasm = true) {
@@ -38,7 +41,10 @@ const TASKS = {
 
   async resize() {
     const { square } = await engine("processing");
-    save(task.out, task.pictures.map((one) => square(picture(one), one.side)));
+    save(
+      task.out,
+      task.pictures.map((one) => square(picture(one), one.side)),
+    );
     return {};
   },
 
@@ -72,7 +78,8 @@ const TASKS = {
     const arrays = [];
     for (const [part, { layers, heads }] of Object.entries({ tower: vision, decoder: text })) {
       for (let layer = 0; layer < layers; layer++)
-        for (let head = 0; head < heads; head++) arrays.push(trace.attention(run, part, layer, head));
+        for (let head = 0; head < heads; head++)
+          arrays.push(trace.attention(run, part, layer, head));
       for (let layer = -1; layer < layers; layer++) arrays.push(trace.hidden(run, part, layer));
     }
     save(task.out, arrays);
@@ -96,7 +103,9 @@ const TASKS = {
     const { readSafetensors } = await engine("safetensors");
     const { Dual } = await engine("contrastive");
     const { tensors } = readSafetensors(bytes(`${task.folder}/model.safetensors`));
-    const [config, tokenizer] = ["config", "tokenizer"].map((name) => json(`${task.folder}/${name}.json`));
+    const [config, tokenizer] = ["config", "tokenizer"].map((name) =>
+      json(`${task.folder}/${name}.json`),
+    );
     const dual = new Dual(config, tensors, bytes(`${task.engine}/kernel.wasm`), tokenizer);
     save(task.out, [
       ...task.pictures.map((one) => dual.embedPicture(picture(one))),
@@ -108,7 +117,10 @@ const TASKS = {
   async sample() {
     const { distribution, draw } = await engine("sampling");
     const logits = new Float32Array(bytes(task.logits));
-    save(task.out, task.settings.map((settings) => distribution(logits, settings)));
+    save(
+      task.out,
+      task.settings.map((settings) => distribution(logits, settings)),
+    );
     return task.uniforms.map((uniform) => draw(distribution(logits, {}), uniform));
   },
 
@@ -116,7 +128,10 @@ const TASKS = {
     const { readSafetensors } = await engine("safetensors");
     const { MaskCodec } = await engine("mask_codec");
     const codec = new MaskCodec(readSafetensors(bytes(task.codec)).tensors);
-    save(task.out, task.codes.map((codes) => codec.decode(codes)));
+    save(
+      task.out,
+      task.codes.map((codes) => codec.decode(codes)),
+    );
     return {};
   },
 };

@@ -146,6 +146,7 @@ def test_pictures_are_resized_to_the_byte(tmp_path: Path) -> None:
         assert (mine == expected).all(), (image.size, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wasm", [True, False], ids=["wasm", "javascript"])
 def test_logits_and_tokens_are_torchs(mini: PaliGemma, tmp_path: Path, wasm: bool) -> None:
     images = [shapes(seed) for seed in range(50 if wasm else 2)]

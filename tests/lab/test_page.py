@@ -22,7 +22,7 @@ from paliglass.contrastive.folders import load_contrastive
 from paliglass.inspect.tracing import TracedRow, trace
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 VIEWS = "live attention mask bench break boxes cache lens rope contrastive".split()
 # The engine has nothing left to answer, and goes on having nothing.
@@ -292,6 +292,8 @@ def test_breaking_asks_first_and_tells_the_truth(
     expected = mini.generate(Image.merge("RGB", (blue, green, red)), "caption en")
     assert browser.run("return lab.store.result.text") == expected
     assert "not as you said" in text(browser, ".switch.on")
+    do(browser, "lab.store.set({view: 'live'})")
+    assert text(browser, ".changes").startswith("Changed: colours")  # whatever the view
 
 
 def test_boxes_edges_and_grammar_are_the_packages(

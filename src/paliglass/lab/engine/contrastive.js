@@ -47,7 +47,9 @@ export class Dual {
   constructor(config, tensors, wasm, tokenizer) {
     const { image_config: image, text_config: text } = config;
     if (image.model_type !== "resnet" || text.model_type !== "cbow")
-      throw new Error(`the lab runs a resnet with a cbow, not ${image.model_type}, ${text.model_type}`);
+      throw new Error(
+        `the lab runs a resnet with a cbow, not ${image.model_type}, ${text.model_type}`,
+      );
     this.config = config;
     this.tensors = tensors;
     this.kernel = new Kernel(tensors, wasm);
@@ -70,7 +72,10 @@ export class Dual {
   /** Convolution and BatchNorm in evaluation, as one linear map per window.
    * @param {string} name @param {Places} x @param {number} stride @returns {Places} */
   convolve(name, x, stride) {
-    const { data: w, shape: [O, I, k] } = this.tensors[`image_encoder.${name}.0.weight`];
+    const {
+      data: w,
+      shape: [O, I, k],
+    } = this.tensors[`image_encoder.${name}.0.weight`];
     const { out, side } = windows(x, k, stride);
     const y = this.kernel.linear(out, side * side, w, null, I * k * k, O);
     const [scale, shift, mean, variance] = ["weight", "bias", "running_mean", "running_var"].map(
@@ -121,7 +126,10 @@ export class Dual {
     const table = this.tensors["text_encoder.token_embedding.weight"].data;
     const mean = new Float32Array(width);
     for (const id of ids) for (let i = 0; i < width; i++) mean[i] += table[id * width + i];
-    return this.joint("text_projection", mean.map((v) => v / ids.length));
+    return this.joint(
+      "text_projection",
+      mean.map((v) => v / ids.length),
+    );
   }
 
   /** @param {string} name @param {Float32Array} x */

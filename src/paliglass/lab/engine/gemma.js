@@ -38,7 +38,12 @@ export class Gemma {
 
   newCache() {
     const { layers, heads, keyHeads, headDim, width } = this.config;
-    return new KVCache({ layers, queryWidth: heads * headDim, keyWidth: keyHeads * headDim, width });
+    return new KVCache({
+      layers,
+      queryWidth: heads * headDim,
+      keyWidth: keyHeads * headDim,
+      width,
+    });
   }
 
   /** Ids → T × D: rows of the table times √D. @param {ArrayLike<number>} ids @param {Edits} edits */
@@ -124,7 +129,11 @@ export class Gemma {
   project(number, h, start, cache, edits) {
     const { width, heads: H, keyHeads: K, headDim: d, theta } = this.config;
     const T = h.length / width;
-    const [q, k, v] = [["q", H], ["k", K], ["v", K]].map(([part, heads]) =>
+    const [q, k, v] = [
+      ["q", H],
+      ["k", K],
+      ["v", K],
+    ].map(([part, heads]) =>
       this.linear(`layers.${number}.self_attn.${part}_proj`, h, width, Number(heads) * d),
     );
     if (!edits.noRotary) {

@@ -48,7 +48,9 @@ class Node {
 
   /** The fewest tokens to an end that is not taken. @param {Set<number>} taken */
   need(taken) {
-    return Math.min(...[...this.needs].filter(([label]) => !taken.has(label)).map(([, need]) => need));
+    return Math.min(
+      ...[...this.needs].filter(([label]) => !taken.has(label)).map(([, need]) => need),
+    );
   }
 }
 
@@ -97,7 +99,9 @@ export class ObjectState {
     const { eos, firstLocation, firstCode } = grammar.processor;
     if (node) {
       const taken = this.taken(edges);
-      const ids = [...node.children].filter(([, child]) => child.need(taken) < budget).map(([id]) => id);
+      const ids = [...node.children]
+        .filter(([, child]) => child.need(taken) < budget)
+        .map(([id]) => id);
       if (node.end !== null && !taken.has(node.end)) ids.push(eos);
       return { ids, low: 0, high: 0, excluded: [] };
     }
@@ -137,7 +141,9 @@ export class ObjectState {
 
   /** Labels that these edges have been said with. @param {number[]} edges */
   taken(edges) {
-    return new Set(this.said.filter((one) => `${one.edges}` === `${edges}`).map(({ label }) => label));
+    return new Set(
+      this.said.filter((one) => `${one.edges}` === `${edges}`).map(({ label }) => label),
+    );
   }
 
   /** Last edges whose box has been said with every label. */

@@ -77,8 +77,14 @@ export function linear(x, T, w, b, I, O) {
     const from = t * I;
     let o = 0;
     for (; o + 3 < O; o += 4) {
-      let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      const w0 = o * I, w1 = w0 + I, w2 = w1 + I, w3 = w2 + I;
+      let s0 = 0,
+        s1 = 0,
+        s2 = 0,
+        s3 = 0;
+      const w0 = o * I,
+        w1 = w0 + I,
+        w2 = w1 + I,
+        w3 = w2 + I;
       for (let i = 0; i < I; i++) {
         const v = x[from + i];
         s0 += v * w[w0 + i];

@@ -199,7 +199,9 @@ export class Lab {
   mask({ run }) {
     const found = this.found(run);
     const T = found.cache.length;
-    return Uint8Array.from({ length: T * T }, (_, i) => Number(found.mask(Math.floor(i / T), i % T)));
+    return Uint8Array.from({ length: T * T }, (_, i) =>
+      Number(found.mask(Math.floor(i / T), i % T)),
+    );
   }
 
   /** @param {{run: number, layer: number, head: number, most: number, span: [number, number]}} which */
@@ -228,7 +230,9 @@ export class Lab {
 
   /** What ids are called, by id. @param {{ids: number[]}} which @returns {Record<number, string>} */
   words({ ids }) {
-    return Object.fromEntries(ids.map((id) => [id, /** @type {Processor} */ (this.processor).spell(id)]));
+    return Object.fromEntries(
+      ids.map((id) => [id, /** @type {Processor} */ (this.processor).spell(id)]),
+    );
   }
 
   /** @param {{text: string}} which */

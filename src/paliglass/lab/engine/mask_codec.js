@@ -20,7 +20,8 @@ export function convolve({ data, channels, side }, w, b, k) {
             for (let j = 0; j < k; j++) {
               const column = x + j - pad;
               if (column < 0 || column >= side) continue;
-              sum += data[(c * side + row) * side + column] * w[((o * channels + c) * k + i) * k + j];
+              sum +=
+                data[(c * side + row) * side + column] * w[((o * channels + c) * k + i) * k + j];
             }
           }
         out[(o * side + y) * side + x] = sum;

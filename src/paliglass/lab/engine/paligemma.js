@@ -41,21 +41,30 @@ export class PaliGemma {
    * @param {number[]} ids @param {Float32Array} features @param {Edits} edits */
   embed(ids, features, edits = {}) {
     const { imageToken, text } = this.config;
-    const x = this.decoder.embed(ids.map((id) => (id === imageToken ? 0 : id)), edits);
+    const x = this.decoder.embed(
+      ids.map((id) => (id === imageToken ? 0 : id)),
+      edits,
+    );
     let next = 0;
     ids.forEach((id, t) => {
       if (id !== imageToken) return;
       x.set(features.subarray(next, next + text.width), t * text.width);
       next += text.width;
     });
-    if (next !== features.length) throw new Error("ids and features differ in their number of patches");
+    if (next !== features.length)
+      throw new Error("ids and features differ in their number of patches");
     return x;
   }
 
   /** The prompt through the decoder: an empty cache is filled. T × D after the last norm.
    * @param {number[]} ids @param {Float32Array} features @param {KVCache} cache @param {Edits} edits */
   prefill(ids, features, cache, edits = {}) {
-    return this.decoder.extend(this.embed(ids, features, edits), cache, this.mask(ids, edits), edits);
+    return this.decoder.extend(
+      this.embed(ids, features, edits),
+      cache,
+      this.mask(ids, edits),
+      edits,
+    );
   }
 
   /** The mask of a prompt and what follows it. @param {number[]} ids @param {Edits} edits */

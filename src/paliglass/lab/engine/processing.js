@@ -64,7 +64,11 @@ export class Processor {
       for (let i = 0; i < bytes.length; i += 3) [bytes[i], bytes[i + 2]] = [bytes[i + 2], bytes[i]];
     if (edits.channels === "grey")
       for (let i = 0; i < bytes.length; i += 3)
-        bytes.fill(Math.round(0.299 * bytes[i] + 0.587 * bytes[i + 1] + 0.114 * bytes[i + 2]), i, i + 3);
+        bytes.fill(
+          Math.round(0.299 * bytes[i] + 0.587 * bytes[i + 1] + 0.114 * bytes[i + 2]),
+          i,
+          i + 3,
+        );
     return normalize(bytes, this.settings.image_mean, this.settings.image_std);
   }
 

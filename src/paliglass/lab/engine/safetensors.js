@@ -40,13 +40,18 @@ const WIDEN = {
 export function readSafetensors(file) {
   if (file.byteLength < 8) throw new Error("not a safetensors file: fewer than 8 bytes");
   const length = Number(new DataView(file).getBigUint64(0, true));
-  if (8 + length > file.byteLength) throw new Error("not a safetensors file: its header is cut off");
+  if (8 + length > file.byteLength)
+    throw new Error("not a safetensors file: its header is cut off");
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(file, 8, length)));
   /** @type {Tensors} */
   const tensors = {};
   for (const [name, entry] of Object.entries(header)) {
     if (name === "__metadata__") continue;
-    const { dtype, shape, data_offsets: [start, end] } = entry;
+    const {
+      dtype,
+      shape,
+      data_offsets: [start, end],
+    } = entry;
     if (!(dtype in WIDEN)) throw new Error(`${name} is ${dtype}; the lab reads BF16, F16 and F32`);
     if (8 + length + end > file.byteLength) throw new Error(`${name} is cut off`);
     tensors[name] = { shape, data: WIDEN[dtype](file.slice(8 + length + start, 8 + length + end)) };

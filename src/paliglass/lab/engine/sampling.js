@@ -43,7 +43,9 @@ export function distribution(logits, { temperature = 1, topK, topP, minP } = {})
   let kept = topK ? Math.min(topK, p.length) : p.length;
   if (topP !== undefined && topP < 1) {
     // As sampling.py does: the filters follow each other, so p counts among the k that are left.
-    let among = 0, reached = 0, i = 0;
+    let among = 0,
+      reached = 0,
+      i = 0;
     for (let j = 0; j < kept; j++) among += p[order[j]];
     while (i < kept && reached < topP * among) reached += p[order[i++]];
     kept = Math.max(i, 1);
@@ -62,7 +64,8 @@ export function distribution(logits, { temperature = 1, topK, topP, minP } = {})
 /** The id on which a number in [0, 1) falls when probabilities are laid end to end, in order of ids.
  * @param {Float32Array} p @param {number} uniform */
 export function draw(p, uniform) {
-  let reached = 0, last = 0;
+  let reached = 0,
+    last = 0;
   for (let i = 0; i < p.length; i++) {
     if (!p[i]) continue;
     reached += p[i];
@@ -74,7 +77,8 @@ export function draw(p, uniform) {
 
 /** log p of one id, by log-sum-exp. @param {Float32Array} logits @param {number} id */
 export function logProbability(logits, id) {
-  let most = -Infinity, sum = 0;
+  let most = -Infinity,
+    sum = 0;
   for (const z of logits) if (z > most) most = z;
   for (const z of logits) sum += Math.exp(z - most);
   return logits[id] - most - Math.log(sum);

@@ -85,7 +85,12 @@ export class SigLip {
     const P = x.length / width;
     const d = width / H;
     const norm = (/** @type {string} */ which) =>
-      layerNorm(x, this.weight(`${name}.${which}.weight`), this.weight(`${name}.${which}.bias`), eps);
+      layerNorm(
+        x,
+        this.weight(`${name}.${which}.weight`),
+        this.weight(`${name}.${which}.bias`),
+        eps,
+      );
     const h = norm("layer_norm1");
     const [q, k, v] = ["q", "k", "v"].map((part) =>
       this.linear(`${name}.self_attn.${part}_proj`, h, width, width),

@@ -10,7 +10,13 @@ const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&");
 
 /** A pattern that finds any of these, the longest first. @param {string[]} words */
 const anyOf = (words) =>
-  new RegExp(words.toSorted((a, b) => b.length - a.length).map(escaped).join("|") || "(?!)", "gu");
+  new RegExp(
+    words
+      .toSorted((a, b) => b.length - a.length)
+      .map(escaped)
+      .join("|") || "(?!)",
+    "gu",
+  );
 
 export class Tokenizer {
   /** @param {any} data tokenizer.json @param {{specialAsText?: boolean}} options
@@ -98,7 +104,8 @@ export class Tokenizer {
   merged(text) {
     const ids = this.characters(text.replaceAll(" ", SPACE));
     for (;;) {
-      let best = null, at = -1;
+      let best = null,
+        at = -1;
       for (let i = 0; i + 1 < ids.length; i++) {
         const merge = this.merges.get(this.pair(ids[i], ids[i + 1]));
         if (merge && (!best || merge.rank < best.rank)) [best, at] = [merge, i];
@@ -116,7 +123,9 @@ export class Tokenizer {
     let bytes = [];
     const flush = () => {
       try {
-        text += new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(bytes));
+        text += new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(
+          Uint8Array.from(bytes),
+        );
       } catch {
         text += "\ufffd".repeat(bytes.length);
       }

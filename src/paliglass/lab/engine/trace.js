@@ -103,16 +103,19 @@ export function attribution(run, position, id) {
   const { decoder, kernel } = run.model;
   const { width, layers, heads: H, headDim: d, eps, postNorms } = decoder.config;
   if (postNorms) throw new Error("attribution reads Gemma 1's layers, which add without a norm");
-  const row = (/** @type {Float32Array} */ x, n = width) => x.subarray(position * n, (position + 1) * n);
+  const row = (/** @type {Float32Array} */ x, n = width) =>
+    x.subarray(position * n, (position + 1) * n);
   const last = row(run.cache.layers[layers - 1].output.values);
   const table = decoder.weight("embed_tokens.weight").subarray(id * width, (id + 1) * width);
   const norm = decoder.weight("norm.weight");
-  let square = 0, mean = 0;
+  let square = 0,
+    mean = 0;
   if (run.edits.norm === "layer") for (const v of last) mean += v / width;
   for (const v of last) square += (v - mean) ** 2;
   const scale = 1 / Math.sqrt(square / width + eps);
   const direction = table.map((v, i) => v * scale * (1 + norm[i]));
-  const worth = (/** @type {Float32Array} */ x) => x.reduce((sum, v, i) => sum + v * direction[i], 0);
+  const worth = (/** @type {Float32Array} */ x) =>
+    x.reduce((sum, v, i) => sum + v * direction[i], 0);
   const parts = [{ name: "embedding", value: worth(row(hidden(run, "decoder", -1))) }];
   for (let layer = 0; layer < layers; layer++) {
     const heads = one(headsOf(run, "decoder", layer), position);
@@ -144,7 +147,8 @@ export function moved(a, b) {
   return Array.from({ length: layers }, (_, layer) => {
     const [x, y] = [a, b].map((run) => hidden(run, "decoder", layer));
     return Float32Array.from({ length: T }, (_, t) => {
-      let apart = 0, size = 0;
+      let apart = 0,
+        size = 0;
       for (let i = t * width; i < (t + 1) * width; i++) {
         apart += (x[i] - y[i]) ** 2;
         size += y[i] ** 2;
@@ -177,8 +181,13 @@ export function scoreByDistance(run, layer, head, most, span) {
     const odd = q[i + half] * k[i] - q[i] * k[i + half];
     return { even, odd, turn: theta ** ((-2 * i) / d) };
   });
-  const scoresAt = Array.from({ length: most }, (_, m) =>
-    pairs.reduce((sum, { even, odd, turn }) => sum + even * Math.cos(m * turn) - odd * Math.sin(m * turn), 0) * scale,
+  const scoresAt = Array.from(
+    { length: most },
+    (_, m) =>
+      pairs.reduce(
+        (sum, { even, odd, turn }) => sum + even * Math.cos(m * turn) - odd * Math.sin(m * turn),
+        0,
+      ) * scale,
   );
   return { scores: scoresAt, q, k, pairs };
 }
@@ -216,7 +225,9 @@ export function exchanged(run, position, id, how) {
     const alone = decoder.newCache();
     for (const [i, layer] of alone.layers.entries())
       for (const name of /** @type {const} */ (["q", "k", "v", "middle", "output"]))
-        layer[name].push(cache.layers[i][name].values.slice(0, position * cache.layers[i][name].width));
+        layer[name].push(
+          cache.layers[i][name].values.slice(0, position * cache.layers[i][name].width),
+        );
     alone.inputs.push(cache.inputs.values.slice(0, position * cache.inputs.width));
     decoder.extend(decoder.embed([id], run.edits), alone, run.mask, run.edits);
     for (const [i, layer] of cache.layers.entries())
@@ -232,7 +243,8 @@ export function exchanged(run, position, id, how) {
     // The prompt's last token asks again, now that a column is new.
     const last = run.prompt[P - 1];
     for (const layer of cache.layers)
-      for (const name of /** @type {const} */ (["q", "k", "v", "middle", "output"])) layer[name].count--;
+      for (const name of /** @type {const} */ (["q", "k", "v", "middle", "output"]))
+        layer[name].count--;
     cache.inputs.count--;
     cache.final.count--;
     const hiddenRow = decoder.extend(decoder.embed([last], run.edits), cache, run.mask, run.edits);

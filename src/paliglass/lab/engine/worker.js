@@ -14,7 +14,10 @@ const json = async (packed) => JSON.parse(new TextDecoder().decode(await unpack(
 const LOADERS = {
   async load(files) {
     const [config, tokenizer, weights, wasm] = await Promise.all([
-      json(files.config), json(files.tokenizer), unpack(files.weights), unpack(files.kernel),
+      json(files.config),
+      json(files.tokenizer),
+      unpack(files.weights),
+      unpack(files.kernel),
     ]);
     const codec = files.codec ? await unpack(files.codec) : undefined;
     const preprocessor = files.preprocessor ? await json(files.preprocessor) : undefined;
@@ -22,7 +25,10 @@ const LOADERS = {
   },
   async loadDual(files) {
     const [config, tokenizer, weights, wasm] = await Promise.all([
-      json(files.config), json(files.tokenizer), unpack(files.weights), unpack(files.kernel),
+      json(files.config),
+      json(files.tokenizer),
+      unpack(files.weights),
+      unpack(files.kernel),
     ]);
     return lab.loadDual({ config, tokenizer, weights }, wasm);
   },

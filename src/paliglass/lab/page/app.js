@@ -16,32 +16,53 @@ import { liveView } from "./views/live.js";
 import { maskView } from "./views/mask.js";
 import { ropeView } from "./views/rope.js";
 
-const VIEWS = [liveView, attentionView, maskView, benchView, breakView, boxesView, cacheView, lensView, ropeView, contrastiveView];
+const VIEWS = [
+  liveView,
+  attentionView,
+  maskView,
+  benchView,
+  breakView,
+  boxesView,
+  cacheView,
+  lensView,
+  ropeView,
+  contrastiveView,
+];
 
 /** Light or dark, by the reader's choice or the system's. */
 function themeButton() {
   const root = document.documentElement;
-  const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const control = button("◐", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    store?.notify("select");
-  }, { class: "icon", "aria-label": "light or dark", title: "light or dark" });
+  const isDark = () =>
+    (root.dataset.theme ??
+      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const control = button(
+    "◐",
+    () => {
+      root.dataset.theme = isDark() ? "light" : "dark";
+      store?.notify("select");
+    },
+    { class: "icon", "aria-label": "light or dark", title: "light or dark" },
+  );
   return control;
 }
 
 /** @param {Store} store */
 function linkButton(store) {
-  const control = button("Link", async () => {
-    const url = location.href.split("#")[0] + toHash(store.state);
-    history.replaceState(null, "", url);
-    try {
-      await navigator.clipboard.writeText(url);
-      control.textContent = "Copied";
-    } catch {
-      control.textContent = "See the address";
-    }
-    setTimeout(() => (control.textContent = "Link"), 1500);
-  }, { class: "chip", title: "the whole state is in the address; photographs are not" });
+  const control = button(
+    "Link",
+    async () => {
+      const url = location.href.split("#")[0] + toHash(store.state);
+      history.replaceState(null, "", url);
+      try {
+        await navigator.clipboard.writeText(url);
+        control.textContent = "Copied";
+      } catch {
+        control.textContent = "See the address";
+      }
+      setTimeout(() => (control.textContent = "Link"), 1500);
+    },
+    { class: "chip", title: "the whole state is in the address; photographs are not" },
+  );
   return control;
 }
 
@@ -73,9 +94,16 @@ async function main() {
   let name = "";
   const show = () => {
     const found = VIEWS.find(({ id }) => id === own.state.view) ?? VIEWS[0];
-    fill(nav, VIEWS.map(({ id, title }, i) =>
-      button([el("span", { class: "count", text: String(i + 1) }), title], () => own.set({ view: id }), { "aria-current": id === found.id ? "page" : null }),
-    ));
+    fill(
+      nav,
+      VIEWS.map(({ id, title }, i) =>
+        button(
+          [el("span", { class: "count", text: String(i + 1) }), title],
+          () => own.set({ view: id }),
+          { "aria-current": id === found.id ? "page" : null },
+        ),
+      ),
+    );
     nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
     if (found.id === name) return;
     view?.leave?.();
@@ -95,7 +123,8 @@ async function main() {
     document.getElementById("answer")?.focus();
   });
   document.addEventListener("keydown", (event) => {
-    const isTyping = event.target instanceof HTMLElement && event.target.closest("input, textarea, canvas");
+    const isTyping =
+      event.target instanceof HTMLElement && event.target.closest("input, textarea, canvas");
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     const digit = "1234567890".indexOf(event.key);
     if (digit >= 0) own.set({ view: VIEWS[digit].id });

@@ -38,7 +38,10 @@ export class Client {
 
   load() {
     const files = Object.fromEntries(
-      ["config", "tokenizer", "preprocessor", "weights", "codec", "kernel"].map((id) => [id, packed(id)]),
+      ["config", "tokenizer", "preprocessor", "weights", "codec", "kernel"].map((id) => [
+        id,
+        packed(id),
+      ]),
     );
     return this.ask("load", files);
   }

@@ -16,19 +16,23 @@ export function lossOf(logits, isClip) {
   const n = logits.length;
   let loss = 0;
   if (!isClip) {
-    const gradient = logits.map((row, i) => row.map((z, j) => {
-      const sign = i === j ? 1 : -1;
-      loss += Math.log1p(Math.exp(-sign * z)) / n;
-      return -sign / (1 + Math.exp(sign * z)) / n;
-    }));
+    const gradient = logits.map((row, i) =>
+      row.map((z, j) => {
+        const sign = i === j ? 1 : -1;
+        loss += Math.log1p(Math.exp(-sign * z)) / n;
+        return -sign / (1 + Math.exp(sign * z)) / n;
+      }),
+    );
     return { loss, gradient };
   }
   const rows = logits.map(softmax);
   const columns = logits[0].map((_, j) => softmax(logits.map((row) => row[j])));
-  const gradient = logits.map((row, i) => row.map((_, j) => {
-    if (i === j) loss -= (Math.log(rows[i][i]) + Math.log(columns[i][i])) / (2 * n);
-    return (rows[i][j] + columns[j][i] - 2 * Number(i === j)) / (2 * n);
-  }));
+  const gradient = logits.map((row, i) =>
+    row.map((_, j) => {
+      if (i === j) loss -= (Math.log(rows[i][i]) + Math.log(columns[i][i])) / (2 * n);
+      return (rows[i][j] + columns[j][i] - 2 * Number(i === j)) / (2 * n);
+    }),
+  );
   return { loss, gradient };
 }
 
@@ -38,24 +42,29 @@ export class Toy {
     this.isClip = isClip;
     this.scale = isClip ? 5 : 8;
     this.bias = isClip ? 0 : -4;
-    const spread = (/** @type {number} */ seed) => Array.from({ length: n }, (_, i) => ((i * seed) % 97) / 97 * 2 * Math.PI);
+    const spread = (/** @type {number} */ seed) =>
+      Array.from({ length: n }, (_, i) => (((i * seed) % 97) / 97) * 2 * Math.PI);
     this.pictures = spread(41);
     this.texts = spread(67);
   }
 
   logits() {
-    return this.pictures.map((a) => this.texts.map((b) => this.scale * Math.cos(a - b) + this.bias));
+    return this.pictures.map((a) =>
+      this.texts.map((b) => this.scale * Math.cos(a - b) + this.bias),
+    );
   }
 
   /** One step of gradient descent on the angles: the loss before it. @param {number} rate */
   step(rate = 0.1) {
     const { loss, gradient } = lossOf(this.logits(), this.isClip);
     const [pictures, texts] = [[...this.pictures], [...this.texts]];
-    gradient.forEach((row, i) => row.forEach((g, j) => {
-      const slope = -g * this.scale * Math.sin(pictures[i] - texts[j]);
-      this.pictures[i] -= rate * slope;
-      this.texts[j] += rate * slope;
-    }));
+    gradient.forEach((row, i) =>
+      row.forEach((g, j) => {
+        const slope = -g * this.scale * Math.sin(pictures[i] - texts[j]);
+        this.pictures[i] -= rate * slope;
+        this.texts[j] += rate * slope;
+      }),
+    );
     return loss;
   }
 }

@@ -1,7 +1,18 @@
 // Making elements, and the words and numbers in them.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "g", "path", "rect", "line", "circle", "text", "polyline", "title", "polygon"]);
+const SVG_TAGS = new Set([
+  "svg",
+  "g",
+  "path",
+  "rect",
+  "line",
+  "circle",
+  "text",
+  "polyline",
+  "title",
+  "polygon",
+]);
 
 /**
  * An element. Properties: `class`, `text`, `html`, `style` (an object), `on` (listeners by event), the
@@ -16,18 +27,29 @@ export function el(tag, props = {}, ...children) {
     if (name === "class") node.setAttribute("class", value);
     else if (name === "text") node.textContent = value;
     else if (name === "html") node.innerHTML = value;
-    else if (name === "on") for (const [event, f] of Object.entries(value)) node.addEventListener(event, /** @type {any} */ (f));
+    else if (name === "on")
+      for (const [event, f] of Object.entries(value))
+        node.addEventListener(event, /** @type {any} */ (f));
     else if (name === "style")
-      for (const [key, v] of Object.entries(value)) /** @type {any} */ (node).style.setProperty(key, v);
+      for (const [key, v] of Object.entries(value))
+        /** @type {any} */ (node).style.setProperty(key, v);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(
+    ...children
+      .flat(Infinity)
+      .filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return node;
 }
 
 /** Puts children in place of what is there. @param {Element} node @param {...any} children */
 export function fill(node, ...children) {
-  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.replaceChildren(
+    ...children
+      .flat(Infinity)
+      .filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return node;
 }
 
@@ -69,7 +91,8 @@ export function percent(p) {
 }
 
 /** @param {number} value @param {number} digits */
-export const number = (value, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "−∞");
+export const number = (value, digits = 2) =>
+  Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "−∞";
 
 /** A token as a reader should see it. @param {string} word */
 export function shown(word = "") {
@@ -83,7 +106,8 @@ export function shown(word = "") {
 
 /** The least of 1, 2, 5, 10, 20, 50, 100 % that holds a value: where a colour scale ends.
  * @param {number} value */
-export const scaleOf = (value) => [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].find((top) => value <= top) ?? 1;
+export const scaleOf = (value) =>
+  [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].find((top) => value <= top) ?? 1;
 
 /** The colour of a variable of style.css as [r, g, b]. @param {string} name */
 export function color(name) {
@@ -104,6 +128,13 @@ export function heading(title, text, lesson, source) {
     { class: "heading" },
     el("h2", { text: title }),
     el("p", { text }),
-    el("p", { class: "more" }, "Lesson ", el("code", { text: `paliglass learn ${lesson}` }), " · source ", el("code", { text: source })),
+    el(
+      "p",
+      { class: "more" },
+      "Lesson ",
+      el("code", { text: `paliglass learn ${lesson}` }),
+      " · source ",
+      el("code", { text: source }),
+    ),
   );
 }

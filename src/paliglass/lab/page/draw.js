@@ -27,7 +27,12 @@ export function overlay(canvas, { values, top, color: name = "--on-vision" }) {
   for (let i = 0; i < values.length; i++) {
     const alpha = MOST * Math.min(Math.max(values[i] / top, 0), 1);
     context.fillStyle = `rgba(${r}, ${g}, ${b}, ${alpha})`;
-    context.fillRect((i % side) * cell[0], Math.floor(i / side) * cell[1], cell[0] + 0.5, cell[1] + 0.5);
+    context.fillRect(
+      (i % side) * cell[0],
+      Math.floor(i / side) * cell[1],
+      cell[0] + 0.5,
+      cell[1] + 0.5,
+    );
   }
 }
 
@@ -38,7 +43,11 @@ export function legend(top, name = "--on-vision", open = false) {
     "span",
     { class: "legend" },
     "0",
-    el("i", { style: { background: `linear-gradient(90deg, transparent, color-mix(in srgb, var(${name}) 60%, transparent))` } }),
+    el("i", {
+      style: {
+        background: `linear-gradient(90deg, transparent, color-mix(in srgb, var(${name}) 60%, transparent))`,
+      },
+    }),
     open ? `${percent(top)} and more` : percent(top),
   );
 }
@@ -49,7 +58,9 @@ export function legend(top, name = "--on-vision", open = false) {
 export function drawField(canvas, values, rows, columns, paint) {
   canvas.width = columns;
   canvas.height = rows;
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
+  const context = /** @type {CanvasRenderingContext2D} */ (
+    canvas.getContext("2d", { willReadFrequently: true })
+  );
   const image = context.createImageData(columns, rows);
   /** @type {Record<string, number[]>} */
   const known = {};
@@ -68,11 +79,24 @@ export function bars(values, { height = 44, color: name = "--ink", chosen = -1, 
   const count = values.length;
   let most = 1e-9;
   for (let i = 0; i < count; i++) most = Math.max(most, Math.abs(values[i]));
-  const svg = el("svg", { class: "bars", viewBox: `0 0 ${count * 4} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": label, style: { height: `${height}px` } });
+  const svg = el("svg", {
+    class: "bars",
+    viewBox: `0 0 ${count * 4} ${height}`,
+    preserveAspectRatio: "none",
+    role: "img",
+    "aria-label": label,
+    style: { height: `${height}px` },
+  });
   for (let i = 0; i < count; i++) {
     const size = (Math.abs(values[i]) / most) * (height / 2 - 1);
     const y = values[i] >= 0 ? height / 2 - size : height / 2;
-    const bar = el("rect", { x: i * 4 + 0.5, y, width: 3, height: Math.max(size, 0.4), fill: `var(${i === chosen ? "--answer" : name})` });
+    const bar = el("rect", {
+      x: i * 4 + 0.5,
+      y,
+      width: 3,
+      height: Math.max(size, 0.4),
+      fill: `var(${i === chosen ? "--answer" : name})`,
+    });
     if (pick) bar.addEventListener("pointerenter", () => pick(i));
     svg.append(bar);
   }

@@ -14,8 +14,34 @@ export const SIDE = 512; // pixels of the canvas; the engine makes the model's s
 /** @typedef {{ground: string, things: Thing[]}} Scene */
 
 export const SHAPES = ["circle", "square", "triangle", "star", "heart"];
-export const COLORS = ["#e03131", "#f08c00", "#ffd43b", "#2f9e44", "#1971c2", "#7048e8", "#f783ac", "#212529", "#868e96", "#ffffff", "#8b5a2b", "#3bc9db"];
-export const COLOR_NAMES = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "black", "grey", "white", "brown", "cyan"];
+export const COLORS = [
+  "#e03131",
+  "#f08c00",
+  "#ffd43b",
+  "#2f9e44",
+  "#1971c2",
+  "#7048e8",
+  "#f783ac",
+  "#212529",
+  "#868e96",
+  "#ffffff",
+  "#8b5a2b",
+  "#3bc9db",
+];
+export const COLOR_NAMES = [
+  "red",
+  "orange",
+  "yellow",
+  "green",
+  "blue",
+  "purple",
+  "pink",
+  "black",
+  "grey",
+  "white",
+  "brown",
+  "cyan",
+];
 
 const stickers = JSON.parse(document.getElementById("stickers")?.textContent ?? "{}");
 /** @type {Map<string, HTMLImageElement>} */
@@ -73,8 +99,13 @@ function shape(context, name, r) {
 }
 
 /** @param {CanvasRenderingContext2D} context @param {Thing} thing @param {number} unit pixels of a thousandth */
-async function drawThing(context, { kind, name, x, y, size, turn, color = "#212529", points = [] }, unit) {
-  const image = kind === "sticker" ? await sticker(name) : kind === "photo" ? images.get(name) : null;
+async function drawThing(
+  context,
+  { kind, name, x, y, size, turn, color = "#212529", points = [] },
+  unit,
+) {
+  const image =
+    kind === "sticker" ? await sticker(name) : kind === "photo" ? images.get(name) : null;
   context.save();
   context.fillStyle = context.strokeStyle = color;
   if (kind === "stroke") {
@@ -119,7 +150,9 @@ export async function drawScene(canvas, scene) {
 export async function pixelsOf(scene) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIDE;
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d", { willReadFrequently: true }));
+  const context = /** @type {CanvasRenderingContext2D} */ (
+    canvas.getContext("2d", { willReadFrequently: true })
+  );
   await drawScene(canvas, scene);
   return { width: SIDE, height: SIDE, data: context.getImageData(0, 0, SIDE, SIDE).data };
 }
@@ -128,7 +161,8 @@ export async function pixelsOf(scene) {
 export function thingAt({ things }, x, y) {
   for (let i = things.length - 1; i >= 0; i--) {
     const { kind, points = [], size } = things[i];
-    if (kind === "stroke" && points.some(([px, py]) => Math.hypot(px - x, py - y) < size + 15)) return i;
+    if (kind === "stroke" && points.some(([px, py]) => Math.hypot(px - x, py - y) < size + 15))
+      return i;
     if (kind !== "stroke" && Math.hypot(things[i].x - x, things[i].y - y) < size * 0.48) return i;
   }
   return -1;

@@ -2,11 +2,38 @@
 
 import { button, el, fill, percent, shown } from "./dom.js";
 import { drawMap, legend } from "./draw.js";
-import { COLORS, COLOR_NAMES, SHAPES, SIDE, STICKERS, drawScene, keepPhoto, stickerUrl, thingAt } from "./scene.js";
+import {
+  COLORS,
+  COLOR_NAMES,
+  SHAPES,
+  SIDE,
+  STICKERS,
+  drawScene,
+  keepPhoto,
+  stickerUrl,
+  thingAt,
+} from "./scene.js";
 import { TASKS } from "./store.js";
 
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {import("./scene.js").Thing} Thing */
+
+const EDIT_NAMES = {
+  channels: "colours",
+  towerPositions: "the tower's positions",
+  features: "features",
+  scaleFeatures: "features × √D",
+  unscaledWords: "words without √D",
+  noRotary: "no RoPE",
+  shift: "positions shifted",
+  noNewline: "no newline",
+  norm: "LayerNorm",
+  mask: "the mask",
+  patches: "a pasted stream",
+  activation: "the non-linearity",
+  unscaledScores: "no 1/√d",
+  off: "parts switched off",
+};
 
 /** Words of `b` that `a` has not, by their longest common subsequence: true where new.
  * @param {string[]} a @param {string[]} b */
@@ -14,9 +41,11 @@ export function newWords(a, b) {
   const long = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i--)
     for (let j = b.length - 1; j >= 0; j--)
-      long[i][j] = a[i] === b[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
+      long[i][j] =
+        a[i] === b[j] ? long[i + 1][j + 1] + 1 : Math.max(long[i + 1][j], long[i][j + 1]);
   const isNew = b.map(() => true);
-  let i = 0, j = 0;
+  let i = 0,
+    j = 0;
   while (i < a.length && j < b.length) {
     if (a[i] === b[j]) [isNew[j], i, j] = [false, i + 1, j + 1];
     else if (long[i + 1][j] >= long[i][j + 1]) i++;
@@ -27,13 +56,18 @@ export function newWords(a, b) {
 
 /** Boxes and masks as signs: their numbers stand in the sentence's tokens. @param {string} text */
 export const readable = (text) =>
-  text.replace(/(<loc\d{4}>){4}/g, "▢").replace(/(<seg\d{3}>)+/g, "◪").replace(/▢◪?(?=\S)/g, "$& ");
+  text
+    .replace(/(<loc\d{4}>){4}/g, "▢")
+    .replace(/(<seg\d{3}>)+/g, "◪")
+    .replace(/▢◪?(?=\S)/g, "$& ");
 
 /** An answer as words, those that `other` lacks marked. @param {any} result @param {any} other */
 export function answerText(result, other = null) {
   const words = readable(result.text).split(/(?<=\s)/);
   if (!result.text.trim()) return el("span", { class: "nothing", text: "(nothing)" });
-  const isNew = other ? newWords(readable(other.text).split(/(?<=\s)/), words) : words.map(() => false);
+  const isNew = other
+    ? newWords(readable(other.text).split(/(?<=\s)/), words)
+    : words.map(() => false);
   return words.map((/** @type {string} */ word, /** @type {number} */ i) =>
     isNew[i] ? el("mark", { text: word }) : word,
   );
@@ -54,7 +88,14 @@ export class Stage {
     this.name = "";
     this.plain = document.createElement("canvas");
     this.plain.width = this.plain.height = SIDE;
-    this.canvas = el("canvas", { width: SIDE, height: SIDE, tabindex: 0, role: "img", "aria-label": "the picture", id: "picture" });
+    this.canvas = el("canvas", {
+      width: SIDE,
+      height: SIDE,
+      tabindex: 0,
+      role: "img",
+      "aria-label": "the picture",
+      id: "picture",
+    });
     this.over = el("svg", { class: "over", viewBox: "0 0 1000 1000", "aria-hidden": "true" });
     this.scale = el("div", { class: "scale" });
     this.tools = el("div", { class: "tools" });
@@ -89,7 +130,10 @@ export class Stage {
 
   paint() {
     drawMap(this.canvas, this.plain, this.map);
-    fill(this.scale, this.map ? [el("b", { text: this.name }), legend(this.map.top, this.map.color)] : null);
+    fill(
+      this.scale,
+      this.map ? [el("b", { text: this.name }), legend(this.map.top, this.map.color)] : null,
+    );
     fill(this.over, this.boxes(), this.focus(), this.handles());
   }
 
@@ -110,7 +154,8 @@ export class Stage {
     this.showSentence();
     this.showCompare();
     this.paint();
-    if (reason === "answer" && this.store.result) this.status.textContent = `Answer: ${this.store.result.text || "nothing"}`;
+    if (reason === "answer" && this.store.result)
+      this.status.textContent = `Answer: ${this.store.result.text || "nothing"}`;
   }
 
   /* ---------------------------------------------------------------- the picture */
@@ -120,8 +165,19 @@ export class Stage {
     if (!result) return null;
     return result.boxes.map((/** @type {any} */ { label, box: [x0, y0, x1, y1], mask }) => [
       mask ? maskPath(mask, [x0, y0, x1, y1]) : null,
-      el("rect", { class: "box", x: x0 * 1000, y: y0 * 1000, width: (x1 - x0) * 1000, height: (y1 - y0) * 1000 }),
-      el("text", { class: "label", x: x0 * 1000 + 10, y: Math.max(y0 * 1000 - 12, 34), text: label }),
+      el("rect", {
+        class: "box",
+        x: x0 * 1000,
+        y: y0 * 1000,
+        width: (x1 - x0) * 1000,
+        height: (y1 - y0) * 1000,
+      }),
+      el("text", {
+        class: "label",
+        x: x0 * 1000 + 10,
+        y: Math.max(y0 * 1000 - 12, 34),
+        text: label,
+      }),
     ]);
   }
 
@@ -133,7 +189,13 @@ export class Stage {
     const { patches, perRow } = store.config;
     const square = (/** @type {number} */ p, /** @type {string} */ name) =>
       p >= 0 && p < patches
-        ? el("rect", { class: name, x: ((p % perRow) * 1000) / perRow, y: (Math.floor(p / perRow) * 1000) / perRow, width: 1000 / perRow, height: 1000 / perRow })
+        ? el("rect", {
+            class: name,
+            x: ((p % perRow) * 1000) / perRow,
+            y: (Math.floor(p / perRow) * 1000) / perRow,
+            width: 1000 / perRow,
+            height: 1000 / perRow,
+          })
         : null;
     return [square(store.state.token, "query"), square(key, "key")];
   }
@@ -145,7 +207,14 @@ export class Stage {
     return el(
       "g",
       { transform: `translate(${thing.x} ${thing.y}) rotate(${thing.turn})` },
-      el("rect", { class: "picked", x: -half, y: -half, width: thing.size, height: thing.size, rx: 12 }),
+      el("rect", {
+        class: "picked",
+        x: -half,
+        y: -half,
+        width: thing.size,
+        height: thing.size,
+        rx: 12,
+      }),
       el("circle", { class: "handle", cx: half, cy: half, r: 26 }),
     );
   }
@@ -158,17 +227,28 @@ export class Stage {
 
   listen() {
     const { canvas } = this;
-    canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => this.press(event));
+    canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) =>
+      this.press(event),
+    );
     canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => this.move(event));
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (this.drag = null));
+    for (const name of ["pointerup", "pointercancel"])
+      canvas.addEventListener(name, () => (this.drag = null));
     canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.type(event));
-    canvas.addEventListener("wheel", (/** @type {WheelEvent} */ event) => {
-      if (this.store.state.view !== "live" || this.picked < 0) return;
-      event.preventDefault();
-      this.change({ size: Math.min(Math.max(this.thing().size * (1 - event.deltaY / 1500), 40), 1400) });
-    }, { passive: false });
+    canvas.addEventListener(
+      "wheel",
+      (/** @type {WheelEvent} */ event) => {
+        if (this.store.state.view !== "live" || this.picked < 0) return;
+        event.preventDefault();
+        this.change({
+          size: Math.min(Math.max(this.thing().size * (1 - event.deltaY / 1500), 40), 1400),
+        });
+      },
+      { passive: false },
+    );
     document.addEventListener("paste", (event) => {
-      const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+      const file = [...(event.clipboardData?.files ?? [])].find((one) =>
+        one.type.startsWith("image/"),
+      );
       if (file) this.photo(file);
     });
     canvas.addEventListener("dragover", (/** @type {Event} */ event) => event.preventDefault());
@@ -214,21 +294,36 @@ export class Stage {
     this.canvas.setPointerCapture(event.pointerId);
     store.hold();
     if (this.tool === "draw") {
-      this.add({ kind: "stroke", name: "", x: 0, y: 0, turn: 0, size: 24, color: COLORS[this.color], points: [[x, y]] });
+      this.add({
+        kind: "stroke",
+        name: "",
+        x: 0,
+        y: 0,
+        turn: 0,
+        size: 24,
+        color: COLORS[this.color],
+        points: [[x, y]],
+      });
       this.drag = { how: "draw", x, y };
       return;
     }
     const thing = this.thing();
     if (thing) {
       const angle = (thing.turn * Math.PI) / 180;
-      const [dx, dy] = [thing.x + (thing.size / 2) * (Math.cos(angle) - Math.sin(angle)), thing.y + (thing.size / 2) * (Math.sin(angle) + Math.cos(angle))];
+      const [dx, dy] = [
+        thing.x + (thing.size / 2) * (Math.cos(angle) - Math.sin(angle)),
+        thing.y + (thing.size / 2) * (Math.sin(angle) + Math.cos(angle)),
+      ];
       if (Math.hypot(x - dx, y - dy) < 60) {
         this.drag = { how: "turn", x, y };
         return;
       }
     }
     this.picked = thingAt(store.state.scene, x, y);
-    this.drag = this.picked >= 0 ? { how: "move", x: x - (this.thing().x ?? 0), y: y - (this.thing().y ?? 0) } : null;
+    this.drag =
+      this.picked >= 0
+        ? { how: "move", x: x - (this.thing().x ?? 0), y: y - (this.thing().y ?? 0) }
+        : null;
     this.showTools();
     this.paint();
   }
@@ -252,7 +347,10 @@ export class Stage {
       const { x: cx, y: cy } = this.thing();
       const far = Math.hypot(x - cx, y - cy);
       const turn = (Math.atan2(y - cy, x - cx) * 180) / Math.PI - 45;
-      this.change({ size: Math.min(Math.max(round(far * Math.SQRT2), 40), 1400), turn: round(turn) });
+      this.change({
+        size: Math.min(Math.max(round(far * Math.SQRT2), 40), 1400),
+        turn: round(turn),
+      });
     }
   }
 
@@ -294,7 +392,8 @@ export class Stage {
   /** @param {number} x @param {number} y */
   patchAt(x, y) {
     const { perRow } = this.store.config;
-    const cell = (/** @type {number} */ v) => Math.min(Math.max(Math.floor((v / 1000) * perRow), 0), perRow - 1);
+    const cell = (/** @type {number} */ v) =>
+      Math.min(Math.max(Math.floor((v / 1000) * perRow), 0), perRow - 1);
     return cell(y) * perRow + cell(x);
   }
 
@@ -318,7 +417,10 @@ export class Stage {
     if (!isLive) return;
     const thing = this.thing();
     const tool = (/** @type {string} */ name, /** @type {string} */ label) =>
-      button(label, () => this.use(name), { class: "chip", "aria-pressed": String(this.tool === name) });
+      button(label, () => this.use(name), {
+        class: "chip",
+        "aria-pressed": String(this.tool === name),
+      });
     fill(
       this.tools,
       tool("move", "Move"),
@@ -329,11 +431,15 @@ export class Stage {
       tool("photo", "Photo"),
       el("span", { class: "spring" }),
       thing ? button("Remove", () => this.remove(), { class: "chip" }) : null,
-      button("Clear", () => {
-        store.hold();
-        this.picked = -1;
-        store.set({ scene: { ground: store.state.scene.ground, things: [] } });
-      }, { class: "chip" }),
+      button(
+        "Clear",
+        () => {
+          store.hold();
+          this.picked = -1;
+          store.set({ scene: { ground: store.state.scene.ground, things: [] } });
+        },
+        { class: "chip" },
+      ),
     );
     this.showDrawer();
   }
@@ -345,44 +451,134 @@ export class Stage {
   }
 
   showDrawer() {
-    const place = () => ({ x: 350 + Math.round(300 * Math.random()), y: 350 + Math.round(300 * Math.random()), turn: 0 });
+    const place = () => ({
+      x: 350 + Math.round(300 * Math.random()),
+      y: 350 + Math.round(300 * Math.random()),
+      turn: 0,
+    });
     const colors = el(
       "div",
       { class: "colors", role: "group", "aria-label": "colour" },
       COLORS.map((color, i) =>
         el("button", {
-          type: "button", class: "color", "aria-label": COLOR_NAMES[i], title: COLOR_NAMES[i],
-          "aria-pressed": String(i === this.color), style: { background: color },
-          on: { click: () => {
-            this.color = i;
-            const thing = this.thing();
-            if (thing && (thing.kind === "shape" || thing.kind === "text")) this.change({ color });
-            this.showDrawer();
-          } },
+          type: "button",
+          class: "color",
+          "aria-label": COLOR_NAMES[i],
+          title: COLOR_NAMES[i],
+          "aria-pressed": String(i === this.color),
+          style: { background: color },
+          on: {
+            click: () => {
+              this.color = i;
+              const thing = this.thing();
+              if (thing && (thing.kind === "shape" || thing.kind === "text"))
+                this.change({ color });
+              this.showDrawer();
+            },
+          },
         }),
       ),
     );
     /** @type {Record<string, () => any>} */
     const drawers = {
-      stickers: () => el("div", { class: "stickers" }, STICKERS.map((name) =>
-        el("button", { type: "button", "aria-label": name, title: name, on: { click: () => this.add({ kind: "sticker", name, size: 300, ...place() }) } },
-          el("img", { src: stickerUrl(name), alt: "", loading: "lazy", width: 34, height: 34 })))),
-      shapes: () => [colors, el("div", { class: "row" }, SHAPES.map((name) =>
-        button(name, () => this.add({ kind: "shape", name, size: 260, color: COLORS[this.color], ...place() }), { class: "chip" })))],
+      stickers: () =>
+        el(
+          "div",
+          { class: "stickers" },
+          STICKERS.map((name) =>
+            el(
+              "button",
+              {
+                type: "button",
+                "aria-label": name,
+                title: name,
+                on: { click: () => this.add({ kind: "sticker", name, size: 300, ...place() }) },
+              },
+              el("img", { src: stickerUrl(name), alt: "", loading: "lazy", width: 34, height: 34 }),
+            ),
+          ),
+        ),
+      shapes: () => [
+        colors,
+        el(
+          "div",
+          { class: "row" },
+          SHAPES.map((name) =>
+            button(
+              name,
+              () =>
+                this.add({ kind: "shape", name, size: 260, color: COLORS[this.color], ...place() }),
+              { class: "chip" },
+            ),
+          ),
+        ),
+      ],
       draw: () => [colors, el("p", { class: "hint", text: "Draw on the picture." })],
       text: () => {
-        const input = el("input", { type: "text", value: "hello", maxlength: 12, "aria-label": "the word" });
-        const add = () => input.value.trim() && this.add({ kind: "text", name: input.value.trim(), size: 260, color: COLORS[this.color], ...place() });
-        return [colors, el("form", { class: "row", on: { submit: (/** @type {Event} */ e) => (e.preventDefault(), add()) } }, input, button("Add", add, { class: "chip" }))];
+        const input = el("input", {
+          type: "text",
+          value: "hello",
+          maxlength: 12,
+          "aria-label": "the word",
+        });
+        const add = () =>
+          input.value.trim() &&
+          this.add({
+            kind: "text",
+            name: input.value.trim(),
+            size: 260,
+            color: COLORS[this.color],
+            ...place(),
+          });
+        return [
+          colors,
+          el(
+            "form",
+            {
+              class: "row",
+              on: { submit: (/** @type {Event} */ e) => (e.preventDefault(), add()) },
+            },
+            input,
+            button("Add", add, { class: "chip" }),
+          ),
+        ];
       },
       photo: () => {
-        const input = el("input", { type: "file", accept: "image/*", "aria-label": "a photograph", on: { change: () => input.files[0] && this.photo(input.files[0]) } });
-        return [el("div", { class: "row" }, input, button("Camera", () => this.webcam(), { class: "chip" })),
-          el("p", { class: "hint", text: "Or paste one, or drop it on the picture. It stays on this machine. mini knows stickers and shapes; photographs mostly fool it." })];
+        const input = el("input", {
+          type: "file",
+          accept: "image/*",
+          "aria-label": "a photograph",
+          on: { change: () => input.files[0] && this.photo(input.files[0]) },
+        });
+        return [
+          el(
+            "div",
+            { class: "row" },
+            input,
+            button("Camera", () => this.webcam(), { class: "chip" }),
+          ),
+          el("p", {
+            class: "hint",
+            text: "Or paste one, or drop it on the picture. It stays on this machine. mini knows stickers and shapes; photographs mostly fool it.",
+          }),
+        ];
       },
       move: () => {
-        const ground = el("input", { type: "color", value: this.store.state.scene.ground, "aria-label": "the ground's colour", on: { input: () => this.store.set({ scene: { ...this.store.state.scene, ground: ground.value } }) } });
-        return el("p", { class: "hint" }, "Drag a thing; its corner turns and scales it. ", el("label", {}, "Ground ", ground));
+        const ground = el("input", {
+          type: "color",
+          value: this.store.state.scene.ground,
+          "aria-label": "the ground's colour",
+          on: {
+            input: () =>
+              this.store.set({ scene: { ...this.store.state.scene, ground: ground.value } }),
+          },
+        });
+        return el(
+          "p",
+          { class: "hint" },
+          "Drag a thing; its corner turns and scales it. ",
+          el("label", {}, "Ground ", ground),
+        );
       },
     };
     fill(this.drawer, drawers[this.tool]());
@@ -401,13 +597,22 @@ export class Stage {
     }
     const name = `photo ${Date.now()}`;
     keepPhoto(name, image);
-    this.add({ kind: "photo", name, x: 500, y: 500, size: 1000 * Math.min(1, image.naturalWidth / image.naturalHeight), turn: 0 });
+    this.add({
+      kind: "photo",
+      name,
+      x: 500,
+      y: 500,
+      size: 1000 * Math.min(1, image.naturalWidth / image.naturalHeight),
+      turn: 0,
+    });
   }
 
   async webcam() {
     const video = document.createElement("video");
     try {
-      const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+      const stream = await navigator.mediaDevices.getUserMedia({
+        video: { facingMode: "environment" },
+      });
       video.srcObject = stream;
       await video.play();
       const canvas = document.createElement("canvas");
@@ -429,22 +634,35 @@ export class Stage {
     if (this.shownTask === task && this.input && document.activeElement === this.input) return;
     this.shownTask = task;
     const chips = Object.entries(TASKS).map(([name, { label }]) =>
-      button(label, () => (store.hold(), store.set({ task: name })), { class: "chip task", "aria-pressed": String(name === task) }),
+      button(label, () => (store.hold(), store.set({ task: name })), {
+        class: "chip task",
+        "aria-pressed": String(name === task),
+      }),
     );
     this.input = null;
     if (task in words) {
       this.input = el("input", {
-        type: "text", value: words[task], spellcheck: "false", "aria-label": task === "ask" ? "the question" : "what to look for",
+        type: "text",
+        value: words[task],
+        spellcheck: "false",
+        "aria-label": task === "ask" ? "the question" : "what to look for",
         on: {
           focus: () => store.hold(),
           input: () => {
             clearTimeout(this.typing);
-            this.typing = setTimeout(() => store.set({ words: { ...store.state.words, [task]: this.input.value } }), 200);
+            this.typing = setTimeout(
+              () => store.set({ words: { ...store.state.words, [task]: this.input.value } }),
+              200,
+            );
           },
         },
       });
     }
-    fill(this.ask, el("div", { class: "row", role: "group", "aria-label": "task" }, chips), this.input);
+    fill(
+      this.ask,
+      el("div", { class: "row", role: "group", "aria-label": "task" }, chips),
+      this.input,
+    );
   }
 
   showSentence() {
@@ -452,29 +670,83 @@ export class Stage {
     const { result } = store;
     if (!result) return fill(this.sentence, el("p", { class: "hint", text: "…" }));
     const { patches } = store.config;
-    const chip = (/** @type {number} */ place, /** @type {string} */ word, /** @type {string} */ kind, extra = {}) => {
+    const chip = (
+      /** @type {number} */ place,
+      /** @type {string} */ word,
+      /** @type {string} */ kind,
+      extra = {},
+    ) => {
       const isAnswer = kind === "answer";
       const row = isAnswer ? place - 1 : place; // a word is chosen by what came before it
-      return el("button", {
-        type: "button", class: `token ${kind}`, "data-place": place,
-        "aria-pressed": String(store.token === row), ...extra,
-        on: {
-          click: () => store.set({ token: row }),
-          pointerenter: (/** @type {PointerEvent} */ e) => e.pointerType === "mouse" && place < result.length && store.state.view !== "live" && store.set({ key: place }),
+      return el(
+        "button",
+        {
+          type: "button",
+          class: `token ${kind}`,
+          "data-place": place,
+          "aria-pressed": String(store.token === row),
+          ...extra,
+          on: {
+            click: () => store.set({ token: row }),
+            pointerenter: (/** @type {PointerEvent} */ e) =>
+              e.pointerType === "mouse" &&
+              place < result.length &&
+              store.state.view !== "live" &&
+              store.set({ key: place }),
+          },
         },
-      }, shown(word));
+        shown(word),
+      );
     };
-    const prompt = result.promptWords.slice(patches).map((/** @type {string} */ word, /** @type {number} */ i) => chip(patches + i, word, "word"));
+    const prompt = result.promptWords
+      .slice(patches)
+      .map((/** @type {string} */ word, /** @type {number} */ i) =>
+        chip(patches + i, word, "word"),
+      );
     const answer = result.answerWords.map((/** @type {string} */ word, /** @type {number} */ i) => {
       const p = Math.exp(result.logProbabilities[i]);
-      return chip(result.prompt.length + i, word, "answer", { style: { "--p": p.toFixed(3) }, title: `${shown(word).trim()}: ${percent(p)}` });
+      return chip(result.prompt.length + i, word, "answer", {
+        style: { "--p": p.toFixed(3) },
+        title: `${shown(word).trim()}: ${percent(p)}`,
+      });
     });
     const ms = result.milliseconds;
     fill(
       this.sentence,
+      this.changes(),
       el("p", { class: "answer-text" }, answerText(result)),
-      el("div", { class: "tokens" }, el("span", { class: "token vision", title: "the picture's patches stand first", text: `▦ ${patches}` }), prompt, answer),
-      el("p", { class: "time", text: `${Math.round(ms.tower + ms.prefill + ms.decode)} ms: tower ${Math.round(ms.tower)}, prompt ${Math.round(ms.prefill)}, ${result.answer.length} words ${Math.round(ms.decode)}` }),
+      el(
+        "div",
+        { class: "tokens" },
+        el("span", {
+          class: "token vision",
+          title: "the picture's patches stand first",
+          text: `▦ ${patches}`,
+        }),
+        prompt,
+        answer,
+      ),
+      el("p", {
+        class: "time",
+        text: `${Math.round(ms.tower + ms.prefill + ms.decode)} ms: tower ${Math.round(ms.tower)}, prompt ${Math.round(ms.prefill)}, ${result.answer.length} words ${Math.round(ms.decode)}`,
+      }),
+    );
+  }
+
+  /** Whatever keeps this answer from being the model's own, and how to undo it. */
+  changes() {
+    const { edits, forced } = this.store.state;
+    const names = Object.keys(edits).map(
+      (name) => /** @type {Record<string, string>} */ (EDIT_NAMES)[name] ?? name,
+    );
+    if (forced.length) names.push("words put into its mouth");
+    if (!names.length) return null;
+    return el(
+      "p",
+      { class: "changes" },
+      el("b", { text: "Changed: " }),
+      names.join(", "),
+      button("Undo", () => this.store.set({ edits: {}, forced: [] }), { class: "chip" }),
     );
   }
 
@@ -488,16 +760,46 @@ export class Stage {
     if (before) drawScene(small, before.scene);
     fill(
       this.compare,
-      el("div", { class: "side a" }, el("b", { text: "A" }), before ? small : null,
-        el("p", {}, before ? [el("span", { class: "prompt", text: before.prompt }), answerText(before.result, result)] : "the state before comes here when something changes")),
-      el("div", { class: "side b" }, el("b", { text: "B" }),
-        el("p", {}, el("span", { class: "prompt", text: store.prompt }), answerText(result, before?.result))),
-      el("div", { class: "row" },
-        button(pinned ? "Let A follow" : "Hold this as A", () => {
-          if (pinned && before) before.pinned = false;
-          else store.hold(true);
-          this.showCompare();
-        }, { class: "chip" })),
+      el(
+        "div",
+        { class: "side a" },
+        el("b", { text: "A" }),
+        before ? small : null,
+        el(
+          "p",
+          {},
+          before
+            ? [
+                el("span", { class: "prompt", text: before.prompt }),
+                answerText(before.result, result),
+              ]
+            : "the state before comes here when something changes",
+        ),
+      ),
+      el(
+        "div",
+        { class: "side b" },
+        el("b", { text: "B" }),
+        el(
+          "p",
+          {},
+          el("span", { class: "prompt", text: store.prompt }),
+          answerText(result, before?.result),
+        ),
+      ),
+      el(
+        "div",
+        { class: "row" },
+        button(
+          pinned ? "Let A follow" : "Hold this as A",
+          () => {
+            if (pinned && before) before.pinned = false;
+            else store.hold(true);
+            this.showCompare();
+          },
+          { class: "chip" },
+        ),
+      ),
     );
   }
 }
@@ -507,10 +809,11 @@ export function maskPath(mask, [x0, y0, x1, y1]) {
   const [w, h] = [((x1 - x0) * 1000) / 64, ((y1 - y0) * 1000) / 64];
   let path = "";
   for (let y = 0; y < 64; y++)
-    for (let x = 0; x < 64; ) {
+    for (let x = 0; x < 64;) {
       let end = x;
       while (end < 64 && mask[y * 64 + end] > 0) end++;
-      if (end > x) path += `M${(x0 * 1000 + x * w).toFixed(1)} ${(y0 * 1000 + y * h).toFixed(1)}h${((end - x) * w).toFixed(1)}v${h.toFixed(2)}h${(-(end - x) * w).toFixed(1)}z`;
+      if (end > x)
+        path += `M${(x0 * 1000 + x * w).toFixed(1)} ${(y0 * 1000 + y * h).toFixed(1)}h${((end - x) * w).toFixed(1)}v${h.toFixed(2)}h${(-(end - x) * w).toFixed(1)}z`;
       x = end + 1;
     }
   return el("path", { class: "mask", d: path });

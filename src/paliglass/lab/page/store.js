@@ -59,7 +59,10 @@ export function toHash(state) {
   );
   const data = Object.fromEntries(changed);
   if (data.scene)
-    data.scene = { ...data.scene, things: data.scene.things.filter((/** @type {any} */ one) => one.kind !== "photo") };
+    data.scene = {
+      ...data.scene,
+      things: data.scene.things.filter((/** @type {any} */ one) => one.kind !== "photo"),
+    };
   if (data.edits?.patches) data.edits = { ...data.edits, patches: undefined }; // too long for a link
   return changed.length ? `#${encodeURIComponent(JSON.stringify(data))}` : "#";
 }
@@ -71,8 +74,11 @@ export function fromHash(hash) {
   try {
     const data = JSON.parse(decodeURIComponent(hash.slice(1)));
     for (const [name, value] of Object.entries(data))
-      if (name in START && typeof value === typeof (/** @type {any} */ (START)[name])) /** @type {any} */ (state)[name] = value;
-    state.scene.things = (state.scene.things ?? []).filter(({ kind, name }) => kind !== "photo" || hasPhoto(name));
+      if (name in START && typeof value === typeof (/** @type {any} */ (START)[name]))
+        /** @type {any} */ (state)[name] = value;
+    state.scene.things = (state.scene.things ?? []).filter(
+      ({ kind, name }) => kind !== "photo" || hasPhoto(name),
+    );
   } catch {
     console.warn("the address holds no state that can be read; starting anew");
   }
@@ -118,7 +124,9 @@ export class Store {
 
   /** Changes the state; answers anew where the answer depends on it. @param {Partial<State>} changes */
   set(changes) {
-    const asks = ["scene", "task", "words", "edits", "grammar", "forced"].some((name) => name in changes);
+    const asks = ["scene", "task", "words", "edits", "grammar", "forced"].some(
+      (name) => name in changes,
+    );
     if (asks && !("forced" in changes)) this.state.forced = [];
     Object.assign(this.state, changes);
     this.remember();

@@ -28,7 +28,8 @@ export function columns(x, rows, width, from, d) {
 /** Softmax of `count` numbers from `from` on, in place; −∞ becomes 0.
  * @param {Float32Array} x @param {number} from @param {number} count */
 export function softmax(x, from = 0, count = x.length) {
-  let most = -Infinity, sum = 0;
+  let most = -Infinity,
+    sum = 0;
   for (let i = from; i < from + count; i++) if (x[i] > most) most = x[i];
   for (let i = from; i < from + count; i++) sum += x[i] = Math.exp(x[i] - most);
   for (let i = from; i < from + count; i++) x[i] /= sum;

@@ -48,7 +48,10 @@ export class LayerRecord {
 export class KVCache {
   /** @param {{layers: number, queryWidth: number, keyWidth: number, width: number}} sizes */
   constructor({ layers, queryWidth, keyWidth, width }) {
-    this.layers = Array.from({ length: layers }, () => new LayerRecord(queryWidth, keyWidth, width));
+    this.layers = Array.from(
+      { length: layers },
+      () => new LayerRecord(queryWidth, keyWidth, width),
+    );
     this.inputs = new Rows(width);
     this.final = new Rows(width); // after the last norm: what the output layer reads
   }

@@ -6,7 +6,8 @@ export function layerNorm(x, w, b, eps) {
   const D = w.length;
   const y = new Float32Array(x.length);
   for (let from = 0; from < x.length; from += D) {
-    let mean = 0, variance = 0;
+    let mean = 0,
+      variance = 0;
     for (let i = 0; i < D; i++) mean += x[from + i];
     mean /= D;
     for (let i = 0; i < D; i++) variance += (x[from + i] - mean) ** 2;
@@ -23,7 +24,8 @@ export function rmsNorm(x, w, eps, centred = false) {
   const D = w.length;
   const y = new Float32Array(x.length);
   for (let from = 0; from < x.length; from += D) {
-    let mean = 0, square = 0;
+    let mean = 0,
+      square = 0;
     if (centred) {
       for (let i = 0; i < D; i++) mean += x[from + i];
       mean /= D;

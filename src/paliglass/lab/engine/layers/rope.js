@@ -4,7 +4,10 @@
 /** The angle a position adds to each pair, in float32 as torch computes it: d/2 numbers.
  * @param {number} d @param {number} base */
 export function frequencies(d, base) {
-  return Float32Array.from({ length: d / 2 }, (_, i) => 1 / Math.fround(base ** Math.fround((2 * i) / d)));
+  return Float32Array.from(
+    { length: d / 2 },
+    (_, i) => 1 / Math.fround(base ** Math.fround((2 * i) / d)),
+  );
 }
 
 /** Turns T rows of H heads of d channels in place.

@@ -28,14 +28,21 @@ export const benchView = {
       heading(
         "Next word",
         "After each word the model gives every word of its vocabulary a number. Choose how one is drawn; click another word and the answer branches there.",
-        "sampling", "sampling.py",
+        "sampling",
+        "sampling.py",
       ),
-      steps, dials, table, tree,
+      steps,
+      dials,
+      table,
+      tree,
     );
 
     const step = () => {
       const { result } = store;
-      return Math.min(Math.max(store.token - result.prompt.length + 1, 0), result.answer.length - 1);
+      return Math.min(
+        Math.max(store.token - result.prompt.length + 1, 0),
+        result.answer.length - 1,
+      );
     };
     const sampling = () => {
       const { temperature, topK, topP, minP } = store.state.sampling;
@@ -49,32 +56,63 @@ export const benchView = {
     const { temperature, topK, topP, minP } = store.state.sampling;
     fill(
       dials,
-      slider("temperature", { min: 0, max: 3, step: 0.05 }, temperature, (v) => turn({ temperature: v }), (v) => (v ? number(v) : "greedy")),
-      slider("top-k", { min: 0, max: 40, step: 1 }, topK, (v) => turn({ topK: v }), (v) => (v ? String(v) : "all")),
-      slider("top-p", { min: 0.05, max: 1, step: 0.05 }, topP, (v) => turn({ topP: v }), (v) => number(v)),
-      slider("min-p", { min: 0, max: 0.5, step: 0.01 }, minP, (v) => turn({ minP: v }), (v) => number(v)),
+      slider(
+        "temperature",
+        { min: 0, max: 3, step: 0.05 },
+        temperature,
+        (v) => turn({ temperature: v }),
+        (v) => (v ? number(v) : "greedy"),
+      ),
+      slider(
+        "top-k",
+        { min: 0, max: 40, step: 1 },
+        topK,
+        (v) => turn({ topK: v }),
+        (v) => (v ? String(v) : "all"),
+      ),
+      slider(
+        "top-p",
+        { min: 0.05, max: 1, step: 0.05 },
+        topP,
+        (v) => turn({ topP: v }),
+        (v) => number(v),
+      ),
+      slider(
+        "min-p",
+        { min: 0, max: 0.5, step: 0.01 },
+        minP,
+        (v) => turn({ minP: v }),
+        (v) => number(v),
+      ),
     );
 
     /** @param {number} id */
     const branch = (id) => {
       const { result } = store;
       const at = step();
-      if (!branches.some(({ forced, prompt }) => !forced.length && prompt === store.prompt)) keep([], "", 1);
+      if (!branches.some(({ forced, prompt }) => !forced.length && prompt === store.prompt))
+        keep([], "", 1);
       store.set({ forced: [...result.answer.slice(0, at), id] });
-      waiting = { forced: [...result.answer.slice(0, at), id], word: store.word(result.prompt.length + at) };
+      waiting = {
+        forced: [...result.answer.slice(0, at), id],
+        word: store.word(result.prompt.length + at),
+      };
     };
     /** @type {any} */
     let waiting = null;
     /** @param {number[]} forced @param {string} word @param {number} p */
     const keep = (forced, word, p) => {
-      branches = branches.filter((one) => one.prompt === store.prompt && String(one.forced) !== String(forced));
+      branches = branches.filter(
+        (one) => one.prompt === store.prompt && String(one.forced) !== String(forced),
+      );
       branches.push({ forced, word, p, text: store.result.text, prompt: store.prompt });
     };
 
     /** The least sure step: where the two likeliest words are closest. */
     const unsure = async () => {
       const { result } = store;
-      let best = 0, least = Infinity;
+      let best = 0,
+        least = Infinity;
       for (let i = 0; i < result.answer.length; i++) {
         const [a, b] = await store.client.ask("top", { run: result.run, step: i, k: 2 });
         if (a.p - b.p < least) [best, least] = [i, a.p - b.p];
@@ -95,26 +133,95 @@ export const benchView = {
       const words = /** @type {Record<number, string>} */ (found.words);
       fill(
         table,
-        el("table", { class: "words" },
-          el("thead", {}, el("tr", {}, ["word", "the model", "as drawn", "so far"].map((text) => el("th", { scope: "col", text })))),
-          el("tbody", {}, order.map((id) => {
-            reached += drawn[id];
-            return el("tr", { class: `${drawn[id] ? "" : "out"} ${id === chosen ? "said" : ""} ${id === needle ? "hit" : ""}` },
-              el("td", {}, button(shown(words[id]), () => branch(id), { class: "plain c-answer", title: id === chosen ? "this was said" : "say this instead" })),
-              el("td", {}, el("span", { class: "meter", style: { "--p": (raw[id] / most).toFixed(4), "--c": "var(--muted)" } }), el("span", { class: "num", text: percent(raw[id]) })),
-              el("td", {}, el("span", { class: "meter", style: { "--p": (drawn[id] / most).toFixed(4), "--c": "var(--answer)" } }), el("span", { class: "num", text: percent(drawn[id]) })),
-              el("td", { class: "num", text: drawn[id] ? percent(reached) : "" }));
-          }))),
-        el("div", { class: "row" },
-          button("Draw a word", () => {
-            const seed = store.state.sampling.seed + 1;
-            store.state.sampling = { ...store.state.sampling, seed };
-            needle = draw(drawn, uniforms(seed)());
-            show();
-          }, { class: "chip" }),
-          needle >= 0 ? el("span", {}, "the needle fell on ", el("b", { class: "answer", text: shown(words[needle] ?? "") || `word ${needle}` }), ` (${percent(drawn[needle])}) `, button("Say it", () => branch(needle), { class: "chip" })) : null,
-          el("span", { class: "hint", text: `${left} of ${raw.length} words are left to draw from` })),
-        inWords(`At this step the likeliest words are ${order.slice(0, 5).map((id) => `${shown(words[id])} ${percent(raw[id])}`).join(", ")}. ${left} words are left to draw from.`),
+        el(
+          "table",
+          { class: "words" },
+          el(
+            "thead",
+            {},
+            el(
+              "tr",
+              {},
+              ["word", "the model", "as drawn", "so far"].map((text) =>
+                el("th", { scope: "col", text }),
+              ),
+            ),
+          ),
+          el(
+            "tbody",
+            {},
+            order.map((id) => {
+              reached += drawn[id];
+              return el(
+                "tr",
+                {
+                  class: `${drawn[id] ? "" : "out"} ${id === chosen ? "said" : ""} ${id === needle ? "hit" : ""}`,
+                },
+                el(
+                  "td",
+                  {},
+                  button(shown(words[id]), () => branch(id), {
+                    class: "plain c-answer",
+                    title: id === chosen ? "this was said" : "say this instead",
+                  }),
+                ),
+                el(
+                  "td",
+                  {},
+                  el("span", {
+                    class: "meter",
+                    style: { "--p": (raw[id] / most).toFixed(4), "--c": "var(--muted)" },
+                  }),
+                  el("span", { class: "num", text: percent(raw[id]) }),
+                ),
+                el(
+                  "td",
+                  {},
+                  el("span", {
+                    class: "meter",
+                    style: { "--p": (drawn[id] / most).toFixed(4), "--c": "var(--answer)" },
+                  }),
+                  el("span", { class: "num", text: percent(drawn[id]) }),
+                ),
+                el("td", { class: "num", text: drawn[id] ? percent(reached) : "" }),
+              );
+            }),
+          ),
+        ),
+        el(
+          "div",
+          { class: "row" },
+          button(
+            "Draw a word",
+            () => {
+              const seed = store.state.sampling.seed + 1;
+              store.state.sampling = { ...store.state.sampling, seed };
+              needle = draw(drawn, uniforms(seed)());
+              show();
+            },
+            { class: "chip" },
+          ),
+          needle >= 0
+            ? el(
+                "span",
+                {},
+                "the needle fell on ",
+                el("b", { class: "answer", text: shown(words[needle] ?? "") || `word ${needle}` }),
+                ` (${percent(drawn[needle])}) `,
+                button("Say it", () => branch(needle), { class: "chip" }),
+              )
+            : null,
+          el("span", {
+            class: "hint",
+            text: `${left} of ${raw.length} words are left to draw from`,
+          }),
+        ),
+        inWords(
+          `At this step the likeliest words are ${order
+            .slice(0, 5)
+            .map((id) => `${shown(words[id])} ${percent(raw[id])}`)
+            .join(", ")}. ${left} words are left to draw from.`,
+        ),
       );
       showTree();
     };
@@ -124,10 +231,27 @@ export const benchView = {
       fill(
         tree,
         own.length ? el("h3", { text: "What else was said" }) : null,
-        el("ul", { class: "tree" }, own.map(({ forced, text, word }) =>
-          el("li", { class: String(forced) === String(store.state.forced) ? "current" : "" },
-            button([el("span", { class: "num", text: forced.length ? `word ${forced.length}: not “${shown(word)}”` : "greedy" }), answerText({ text }, forced.length ? { text: own[0].text } : null)],
-              () => store.set({ forced }), { class: "plain" })))),
+        el(
+          "ul",
+          { class: "tree" },
+          own.map(({ forced, text, word }) =>
+            el(
+              "li",
+              { class: String(forced) === String(store.state.forced) ? "current" : "" },
+              button(
+                [
+                  el("span", {
+                    class: "num",
+                    text: forced.length ? `word ${forced.length}: not “${shown(word)}”` : "greedy",
+                  }),
+                  answerText({ text }, forced.length ? { text: own[0].text } : null),
+                ],
+                () => store.set({ forced }),
+                { class: "plain" },
+              ),
+            ),
+          ),
+        ),
       );
     };
 
@@ -142,11 +266,29 @@ export const benchView = {
       const at = step();
       fill(
         steps,
-        button("◀", () => store.set({ token: result.prompt.length - 2 + at }), { class: "chip", disabled: at === 0, "aria-label": "the word before" }),
-        el("span", {}, `word ${at + 1} of ${result.answer.length}: after `, el("b", { class: "answer", text: at ? result.answerWords.slice(Math.max(0, at - 4), at).join("") : "the prompt" })),
-        button("▶", () => store.set({ token: result.prompt.length + at }), { class: "chip", disabled: at + 1 >= result.answer.length, "aria-label": "the word after" }),
+        button("◀", () => store.set({ token: result.prompt.length - 2 + at }), {
+          class: "chip",
+          disabled: at === 0,
+          "aria-label": "the word before",
+        }),
+        el(
+          "span",
+          {},
+          `word ${at + 1} of ${result.answer.length}: after `,
+          el("b", {
+            class: "answer",
+            text: at ? result.answerWords.slice(Math.max(0, at - 4), at).join("") : "the prompt",
+          }),
+        ),
+        button("▶", () => store.set({ token: result.prompt.length + at }), {
+          class: "chip",
+          disabled: at + 1 >= result.answer.length,
+          "aria-label": "the word after",
+        }),
         button("The least sure word", unsure, { class: "chip" }),
-        store.state.forced.length ? button("Back to greedy", () => store.set({ forced: [] }), { class: "chip" }) : null,
+        store.state.forced.length
+          ? button("Back to greedy", () => store.set({ forced: [] }), { class: "chip" })
+          : null,
       );
       const { logits } = await store.client.ask("logits", { run: result.run, step: at });
       const order = top(logits, SHOWN + 30);
