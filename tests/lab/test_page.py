@@ -160,7 +160,7 @@ def test_dragging_a_thing_answers_anew(browser: Browser, page: str, mini: PaliGe
     show(browser, page, "live", task="detect", words={"detect": "tractor"})
     before = drawn(browser)
     box = browser.run(
-        "const b = lab.stage.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+        "const b = lab.stage.picture.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
     )
     start, end = (
         [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
@@ -407,7 +407,7 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
 
 def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:
     show(browser, page, "live")
-    browser.run("lab.stage.canvas.focus()")
+    browser.run("lab.stage.picture.canvas.focus()")
     keys = ["\ue007", "\ue014", "\ue014"]  # Enter takes a thing, the right arrow moves it
     actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
     before = browser.run("return lab.store.state.scene.things[0].x")

@@ -4,7 +4,7 @@
 import { distribution } from "../engine/sampling.js";
 import { button, el, fill, number, percent } from "./dom.js";
 import { pixelsOf } from "./scene.js";
-import { readable } from "./stage.js";
+import { readable } from "./words.js";
 import { START } from "./store.js";
 import { operations } from "./views/cache.js";
 import { EXAMPLES } from "./views/live.js";

@@ -335,7 +335,7 @@ function arrows(stage, weights, token, { patches, perRow }) {
   const [x, y] = middle(token);
   for (const i of largest(weights.subarray(0, patches), 5)) {
     const [tx, ty] = middle(i);
-    stage.over.append(
+    stage.picture.over.append(
       el("line", {
         class: "arrow",
         x1: x,

@@ -2,7 +2,7 @@
 
 import { distribution, draw, probabilities, top, uniforms } from "../../engine/sampling.js";
 import { button, el, fill, heading, inWords, number, percent, shown, slider } from "../dom.js";
-import { answerText } from "../stage.js";
+import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 

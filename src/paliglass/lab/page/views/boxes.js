@@ -12,7 +12,7 @@ import {
   shown,
   slider,
 } from "../dom.js";
-import { maskPath } from "../stage.js";
+import { maskPath } from "../picture.js";
 
 /** @typedef {import("../store.js").Store} Store */
 /** @typedef {import("../stage.js").Stage} Stage */

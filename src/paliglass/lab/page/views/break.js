@@ -1,7 +1,7 @@
 // 5 · Break-it board: say first what will happen, then see it computed.
 
 import { button, el, fill, heading, inWords, percent } from "../dom.js";
-import { answerText } from "../stage.js";
+import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 /** @typedef {import("../../engine/edits.js").Edits} Edits */

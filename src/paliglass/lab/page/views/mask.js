@@ -15,7 +15,7 @@ import {
 } from "../dom.js";
 import { drawField, legend } from "../draw.js";
 import { COLORS, COLOR_NAMES, pixelsOf } from "../scene.js";
-import { answerText } from "../stage.js";
+import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 /** @typedef {import("../scene.js").Thing} Thing */
