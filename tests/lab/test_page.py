@@ -46,6 +46,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with start_browser() as found:
+        found.resize(1280)
         yield found
 
 
@@ -325,6 +326,46 @@ def test_the_cache_counts_as_the_package(browser: Browser, page: str, mini: Pali
     assert f"{size.bytes / 1000:.1f} kB" in text(browser, ".cache")
     do(browser, "[...document.querySelectorAll('[aria-label=\"a step back\"]')][0].click()")
     assert f"holds {size.tokens - 1} tokens" in text(browser, ".cache")
+
+
+def test_a_stale_cache_says_what_it_said_and_a_fresh_one_something_else(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "cache", task="detect", words={"detect": "tractor"})
+    do(
+        browser,
+        "const field = document.querySelector('.narrow input'); field.value = 'doughnut';"
+        "field.dispatchEvent(new Event('input'))",
+    )
+    click(browser, "Exchange")
+    stale, column, fresh = texts(browser, ".cache .said")
+    assert stale == mini.generate(drawn(browser), "detect tractor")
+    assert fresh == mini.generate(drawn(browser), "detect doughnut") != stale
+    assert column  # whatever it is: neither of the two has to be right
+
+
+def test_dragging_an_edge_asks_what_the_label_is_worth_there(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "boxes", task="detect", words={"detect": "doughnut"})
+    own = browser.run("return lab.store.result.answer")
+    do(
+        browser,
+        "const edge = document.querySelector('.edge-list input[aria-label=left]');"
+        "edge.value = 100; edge.dispatchEvent(new Event('input'));"
+        "await new Promise(f => setTimeout(f, 200))",
+    )
+    answer = browser.run("return lab.store.result.answer")
+    assert answer[:4] == [own[0], 2048 + 100, *own[2:4]]
+    batch = mini.processor("detect doughnut", drawn(browser))
+    ids = torch.cat((batch["input_ids"], torch.tensor([answer[:4]])), 1)
+    types = torch.cat((torch.zeros_like(batch["input_ids"]), torch.ones(1, 4, dtype=torch.long)), 1)
+    with torch.inference_mode():
+        logits = mini.model(ids, batch["pixel_values"], token_type_ids=types).logits[0, -1]
+    found = browser.run("return Math.exp(lab.store.result.logProbabilities[4])")
+    assert found == pytest.approx(logits[:3200].softmax(-1)[answer[4]].item(), abs=1e-4)
+    click(browser, "The model's own box")
+    assert browser.run("return lab.store.result.answer") == own
 
 
 def test_the_lens_reads_what_the_package_reads(
