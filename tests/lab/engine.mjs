@@ -114,6 +114,16 @@ const TASKS = {
     return { scale: dual.scale };
   },
 
+  async page() {
+    const page = (name) => import(pathToFileURL(`${task.page}/${name}.js`).href);
+    const { fit, accuracy } = await page("ridge");
+    const { lossOf } = await page("contrastive_toy");
+    const sample = { rows: task.rows.map((row) => Float32Array.from(row)), answers: task.answers };
+    const plane = fit(sample, task.ridge);
+    const losses = [true, false].map((isClip) => lossOf(task.logits, isClip));
+    return { plane: [...plane], accuracy: accuracy(plane, sample), losses };
+  },
+
   async sample() {
     const { distribution, draw } = await engine("sampling");
     const logits = new Float32Array(bytes(task.logits));

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
+from torch.nn import functional as F
 
 from paliglass import PaliGemma, PaliGemmaForConditionalGeneration, load
 from paliglass.checkpoints.folder import read_config
@@ -363,6 +364,33 @@ def test_the_dual_encoder_is_the_packages(tmp_path: Path) -> None:
     mine = torch.from_numpy(floats(tmp_path / "out", 9, -1))
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
     assert found["scale"] == pytest.approx(model.scale.item(), rel=1e-6)
+
+
+def test_what_the_page_computes_itself_is_right() -> None:
+    """Its ridge regression, and its losses with their gradients."""
+    source = np.random.default_rng(0)
+    rows, answers = source.normal(size=(60, 9)), np.where(source.random(60) < 0.5, 1, -1)
+    logits = torch.from_numpy(source.normal(size=(5, 5)) * 3).requires_grad_()
+    found = run_engine(
+        "page",
+        page=str(ENGINE.parent / "page"),
+        rows=rows.tolist(),
+        answers=answers.tolist(),
+        ridge=2.5,
+        logits=logits.tolist(),
+    )
+    design = np.c_[rows.astype(np.float32).astype(np.float64), np.ones(60)]
+    plane = np.linalg.solve(design.T @ design + 2.5 * np.eye(10), design.T @ answers)
+    assert found["plane"] == pytest.approx(plane.tolist(), abs=1e-9)
+    assert found["accuracy"] == (np.sign(design @ plane) == answers).mean()
+
+    own = torch.arange(5)
+    clip = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    siglip = -F.logsigmoid((2 * torch.eye(5) - 1) * logits).sum() / 5
+    for loss, mine in zip((clip, siglip), found["losses"], strict=True):
+        assert mine["loss"] == pytest.approx(loss.item())
+        (gradient,) = torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(torch.tensor(mine["gradient"], dtype=torch.float64), gradient)
 
 
 def test_a_draw_is_the_packages(tmp_path: Path) -> None:

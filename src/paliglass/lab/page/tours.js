@@ -3,6 +3,7 @@
 
 import { distribution } from "../engine/sampling.js";
 import { button, el, fill, number, percent } from "./dom.js";
+import { probe } from "./probe.js";
 import { pixelsOf } from "./scene.js";
 import { readable } from "./words.js";
 import { START } from "./store.js";
@@ -349,6 +350,22 @@ export const TOURS = [
     title: "Where the answer forms",
     lesson: "decoder",
     steps: [
+      {
+        text: "On forty drawings of two shapes, a plane is fitted to tell patches of circles from patches of squares. The middle of both looks the same.",
+        start: { ...FRESH, view: "lens" },
+        ask: "Where does a patch know what it is part of?",
+        options: ["At once, by its own pixels", "Only some layers up the tower"],
+        right: 1,
+        measure: async (store) => {
+          const found = await probe(store, "round", {}, () => true, 40);
+          const tower = found.filter(({ part }) => part === "tower").map(({ share }) => share);
+          return [
+            tower[0] > 0.9,
+            `right at the input ${percent(tower[0])}, then ${tower.slice(1).map(percent).join(", ")}`,
+          ];
+        },
+        why: "Attention carries the edges to the middle: each patch learns what it belongs to.",
+      },
       {
         text: "Read every layer's stream as if it were the last. The first word of the answer is “a”.",
         start: { ...FRESH, view: "lens" },

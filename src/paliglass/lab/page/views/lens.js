@@ -3,6 +3,7 @@
 import { button, el, fill, heading, inWords, number, percent, shown } from "../dom.js";
 import { drawScene, pixelsOf } from "../scene.js";
 import { EXAMPLES } from "./live.js";
+import { probePanel } from "./probe_panel.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -20,6 +21,7 @@ export const lensView = {
     let asked = 0;
     /** @type {{scene: any, result: any, prompt: string} | null} the picture that streams are pasted from */
     let other = null;
+    const panel = probePanel(store);
     fill(
       root,
       heading(
@@ -33,6 +35,7 @@ export const lensView = {
       paste,
       parts,
       text,
+      panel.root,
     );
 
     const update = async () => {
@@ -302,7 +305,7 @@ export const lensView = {
         }),
       );
     };
-    return { update };
+    return { update, leave: panel.leave };
   },
 };
 

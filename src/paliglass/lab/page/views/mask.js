@@ -14,11 +14,11 @@ import {
   shown,
 } from "../dom.js";
 import { drawField, legend } from "../draw.js";
-import { COLORS, COLOR_NAMES, pixelsOf } from "../scene.js";
+import { drawing, overlap } from "../drawings.js";
+import { pixelsOf } from "../scene.js";
 import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
-/** @typedef {import("../scene.js").Thing} Thing */
 
 const NAMES = {
   prefix: "prefix-LM",
@@ -28,48 +28,6 @@ const NAMES = {
   window: "window of 16",
 };
 const DRAWINGS = 40;
-
-/** Forty drawings of two shapes, always the same: one of them is asked for.
- * @param {number} seed @returns {{scene: any, label: string, box: number[]}} */
-export function drawing(seed) {
-  let state = seed * 7919 + 17;
-  const random = (/** @type {number} */ n) => (state = (state * 48271) % 2147483647) % n;
-  const kinds = ["circle", "square", "triangle", "star"];
-  const first = random(4);
-  const left = random(2);
-  /** @type {Thing[]} */
-  const things = [first, (first + 1 + random(3)) % 4].map((kind, i) => ({
-    kind: "shape",
-    name: kinds[kind],
-    turn: 0,
-    color: COLORS[[0, 2, 3, 4, 5][random(5)]],
-    x: (i === left ? 260 : 720) + random(80) - 40,
-    y: 250 + random(500),
-    size: 200 + random(160),
-  }));
-  const [{ name, x, y, size, color: paint }] = things;
-  const r = size / 2;
-  const [top, bottom, side] = {
-    circle: [1, 1, 1],
-    square: [0.9, 0.9, 0.9],
-    triangle: [0.95, 0.8, 1],
-    star: [1, 0.81, 0.95],
-  }[name] ?? [1, 1, 1];
-  const label = `${COLOR_NAMES[COLORS.indexOf(paint ?? "")]} ${name}`;
-  return {
-    scene: { ground: "#f3f3ef", things },
-    label,
-    box: [x - r * side, y - r * top, x + r * side, y + r * bottom].map((v) => v / 1000),
-  };
-}
-
-/** Intersection over union. @param {number[]} a @param {number[]} b */
-export function overlap(a, b) {
-  const w = Math.max(0, Math.min(a[2], b[2]) - Math.max(a[0], b[0]));
-  const h = Math.max(0, Math.min(a[3], b[3]) - Math.max(a[1], b[1]));
-  const area = (/** @type {number[]} */ [x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
-  return (w * h) / (area(a) + area(b) - w * h);
-}
 
 export const maskView = {
   id: "mask",
@@ -209,7 +167,7 @@ export const maskView = {
       const rules = [...new Set(["prefix", "blind", "causal", edit().name ?? "prefix"])];
       for (const rule of rules) counts[rule] = 0;
       for (let i = 0; i < DRAWINGS && !stop; i++) {
-        const { scene, label, box } = drawing(i);
+        const { scene, label, boxes: truth } = drawing(i);
         await store.client.ask("picture", { name: "drawing", picture: await pixelsOf(scene) });
         for (const rule of rules) {
           const { boxes } = await store.client.ask("run", {
@@ -218,7 +176,7 @@ export const maskView = {
             edits: rule === "prefix" ? {} : { mask: { name: rule } },
             maxNewTokens: 24,
           });
-          if (boxes.length && overlap(boxes[0].box, box) >= 0.5) counts[rule]++;
+          if (boxes.length && overlap(boxes[0].box, truth[0]) >= 0.5) counts[rule]++;
         }
         showCounts(rules, i + 1);
       }
