@@ -20,7 +20,7 @@ import * as trace from "./trace.js";
  *   codec?: ArrayBuffer}} ModelFiles */
 /** @typedef {{config: any, tokenizer: any, weights: ArrayBuffer}} DualFiles */
 
-const KEPT = 24; // runs that can still be asked about
+const KEPT = 10; // runs that can still be asked about, and pictures
 
 export class Lab {
   constructor() {
