@@ -162,7 +162,12 @@ def fill(
     """
     missing = expected_shapes(model)
     parameters = {name for name, _ in model.named_parameters()}
-    buffers = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    buffers = {  # of int8 modules: theirs stay as they are. BatchNorm's take the model's dtype.
+        f"{path}.{leaf}": buffer.dtype
+        for path, module in model.named_modules()
+        if not all(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+        for leaf, buffer in module.named_buffers(recurse=False)
+    }
     layers = _Layers(model, missing)
     surplus: list[str] = []
     dtypes: dict[torch.dtype, str] = {}

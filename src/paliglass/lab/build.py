@@ -1,0 +1,142 @@
+"""The lab as one HTML file: modules joined, weights gzipped, nothing fetched.
+
+A page opened from a file may load no module beside it, so the modules of the page and of its worker
+are each joined into one script. That needs no JavaScript parser because they keep to a few forms:
+
+    import { a, b as c } from "./x.js";      import * as x from "./x.js";
+    export function …   export class …   export const …   export async function …
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from pathlib import Path
+
+from paliglass.errors import CheckpointError
+
+HERE = Path(__file__).parent
+ENGINE, PAGE = HERE / "engine", HERE / "page"
+LARGEST = 64 << 20  # bytes of weights that a page can still hold
+
+_IMPORT = re.compile(
+    r'^import\s+(?:\{(?P<names>[^}]*)\}|\*\s+as\s+(?P<all>\w+))\s+from\s+"(?P<path>[^"]+)";\n',
+    re.MULTILINE,
+)
+_EXPORT = re.compile(r"^export\s+(?=(?:async\s+)?(?:function|class|const)\b)", re.MULTILINE)
+_EXPORTED = re.compile(
+    r"^export\s+(?:async\s+)?(?:function\*?|class|const)\s+(?P<name>\w+)", re.MULTILINE
+)
+
+
+def join_modules(entry: Path) -> str:
+    """A module and all it imports, as one script; each stands in a function of its own.
+
+    Raises ValueError for modules that import each other in a circle.
+    """
+    parts: list[str] = []
+    names: dict[Path, str] = {}
+
+    def add(path: Path, above: tuple[Path, ...]) -> str:
+        if path in above:
+            raise ValueError(f"{path} imports itself by way of {above[-1]}")
+        if path in names:
+            return names[path]
+        text = path.read_text(encoding="utf-8")
+
+        def imported(match: re.Match[str]) -> str:
+            other = add((path.parent / match["path"]).resolve(), (*above, path))
+            if match["all"]:
+                return f"const {match['all']} = {other};\n"
+            wanted = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", match["names"])
+            return f"const {{{wanted}}} = {other};\n"
+
+        body = _IMPORT.sub(imported, text)
+        exported = ", ".join(_EXPORTED.findall(text))
+        name = names[path] = f"module{len(names)}"
+        body = _EXPORT.sub("", body)
+        parts.append(
+            f"// {path.name}\nconst {name} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();\n"
+        )
+        return name
+
+    add(entry.resolve(), ())
+    return '"use strict";\n' + "\n".join(parts)
+
+
+def pack(path: Path) -> tuple[str, int]:
+    """A file → gzip in base64, and the planes that its numbers lie in (see unpack.js)."""
+    data = path.read_bytes()
+    planes = 1
+    if path.suffix == ".safetensors":
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+        if kinds <= {"BF16", "F16"}:
+            planes = 2
+            data = data[:start] + data[start::2] + data[start + 1 :: 2]
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii"), planes
+
+
+def build(model: Path, dual: Path | None) -> str:
+    """The page with a model, and a dual encoder for the view that needs one.
+
+    model, dual: folders in transformers' layout, their weights in one model.safetensors.
+
+    Raises CheckpointError for weights that are missing, or too large for a page.
+    """
+    parts = {
+        "config": model / "config.json",
+        "tokenizer": model / "tokenizer.json",
+        "preprocessor": model / "preprocessor_config.json",
+        "weights": model / "model.safetensors",
+        "codec": model / "mask_codec.safetensors",
+        "kernel": ENGINE / "kernel.wasm",
+    }
+    duals = (
+        {}
+        if dual is None
+        else {
+            "dual-config": dual / "config.json",
+            "dual-tokenizer": dual / "tokenizer.json",
+            "dual-weights": dual / "model.safetensors",
+        }
+    )
+    for path in (parts["weights"], *(p for p in duals.values())):
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; the lab wants weights in one file")
+        if path.stat().st_size > LARGEST:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size >> 20} MB are more than a page can hold "
+                f"({LARGEST >> 20} MB); the lab is made for mini"
+            )
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    stickers = (PAGE / "stickers.json").read_text(encoding="utf-8")
+    for place, text in {
+        "/* style */": (PAGE / "style.css").read_text(encoding="utf-8"),
+        "/* stickers */": _harmless(stickers),
+        "/* worker */": _harmless(join_modules(ENGINE / "worker.js")),
+        "/* page */": _harmless(join_modules(PAGE / "app.js")),
+        "<!-- model -->": _packed(parts),
+        "<!-- dual -->": _packed(duals),
+    }.items():
+        assert place in page, place
+        page = page.replace(place, text, 1)
+    return page
+
+
+def _packed(parts: dict[str, Path]) -> str:
+    found = []
+    for name, path in parts.items():
+        if path.is_file():
+            text, planes = pack(path)
+            kind = 'type="application/gzip"'
+            found.append(f'<script {kind} id="{name}" data-planes="{planes}">{text}</script>')
+    return "\n".join(found)
+
+
+def _harmless(text: str) -> str:
+    """A script's text that cannot end the element which it stands in."""
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")

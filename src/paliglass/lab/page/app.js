@@ -1,0 +1,145 @@
+// The page: boots the engine, then one stage and one view at a time beside it.
+
+import { Client } from "./client.js";
+import { button, el, fill } from "./dom.js";
+import { Stage } from "./stage.js";
+import { Store, fromHash, toHash } from "./store.js";
+import { TOURS, Tour } from "./tours.js";
+import { attentionView } from "./views/attention.js";
+import { benchView } from "./views/bench.js";
+import { boxesView } from "./views/boxes.js";
+import { breakView } from "./views/break.js";
+import { cacheView } from "./views/cache.js";
+import { contrastiveView } from "./views/contrastive.js";
+import { lensView } from "./views/lens.js";
+import { liveView } from "./views/live.js";
+import { maskView } from "./views/mask.js";
+import { ropeView } from "./views/rope.js";
+
+const VIEWS = [
+  liveView,
+  attentionView,
+  maskView,
+  benchView,
+  breakView,
+  boxesView,
+  cacheView,
+  lensView,
+  ropeView,
+  contrastiveView,
+];
+
+/** Light or dark, by the reader's choice or the system's. */
+function themeButton() {
+  const root = document.documentElement;
+  const isDark = () =>
+    (root.dataset.theme ??
+      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const control = button(
+    "◐",
+    () => {
+      root.dataset.theme = isDark() ? "light" : "dark";
+      store?.notify("select");
+    },
+    { class: "icon", "aria-label": "light or dark", title: "light or dark" },
+  );
+  return control;
+}
+
+/** @param {Store} store */
+function linkButton(store) {
+  const control = button(
+    "Link",
+    async () => {
+      const url = location.href.split("#")[0] + toHash(store.state);
+      history.replaceState(null, "", url);
+      try {
+        await navigator.clipboard.writeText(url);
+        control.textContent = "Copied";
+      } catch {
+        control.textContent = "See the address";
+      }
+      setTimeout(() => (control.textContent = "Link"), 1500);
+    },
+    { class: "chip", title: "the whole state is in the address; photographs are not" },
+  );
+  return control;
+}
+
+/** @type {Store | undefined} */
+let store;
+
+async function main() {
+  const app = /** @type {HTMLElement} */ (document.getElementById("app"));
+  const loading = /** @type {HTMLElement} */ (document.getElementById("loading"));
+  const client = new Client();
+  let loaded;
+  try {
+    loaded = await client.load();
+  } catch (error) {
+    loading.textContent = `The model cannot be unpacked here: ${error instanceof Error ? error.message : error}. A browser of 2023 or later can.`;
+    return;
+  }
+  store = new Store(client, loaded.config);
+  const own = store;
+  const stage = new Stage(own);
+  const tour = new Tour(own);
+  const nav = el("nav", { class: "views", "aria-label": "views" });
+  const panel = el("section", { class: "panel", id: "panel" });
+  loading.replaceWith(el("div", { class: "row" }, tour.menu(), linkButton(own), themeButton()));
+  app.append(tour.root, nav, el("main", { class: "desk" }, stage.root, panel));
+
+  /** @type {{update: (reason: string) => void, leave?: () => void} | null} */
+  let view = null;
+  let name = "";
+  const show = () => {
+    const found = VIEWS.find(({ id }) => id === own.state.view) ?? VIEWS[0];
+    fill(
+      nav,
+      VIEWS.map(({ id, title }, i) =>
+        button(
+          [el("span", { class: "count", text: String(i + 1) }), title],
+          () => own.set({ view: id }),
+          { "aria-current": id === found.id ? "page" : null },
+        ),
+      ),
+    );
+    nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+    if (found.id === name) return;
+    view?.leave?.();
+    stage.showMap(null);
+    name = found.id;
+    const root = el("div", { class: `view ${found.id}` });
+    fill(panel, root);
+    view = found.mount(root, own, stage);
+    view?.update("view");
+  };
+  own.subscribe((reason) => {
+    if (reason === "view") show();
+    else view?.update(reason);
+  });
+  document.getElementById("skip")?.addEventListener("click", (event) => {
+    event.preventDefault();
+    document.getElementById("answer")?.focus();
+  });
+  document.addEventListener("keydown", (event) => {
+    const isTyping =
+      event.target instanceof HTMLElement && event.target.closest("input, textarea, canvas");
+    if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+    const digit = "1234567890".indexOf(event.key);
+    if (digit >= 0) own.set({ view: VIEWS[digit].id });
+  });
+  window.addEventListener("hashchange", () => {
+    Object.assign(own.state, fromHash(location.hash));
+    own.notify("scene");
+    own.notify("view");
+    own.run();
+  });
+  show();
+  await own.run();
+  document.documentElement.dataset.ready = "true";
+  tour.resume();
+  Object.assign(window, { lab: { store: own, stage, tour, tours: TOURS } });
+}
+
+main();

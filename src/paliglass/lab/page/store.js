@@ -1,0 +1,228 @@
+// What the page knows: one state, of which the address is a copy, and the answer that belongs to it.
+
+import { hasPhoto, pixelsOf } from "./scene.js";
+
+/** @typedef {import("./scene.js").Scene} Scene */
+/** @typedef {import("./client.js").Client} Client */
+/** @typedef {import("../engine/edits.js").Edits} Edits */
+/**
+ * @typedef {object} State
+ * @property {string} view @property {Scene} scene
+ * @property {string} task @property {Record<string, string>} words by task: what is asked for
+ * @property {Edits} edits @property {boolean} grammar @property {any} sampling @property {number[]} forced
+ * @property {"tower" | "decoder"} part @property {number} layer @property {number} head
+ * @property {number} token the query: a place in the sequence @property {number} key the token looked at, −1: the one looked at most
+ * @property {boolean} to who looks at it, instead of where it looks
+ * @property {string} tour "" or a tour's name @property {number} step
+ */
+
+/** @type {State} */
+export const START = {
+  view: "live",
+  scene: {
+    ground: "#e8f1e4",
+    things: [
+      { kind: "sticker", name: "tractor", x: 300, y: 640, size: 420, turn: 0 },
+      { kind: "sticker", name: "doughnut", x: 735, y: 330, size: 300, turn: 0 },
+      { kind: "shape", name: "star", x: 260, y: 220, size: 230, turn: 0, color: "#ffd43b" },
+    ],
+  },
+  task: "caption",
+  words: { ask: "what color is the star?", detect: "tractor ; doughnut", segment: "tractor" },
+  edits: {},
+  grammar: false,
+  sampling: { temperature: 1, topK: 0, topP: 1, minP: 0, seed: 1 },
+  forced: [],
+  part: "decoder",
+  layer: 1,
+  head: 0,
+  token: -1,
+  key: -1,
+  to: false,
+  tour: "",
+  step: 0,
+};
+
+export const TASKS = {
+  caption: { label: "Caption", prompt: () => "caption en" },
+  ask: { label: "Ask", prompt: (/** @type {string} */ words) => `answer en ${words}` },
+  detect: { label: "Detect", prompt: (/** @type {string} */ words) => `detect ${words}` },
+  segment: { label: "Segment", prompt: (/** @type {string} */ words) => `segment ${words}` },
+  read: { label: "Read", prompt: () => "ocr" },
+};
+
+/** What of a state differs from the start, for the address. Photographs stay in the page.
+ * @param {State} state */
+export function toHash(state) {
+  const changed = Object.entries(state).filter(
+    ([name, value]) => JSON.stringify(value) !== JSON.stringify(/** @type {any} */ (START)[name]),
+  );
+  const data = Object.fromEntries(changed);
+  if (data.scene)
+    data.scene = {
+      ...data.scene,
+      things: data.scene.things.filter((/** @type {any} */ one) => one.kind !== "photo"),
+    };
+  if (data.edits?.patches) data.edits = { ...data.edits, patches: undefined }; // too long for a link
+  return changed.length ? `#${encodeURIComponent(JSON.stringify(data))}` : "#";
+}
+
+/** @param {string} hash @returns {State} */
+export function fromHash(hash) {
+  const state = structuredClone(START);
+  if (hash.length < 2) return state;
+  try {
+    const data = JSON.parse(decodeURIComponent(hash.slice(1)));
+    for (const [name, value] of Object.entries(data))
+      if (name in START && typeof value === typeof (/** @type {any} */ (START)[name]))
+        /** @type {any} */ (state)[name] = value;
+    state.scene.things = (state.scene.things ?? []).filter(
+      ({ kind, name }) => kind !== "photo" || hasPhoto(name),
+    );
+  } catch {
+    console.warn("the address holds no state that can be read; starting anew");
+  }
+  return state;
+}
+
+export class Store {
+  /** @param {Client} client @param {any} config */
+  constructor(client, config) {
+    this.client = client;
+    this.config = config;
+    this.state = fromHash(location.hash);
+    /** @type {any} the answer to the state */
+    this.result = null;
+    /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
+    this.before = null;
+    /** @type {((reason: string) => void)[]} */
+    this.listeners = [];
+    this.version = 0;
+    this.drawn = "";
+    this.busy = false;
+    this.again = false;
+    /** @type {Map<string, any>} answers without edits, by picture and prompt */
+    this.plain = new Map();
+    /** @type {any} */
+    this.idle = Promise.resolve();
+  }
+
+  get prompt() {
+    const { task, words } = this.state;
+    return /** @type {any} */ (TASKS)[task].prompt((words[task] ?? "").trim());
+  }
+
+  /** @param {(reason: string) => void} listener */
+  subscribe(listener) {
+    this.listeners.push(listener);
+  }
+
+  /** @param {string} reason "select" or "answer" or "view" or "scene" */
+  notify(reason) {
+    for (const listener of this.listeners) listener(reason);
+  }
+
+  /** Changes the state; answers anew where the answer depends on it. @param {Partial<State>} changes */
+  set(changes) {
+    const asks = ["scene", "task", "words", "edits", "grammar", "forced"].some(
+      (name) => name in changes,
+    );
+    if (asks && !("forced" in changes)) this.state.forced = [];
+    Object.assign(this.state, changes);
+    this.remember();
+    this.notify("view" in changes ? "view" : "scene" in changes ? "scene" : "select");
+    if (asks) this.run();
+  }
+
+  remember() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => history.replaceState(null, "", toHash(this.state)), 250);
+  }
+
+  /** Keeps the present state as A, what the next ones are compared with. @param {boolean} pinned */
+  hold(pinned = false) {
+    if (!this.result || (this.before?.pinned && !pinned)) return;
+    const { scene, edits } = structuredClone(this.state);
+    this.before = { result: this.result, scene, prompt: this.prompt, edits, pinned };
+    this.client.ask("keep", { run: this.result.run });
+    this.notify("select");
+  }
+
+  /** Answers the present state; while one answer is computed, only the newest wish is kept. */
+  run() {
+    if (this.busy) {
+      this.again = true;
+      return this.idle;
+    }
+    this.busy = true;
+    this.idle = this.runAll();
+    return this.idle;
+  }
+
+  async runAll() {
+    try {
+      do {
+        this.again = false;
+        this.result = await this.answer(await this.picture(), this.state.edits, this.state.forced);
+        const { length } = this.result;
+        if (this.state.token >= length) this.state.token = -1;
+        if (this.state.key >= length) this.state.key = -1;
+        if (this.again) this.notify("answer");
+      } while (this.again);
+    } catch (error) {
+      console.error(error);
+      this.result = null;
+    } finally {
+      this.busy = false;
+    }
+    this.notify("answer");
+  }
+
+  /** The present picture's name with the engine, which is given it where it is new. */
+  async picture() {
+    const drawn = JSON.stringify(this.state.scene);
+    if (drawn !== this.drawn) {
+      this.drawn = drawn;
+      this.version++;
+      const picture = await pixelsOf(this.state.scene);
+      await this.client.ask("picture", { name: `p${this.version}`, picture });
+    }
+    return `p${this.version}`;
+  }
+
+  /** @param {string} picture @param {Edits} edits @param {number[]} forced */
+  answer(picture, edits, forced = [], prompt = this.prompt) {
+    const { grammar } = this.state;
+    return this.client.ask("run", { picture, prompt, edits, forced, grammar });
+  }
+
+  /** The answer to the same question with nothing changed in the model. */
+  async baseline() {
+    const { edits } = this.state;
+    if (!Object.keys(edits).length && this.result && !this.state.forced.length) return this.result;
+    const picture = await this.picture();
+    const key = `${picture} ${this.prompt} ${this.state.grammar}`;
+    if (!this.plain.has(key)) {
+      if (this.plain.size > 6) this.plain.clear();
+      const found = await this.answer(picture, {});
+      await this.client.ask("keep", { run: found.run });
+      this.plain.set(key, found);
+    }
+    return this.plain.get(key);
+  }
+
+  /** The place whose row is looked at: by default the one after which the answer begins. */
+  get token() {
+    if (!this.result) return 0;
+    return this.state.token >= 0 ? this.state.token : this.result.prompt.length - 1;
+  }
+
+  /** What stands at a place of the sequence. @param {number} place */
+  word(place) {
+    const { patches, perRow } = this.config;
+    if (!this.result) return "";
+    if (place < patches) return `patch ${Math.floor(place / perRow) + 1}·${(place % perRow) + 1}`;
+    const { promptWords, answerWords } = this.result;
+    return [...promptWords, ...answerWords][place] ?? "";
+  }
+}

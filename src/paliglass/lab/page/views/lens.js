@@ -1,0 +1,316 @@
+// 8 · Lens and patching: the answer as it forms from layer to layer, and what carries it.
+
+import { button, el, fill, heading, inWords, number, percent, shown } from "../dom.js";
+import { drawScene, pixelsOf } from "../scene.js";
+import { EXAMPLES } from "./live.js";
+import { probePanel } from "./probe_panel.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+export const lensView = {
+  id: "lens",
+  title: "Lens",
+  /** @param {Element} root @param {Store} store */
+  mount(root, store) {
+    const grid = el("div", { class: "lens-scroll" });
+    const cell = el("div");
+    const paste = el("div");
+    const parts = el("div");
+    const text = el("div");
+    let chosen = { layer: 1, position: -1 };
+    let asked = 0;
+    /** @type {{scene: any, result: any, prompt: string} | null} the picture that streams are pasted from */
+    let other = null;
+    const panel = probePanel(store);
+    fill(
+      root,
+      heading(
+        "Lens and patching",
+        "Had the decoder ended after this layer, it would have said this: every layer's stream through the last norm and the table. Then paste a stream from another picture and see whether the answer comes with it.",
+        "decoder",
+        "inspect/tracing.py",
+      ),
+      grid,
+      cell,
+      paste,
+      parts,
+      text,
+      panel.root,
+    );
+
+    const update = async () => {
+      const { result, config } = store;
+      if (!result) return;
+      const own = ++asked;
+      const { patches } = config;
+      const P = result.prompt.length;
+      const positions = Array.from({ length: result.length - patches }, (_, i) => patches + i);
+      const lens = await store.client.ask("lens", { run: result.run, positions, k: 5 });
+      if (own !== asked) return;
+      const token = Math.max(store.token, patches);
+      const layers = config.text.layers;
+      const position =
+        chosen.position >= patches && chosen.position < result.length
+          ? chosen.position
+          : Math.min(token, result.length - 1);
+      fill(
+        grid,
+        el(
+          "table",
+          { class: "lens" },
+          el(
+            "thead",
+            {},
+            el(
+              "tr",
+              {},
+              el("th", { text: "after" }),
+              positions.map((t) =>
+                el("th", {
+                  scope: "col",
+                  class: t < P ? "c-word" : "c-answer",
+                  text: shown(store.word(t)),
+                }),
+              ),
+            ),
+          ),
+          el(
+            "tbody",
+            {},
+            Array.from({ length: layers + 1 }, (_, i) => layers - 1 - i).map((l) =>
+              el(
+                "tr",
+                {},
+                el("th", { scope: "row", text: l < 0 ? "input" : `layer ${l}` }),
+                positions.map((t, i) => {
+                  const [best] = lens[l + 1][i];
+                  const isNext = best.id === [...result.prompt, ...result.answer][t + 1];
+                  return el(
+                    "td",
+                    {},
+                    button(
+                      shown(best.word),
+                      () => {
+                        chosen = { layer: l, position: t };
+                        store.set({ token: t });
+                      },
+                      {
+                        class: `lens-cell ${isNext ? "next" : ""}`,
+                        style: { "--p": best.p.toFixed(3) },
+                        title: percent(best.p),
+                        "aria-pressed": String(l === chosen.layer && t === position),
+                      },
+                    ),
+                  );
+                }),
+              ),
+            ),
+          ),
+        ),
+      );
+      const at = lens[chosen.layer + 1][position - patches];
+      fill(
+        cell,
+        el(
+          "h3",
+          {},
+          chosen.layer < 0 ? "What enters" : `After layer ${chosen.layer}`,
+          " at ",
+          el("b", { class: position < P ? "words" : "answer", text: shown(store.word(position)) }),
+        ),
+        el(
+          "div",
+          { class: "tokens" },
+          at.map((/** @type {any} */ { word, p }) =>
+            el(
+              "span",
+              { class: "token answer", style: { "--p": p.toFixed(3) } },
+              shown(word),
+              el("small", { text: percent(p) }),
+            ),
+          ),
+        ),
+      );
+      await showPaste(own, position);
+      if (own !== asked) return;
+      await showParts(own, position);
+      fill(
+        text,
+        inWords(
+          `At ${shown(store.word(position))}: ${Array.from({ length: layers + 1 }, (_, i) => `${i ? `layer ${i - 1}` : "input"} ${shown(lens[i][position - patches][0].word)} ${percent(lens[i][position - patches][0].p)}`).join(", ")}.`,
+        ),
+      );
+    };
+
+    /** @param {any} scene */
+    const loadOther = async (scene) => {
+      await store.client.ask("picture", { name: "other", picture: await pixelsOf(scene) });
+      const result = await store.client.ask("run", { picture: "other", prompt: store.prompt });
+      await store.client.ask("keep", { run: result.run });
+      other = { scene, result, prompt: store.prompt };
+      update();
+    };
+
+    /** @param {number} own @param {number} position */
+    const showPaste = async (own, position) => {
+      const { result } = store;
+      const patched = store.state.edits.patches;
+      const plain = patched ? await store.baseline() : null;
+      if (own !== asked) return;
+      if (other && other.prompt !== store.prompt) other = null;
+      const small = el("canvas", {
+        width: 128,
+        height: 128,
+        class: "thumb",
+        role: "img",
+        "aria-label": "picture B",
+      });
+      if (other) drawScene(small, other.scene);
+      const canPaste = other && position < other.result.length;
+      fill(
+        paste,
+        el("h3", { text: "Paste from another picture" }),
+        el(
+          "div",
+          { class: "row" },
+          el("span", { text: "B:" }),
+          EXAMPLES.map(({ title, changes }) =>
+            changes.scene ? button(title, () => loadOther(changes.scene), { class: "chip" }) : null,
+          ),
+          store.before
+            ? button("the state A", () => loadOther(store.before?.scene), { class: "chip" })
+            : null,
+        ),
+        other
+          ? el(
+              "div",
+              { class: "row top" },
+              small,
+              el(
+                "div",
+                {},
+                el(
+                  "p",
+                  {},
+                  "B alone is answered ",
+                  el("span", { class: "said", text: other.result.text || "(nothing)" }),
+                ),
+                button(
+                  `Paste B's stream after ${chosen.layer < 0 ? "the input" : `layer ${chosen.layer}`} at “${shown(store.word(position))}”`,
+                  async () => {
+                    const vector = await store.client.ask("patch", {
+                      run: other?.result.run,
+                      layer: chosen.layer,
+                      position,
+                    });
+                    store.set({
+                      edits: {
+                        ...store.state.edits,
+                        patches: [{ layer: chosen.layer, position, vector }],
+                      },
+                    });
+                  },
+                  { class: "chip", disabled: !canPaste },
+                ),
+                patched
+                  ? button(
+                      "Take it out",
+                      () => {
+                        const { patches: _, ...rest } = store.state.edits;
+                        store.set({ edits: rest });
+                      },
+                      { class: "chip" },
+                    )
+                  : null,
+              ),
+            )
+          : null,
+        plain
+          ? el(
+              "div",
+              { class: "verdict" },
+              el(
+                "p",
+                {},
+                el("b", { text: "A" }),
+                " without ",
+                el("span", { class: "said", text: plain.text || "(nothing)" }),
+              ),
+              el(
+                "p",
+                {},
+                el("b", { text: "B" }),
+                " with the paste ",
+                el("span", { class: "said", text: result.text || "(nothing)" }),
+              ),
+            )
+          : null,
+      );
+    };
+
+    /** @param {number} own @param {number} position */
+    const showParts = async (own, position) => {
+      const { result } = store;
+      const ids = [...result.prompt, ...result.answer];
+      const id = ids[position + 1] ?? result.answer.at(-1);
+      const found = await store.client.ask("attribution", { run: result.run, position, id });
+      if (own !== asked) return;
+      const order = found.parts.toSorted(
+        (/** @type {any} */ a, /** @type {any} */ b) => Math.abs(b.value) - Math.abs(a.value),
+      );
+      const most = Math.abs(order[0].value) || 1;
+      fill(
+        parts,
+        el(
+          "h3",
+          {},
+          "What adds to the logit of ",
+          el("b", { class: "answer", text: shown(store.word(position + 1)) || "the end" }),
+        ),
+        el(
+          "table",
+          { class: "signed" },
+          order
+            .slice(0, 10)
+            .map((/** @type {any} */ { name, value }) =>
+              el(
+                "tr",
+                {},
+                el(
+                  "th",
+                  { scope: "row" },
+                  name === "embedding"
+                    ? "its own embedding"
+                    : button(
+                        partName(name),
+                        () => store.set({ view: "break", edits: { off: [name] } }),
+                        { class: "plain", title: "switch it off" },
+                      ),
+                ),
+                el(
+                  "td",
+                  {},
+                  el("span", {
+                    class: `signed-bar ${value < 0 ? "minus" : ""}`,
+                    style: { "--p": (Math.abs(value) / most).toFixed(3) },
+                  }),
+                ),
+                el("td", { class: "num", text: number(value) }),
+              ),
+            ),
+        ),
+        el("p", {
+          class: "hint",
+          text: `All ${found.parts.length} parts together: ${number(found.logit)}, the logit. The last norm's divisor is held as it is.`,
+        }),
+      );
+    };
+    return { update, leave: panel.leave };
+  },
+};
+
+/** "decoder.1.2" → "layer 1, head 2". @param {string} name */
+function partName(name) {
+  const [, layer, part] = name.split(".");
+  return `layer ${layer}, ${part === "mlp" ? "MLP" : `head ${part}`}`;
+}

@@ -1,0 +1,286 @@
+// 3 · Mask painter: who may look at whom, drawn by hand, and what becomes of the answer.
+
+import { MASKS } from "../../engine/layers/masks.js";
+import {
+  button,
+  choice,
+  color,
+  el,
+  fill,
+  heading,
+  inWords,
+  percent,
+  scaleOf,
+  shown,
+} from "../dom.js";
+import { drawField, legend } from "../draw.js";
+import { drawing, overlap } from "../drawings.js";
+import { pixelsOf } from "../scene.js";
+import { answerText } from "../words.js";
+
+/** @typedef {import("../store.js").Store} Store */
+
+const NAMES = {
+  prefix: "prefix-LM",
+  causal: "causal",
+  blind: "patches blind to the prompt",
+  self: "answer sees itself alone",
+  window: "window of 16",
+};
+const DRAWINGS = 40;
+
+export const maskView = {
+  id: "mask",
+  title: "Mask painter",
+  /** @param {Element} root @param {Store} store */
+  mount(root, store) {
+    const canvas = el("canvas", {
+      class: "mask-canvas",
+      role: "img",
+      "aria-label": "the mask: rows look, columns are looked at",
+      tabindex: 0,
+    });
+    const presets = el("div", { class: "controls" });
+    const where = el("p", { class: "readout", text: "Drag over the square to paint." });
+    const effect = el("div");
+    const counting = el("div", { class: "counting" });
+    let may = 0;
+    /** @type {Uint8Array} */
+    let mask = new Uint8Array();
+    let asked = 0;
+    let stop = false;
+    /** @type {Record<string, number>} */
+    const counts = {};
+
+    const mode = el("div");
+    const showMode = () =>
+      fill(
+        mode,
+        choice(
+          "the brush",
+          [
+            [0, "forbid"],
+            [1, "allow"],
+          ],
+          may,
+          (value) => ((may = value), showMode()),
+        ),
+      );
+    showMode();
+    fill(
+      root,
+      heading(
+        "Mask painter",
+        "A row is a token that looks, a column one that is looked at: first the patches, then the prompt, then the answer. PaliGemma lets picture and prompt see each other fully and keeps the answer causal. Paint another rule.",
+        "masks",
+        "layers/masks.py",
+      ),
+      presets,
+      el(
+        "div",
+        { class: "painter" },
+        canvas,
+        el(
+          "div",
+          {},
+          mode,
+          where,
+          button("Undo the painting", () => paintWith([]), { class: "chip" }),
+        ),
+      ),
+      effect,
+      el("h3", {
+        text: `Does it matter? ${DRAWINGS} drawings of two shapes, one of them asked for`,
+      }),
+      counting,
+    );
+
+    const edit = () => store.state.edits.mask ?? {};
+    /** @param {any} mask */
+    const setMask = (mask) => {
+      const { mask: _, ...rest } = store.state.edits;
+      const isPlain = (mask.name ?? "prefix") === "prefix" && !mask.painted?.length;
+      store.set({ edits: isPlain ? rest : { ...rest, mask } });
+    };
+    /** @param {any[]} painted */
+    const paintWith = (painted) => setMask({ ...edit(), painted });
+
+    const draw = () => {
+      const T = Math.sqrt(mask.length);
+      const { patches } = store.config;
+      const end = store.result.prompt.length;
+      drawField(canvas, mask, T, T, () => ["--soft", 1]);
+      const context = canvas.getContext("2d");
+      const image = context.getImageData(0, 0, T, T);
+      const paints = [color("--vision"), color("--word"), color("--answer")];
+      const paper = color("--soft");
+      for (let i = 0; i < mask.length; i++) {
+        const s = i % T;
+        const full = paints[s < patches ? 0 : s < end ? 1 : 2];
+        const paint = mask[i] ? full.map((v, c) => Math.round(0.72 * v + 0.28 * paper[c])) : paper;
+        image.data.set(paint, 4 * i);
+      }
+      context.putImageData(image, 0, 0);
+      if (drag) {
+        const [top, bottom, left, right] = rectangle();
+        context.strokeStyle = `rgb(${color("--ink")})`;
+        context.strokeRect(left + 0.5, top + 0.5, right - left, bottom - top);
+      }
+    };
+
+    /** @type {number[] | null} */
+    let drag = null;
+    const rectangle = () => {
+      const [t0, s0, t1, s1] = drag ?? [0, 0, 0, 0];
+      return [Math.min(t0, t1), Math.max(t0, t1), Math.min(s0, s1), Math.max(s0, s1)];
+    };
+    /** @param {PointerEvent} event */
+    const place = (event) => {
+      const { left, top, width, height } = canvas.getBoundingClientRect();
+      const T = Math.sqrt(mask.length);
+      const cell = (/** @type {number} */ v) => Math.min(Math.max(Math.floor(v * T), 0), T - 1);
+      return [cell((event.clientY - top) / height), cell((event.clientX - left) / width)];
+    };
+    canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
+      canvas.setPointerCapture(event.pointerId);
+      const [t, s] = place(event);
+      drag = [t, s, t, s];
+    });
+    canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
+      const [t, s] = place(event);
+      const T = Math.sqrt(mask.length);
+      where.textContent = `${shown(store.word(t))} ${mask[t * T + s] ? "may" : "may not"} look at ${shown(store.word(s))}`;
+      if (drag) {
+        [drag[2], drag[3]] = [t, s];
+        draw();
+      }
+    });
+    canvas.addEventListener("pointerup", () => {
+      if (!drag) return;
+      const painted = [...(edit().painted ?? []), [...rectangle(), may]];
+      drag = null;
+      paintWith(painted);
+    });
+
+    const count = async () => {
+      stop = false;
+      const rules = [...new Set(["prefix", "blind", "causal", edit().name ?? "prefix"])];
+      for (const rule of rules) counts[rule] = 0;
+      for (let i = 0; i < DRAWINGS && !stop; i++) {
+        const { scene, label, boxes: truth } = drawing(i);
+        await store.client.ask("picture", { name: "drawing", picture: await pixelsOf(scene) });
+        for (const rule of rules) {
+          const { boxes } = await store.client.ask("run", {
+            picture: "drawing",
+            prompt: `detect ${label}`,
+            edits: rule === "prefix" ? {} : { mask: { name: rule } },
+            maxNewTokens: 24,
+          });
+          if (boxes.length && overlap(boxes[0].box, truth[0]) >= 0.5) counts[rule]++;
+        }
+        showCounts(rules, i + 1);
+      }
+    };
+    /** @param {string[]} rules @param {number} done */
+    const showCounts = (rules, done) =>
+      fill(
+        counting,
+        el(
+          "table",
+          { class: "counts" },
+          rules.map((rule) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row", text: /** @type {any} */ (NAMES)[rule] }),
+              el("td", {}, el("meter", { min: 0, max: DRAWINGS, value: counts[rule] })),
+              el("td", { class: "num", text: `${counts[rule]} of ${done}` }),
+            ),
+          ),
+        ),
+        done < DRAWINGS && !stop ? button("Stop", () => (stop = true), { class: "chip" }) : null,
+      );
+    fill(
+      counting,
+      button("Count them", count, { class: "chip" }),
+      el("span", {
+        class: "hint",
+        text: " found where the box overlaps by half or more; some twenty seconds",
+      }),
+    );
+
+    const update = async () => {
+      const { result } = store;
+      if (!result) return;
+      const turn = ++asked;
+      const name = edit().name ?? "prefix";
+      fill(
+        presets,
+        choice("mask", Object.entries(NAMES), name, (value) => setMask({ name: value })),
+      );
+      const [found, plain] = await Promise.all([
+        store.client.ask("mask", { run: result.run }),
+        store.baseline(),
+      ]);
+      if (turn !== asked) return;
+      mask = found;
+      draw();
+      const moved = await store.client.ask("moved", { run: result.run, other: plain.run });
+      if (turn !== asked) return;
+      const T = moved[0].length;
+      const top = Math.max(...moved.map((/** @type {Float32Array} */ row) => Math.max(...row)));
+      const scale = scaleOf(top);
+      const field = el("canvas", {
+        class: "moved",
+        role: "img",
+        "aria-label": "how far each token's stream moved",
+      });
+      drawField(
+        field,
+        Float32Array.from(moved.flatMap((/** @type {Float32Array} */ row) => [...row])),
+        moved.length,
+        T,
+        (value) => ["--answer", value / scale],
+      );
+      fill(
+        effect,
+        el(
+          "div",
+          { class: "ab" },
+          el(
+            "p",
+            {},
+            el("b", { text: "A" }),
+            " prefix-LM ",
+            el("span", { class: "said" }, answerText(plain, result)),
+          ),
+          el(
+            "p",
+            {},
+            el("b", { text: "B" }),
+            " this mask ",
+            el("span", { class: "said" }, answerText(result, plain)),
+          ),
+        ),
+        el(
+          "h3",
+          {},
+          "How far each token's stream moved, layer by layer ",
+          legend(scale, "--answer"),
+        ),
+        el("div", { class: "moved-rows" }, field),
+        el(
+          "div",
+          { class: "axis" },
+          el("span", { class: "c-vision", text: "patches" }),
+          el("span", { class: "c-word", text: "prompt" }),
+          el("span", { class: "c-answer", text: "answer" }),
+        ),
+        inWords(
+          `${MASKS[/** @type {import("../../engine/layers/masks.js").MaskName} */ (name)]}. ${edit().painted?.length ?? 0} painted rectangles. With prefix-LM the answer is “${plain.text}”, with this mask “${result.text}”. The stream moved by at most ${percent(top)} of its length.`,
+        ),
+      );
+    };
+    return { update, leave: () => (stop = true) };
+  },
+};

@@ -1,0 +1,139 @@
+"""The lab's one file: modules joined, weights packed, nothing fetched, errors of one line."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import webbrowser
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.lab.helpers import MINI, NODE, needs_node
+
+from paliglass.cli import main
+from paliglass.errors import CheckpointError
+from paliglass.lab.build import ENGINE, PAGE, build, join_modules, pack
+
+DUAL = MINI.parent / "mini_dual"
+
+
+def test_joined_modules_are_one_script(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text(
+        'import { two as deux } from "./in/b.js";\nexport const four = deux * 2;\n'
+    )
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.js").write_text(
+        'import * as c from "../c.js";\nexport const two = c.one() + 1;\n'
+    )
+    (tmp_path / "c.js").write_text(
+        "const hidden = 1;\nexport function one() {\n  return hidden;\n}\n"
+    )
+    (tmp_path / "main.js").write_text(
+        'import { four } from "./a.js";\nimport { one } from "./c.js";\nconsole.log(four, one());\n'
+    )
+    joined = join_modules(tmp_path / "main.js")
+    assert not re.search(r"^\s*(import|export) ", joined, re.MULTILINE)
+    assert joined.count("const hidden") == 1  # a module that two need is there once
+    if NODE is not None:
+        done = subprocess.run([NODE, "-e", joined], capture_output=True, text=True, check=True)
+        assert done.stdout == "4 1\n"
+
+
+def test_modules_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text('import { b } from "./b.js";\nexport const a = 1;\n')
+    (tmp_path / "b.js").write_text('import { a } from "./a.js";\nexport const b = 1;\n')
+    with pytest.raises(ValueError, match="imports itself"):
+        join_modules(tmp_path / "a.js")
+
+
+@needs_node
+@pytest.mark.parametrize("entry", [ENGINE / "worker.js", PAGE / "app.js"], ids=lambda p: p.stem)
+def test_the_labs_own_modules_join_to_valid_scripts(entry: Path, tmp_path: Path) -> None:
+    (tmp_path / "joined.js").write_text(join_modules(entry), encoding="utf-8")
+    assert NODE is not None
+    subprocess.run([NODE, "--check", str(tmp_path / "joined.js")], check=True)
+
+
+def test_types_hold() -> None:
+    tsc = shutil.which("tsc")
+    if tsc is None:
+        pytest.skip("tsc, which checks the types in the comments, is not installed")
+    config = Path(__file__).parent / "jsconfig.json"
+    done = subprocess.run([tsc, "-p", str(config)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_is_packed_comes_out_again(dtype: torch.dtype, tmp_path: Path) -> None:
+    save_file(
+        {"w": torch.randn(6, 4).to(dtype), "b": torch.randn(3).to(dtype)},
+        tmp_path / "x.safetensors",
+    )
+    text, planes = pack(tmp_path / "x.safetensors")
+    data = gzip.decompress(base64.b64decode(text))
+    original = (tmp_path / "x.safetensors").read_bytes()
+    start = 8 + int.from_bytes(original[:8], "little")
+    if planes == 2:
+        half = start + (len(data) - start) // 2
+        data = data[:start] + bytes(
+            b for pair in zip(data[start:half], data[half:], strict=True) for b in pair
+        )
+    assert planes == (2 if dtype is torch.bfloat16 else 1)
+    assert data == original
+
+
+def test_the_page_is_whole_and_fetches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "lab.html"
+    with pytest.raises(SystemExit) as done:
+        main(["lab", "--out", str(out)])
+    assert done.value.code == 0
+    page = out.read_text(encoding="utf-8")
+    assert out.stat().st_size <= 18 << 20
+    assert f"{len(page) / 1e6:.1f} MB" in capsys.readouterr().out
+    plain = re.sub(r'<script type="application/gzip".*?</script>', "", page, flags=re.DOTALL)
+    addresses = set(re.findall(r"https?://[^\s\"'`)<>]+", plain))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.search(
+        r"<(?:link|script|img)[^>]+(?:src|href)=[\"'](?!data:)", plain.split("<script", 1)[0]
+    )
+    for ident in ("config", "tokenizer", "weights", "codec", "kernel", "dual-weights"):
+        assert page.count(f'id="{ident}"') == 1
+
+
+def test_it_opens_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) is None)
+    with pytest.raises(SystemExit) as done:
+        main(["lab"])
+    assert done.value.code == 0
+    assert [Path(url.removeprefix("file://")).exists() for url in opened] == [True]
+
+
+def test_a_model_without_a_file_of_weights_is_named(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(MINI / name, tmp_path / name)
+    with pytest.raises(CheckpointError, match="no such file; the lab wants weights in one file"):
+        build(tmp_path, None)
+
+
+def test_a_page_can_do_without_the_dual_encoder() -> None:
+    page = build(MINI, None)
+    assert 'id="weights"' in page
+    assert 'id="dual-weights"' not in page
+
+
+def test_the_stickers_say_whose_they_are() -> None:
+    data = json.loads((PAGE / "stickers.json").read_text(encoding="utf-8"))
+    assert "Noto Emoji, © Google, Apache-2.0" in data["source"]
+    assert len(data["stickers"]) >= 40
+    attribution = (Path(__file__).parents[2] / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    assert "lab/page/stickers.json" in attribution

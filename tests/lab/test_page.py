@@ -1,0 +1,467 @@
+"""The lab in a real browser, from a file, without a network: it shows what torch computes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import torch
+from PIL import Image
+from tests.lab.browser import Browser, needs_browser, start_browser
+from tests.lab.helpers import MINI
+
+from paliglass import PaliGemma, load
+from paliglass.cli import main
+from paliglass.contrastive.folders import load_contrastive
+from paliglass.inspect.tracing import TracedRow, trace
+from paliglass.layers.rope import apply_rotary, rotary_cos_sin
+
+pytestmark = [needs_browser, pytest.mark.slow]
+
+VIEWS = "live attention mask bench break boxes cache lens rope contrastive".split()
+# The engine has nothing left to answer, and goes on having nothing.
+SETTLED = """
+    const {store} = lab;
+    for (let calm = 0; calm < 4; ) {
+      await new Promise(f => setTimeout(f, 40));
+      calm = store.busy || store.client.waiting.size ? 0 : calm + 1;
+    }"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("lab") / "lab.html"
+    with pytest.raises(SystemExit) as done:
+        main(["lab", "--out", str(path)])
+    assert done.value.code == 0
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with start_browser() as found:
+        found.resize(1280)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def mini() -> PaliGemma:
+    return load("mini", dtype="float32", fast=False)
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(browser: Browser) -> Iterator[None]:
+    browser.errors()
+    yield
+    assert browser.errors() == []
+
+
+def show(browser: Browser, page: str, view: str, **state: Any) -> None:
+    """Opens a view with a state, as a link does, and waits until it has drawn itself."""
+    browser.open(f"{page}#{quote(json.dumps({'view': view} | state))}")
+    browser.run(SETTLED)
+
+
+def do(browser: Browser, script: str) -> None:
+    browser.run(f"{script}; {SETTLED}")
+
+
+def click(browser: Browser, label: str) -> None:
+    """Presses the button that reads so."""
+    find = "[...document.querySelectorAll('button')].find(b => b.textContent.trim() === given[0])"
+    browser.run(
+        f"const b = {find}; if (!b) throw Error('no ' + given[0]); b.click(); {SETTLED}",
+        label,
+    )
+
+
+def text(browser: Browser, selector: str) -> str:
+    found = browser.run("return document.querySelector(given[0])?.textContent ?? ''", selector)
+    assert isinstance(found, str)
+    return found
+
+
+def texts(browser: Browser, selector: str) -> list[str]:
+    found = browser.run(
+        "return [...document.querySelectorAll(given[0])].map(n => n.textContent)", selector
+    )
+    assert isinstance(found, list)
+    return found
+
+
+def drawn(browser: Browser) -> Image.Image:
+    """The picture on the page, at the size in which the engine is given it."""
+    url = browser.run("return lab.stage.plain.toDataURL()")
+    return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")
+
+
+def traced(mini: PaliGemma, image: Image.Image, prompt: str) -> TracedRow:
+    with trace(mini) as found:
+        mini.generate(image, prompt)
+    return found.rows[0]
+
+
+def percent(share: float) -> str:
+    """As dom.js writes it."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    return f"{value:.{1 if value < 10 else 0}f} %"
+
+
+@contextmanager
+def causal(mini: PaliGemma) -> Iterator[None]:
+    def change(_module: Any, inputs: Any) -> Any:
+        embeddings, positions, mask, *rest = inputs
+        if embeddings.shape[1] > 1:  # what is decoded later is causal anyway
+            mask = mask & torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+        return (embeddings, positions, mask, *rest)
+
+    handle = mini.model.language_model.model.register_forward_pre_hook(change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_says_itself_in_words_and_fits_every_width(
+    browser: Browser, page: str, view: str
+) -> None:
+    for theme, widths in (("light", (360, 1280)), ("dark", (768, 1920))):
+        browser.theme(theme)
+        for width in widths:
+            browser.resize(width)
+            show(browser, page, view, task="segment" if view == "boxes" else "caption")
+            if view == "contrastive":
+                browser.wait("document.querySelector('.pairs')")
+            assert len(text(browser, ".in-words p")) > 40
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+            assert len(text(browser, "h2")) > 2
+    browser.resize(1280)
+    browser.theme("light")
+
+
+def test_the_answer_and_how_sure_it_is(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "live")
+    row = traced(mini, drawn(browser), "caption en")
+    said = mini.generate(drawn(browser), "caption en")
+    assert text(browser, ".answer-text") == said
+    shares = row.logits(row.answer).softmax(-1).amax(-1).tolist()
+    assert texts(browser, ".sure .num") == [percent(share) for share in shares]
+
+
+def test_dragging_a_thing_answers_anew(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "live", task="detect", words={"detect": "tractor"})
+    before = drawn(browser)
+    box = browser.run(
+        "const b = lab.stage.picture.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    start, end = (
+        [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
+        for x, y in ((0.3, 0.64), (0.6, 0.7))
+    )
+    moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0} for x, y in (start, end, end)]
+    pressed = [
+        moves[0],
+        {"type": "pointerDown", "button": 0},
+        *moves[1:],
+        {"type": "pointerUp", "button": 0},
+    ]
+    mouse = {
+        "type": "pointer",
+        "id": "mouse",
+        "parameters": {"pointerType": "mouse"},
+        "actions": pressed,
+    }
+    browser.ask("POST", "/actions", actions=[mouse])
+    browser.run(SETTLED)
+    after = drawn(browser)
+    assert before.tobytes() != after.tobytes()
+    found = browser.run("return lab.store.result.text")
+    assert (
+        found == mini.generate(after, "detect tractor") != mini.generate(before, "detect tractor")
+    )
+    assert text(browser, ".side.a p").startswith("detect tractor")  # the state before
+
+
+def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:
+    show(
+        browser,
+        page,
+        "attention",
+        task="ask",
+        words={"ask": "how many stars?"},
+        layer=2,
+        head=3,
+        edits={"noRotary": True},
+    )
+    do(browser, "lab.store.set({token: 20, key: 7})")
+    browser.run("await new Promise(f => setTimeout(f, 400))")
+    address, said = browser.run("return [location.href, lab.store.result.text]")
+    state = browser.run("return JSON.stringify(lab.store.state)")
+    browser.open(address)
+    browser.run(SETTLED)
+    assert browser.run("return JSON.stringify(lab.store.state)") == state
+    assert browser.run("return lab.store.result.text") == said
+
+
+def test_an_attention_weight_is_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "attention", layer=2, head=1, token=64, key=20)
+    row = traced(mini, drawn(browser), "caption en")
+    weights = row.attention(2)[1, 64]
+    assert texts(browser, ".steps .num")[-1] == percent(weights[20].item())
+    best = weights.topk(5).values.tolist()
+    assert texts(browser, ".largest .num") == [percent(share) for share in best]
+
+
+def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "mask", task="detect")
+    plain = browser.run("return lab.store.result.text")
+    click(browser, "causal")
+    with causal(mini):
+        expected = mini.generate(drawn(browser), "detect tractor ; doughnut")
+    assert browser.run("return lab.store.result.text") == expected != plain
+    assert len(texts(browser, ".ab .said")) == 2
+
+
+def test_painting_forbids(browser: Browser, page: str) -> None:
+    show(browser, page, "mask")
+    box = browser.run(
+        "const canvas = document.querySelector('.mask-canvas');"
+        "canvas.scrollIntoView({block: 'center'});"
+        "const b = canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    corner = [
+        [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
+        for x, y in ((0.02, 0.85), (0.7, 0.99))
+    ]
+    moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0} for x, y in corner]
+    pressed = [
+        moves[0],
+        {"type": "pointerDown", "button": 0},
+        moves[1],
+        {"type": "pointerUp", "button": 0},
+    ]
+    mouse = {
+        "type": "pointer",
+        "id": "mouse",
+        "parameters": {"pointerType": "mouse"},
+        "actions": pressed,
+    }
+    before = browser.run("return lab.store.result.text")
+    browser.ask("POST", "/actions", actions=[mouse])
+    browser.run(SETTLED)
+    assert len(browser.run("return lab.store.state.edits.mask.painted")) == 1
+    assert browser.run("return lab.store.result.text") != before
+
+
+def test_the_next_words_are_torchs_and_another_can_be_said(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "bench")
+    click(browser, "The least sure word")
+    at = browser.run("return lab.store.token - lab.store.result.prompt.length + 1")
+    row = traced(mini, drawn(browser), "caption en")
+    shares = row.logits(row.answer)[at].softmax(-1).topk(5).values.tolist()
+    shown = texts(browser, ".words tbody td:nth-child(2) .num")[:5]
+    assert shown == [percent(share) for share in shares]
+    before = browser.run("return lab.store.result.answer")
+    do(browser, "document.querySelectorAll('.words tbody tr:not(.said) button')[0].click()")
+    after = browser.run("return lab.store.result.answer")
+    assert after[:at] == before[:at]
+    assert after[at] != before[at]
+    assert len(texts(browser, ".tree li")) == 2
+
+
+def test_breaking_asks_first_and_tells_the_truth(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "break")
+    click(browser, "Red and blue swapped")
+    assert (
+        browser.run("return Object.keys(lab.store.state.edits).length") == 0
+    )  # not before a guess
+    click(browser, "The same")
+    red, green, blue = drawn(browser).split()
+    expected = mini.generate(Image.merge("RGB", (blue, green, red)), "caption en")
+    assert browser.run("return lab.store.result.text") == expected
+    assert "not as you said" in text(browser, ".switch.on")
+    do(browser, "lab.store.set({view: 'live'})")
+    assert text(browser, ".changes").startswith("Changed: colours")  # whatever the view
+
+
+def test_boxes_edges_and_grammar_are_the_packages(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "boxes", task="segment", words={"segment": "tractor"})
+    prompt = "segment tractor"
+    row = traced(mini, drawn(browser), prompt)
+    chances = row.logits(row.answer)[:4].softmax(-1)[:, 2048:3072].amax(-1).tolist()
+    assert texts(browser, ".edge-list > div > .num") == [percent(share) for share in chances]
+    codes = [int(code) for code in texts(browser, ".key-code")]
+    assert codes == browser.run("return lab.store.result.boxes[0].codes")
+    click(browser, "on: only what makes a readable answer")
+    found = mini.segment(drawn(browser), "tractor")
+    boxes = browser.run("return lab.store.result.boxes.map(b => [b.label, b.box])")
+    assert [label for label, _ in boxes] == [one.label for one in found]
+    expected = [edge / 512 for one in found for edge in one.box]
+    assert [edge for _, box in boxes for edge in box] == pytest.approx(expected)
+    # The mask that is drawn covers what the package's does: the same share of the picture.
+    inside = browser.run("return lab.store.result.boxes[0].mask.filter(v => v > 0).length / 4096")
+    x0, y0, x1, y1 = boxes[0][1]
+    assert inside * (x1 - x0) * (y1 - y0) == pytest.approx(found[0].mask.mean(), abs=0.01)
+
+
+def test_the_cache_counts_as_the_package(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "cache")
+    size = traced(mini, drawn(browser), "caption en").cache[-1]
+    assert f"holds {size.tokens} tokens" in text(browser, ".cache p:not(.heading p)")
+    assert f"{size.bytes / 1000:.1f} kB" in text(browser, ".cache")
+    do(browser, "[...document.querySelectorAll('[aria-label=\"a step back\"]')][0].click()")
+    assert f"holds {size.tokens - 1} tokens" in text(browser, ".cache")
+
+
+def test_a_stale_cache_says_what_it_said_and_a_fresh_one_something_else(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "cache", task="detect", words={"detect": "tractor"})
+    do(
+        browser,
+        "const field = document.querySelector('.narrow input'); field.value = 'doughnut';"
+        "field.dispatchEvent(new Event('input'))",
+    )
+    click(browser, "Exchange")
+    stale, column, fresh = texts(browser, ".cache .said")
+    assert stale == mini.generate(drawn(browser), "detect tractor")
+    assert fresh == mini.generate(drawn(browser), "detect doughnut") != stale
+    assert column  # whatever it is: neither of the two has to be right
+
+
+def test_dragging_an_edge_asks_what_the_label_is_worth_there(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "boxes", task="detect", words={"detect": "doughnut"})
+    own = browser.run("return lab.store.result.answer")
+    do(
+        browser,
+        "const edge = document.querySelector('.edge-list input[aria-label=left]');"
+        "edge.value = 100; edge.dispatchEvent(new Event('input'));"
+        "await new Promise(f => setTimeout(f, 200))",
+    )
+    answer = browser.run("return lab.store.result.answer")
+    assert answer[:4] == [own[0], 2048 + 100, *own[2:4]]
+    batch = mini.processor("detect doughnut", drawn(browser))
+    ids = torch.cat((batch["input_ids"], torch.tensor([answer[:4]])), 1)
+    types = torch.cat((torch.zeros_like(batch["input_ids"]), torch.ones(1, 4, dtype=torch.long)), 1)
+    with torch.inference_mode():
+        logits = mini.model(ids, batch["pixel_values"], token_type_ids=types).logits[0, -1]
+    found = browser.run("return Math.exp(lab.store.result.logProbabilities[4])")
+    assert found == pytest.approx(logits[:3200].softmax(-1)[answer[4]].item(), abs=1e-4)
+    click(browser, "The model's own box")
+    assert browser.run("return lab.store.result.answer") == own
+
+
+def test_the_lens_reads_what_the_package_reads(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "lens")
+    row = traced(mini, drawn(browser), "caption en")
+    for layer in range(4):
+        expected = [percent(step[0].probability) for step in row.lens(layer)]
+        cells = f".lens tbody tr:nth-child({4 - layer}) td:nth-child(n + {2 + 3}) button"
+        titles = browser.run(
+            "return [...document.querySelectorAll(given[0])].map(n => n.title)", cells
+        )
+        assert titles == expected
+    click(browser, "An empty picture")
+    browser.wait("document.querySelector('.thumb')")
+    do(
+        browser,
+        "[...document.querySelectorAll('button')]"
+        ".find(b => b.textContent.startsWith('Paste B')).click()",
+    )
+    assert browser.run("return lab.store.state.edits.patches.length") == 1
+
+
+def test_scores_by_distance_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "rope", layer=1, head=1)
+    row = traced(mini, drawn(browser), "caption en")
+    back = -torch.arange(1, 65)[None]
+    cos, sin = rotary_cos_sin(back, 48, 10000.0, torch.float32)
+    query = apply_rotary(row.query(1)[None, 1:2, :64], cos, sin).mean(2)
+    key = apply_rotary(row.key(1)[None, 0:1, :64], cos, sin).mean(2)
+    expected = []
+    for distance in range(0, 33, 8):
+        turn = rotary_cos_sin(torch.tensor([[distance]]), 48, 10000.0, torch.float32)
+        expected.append((apply_rotary(query[None], *turn) * key).sum().item() / 48**0.5)
+    shown = [float(value.replace("−", "-")) for value in texts(browser, ".plot .value")]
+    assert shown == pytest.approx(expected, abs=0.06)
+
+
+def test_cosines_are_the_dual_encoders(browser: Browser, page: str) -> None:
+    show(browser, page, "contrastive")
+    browser.wait("document.querySelector('.pairs')")
+    model, processor = load_contrastive(MINI.parent / "mini_dual")
+    model = model.float()
+    asked = browser.run(
+        "return [...document.querySelectorAll('.pairs textarea')].map(n => n.value)"
+    )
+    with torch.inference_mode():
+        picture = model.embed_images(processor.pixels(drawn(browser))[None])
+        expected = (picture @ model.embed_texts(**processor.words(asked)).T)[0].tolist()
+    row = texts(browser, ".pairs tbody tr:first-child small:last-of-type")
+    shown = [float(value.removeprefix("cos ").replace("−", "-")) for value in row]
+    assert shown == pytest.approx(expected, abs=0.006)
+    click(browser, "Train with SigLIP's")
+    browser.wait("document.querySelector('.toy + div .readout').textContent.startsWith('step 600')")
+    first, last = browser.run(
+        "const {textContent} = document.querySelector('.toy + div .readout');"
+        "return textContent.match(/[0-9.]+(?=\\)| \\()/g).map(Number)"
+    )
+    assert first < last  # the loss, now and at first
+
+
+def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -> None:
+    show(browser, page, "live")
+    found = browser.run(
+        """const out = [];
+        for (const {id, steps} of lab.tours)
+          for (const [i, step] of steps.entries()) {
+            await lab.tour.go(id, i);
+            await lab.store.idle;
+            await lab.tour.predict(step.right);
+            const {first, text} = lab.tour.outcome;
+            out.push([`${id} ${i}: ${text}`, Number(!first), step.right]);
+          }
+        return out;"""
+    )
+    assert len(found) >= 20
+    assert [name for name, measured, right in found if measured != right] == []
+
+
+def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:
+    show(browser, page, "live")
+    browser.run("lab.stage.picture.canvas.focus()")
+    keys = ["\ue007", "\ue014", "\ue014"]  # Enter takes a thing, the right arrow moves it
+    actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+    before = browser.run("return lab.store.state.scene.things[0].x")
+    browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+    browser.run(SETTLED)
+    assert browser.run("return lab.store.state.scene.things[0].x") == before + 30
+    browser.run("document.activeElement.blur()")
+    actions = [{"type": kind, "value": "2"} for kind in ("keyDown", "keyUp")]
+    browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+    browser.run(SETTLED)
+    assert text(browser, "h2") == "Attention, all of it"
+    unnamed = browser.run(
+        "return [...document.querySelectorAll('button, input, textarea')].filter(n => "
+        "!(n.textContent.trim() || n.ariaLabel || n.closest('label'))).length"
+    )
+    assert unnamed == 0
