@@ -15,7 +15,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from workshop.world.engine import World
-    from workshop.world.sources import Art
+    from workshop.world.art import Art
 
 __all__ = ["PixelNeighbours", "cut_out", "single_stickers"]
 
