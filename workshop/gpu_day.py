@@ -62,15 +62,20 @@ def begin(
 
     graph: as one CUDA graph. At most `ROOM` tokens; ids are B.
     """
-    from paliglass.generation import GraphedDecoder, decode_one_token, prefill
+    from paliglass.fast.cuda_graph import GraphedStep
 
     rows, length = batch["input_ids"].shape
+    to_logits = model.language_model.logits
     with torch.inference_mode():
         cache = model.new_cache(rows, length + ROOM)
-        logits = prefill(model, batch, cache)
-        if graph:
-            return logits, GraphedDecoder(model, cache)
-    return logits, torch.inference_mode()(lambda ids: decode_one_token(model, ids, cache))
+        logits = to_logits(model.prefill(**batch, kv_cache=cache, last_only=True))
+        extend = GraphedStep(model, cache) if graph else partial(model.extend, kv_cache=cache)
+
+    @torch.inference_mode()
+    def step(ids: Tensor) -> Tensor:
+        return to_logits(extend(ids[:, None])[:, -1])
+
+    return logits, step
 
 
 def greedy(
@@ -434,13 +439,13 @@ def publish(work: Path, out: Path, seen: float) -> float:
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    weights = work / "checkpoint" / "weights.safetensors"
     try:
+        weights = max(work.rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime)
         newest = weights.stat().st_mtime
         if newest <= seen:
             return seen
         tensors = load_file(weights)
-    except (FileNotFoundError, SafetensorError):  # it is just being replaced
+    except (ValueError, FileNotFoundError, SafetensorError):  # none yet, or just being replaced
         return seen
     parts: list[dict[str, Tensor]] = [{}]
     size = 0

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +54,7 @@ def _opened(name: str, data: bytes, size: int) -> ImageFont.FreeTypeFont:
 
 
 class Drawings(Sequence[Image.Image]):
-    """One concept's drawings, premultiplied (`RGBa`) and cropped; each is decoded when asked for."""
+    """One concept's drawings, premultiplied (`RGBa`) and cropped; decoded when asked for."""
 
     def __init__(self, encoded: Sequence[bytes]) -> None:
         self.encoded = encoded
@@ -147,8 +146,9 @@ def build(cache: Path, role: str) -> Path:
     """
     kinds = ("font", "digits") if role == "text" else ("icons", "pictures")
     sources = [s for s in SOURCES if s.what in kinds and (role == "text" or s.role == role)]
-    about = repr((sources, PIXELS, _QUALITY, "" if role == "text" else (CONCEPTS, _aliases())))
-    digest = hashlib.sha256(re.sub(r"frozenset\(.*?\)\)?", "", about).encode()).hexdigest()[:8]
+    icons = [] if role == "text" else [(name, c.icons) for name, c in CONCEPTS.items()]
+    about = repr((sources, PIXELS, _QUALITY, icons, _aliases() if icons else ""))
+    digest = hashlib.sha256(about.encode()).hexdigest()[:8]
     path = cache / f"{'text' if role == 'text' else f'stickers-{role}'}-{digest}.npz"
     if not path.exists():
         arrays = _text(sources, cache) if role == "text" else _stickers(sources, cache)

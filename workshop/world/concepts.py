@@ -67,7 +67,8 @@ def _listed(text: str) -> list[str]:
 
 def _read() -> dict[str, Concept]:
     concepts: dict[str, Concept] = {}
-    group, kinds, unsure = "", (), frozenset[str]()
+    group, unsure = "", frozenset[str]()
+    kinds: tuple[str, ...] = ()
     for line in (files("workshop.world") / "concepts.txt").read_text("utf-8").splitlines():
         if line.startswith("#"):
             continue
@@ -132,8 +133,6 @@ KINDS: tuple[str, ...] = tuple(
 MASS = frozenset({"food"})
 """Kinds that are not counted."""
 
-_SHAPE_WORDS = {"circle": "disc", "square": "box shape", "diamond": "rhombus", "oval": "ellipse"}
-
 PATCH_CLASSES: tuple[str, ...] = (
     "ground",
     *CONCEPTS,
@@ -189,7 +188,7 @@ def means(term: str, name: str) -> bool | None:
     if term in concept.doubtful:
         return None
     if term == "shape":  # a star, a heart, a spade
-        return None if name in ("star", "moon", "heart suit", "diamond suit", "spade") else False
+        return None if name in ("glowing star", "moon", "spade") else False
     word = term.partition(" ")[2]
     return None if word in SHAPES and word in (name, *concept.synonyms) else False
 

@@ -117,7 +117,7 @@ def _any(rng: np.random.Generator, words: Sequence[str], held_out: bool | None =
     """One of the words, of a split if that is said."""
     if held_out is not None:
         words = [word for word in words if is_held_out(word) == held_out] or list(words)
-    return words[rng.integers(len(words))]
+    return words[int(rng.integers(len(words)))]
 
 
 def _date(rng: np.random.Generator) -> str:
@@ -291,10 +291,8 @@ def _chart(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> P
     for i, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
         x = 6 + slot * i
         up = base - tall * value / values.max()
-        if name in COLOURS:
-            own = name
-        else:
-            own = hue if alike else hues[(hues.index(hue) + i) % len(hues)]
+        other = hue if alike else hues[(hues.index(hue) + i) % len(hues)]
+        own = name if name in COLOURS else other
         box = (round(x + slot * 0.14), round(up), round(x + slot * 0.86), base)
         sheet.onto.rectangle(box, fill=COLOURS[own])
         sheet.text(x + slot / 2, base + 1, name, small, "ma")

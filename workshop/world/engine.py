@@ -86,6 +86,10 @@ class World:
         """The scene at `index`."""
         return compose(self._rng(index, 0), self.art, self.size, SPLITS[self.split])
 
+    def single(self, name: str, index: int) -> Scene:
+        """A scene that holds one sticker of a concept and nothing else."""
+        return compose(self._rng(index, 3), self.art, self.size, SPLITS[self.split], name)
+
     def sample(self, index: int, prompts: int = 4) -> tuple[Scene, list[Example]]:
         """The scene at `index` with that many different prompts about it."""
         scene, rules = self.scene(index), SPLITS[self.split]

@@ -1,4 +1,4 @@
-"""What things lie on: flat, graded, striped, noisy, papery or photo-like grounds, and their colour."""
+"""What things lie on: flat, graded, striped, noisy, papery or photo-like grounds."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from workshop.world.art import Art, Face
 from workshop.world.concepts import (
     CHARACTERS,
     COLOURS,
-    CONCEPTS,
     PATCH_CLASS_IDS,
     PATCH_CLASSES,
     SHAPES,
@@ -133,7 +132,9 @@ class _Layer:
     classes: NDArray[np.uint16]
 
 
-def compose(rng: np.random.Generator, art: Art, size: int, rules: Rules) -> Scene:
+def compose(
+    rng: np.random.Generator, art: Art, size: int, rules: Rules, only: str | None = None
+) -> Scene:
     """A random scene of size×size pixels.
 
     Args:
@@ -141,7 +142,13 @@ def compose(rng: np.random.Generator, art: Art, size: int, rules: Rules) -> Scen
         art: what there is to place.
         size: side in pixels.
         rules: the split's, which may keep words and combinations of things from it.
+        only: a concept that is to be alone in it, as a sticker.
     """
+    if only is not None:
+        while True:
+            scene = _place(rng, art, *draw_ground(rng, size), False, rules, only)
+            if scene is not None:
+                return scene
     draw = rng.random()
     if rules.first == "document" or (rules.first is None and rules.mixed and draw < 0.09):
         return _document_scene(rng, art, size, rules)
@@ -184,6 +191,7 @@ def _place(
     colour: str | None,
     plain: bool,
     rules: Rules,
+    only: str | None = None,
 ) -> Scene | None:
     """Things placed on the ground, or None where too much of one ended up hidden, or left out."""
     size = ground.shape[0]
@@ -195,7 +203,10 @@ def _place(
     aspect = math.exp(rng.uniform(-0.3, 0.3))
     layers: list[_Layer] = []
     taken: list[Box] = []
-    for layer in _things(rng, art, tone, busy, size, aspect, plain, rules):
+    things = _things(rng, art, tone, busy, size, aspect, plain, rules)
+    if only is not None:
+        things = iter([_sticker(rng, art, only, size * rng.uniform(*_SIDES[0]), aspect, rules)])
+    for layer in things:
         spot = _find_spot(rng, layer, taken, size)
         if spot is None or not _shows(layer, image, spot):
             continue
@@ -218,7 +229,8 @@ def _place(
     wanted = {"lines": "word"}.get(rules.first or "", rules.first)
     if not objects or (wanted and all(thing.kind != wanted for thing in objects)):
         return None
-    if rules.reserved and not is_reserved([thing.name for thing in objects]):
+    nameable = [t.name for t in objects if t.kind in ("sticker", "drawing", "shape")]
+    if rules.reserved and not is_reserved(nameable):
         return None
     objects.sort(key=lambda thing: thing.centre)
     return Scene(image, tuple(objects), classes, colour)

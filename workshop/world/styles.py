@@ -6,6 +6,8 @@ was: line art is ink on paper of the thing's own outline.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -43,7 +45,7 @@ def restyle(rgba: Pixels, rng: np.random.Generator) -> Pixels:
     return _flat(rgba, rng)
 
 
-def _with_alpha(rgb: NDArray[np.float32], rgba: Pixels) -> Pixels:
+def _with_alpha(rgb: NDArray[np.floating[Any]], rgba: Pixels) -> Pixels:
     """Premultiplied colours beside the thing's own alpha, which bounds them."""
     alpha = rgba[..., 3:]
     return np.concatenate((np.clip(rgb, 0, alpha).astype(np.uint8), alpha), axis=2)
@@ -67,16 +69,16 @@ def _toned(rgba: Pixels, rng: np.random.Generator) -> Pixels:
     return _with_alpha(luma[..., None] * tint.astype(np.float32), rgba)
 
 
-def _inks(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _inks(rng: np.random.Generator) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     """A dark and a light colour, at times the other way round."""
     dark = rng.uniform(0, 110, 3) if rng.random() < 0.6 else rng.uniform(0, 40) * np.ones(3)
     light = rng.uniform(190, 256, 3) if rng.random() < 0.6 else 255 * np.ones(3)
     if rng.random() < 0.15:
         dark, light = light, dark
-    return dark.astype(np.float32), light.astype(np.float32)
+    return np.asarray(dark, np.float32), np.asarray(light, np.float32)
 
 
-def _straight_luma(rgba: Pixels) -> NDArray[np.float32]:
+def _straight_luma(rgba: Pixels) -> NDArray[np.floating[Any]]:
     alpha = np.maximum(rgba[..., 3].astype(np.float32), 1)
     return rgba[..., :3].astype(np.float32) @ _LUMA / alpha * 255
 
@@ -90,7 +92,8 @@ def _line_art(rgba: Pixels, rng: np.random.Generator) -> Pixels:
     edge = np.clip((np.hypot(across, down) - rng.uniform(20, 45)) / rng.uniform(40, 90), 0, 1)
     ink, paper = _inks(rng)
     share = edge[..., None]
-    return _with_alpha((share * ink + (1 - share) * paper) * alpha[..., None] / 255, rgba)
+    mixed = share * ink + (1 - share) * paper
+    return _with_alpha(mixed * alpha[..., None] / 255, rgba)
 
 
 def _two_colours(rgba: Pixels, rng: np.random.Generator) -> Pixels:
@@ -144,8 +147,8 @@ def _bordered(rgba: Pixels, rng: np.random.Generator) -> Pixels:
     shade = 255 if rng.random() < 0.6 else int(rng.integers(0, 60))
     rest = (255 - wide[..., 3:].astype(np.float32)) / 255 * rim[..., None] / 255
     rgb = wide[..., :3] + rest * shade
-    bordered = np.concatenate((rgb, np.maximum(rim, wide[..., 3])[..., None]), axis=2)
-    return bordered.astype(np.uint8)
+    alpha = wide[..., 3:] + rest * 255
+    return np.concatenate((np.minimum(rgb, alpha), alpha), axis=2).astype(np.uint8)
 
 
 def _flat(rgba: Pixels, rng: np.random.Generator) -> Pixels:

@@ -132,10 +132,8 @@ def _phrase(name: str, group: Sequence[SceneObject]) -> str:
     kind = group[0].kind
     if kind == "document":
         return f"a {name}"
-    if kind == "word":
-        return f"the {'text' if ' ' in name else 'word'} {name}"
-    if kind == "digit":
-        return f"the {'number' if len(name) > 1 else 'digit'} {name}"
+    if kind in ("word", "digit"):
+        return f"the {_short_name(group[0])} {name}"
     return with_article(name) if len(group) == 1 else f"{_NUMBERS[len(group)]} {plural_of(name)}"
 
 
@@ -263,10 +261,10 @@ def _place_of(scene: Scene, thing: SceneObject, margin: float = 0.0) -> str:
 
 
 def _short_name(thing: SceneObject) -> str:
-    if thing.kind == "word":
-        return "text" if " " in thing.label else "word"
     if thing.kind == "digit":
         return "number" if len(thing.label) > 1 else "digit"
+    if thing.kind == "word":
+        return "number" if thing.label.isdigit() else "word" if thing.label.isalnum() else "text"
     return thing.name
 
 
@@ -363,7 +361,7 @@ class _Asker:
         return Example(prefix, answer, kind, answerable)
 
     def _pick(self, items: Sequence[str]) -> str:
-        return items[self.rng.integers(len(items))]
+        return items[int(self.rng.integers(len(items)))]
 
     def _term(self, name: str) -> str | None:
         """Some word for a thing that is there, of which nobody can doubt what it means here."""
@@ -510,8 +508,8 @@ class _Asker:
             if found is None:
                 return None
             term, answer = found, "yes"
-        slots = {"one": term, "many": plural_of(term), "a": with_article(term)}
-        return self._ask("presence", answer, **slots)
+        many, article = plural_of(term), with_article(term)
+        return self._ask("presence", answer, one=term, many=many, a=article)
 
     def total(self) -> Example:
         """How many things in all; a text is one."""
@@ -763,10 +761,10 @@ class _Asker:
             what, than = self.rng.choice(list(values), 2, replace=False).tolist()
             answer = "yes" if values[what] > values[than] else "no"
             return self._ask("higher", answer, what=what, than=than)
-        for start in ("price of ", "value of "):
+        for start in ("price of", "value of"):
             if kind.startswith(start):
-                slots = {"what": kind.removeprefix(start)}
-                return self._ask(start.strip(), answer, wording=f"fact {start.strip()}", **slots)
+                what = kind.removeprefix(start + " ")
+                return self._ask(f"fact: {start}", answer, wording=f"fact {start}", what=what)
         return self._ask(f"fact: {kind}", answer, wording=f"fact {kind}", page=document.kind)
 
 

@@ -79,8 +79,8 @@ def random_text(rng: np.random.Generator, held_out: bool) -> str:
 
     In capitals, small letters, or with a capital first.
     """
+    draw = rng.random()
     while True:
-        draw = rng.random()
         if draw < 0.55:
             words = _words(held_out)
             text = _cased(words[rng.integers(len(words))], rng)
