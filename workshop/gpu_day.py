@@ -1,8 +1,8 @@
 """A quarter of an hour with one GPU: everything that needs it, in one command.
 
-    python -m workshop.world pack                       # beforehand, here: the artwork as two files
-    python -m workshop.gpu_day --out OUT                # there; no network, nothing to install
-    python -m workshop.gpu_day --out OUT --share 0.01 --device cpu          # the rehearsal
+    python -m workshop.gpu_day --prepare         # beforehand, here: artwork and tokenizer as files
+    python -m workshop.gpu_day --out OUT         # there; no network, nothing to install
+    python -m workshop.gpu_day --out OUT --share 0.01 --device cpu       # the rehearsal
 
 Three stages, each a process of its own with an end to its time, so that one that fails or hangs
 costs the others nothing:
@@ -48,6 +48,8 @@ NEEDED = (
     "torch numpy pillow safetensors tokenizers typer rich huggingface-hub filelock accelerate "
     "transformers peft pyyaml jinja2"
 ).split()
+CACHE = Path(".cache/world")
+TOKENIZER = CACHE / "tokenizer.json"
 PART_BYTES = 15 << 20  # of a file that comes back
 
 
@@ -360,15 +362,17 @@ def train(
 ) -> None:
     """Stage 3: mini, for as long as there is time. A second call goes on where the first ended."""
     workers = max(1, (os.cpu_count() or 2) - 1)
-    cache = Path(".cache/world")
+    if TOKENIZER.exists() and not (work / TOKENIZER.name).exists():
+        work.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TOKENIZER, work)
     with report.trying("scenes"):
         for processes in {1, workers}:
-            rate = scene_rate(cache, processes, side, 4.0 if share == 1 else 1.0)
+            rate = scene_rate(CACHE, processes, side, 4.0 if share == 1 else 1.0)
             report("scenes", processes=processes, per_second=round(rate, 1))
     command = [sys.executable, "-m", "workshop.pretrain", "--out", str(work), "--resume"]
     command += ["--scenes", str(scenes), "--prompts", "8", "--workers", str(workers)]
     command += ["--log-every", "20", "--checkpoint-seconds", "60" if share == 1 else "5"]
-    command += ["--world-cache", str(cache), *options]
+    command += ["--world-cache", str(CACHE), *options]
     # The end of its rates' decay is the end of the run, and some seconds go before and after it.
     command += ["--minutes", str(max(5.0, limit() - 25) / 60)]
     environment = os.environ | ({} if device == "cuda" else {"ACCELERATE_USE_CPU": "true"})
@@ -465,6 +469,23 @@ def publish(work: Path, out: Path, seen: float) -> float:
     return newest
 
 
+def prepare() -> None:
+    """Makes what the stages need and could not fetch: the files to carry are printed."""
+    from itertools import chain
+
+    from paliglass.checkpoints.files import write_whole
+    from paliglass.training.tokenizer import train_tokenizer
+    from workshop.tokenizer import emoji_names, training_texts
+    from workshop.world import World
+    from workshop.world.art import build
+
+    carried = [build(CACHE, role) for role in ("text", "train")]
+    texts = chain(emoji_names(CACHE), training_texts(World(CACHE)))
+    write_whole(TOKENIZER, train_tokenizer(texts).to_str(pretty=True))
+    for path in (*carried, TOKENIZER):
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
 def run_stage(arguments: argparse.Namespace, stage: str, seconds: float) -> int:
     """The stage as a process of its own, ended with all that it started when its time is up."""
     command = [sys.executable, "-m", "workshop.gpu_day", "--stage", stage]
@@ -484,7 +505,8 @@ def run_stage(arguments: argparse.Namespace, stage: str, seconds: float) -> int:
 def main() -> None:
     """Runs the stages asked for, one after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="what comes back")
+    parser.add_argument("--out", type=Path, help="the folder of what comes back")
+    parser.add_argument("--prepare", action="store_true", help="make the files to carry, and end")
     parser.add_argument("--stages", default="check,decode,train", help="some of them")
     parser.add_argument("--seconds", type=float, help="for all stages together [570]")
     parser.add_argument("--share", type=float, default=1.0, help="of sizes and times: a rehearsal")
@@ -495,6 +517,11 @@ def main() -> None:
     parser.add_argument("--stage", choices=SECONDS, help=argparse.SUPPRESS)
     parser.add_argument("options", nargs="*", help="after --: more for `workshop.pretrain`")
     arguments = parser.parse_args()
+    if arguments.prepare:
+        prepare()
+        return
+    if arguments.out is None:
+        parser.error("say where results go: --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stage:
         end = time.monotonic() + arguments.seconds

@@ -214,11 +214,8 @@ def test_nothing_is_asked_that_people_would_differ_about(art: Art) -> None:
     for seed in range(20):
         for example in examples(scene, np.random.default_rng(seed), 12):
             if example.kind in ("count", "presence", "where", "detect"):
-                assert not re.search(
-                    r"\b(?<!race )(?<!police )(?<!railway )(?<!train )(?<!racing )(?<!cable )(?<!one )cars?\b(?! tyre)",
-                    example.prefix,
-                    re.IGNORECASE,
-                )
+                assert not re.search(r"\b(a|any|the|many) cars?\b", example.prefix, re.IGNORECASE)
+                assert not re.search(r"(detect|;) cars?( ;|$)", example.prefix, re.IGNORECASE)
     animals = scene_of(thing("eagle", 0), thing("rose", 32), thing("cow", 64))
     prompts = examples(animals, np.random.default_rng(0), 400)
     counts = {e.suffix for e in prompts if e.kind == "count" and "animals" in e.prefix}
