@@ -47,6 +47,18 @@ class Face:
         """The face at a size in pixels."""
         return _opened(self.name, self.data, size)
 
+    def edges(self, text: str, size: int) -> list[float]:
+        """Where each character begins, and where the last one ends, from the text's start."""
+        edges = [0.0]
+        for character in text:
+            edges.append(edges[-1] + _advance(self.name, self.data, size, character))
+        return edges
+
+
+@lru_cache(maxsize=1 << 16)
+def _advance(name: str, data: bytes, size: int, character: str) -> float:
+    return _opened(name, data, size).getlength(character)
+
 
 @lru_cache(maxsize=4096)
 def _opened(name: str, data: bytes, size: int) -> ImageFont.FreeTypeFont:

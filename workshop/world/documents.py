@@ -86,21 +86,20 @@ class _Sheet:
         """The font size at which lines are so high at most and none is wider than the sheet."""
         size = max(5, int(height))
         width = self.width - 6 if width is None else width
-        longest = max(self.face.at(size).getlength(text) for text in texts)
+        longest = max(self.face.edges(text, size)[-1] for text in texts)
         return max(5, int(size * min(1.0, width / max(longest, 1))))
 
     def text(self, x: float, y: float, text: str, size: int, anchor: str = "la") -> None:
         """Text from its left ("l"), middle or right edge, and from its top."""
-        font = self.face.at(size)
-        length = font.getlength(text)
-        left = round(x - {"l": 0.0, "m": length / 2, "r": length}[anchor[0]])
+        edges = self.face.edges(text, size)
+        left = round(x - {"l": 0.0, "m": edges[-1] / 2, "r": edges[-1]}[anchor[0]])
         top = round(y)
-        self.onto.text((left, top), text, self.ink, font)
-        for index, character in enumerate(text):
-            a, b = (left + round(font.getlength(text[: index + i])) for i in (0, 1))
-            if character in CHARACTERS:
-                rows = slice(max(0, top + size // 6), top + size)
-                self.characters[rows, max(0, a) : b] = 1 + CHARACTERS.index(character)
+        self.onto.text((left, top), text, self.ink, self.face.at(size))
+        rows = slice(max(0, top + size // 6), top + size)
+        for character, a, b in zip(text, edges, edges[1:], strict=False):
+            if character != " ":
+                columns = slice(max(0, left + round(a)), max(0, left + round(b)))
+                self.characters[rows, columns] = 1 + CHARACTERS.index(character)
 
     def rule(self, y: float) -> None:
         """A line from side to side."""
@@ -201,14 +200,14 @@ def _fields(
         sheet.onto.rectangle((0, 0, width - 1, sheet.height - 1), outline=sheet.ink)
     else:
         sheet.rule(pitch * 1.12)
-    column = max(face.at(font).getlength(f"{a}{mark} ") for a, _ in rows) + 4
+    column = max(face.edges(f"{a}{mark} ", font)[-1] for a, _ in rows) + 4
     aligned = rng.random() < 0.5
-    if aligned and column + max(face.at(font).getlength(b) for _, b in rows) > width - 4:
+    if aligned and column + max(face.edges(b, font)[-1] for _, b in rows) > width - 4:
         aligned = False
     y = pitch * 1.25
     for a, b in rows:
         sheet.text(4, y, f"{a}{mark}", font)
-        x = column if aligned else 4 + face.at(font).getlength(f"{a}{mark} ")
+        x = column if aligned else 4 + face.edges(f"{a}{mark} ", font)[-1]
         sheet.text(x, y, b, font)
         y += pitch
     return _page(sheet, Document(kind, (title, *texts), facts))

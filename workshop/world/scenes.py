@@ -579,14 +579,10 @@ def _text_mask(lines: list[str], face: Face, pitch: float) -> tuple[Image.Image,
         y = step * row - top
         onto.text((-left, y), line, fill=255, font=font)
         rows = slice(max(0, round(y + boxes[row][1])), round(y + boxes[row][3]))
-        start = round(font.getlength(line[:0])) - left
-        for index, character in enumerate(line):
-            end = round(font.getlength(line[: index + 1])) - left
+        edges = [max(0, round(edge - left)) for edge in face.edges(line, _TEXT_PIXELS)]
+        for character, start, end in zip(line, edges, edges[1:], strict=False):
             if character != " ":
-                ids[rows, max(0, round(start)) : max(0, round(end))] = 1 + CHARACTERS.index(
-                    character
-                )
-            start = end
+                ids[rows, start:end] = 1 + CHARACTERS.index(character)
     return mask, Image.fromarray(ids)
 
 
