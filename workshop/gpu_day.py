@@ -14,7 +14,8 @@ costs the others nothing:
     train    scenes a second on all cores; then mini's training, its weights copied out as it goes
 
 Every result is a line of `results.jsonl`, written when it is known; `log.txt` has what the stages
-print; `weights-N.safetensors` are mini's newest weights in parts of at most 15 MiB.
+print; `weights-N.safetensors` are mini's newest weights in parts of at most 15 MiB, of which
+`--out OUT --join FOLDER` makes a model.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ NEEDED = (
 ).split()
 CACHE = Path(".cache/world")
 TOKENIZER = CACHE / "tokenizer.json"
+OURS = "model."  # the network's names of the model's weights; its other heads stay behind
 PART_BYTES = 15 << 20  # of a file that comes back
 
 
@@ -375,6 +377,7 @@ def train(
     command += ["--world-cache", str(CACHE), *options]
     # The end of its rates' decay is the end of the run, and some seconds go before and after it.
     command += ["--minutes", str(max(5.0, limit() - 25) / 60)]
+    command += ["--precision", "bf16"] if device == "cuda" else []
     environment = os.environ | ({} if device == "cuda" else {"ACCELERATE_USE_CPU": "true"})
     process = subprocess.Popen(command, env=environment)
     seen = 0.0
@@ -449,6 +452,7 @@ def publish(work: Path, out: Path, seen: float) -> float:
         if newest <= seen:
             return seen
         tensors = load_file(weights)
+        tensors = {k[len(OURS) :]: t for k, t in tensors.items() if k.startswith(OURS)}
     except (ValueError, FileNotFoundError, SafetensorError):  # none yet, or just being replaced
         return seen
     parts: list[dict[str, Tensor]] = [{}]
@@ -463,10 +467,31 @@ def publish(work: Path, out: Path, seen: float) -> float:
         unfinished = out / f".part-{number}"
         save_file(part, unfinished)
         os.replace(unfinished, out / f"weights-{number}.safetensors")
-    for name in ("tokenizer.json", "log.jsonl"):
-        if (work / name).exists():
-            shutil.copy(work / name, out / name)
+    for path in (work / "tokenizer.json", work / "log.jsonl", work / "model" / "config.json"):
+        if path.exists():
+            shutil.copy(path, out / path.name)
     return newest
+
+
+def join(out: Path, folder: Path) -> None:
+    """A model's folder of what `publish` copied out; mini's configuration if there is none."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    from paliglass.checkpoints.assembly import assemble
+    from paliglass.checkpoints.folder import read_config
+    from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.saving import save_folder
+    from paliglass.processing_paligemma import PaliGemmaProcessor
+
+    config = read_config(out if (out / "config.json").exists() else locate("mini"))
+    parts = sorted(out.glob("weights-*.safetensors"))
+    tensors = ((name, name, t) for part in parts for name, t in load_file(part).items())
+    model = assemble(config, tensors, str(out), torch.bfloat16)
+    words = Tokenizer.from_file(str(out / "tokenizer.json"))
+    side = config.vision_config.image_size
+    save_folder(model, folder, PaliGemmaProcessor(words, config.num_image_tokens, side))
+    print(f"{folder}: a model of {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def prepare() -> None:
@@ -507,6 +532,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="the folder of what comes back")
     parser.add_argument("--prepare", action="store_true", help="make the files to carry, and end")
+    parser.add_argument("--join", type=Path, help="make a model's folder of --out's parts, and end")
     parser.add_argument("--stages", default="check,decode,train", help="some of them")
     parser.add_argument("--seconds", type=float, help="for all stages together [570]")
     parser.add_argument("--share", type=float, default=1.0, help="of sizes and times: a rehearsal")
@@ -522,6 +548,9 @@ def main() -> None:
         return
     if arguments.out is None:
         parser.error("say where results go: --out")
+    if arguments.join is not None:
+        join(arguments.out, arguments.join)
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stage:
         end = time.monotonic() + arguments.seconds
