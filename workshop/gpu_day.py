@@ -52,6 +52,7 @@ NEEDED = (
 CACHE = Path(".cache/world")
 TOKENIZER = CACHE / "tokenizer.json"
 OURS = "model."  # the network's names of the model's weights; its other heads stay behind
+GRACE = 10.0  # seconds for a stage to end by itself when its time is up
 PART_BYTES = 15 << 20  # of a file that comes back
 
 
@@ -521,7 +522,7 @@ def run_stage(arguments: argparse.Namespace, stage: str, seconds: float) -> int:
     with (arguments.out / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            return process.wait(timeout=seconds + 10)
+            return process.wait(timeout=seconds + GRACE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait()

@@ -313,7 +313,7 @@ class _Asker:
             return makers
         makers += [
             ("detect", 1.4, self.detect),
-            ("ocr", 1.2 if self.texts else 0.06, self.ocr),
+            ("ocr", 1.5 if self.texts else 0.06, self.ocr),
             ("answer", 0.5, self.count),
             ("answer", 0.6, self.presence),
             ("answer", 0.16, self.absent),
@@ -453,9 +453,11 @@ class _Asker:
         """All text, or the word."""
         if self.digits:
             return None
-        single = len(self.texts) == 1 and self.texts[0].label.isalpha()
-        if single and self.rng.random() < 0.3:
-            return self._ask("word", self._text())
+        label = self.texts[0].label if len(self.texts) == 1 else ""
+        if label.isalpha() and self.rng.random() < 0.3:
+            return self._ask("word", label)
+        if label.isdigit() and self.rng.random() < 0.4:
+            return self._ask("number", label, wording="printed number")
         return self._ask("says", self._text())
 
     def any_text(self) -> Example | None:
@@ -559,7 +561,8 @@ class _Asker:
         asked = colour if self.rng.random() < 0.5 else self._pick(tuple(COLOURS))
         if f"{asked} {shape}" in RESERVED_SHAPES:
             return None
-        return self._ask("is colour", "yes" if asked == colour else "no", one=shape, colour=asked)
+        answer, article = "yes" if asked == colour else "no", with_article(asked)
+        return self._ask("is colour", answer, one=shape, colour=asked, a_colour=article)
 
     def which_shape(self) -> Example | None:
         """The shape of a colour."""
@@ -745,7 +748,12 @@ class _Asker:
         """Something that is on the page."""
         document = self.scene.document
         assert document is not None
-        kind = self._pick(tuple(document.facts))
+        facts = list(document.facts)
+        self.rng.shuffle(facts)
+        # Prices are many, and the total is what one wants to know.
+        kind = next(iter({fact.partition(" of ")[0]: fact for fact in facts}.values()))
+        if "total" in facts and self.rng.random() < 0.2:
+            kind = "total"
         answer = document.facts[kind]
         values = document.values
         draw = self.rng.random()
