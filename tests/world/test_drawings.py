@@ -56,7 +56,7 @@ def test_documents_add_up(face: Face) -> None:
             assert document.facts["bars"] == str(len(document.values))
         for fact, answer in document.facts.items():
             assert answer in text or fact == "bars", (fact, answer, text)
-    assert kinds == {"receipt", "ticket", "form", "bar chart"}
+    assert kinds == {"receipt", "menu", "invoice", "ticket", "form", "bar chart"}
 
 
 def prices(document: object) -> list[str]:

@@ -119,7 +119,7 @@ def test_documents_of_testing_name_what_training_never_names(art: Art) -> None:
         world = World(art=art, split=split)  # type: ignore[arg-type]
         pages = [page for i in range(200) if (page := world.scene(i).document)]
         shops = [page.facts["shop"].title() for page in pages if page.kind == "receipt"]
-        assert len({page.kind for page in pages}) == 4
+        assert len({page.kind for page in pages}) == 6
         assert shops
         known = {shop.title(): is_held_out(shop) for shop in documents.SHOPS}
         assert all(known[shop] == held_out for shop in shops)

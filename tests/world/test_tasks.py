@@ -185,6 +185,8 @@ def test_every_answer_is_true(art: Art, split: str) -> None:
                 assert (answer, example.answerable) == (UNANSWERABLE, False)
             elif example.kind == "says":
                 assert sorted(answer.split()) == sorted(" ".join(texts).split() or [NOTHING])
+            elif example.kind == "number" and answer in texts:
+                assert answer.isdigit()
             elif example.kind in ("digit", "number"):
                 digits = [t.label for t in scene.objects if t.kind == "digit"]
                 assert answer in digits or (answer == NOTHING and not digits)

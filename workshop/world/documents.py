@@ -1,4 +1,4 @@
-"""Simple documents with exact answers: a receipt, a ticket, a form, a bar chart.
+"""Simple documents with exact answers: receipts, menus, invoices, tickets, forms, bar charts.
 
 A page is drawn line by line; what is asked about it comes from the same facts that were written.
 """
@@ -46,13 +46,18 @@ SERIES = (
 TITLES = "Sales Visitors Votes Points Fruit Pets Rain Books Goals Stars Tickets Hours".split()
 
 
+_SMALLEST = 10.5 / 128  # of a page's side: type below this is not to be read
+_SMALLEST_LABEL = 9 / 128  # of a chart's, which stand apart
+
+
 @dataclass(frozen=True)
 class Document:
     """What is on a page.
 
-    kind: "receipt", "ticket", "form" or "bar chart"; lines: all of its text, from top to bottom;
-    facts: what can be asked for by a name, with the answer; values: the things on it that have a
-    number each, in order.
+    kind: "receipt", "menu", "invoice", "ticket", "form" or "bar chart";
+    lines: all of its text, from top to bottom;
+    facts: what can be asked for by a name, with the answer;
+    values: the things on it that have a number each, in order.
     """
 
     kind: str
@@ -63,11 +68,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Page:
-    """A document drawn: h × w × 3, and for each pixel 1 + the character's number, or 0."""
+    """A document drawn: h × w × 3, and for each pixel 1 + the character's number, or 0.
+
+    smallest: the size of its smallest type, in pixels.
+    """
 
     document: Document
     picture: NDArray[np.uint8]
     characters: NDArray[np.uint8]
+    smallest: int
 
 
 class _Sheet:
@@ -81,16 +90,19 @@ class _Sheet:
         self.picture = Image.new("RGB", (width, height), self.paper)
         self.characters = np.zeros((height, width), np.uint8)
         self.onto = ImageDraw.Draw(self.picture)
+        self.smallest = height
 
     def size_for(self, texts: Sequence[str], height: float, width: float | None = None) -> int:
         """The font size at which lines are so high at most and none is wider than the sheet."""
+        width = self.width - 8 if width is None else width
         size = max(5, int(height))
-        width = self.width - 6 if width is None else width
-        longest = max(self.face.edges(text, size)[-1] for text in texts)
-        return max(5, int(size * min(1.0, width / max(longest, 1))))
+        while size > 5 and max(self.face.edges(text, size)[-1] for text in texts) > width:
+            size -= 1
+        return size
 
     def text(self, x: float, y: float, text: str, size: int, anchor: str = "la") -> None:
         """Text from its left ("l"), middle or right edge, and from its top."""
+        self.smallest = min(self.smallest, size)
         edges = self.face.edges(text, size)
         left = round(x - {"l": 0.0, "m": edges[-1] / 2, "r": edges[-1]}[anchor[0]])
         top = round(y)
@@ -107,9 +119,16 @@ class _Sheet:
 
 
 def draw_page(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> Page:
-    """A page that fits into a square of `size` pixels."""
-    kinds: tuple[Callable[..., Page], ...] = (_receipt, _ticket, _form, _chart)
-    return kinds[rng.integers(len(kinds))](rng, face, size, held_out)
+    """A page that fits into a square of `size` pixels, its type not too small to be read there."""
+    kinds: tuple[Callable[..., Page], ...] = (
+        *(_receipt, _receipt, _menu, _invoice),
+        *(_ticket, _ticket, _form, _form, _chart, _chart),
+    )
+    while True:
+        page = kinds[rng.integers(len(kinds))](rng, face, size, held_out)
+        is_chart = page.document.kind == "bar chart"
+        if page.smallest >= (_SMALLEST_LABEL if is_chart else _SMALLEST) * size:
+            return page
 
 
 def _any(rng: np.random.Generator, words: Sequence[str], held_out: bool | None = None) -> str:
@@ -135,8 +154,16 @@ def _cased(rng: np.random.Generator, text: str) -> str:
     return text.upper() if rng.random() < 0.5 else text
 
 
-def _receipt(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> Page:
-    shop, date = _any(rng, SHOPS, held_out), _date(rng) if rng.random() < 0.7 else ""
+def _menu(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> Page:
+    return _receipt(rng, face, size, held_out, "menu")
+
+
+def _receipt(
+    rng: np.random.Generator, face: Face, size: int, held_out: bool, kind: str = "receipt"
+) -> Page:
+    """A list of prices, with their sum unless it is a menu."""
+    shop = _any(rng, SHOPS, held_out)
+    date = _date(rng) if kind == "receipt" and rng.random() < 0.7 else ""
     count = int(rng.integers(2, 5))
     items = [ITEMS[i] for i in rng.choice(len(ITEMS), count, replace=False)]
     cents = [int(c) for c in rng.integers(30, 1500, count)]
@@ -148,11 +175,15 @@ def _receipt(rng: np.random.Generator, face: Face, size: int, held_out: bool) ->
     shown = _cased(rng, shop)
     word = ("TOTAL", "Total", "Sum")[int(np.searchsorted((0.45, 0.9), rng.random()))]
     width = round(size * rng.uniform(0.72, 0.96))
-    rows = count + 2 + bool(date)
+    pairs = list(zip(items, prices, strict=True))
+    if kind == "receipt":
+        pairs.append((word, total))
+    if kind == "menu" and rng.random() < 0.5:
+        shown = ("MENU", "Menu")[rng.integers(2)]
+    rows = len(pairs) + 1 + bool(date)
     pitch = size * 0.92 / (rows + 0.6)
     height = round(pitch * (rows + 0.5))
     sheet = _Sheet(rng, face, width, height)
-    pairs = [*zip(items, prices, strict=True), (word, total)]
     texts = [f"{a}  {b}" for a, b in pairs]
     font = sheet.size_for([*texts, shown, date], pitch * 0.82)
     lines = [shown]
@@ -170,12 +201,14 @@ def _receipt(rng: np.random.Generator, face: Face, size: int, held_out: bool) ->
         sheet.text(width - 4, y, b, font, "ra")
         lines.append(f"{a} {b}")
         y += pitch
-    facts = {"shop": shop if shown == shop else shown, "total": total}
+    facts = {} if shown.upper() == "MENU" else {"shop": shown}
+    if kind == "receipt":
+        facts["total"] = total
     if date:
         facts["date"] = date
     facts |= {f"price of {a}": b for a, b in zip(items, prices, strict=True)}
     values = dict(zip(items, (float(c) for c in cents), strict=True))
-    return _page(sheet, Document("receipt", tuple(lines), facts, values))
+    return _page(sheet, Document(kind, tuple(lines), facts, values))
 
 
 def _fields(
@@ -260,6 +293,19 @@ def _form(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> Pa
     return _fields(rng, face, size, title, rows, "form", True, facts)
 
 
+def _invoice(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> Page:
+    name, total = _any(rng, FAMILIES, held_out), int(rng.integers(500, 99999))
+    amount = f"{'$£€'[rng.integers(3)]}{total / 100:.2f}"
+    number = str(rng.integers(100, 10000))
+    name = f"{_any(rng, NAMES)} {name}"
+    rows = [("No", number), ("Date", _date(rng)), ("To", name), ("Total", amount)]
+    facts = {"number": number, "date": rows[1][1], "name": name, "total": amount}
+    if rng.random() < 0.3:
+        del rows[1], facts["date"]
+    title = ("INVOICE", "Invoice", "BILL")[rng.integers(3)]
+    return _fields(rng, face, size, title, rows, "invoice", True, facts)
+
+
 def _chart(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> Page:
     series = SERIES[rng.integers(len(SERIES))]
     count = int(rng.integers(3, 6))
@@ -287,6 +333,11 @@ def _chart(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> P
     alike = rng.random() < 0.4
     hues = [name for name in COLOURS if name not in ("white", "black")]
     hue = hues[rng.integers(len(hues))]
+    if rng.random() < 0.4:  # an axis, and lines from its ticks
+        pale = tuple(round(0.8 * p + 0.2 * i) for p, i in zip(sheet.paper, sheet.ink, strict=True))
+        for tick in np.linspace(base - tall, base, int(rng.integers(3, 6)))[:-1]:
+            sheet.onto.line((4, round(tick), width - 4, round(tick)), pale)
+        sheet.onto.line((4, base - tall - 2, 4, base), sheet.ink)
     for i, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
         x = 6 + slot * i
         up = base - tall * value / values.max()
@@ -310,4 +361,4 @@ def _chart(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> P
 
 
 def _page(sheet: _Sheet, document: Document) -> Page:
-    return Page(document, np.asarray(sheet.picture), sheet.characters)
+    return Page(document, np.asarray(sheet.picture), sheet.characters, sheet.smallest)

@@ -131,7 +131,7 @@ def caption(scene: Scene) -> str:
 def _phrase(name: str, group: Sequence[SceneObject]) -> str:
     kind = group[0].kind
     if kind == "document":
-        return f"a {name}"
+        return with_article(name)
     if kind in ("word", "digit"):
         return f"the {_short_name(group[0])} {name}"
     return with_article(name) if len(group) == 1 else f"{_NUMBERS[len(group)]} {plural_of(name)}"
@@ -757,9 +757,9 @@ class _Asker:
         answer = document.facts[kind]
         values = document.values
         draw = self.rng.random()
-        if document.kind == "receipt" and draw < 0.3:
+        if document.kind in ("receipt", "menu") and draw < 0.3:
             if draw < 0.1:
-                return self._ask("items", str(len(values)))
+                return self._ask("items", str(len(values)), page=document.kind)
             best = max(values, key=values.__getitem__)
             least = min(values, key=values.__getitem__)
             if len(set(values.values())) < len(values):
