@@ -246,7 +246,7 @@ def _shows(layer: _Layer, image: NDArray[np.uint8], spot: tuple[int, int]) -> bo
     if not painted.any():
         return False
     apart = np.abs(layer.colour[::2, ::2][painted].astype(np.float32) - under).max(axis=1)
-    return bool((apart > 45).mean() > 0.3)
+    return bool((apart > 60).mean() > 0.3)
 
 
 def _extent(flags: NDArray[np.bool_]) -> tuple[int, int]:
