@@ -48,9 +48,9 @@ from paliglass.contrastive.training import (
 from paliglass.contrastive.zero_shot import retrieval_recall
 from paliglass.training.runs import find_checkpoint, make_accelerator
 from workshop.world import World
+from workshop.world.art import load_art
 from workshop.world.baseline import PixelNeighbours, single_stickers
 from workshop.world.concepts import CONCEPTS, with_article
-from workshop.world.sources import load_art
 from workshop.world.tasks import caption
 from workshop.world_pairs import WorldPairs
 
@@ -173,7 +173,7 @@ def baseline(data: Path, cache: Path | None) -> dict[str, float]:
     """The nearest sticker by pixels."""
     from workshop.world.sources import default_cache
 
-    nearest = PixelNeighbours(load_art(cache or default_cache(), "train", SIZE))
+    nearest = PixelNeighbours(load_art(cache or default_cache(), "train"))
     scores = {}
     for split, title in (("test", "seen styles"), ("style", "new styles")):
         pairs = SavedPairs(data / split)

@@ -35,6 +35,8 @@ class WorldPairs:
         rng = np.random.default_rng((self.world.seed, index))
         if rng.random() >= self.single:
             return Pair(scene.image, caption(scene))
+        if not scene.objects:
+            return Pair(scene.image, caption(scene))
         thing = scene.objects[rng.integers(len(scene.objects))]
         return Pair(cut_out(scene.image, thing.box, rng.uniform(0.05, 0.4)), _name(thing))
 

@@ -1,5 +1,5 @@
 """The art of the world's tests."""
 
-from tests.world.conftest import art, font_file
+from tests.world.conftest import art, face
 
-__all__ = ["art", "font_file"]
+__all__ = ["art", "face"]

@@ -11,7 +11,7 @@ from tests.tiny import tiny_model, tiny_processor, worded_config
 from workshop import scene_scores as scenes
 from workshop.scene_scores import evaluate, score
 from workshop.world import World
-from workshop.world.sources import Art
+from workshop.world.art import Art
 
 from paliglass import PaliGemma
 from paliglass.evaluation.cases import Case, Question, Score, ask
@@ -85,7 +85,7 @@ def test_every_split_is_scored(
         model,
         lambda split: World(art=art, split=split, size=64, codec=model.mask_codec),
         limit=3,
-        prompts=4,
+        prompts=8,
         progress=lambda *step: told.append(step),
     )
     assert list(found) == list(scenes.SPLITS)
@@ -97,7 +97,7 @@ def test_every_split_is_scored(
     assert found["digits"]["answer: digit"].n == 3
     assert found["blank"].keys() == found["shuffled"].keys()
     assert {split for split, *_ in told} == set(scenes.SPLITS)
-    assert len(answered["test"]) == 3 * 4 + 3
+    assert len(answered["test"]) == 3 * 8 + 3
     blank = answered["blank"][0]
     assert (np.asarray(blank.question.picture) == 128).all()
     assert blank.question.prefix == answered["test"][0].question.prefix

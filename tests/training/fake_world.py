@@ -14,6 +14,10 @@ class Example:
     prefix: str
     suffix: str
 
+    @property
+    def task(self) -> str:
+        return self.prefix.split(" ", 1)[0]
+
 
 @dataclass(frozen=True)
 class Thing:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from workshop.world.art import Art, Face
 from workshop.world.concepts import CONCEPTS
-from workshop.world.sources import Art
 
 
 def sticker(channel: int, corner: int) -> Image.Image:
@@ -21,19 +20,16 @@ def sticker(channel: int, corner: int) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def font_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pillow's own face as a file."""
-    face = ImageFont.load_default(20)
-    assert isinstance(face, ImageFont.FreeTypeFont)
-    assert isinstance(face.path, io.BytesIO)
-    path = tmp_path_factory.mktemp("fonts") / "face.ttf"
-    path.write_bytes(face.path.getvalue())
-    return path
+def face() -> Face:
+    """Pillow's own face."""
+    font = ImageFont.load_default(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert isinstance(font.path, io.BytesIO)
+    return Face("default", font.path.getvalue())
 
 
 @pytest.fixture(scope="session")
-def art(font_file: Path) -> Art:
-    font = ImageFont.truetype(font_file, 51)
+def art(face: Face) -> Art:
     ink = np.random.default_rng(0).integers(0, 256, (10, 5, 28, 28), dtype=np.uint8)
     return Art(
         stickers={
@@ -41,5 +37,5 @@ def art(font_file: Path) -> Art:
             for index, name in enumerate(CONCEPTS)
         },
         digits=tuple(ink),
-        fonts=(font, font, font),
+        fonts=(face, face, face),
     )

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 from tests.world.conftest import sticker
 from workshop.world import World
+from workshop.world.art import Art
 from workshop.world.baseline import PixelNeighbours, cut_out, single_stickers
 from workshop.world.concepts import CONCEPTS, with_article
-from workshop.world.sources import Art
 from workshop.world_pairs import WorldPairs
 
 
@@ -48,8 +48,9 @@ def test_what_is_cut_out_is_all_there(box: tuple[int, int, int, int], margin: fl
 
 
 def test_single_stickers_show_what_they_are_called(art: Art) -> None:
-    pictures, names = single_stickers(World(split="test", size=48, art=art), of_each=1)
-    assert sorted(names) == sorted(CONCEPTS)
+    few = Art(dict(list(art.stickers.items())[:60]), art.digits, art.fonts)
+    pictures, names = single_stickers(World(split="test", size=48, art=few), of_each=2)
+    assert names == [name for name in few.stickers for _ in range(2)]
     for picture, name in zip(pictures, names, strict=True):
         channel = list(CONCEPTS).index(name) % 3  # the test art's colour for it
         middle = picture[20:28, 20:28].reshape(-1, 3).mean(0)
@@ -65,7 +66,7 @@ def test_the_world_has_captions_and_single_things(art: Art) -> None:
     names = {with_article(name) for name in CONCEPTS}
     found = [singles[i] for i in range(40)]
     assert len([pair for pair in found if pair.text in names]) > 10
-    assert all(" and " not in pair.text and pair.pixels.shape == (48, 48, 3) for pair in found)
+    assert all(pair.pixels.shape == (48, 48, 3) for pair in found)
     again = singles[3]
     assert again.text == found[3].text
     assert np.array_equal(again.pixels, found[3].pixels)

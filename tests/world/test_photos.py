@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from workshop.world import World, photos
+from workshop.world.art import Art
 from workshop.world.concepts import CONCEPTS
 from workshop.world.photos import PACKAGE, fetch_photos, photo_names
 
@@ -83,9 +84,16 @@ def test_every_photograph_shows_a_concept() -> None:
 
 
 def test_scenes_of_photographs_hold_only_what_there_is(
-    cache: Path, art: object, monkeypatch: pytest.MonkeyPatch
+    cache: Path, art: Art, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workshop.world.sources._digits", lambda *a, **k: art.digits)  # type: ignore[attr-defined]
-    monkeypatch.setattr("workshop.world.sources.SOURCES", ())
+    text = cache / "text.npz"
+    arrays = {f"digits test {digit}": ink for digit, ink in enumerate(art.digits)}
+    data = np.frombuffer(art.fonts[0].data, np.uint8)
+    np.savez(text, data=data, ends=[len(data)], names=["face"], roles=["test"], **arrays)  # type: ignore[arg-type]
+    monkeypatch.setattr("workshop.world.art.build", lambda *_: text)
     world = World(cache, "photos")
     assert set(world.art.stickers) == set(NAMES)
+    scenes = [world.scene(i) for i in range(40)]
+    shown = {t.name for scene in scenes for t in scene.objects if t.kind == "sticker"}
+    assert shown & set(NAMES)
+    assert not shown & (CONCEPTS.keys() - set(NAMES))

@@ -12,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import workshop.world
-from workshop.world import World, sources
+from workshop.world import World
+from workshop.world import art as arts
+from workshop.world.art import Face, build, load_art
 from workshop.world.concepts import CONCEPTS
-from workshop.world.sources import SOURCES, Source, fetch, load_art, read_members
-from workshop.world.words import WORDS, is_held_out, random_text
+from workshop.world.sources import SOURCES, Source, fetch, read_members
+from workshop.world.words import WORDS, is_held_out, random_line, random_text
 
 from paliglass.errors import PaliglassError
 
 ROOT = Path(__file__).parents[2]
-# Errors and masks; and what draws boxes, for the contact sheet.
+# Errors and masks; and what draws boxes, for the contact sheet. The commands may use more.
 ALLOWED = {
-    f"paliglass.{name}" for name in ("errors", "segmentation", "tasks.boxes", "tasks.results")
+    f"paliglass.{name}"
+    for name in ("errors", "modeling_mask_codec", "tasks.boxes", "tasks.results", "tasks.masks")
 }
 
 
@@ -78,43 +81,65 @@ def test_a_missing_npm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_art_is_rendered_once_and_kept(
-    tmp_path: Path, font_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("resvg_py")
     body = '<rect x="2" y="4" width="8" height="4" fill="#f00"/>'
-    icons = {concept.icon: {"body": body} for concept in CONCEPTS.values()}
-    collection = {"icons": icons, "width": 16, "height": 16}
+    icons = [icon for concept in CONCEPTS.values() for icon in concept.icons]
+    collection = {
+        "icons": {icon: {"body": body} for icon in icons if icon != "poodle"},
+        "width": 16,
+        "height": 16,
+    }
+    emoji = {chr(0x1F000 + i): {"slug": icon.replace("-", "_")} for i, icon in enumerate(icons)}
     digits = np.linspace(0, 1, 40 * 784).round(3).tolist()
     contents = {
-        "noto": {"package/icons.json": json.dumps(collection).encode()},
+        "noto-v1": {"package/icons.json": json.dumps(collection).encode()},
+        "names": {"package/data-by-emoji.json": json.dumps(emoji).encode()},
         "mnist": {
             f"package/src/digits/{digit}.json": json.dumps({"data": digits}).encode()
             for digit in range(10)
         },
-        "poppins": {"package/700Bold/Poppins_700Bold.ttf": font_file.read_bytes()},
+        "patrick-hand": {"package/400Regular/PatrickHand_400Regular.ttf": face.data},
+        "gochi-hand": {"package/400Regular/GochiHand_400Regular.ttf": face.data},
     }
     chosen = [source for source in SOURCES if source.family in contents]
     monkeypatch.setattr(
-        sources,
+        arts,
         "SOURCES",
         tuple(pinned(s, tarball(tmp_path / s.tarball, contents[s.family])) for s in chosen),
     )
-    art = load_art(tmp_path, "train", 32)
-    assert art.stickers.keys() == CONCEPTS.keys()
-    assert art.stickers["dog"][0].mode == "RGBa"
-    assert art.stickers["dog"][0].size == (16, 8)  # half and a quarter of 32: cropped
-    assert len(art.fonts) == 1
-    held_out = load_art(tmp_path, "test", 32)
+    art = load_art(tmp_path, "train")
+    assert art.stickers.keys() == {n for n, concept in CONCEPTS.items() if concept.icons}
+    dogs = art.stickers["dog"]
+    assert len(dogs) == len(CONCEPTS["dog"].icons) - 1  # one that the vendor does not draw
+    assert dogs[0].mode == "RGBa"
+    assert dogs[0].size == (64, 32)  # half and a quarter of what is rendered: cropped
+    assert [font.name for font in art.fonts] == ["patrick-hand/PatrickHand_400Regular"]
+    held_out = load_art(tmp_path, "test")
+    assert [font.name for font in held_out.fonts] == ["gochi-hand/GochiHand_400Regular"]
     for ours, theirs in zip(art.digits, held_out.digits, strict=True):
         assert len(ours) + len(theirs) == 40
         assert not {d.tobytes() for d in ours} & {d.tobytes() for d in theirs}
 
-    monkeypatch.setattr(sources, "_render", None)  # a second load needs no renderer,
+    monkeypatch.setattr(arts, "_render", None)  # a second load needs no renderer,
     for kept in tmp_path.glob("*.tgz"):
         kept.unlink()  # and no package
-    again = load_art(tmp_path, "train", 32)
-    assert again.stickers["dog"][0].tobytes() == art.stickers["dog"][0].tobytes()
-    assert World(art=again).scene(0).objects
+    again = load_art(tmp_path, "train")
+    assert again.stickers["dog"][0].tobytes() == dogs[0].tobytes()
+    assert World(art=again).single("dog", 0).objects[0].name == "dog"
+
+
+def test_another_world_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "found").mkdir()
+    names = []
+    for version in ("1", "2"):
+        changed = [replace(s, version=version) for s in SOURCES if s.family == "noto"]
+        monkeypatch.setattr(arts, "SOURCES", tuple(changed))
+        monkeypatch.setattr(arts, "_stickers", lambda *_: {"names": np.array([])})
+        names.append(build(tmp_path / "found", "train").name)
+        assert build(tmp_path / "found", "train").name == names[-1]
+    assert len(set(names)) == 2
 
 
 def test_words_of_training_and_testing_are_disjoint() -> None:
@@ -122,16 +147,27 @@ def test_words_of_training_and_testing_are_disjoint() -> None:
     train = {random_text(rng, held_out=False) for _ in range(3000)}
     test = {random_text(rng, held_out=True) for _ in range(3000)}
     assert not train & test
+    assert not {text.upper() for text in train} & {text.upper() for text in test}
     assert 10 < sum(is_held_out(word) for word in WORDS) < len(WORDS) / 5
     assert len(train - set(WORDS)) > 1000
+    for held_out in (False, True):
+        for count in (1, 2, 3):
+            line = random_line(rng, held_out, count)
+            words = line.replace(",", "").replace("&", "").strip("!?.:").split()
+            assert any(map(is_held_out, words)) or not held_out
+            assert held_out or not any(is_held_out(w) for w in words if w.isalpha())
 
 
 def test_vendors_and_fonts_are_disjoint() -> None:
-    roles = {source.name: source.role for source in SOURCES}
-    assert len(roles) == len(SOURCES)
-    icons = {role for name, role in roles.items() if name.startswith("@iconify-json/")}
-    fonts = {role for name, role in roles.items() if name.startswith("@expo-google-fonts/")}
-    assert (icons, fonts) == ({"train", "style"}, {"train", "test"})
+    families: dict[str, set[str]] = {}
+    for source in SOURCES:
+        families.setdefault(source.family, set()).add(source.role)
+    assert all(len(roles) == 1 for roles in families.values())
+    assert len({source.name for source in SOURCES}) == len(SOURCES)
+    of_kind = {kind: [s for s in SOURCES if s.what == kind] for kind in ("icons", "font")}
+    held_out = {s.family for s in of_kind["icons"] if s.role == "style"}
+    assert held_out == {"openmoji", "emojione"}
+    assert sum(s.role == "test" for s in of_kind["font"]) >= 6
 
 
 def test_the_attribution_names_every_source() -> None:
@@ -145,7 +181,7 @@ def test_the_attribution_names_every_source() -> None:
 
 def test_the_world_is_a_leaf() -> None:
     """It needs nothing of the package but its errors and, for `segment`, the mask codec."""
-    for path in Path(workshop.world.__path__[0]).glob("*.py"):
+    for path in Path(workshop.world.__path__[0]).glob("[!_]*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (
                 [node.module or ""]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
-from workshop.world import World
+from workshop.world import World, documents
+from workshop.world.art import Art
 from workshop.world.concepts import CONCEPTS
 from workshop.world.photos import photo_names
-from workshop.world.sources import Art
+from workshop.world.sources import SOURCES
 from workshop.world.splits import (
     RESERVED_SHAPES,
     SPLITS,
@@ -18,13 +21,16 @@ from workshop.world.splits import (
     is_reserved_pair,
     reserved_partners,
 )
+from workshop.world.tasks import unknown_words
+from workshop.world.wordings import KINDS, say, wordings
 from workshop.world.words import WORDS, is_held_out, is_word
 
 MANIFEST = Path(__file__).with_name("manifest.json")
 
 
 def names_of(world: World, index: int) -> list[str]:
-    return [thing.name for thing in world.scene(index).objects]
+    kinds = ("sticker", "drawing", "shape")
+    return [thing.name for thing in world.scene(index).objects if thing.kind in kinds]
 
 
 def manifest() -> dict[str, object]:
@@ -32,11 +38,25 @@ def manifest() -> dict[str, object]:
     pairs = ["+".join(sorted(p)) for p in combinations(CONCEPTS, 2) if is_reserved_pair(*p)]
     return {
         "concepts": len(CONCEPTS),
+        "drawings": sum(len(concept.icons) for concept in CONCEPTS.values()),
         "splits": {name: rules.number for name, rules in SPLITS.items()},
         "reserved shapes": list(RESERVED_SHAPES),
         "reserved pairs": len(pairs),
         "first reserved pairs": sorted(pairs)[:40],
         "held-out words": sorted(word for word in WORDS if is_held_out(word)),
+        "held-out wordings": {kind: list(wordings(kind, True)) for kind in KINDS},
+        "held-out words of documents": {
+            kind: [word for word in words if is_held_out(word)]
+            for kind, words in (
+                ("shops", documents.SHOPS),
+                ("cities", documents.CITIES),
+                ("families", documents.FAMILIES),
+                ("titles", documents.TITLES),
+            )
+        },
+        "held-out unknown things": list(unknown_words(True)),
+        "held-out fonts": [s.family for s in SOURCES if s.what == "font" and s.role == "test"],
+        "held-out styles": [s.family for s in SOURCES if s.role == "style"],
         "photographs": {name: len(stamps) for name, stamps in sorted(photo_names().items())},
     }
 
@@ -47,7 +67,9 @@ def test_the_splits_are_those_of_the_manifest() -> None:
 
 
 def test_pairs_are_reserved_either_way_round_and_for_every_concept() -> None:
-    share = sum(is_reserved_pair(*pair) for pair in combinations(CONCEPTS, 2)) / (256 * 255 / 2)
+    share = sum(is_reserved_pair(*pair) for pair in combinations(CONCEPTS, 2)) / math.comb(
+        len(CONCEPTS), 2
+    )
     assert 0.08 < share < 0.12
     for name in CONCEPTS:
         assert not is_reserved_pair(name, name)
@@ -71,6 +93,38 @@ def test_every_composition_is_reserved(art: Art) -> None:
     assert 60 < shapes < 140
 
 
+def test_a_tenth_of_all_wordings_is_never_trained_on(art: Art) -> None:
+    for kind in KINDS:
+        kept, held_out = set(wordings(kind, False)), set(wordings(kind, True))
+        assert held_out
+        assert not kept & held_out
+        assert len(held_out) <= max(1, 0.3 * len(kept))
+    trained = {line for kind in KINDS for line in wordings(kind, False)}
+    tested = {line for kind in KINDS for line in wordings(kind, True)}
+    assert not trained & tested
+    assert 0.09 < len(tested) / len(trained | tested) < 0.14
+    for split, new in (("train", False), ("wordings", True)):
+        world = World(art=art, split=split)  # type: ignore[arg-type]
+        asked = [e.prefix for i in range(60) for e in world.sample(i)[1] if e.kind == "total"]
+        own = {
+            say("total", np.random.default_rng(seed), new).lower().strip("? ")
+            for seed in range(4000)
+        }
+        assert asked
+        assert {p.removeprefix("answer en ").lower().strip("? ") for p in asked} <= own
+
+
+def test_documents_of_testing_name_what_training_never_names(art: Art) -> None:
+    for split, held_out in (("documents", True), ("train", False)):
+        world = World(art=art, split=split)  # type: ignore[arg-type]
+        pages = [page for i in range(200) if (page := world.scene(i).document)]
+        shops = [page.facts["shop"].title() for page in pages if page.kind == "receipt"]
+        assert len({page.kind for page in pages}) == 6
+        assert shops
+        known = {shop.title(): is_held_out(shop) for shop in documents.SHOPS}
+        assert all(known[shop] == held_out for shop in shops)
+
+
 def test_reading_and_digits_have_one_text_in_every_scene(art: Art) -> None:
     for split, kind in (("reading", "word"), ("digits", "digit")):
         world = World(art=art, split=split)  # type: ignore[arg-type]
@@ -80,7 +134,7 @@ def test_reading_and_digits_have_one_text_in_every_scene(art: Art) -> None:
         assert len(texts) == 100
         if kind == "word":
             assert all(map(is_held_out, texts))
-            assert 25 < sum(map(is_word, texts)) < 75
+            assert 25 < sum(map(is_word, texts)) < 80
 
 
 def test_no_reserved_shape_is_asked_for_where_there_is_none(art: Art) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,21 +10,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from workshop.world import Scene, SceneObject, World
-from workshop.world.concepts import CONCEPTS, plural_of, with_article
-from workshop.world.sources import Art
+from workshop.world.art import Art
+from workshop.world.concepts import CONCEPTS, TERMS, means, plural_of, with_article
 from workshop.world.tasks import (
+    NOTHING,
+    UNANSWERABLE,
     caption,
     detection,
     examples,
     location_tokens,
     segmentation,
     token_box,
+    unknown_words,
 )
+from workshop.world.wordings import wordings
 
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.masks import crop_mask
 
-DETECTION = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> ([a-z-]+(?: [a-z-]+)*)")
+BOXES = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})> (.+?)(?= ; <loc|$)")
 
 
 def thing(label: str, x: int, *, colour: str | None = None, kind: str = "sticker") -> SceneObject:
@@ -105,73 +108,165 @@ def test_segmentation_is_asked_for_only_with_a_codec(art: Art, codec: MaskCodec)
         assert np.array_equal(scene.image, plain.scene(index).image)
         for example in prompts:
             if example.prefix.startswith("segment "):
-                name = example.prefix.removeprefix("segment ")
-                present = name in [t.name for t in scene.objects]
-                assert example.suffix == segmentation(scene, name, codec)
-                assert bool(example.suffix) == present
-                seen[present] += 1
+                label = example.prefix.removeprefix("segment ")
+                if label in TERMS:
+                    assert example.suffix == segmentation(scene, label, codec)
+                seen[bool(example.suffix)] += 1
     assert seen[True] > 10
     assert seen[False] > 2
 
 
-def test_every_answer_is_true(art: Art) -> None:
+def named(scene: Scene) -> list[str]:
+    return [t.name for t in scene.objects if t.kind in ("sticker", "drawing", "shape")]
+
+
+def terms_of(plural: str) -> list[str]:
+    return [term for term, several in TERMS.items() if several == plural]
+
+
+def asked(wording: str, text: str) -> dict[str, str] | None:
+    """The slots of a wording that a question was made from, if it was."""
+    pattern = re.escape(wording.removesuffix("?"))
+    for slot in re.findall(r"\\{(\w+)\\}", pattern):
+        pattern = pattern.replace(f"\\{{{slot}\\}}", f"(?P<{slot}>.+)", 1)
+    pattern = pattern.replace("colour", "colou?r").replace("grey", "gr[ae]y")
+    match = re.fullmatch(pattern, text, re.IGNORECASE)
+    return match.groupdict() if match else None
+
+
+def counted(prefix: str) -> str:
+    """The plural in a question of how many; of several readings the one that is a term's."""
+    text = prefix.removeprefix("answer en ").rstrip(" ?")
+    found = [asked(line, text) for held in (False, True) for line in wordings("count", held)]
+    plurals = [slots["many"].lower().replace("gray", "grey") for slots in found if slots]
+    return next((many for many in plurals if terms_of(many)), plurals[0])
+
+
+@pytest.mark.parametrize("split", ["train", "test", "wordings", "unknown"])
+def test_every_answer_is_true(art: Art, split: str) -> None:
     """Reads each prompt and answer back and holds it against the scene's objects."""
-    world = World(art=art, split="test")
+    world = World(art=art, split=split)  # type: ignore[arg-type]
     seen: Counter[str] = Counter()
-    for index in range(300):
-        scene, prompts = world.sample(index, prompts=5)
-        assert len({example.prefix for example in prompts}) == 5
-        names = [t.name for t in scene.objects if t.kind in ("sticker", "shape")]
-        for prefix, suffix in ((example.prefix, example.suffix) for example in prompts):
-            task, _, rest = prefix.partition(" ")
-            assert "\n" not in prefix + suffix
-            if task == "detect":
-                found = DETECTION.findall(suffix)
-                labels = rest.split(" ; ")
-                wanted = [label for label in labels for _ in range(names.count(label))]
-                assert [label for *_, label in found] == wanted
-                for label in set(wanted):
-                    lefts = [int(x0) + int(x1) for _, x0, _, x1, name in found if name == label]
-                    # centres are sorted before they are rounded
-                    assert all(b - a > -40 for a, b in pairwise(lefts))
-                seen["detect" if wanted else "detect nothing"] += 1
-            elif task == "ocr":
-                assert suffix == "".join(t.label for t in scene.objects if t.kind == "word")
-                seen["ocr"] += 1
-            elif task == "caption":
-                assert suffix == caption(scene)
-                seen["caption"] += 1
-            elif match := re.fullmatch(r"en how many (.+) are there\?", rest):
-                assert suffix == str(sum(plural_of(name) == match[1] for name in names))
-                seen["how many"] += 1
-            elif match := re.fullmatch(r"en is there (.+)\?", rest):
-                present = match[1] in {with_article(name) for name in names}
-                assert suffix == ("yes" if present else "no")
-                seen[suffix] += 1
-            elif match := re.fullmatch(r"en what colour is the (.+)\?", rest):
-                assert {t.colour for t in scene.objects if t.label == match[1]} == {suffix}
-                seen["colour"] += 1
-            elif rest == "en what digit is it?":
-                assert suffix in [t.label for t in scene.objects if t.kind == "digit"]
-                seen["digit"] += 1
-            else:
-                assert rest.startswith("en what is ")
-                short = [t.kind if t.kind in ("word", "digit") else t.name for t in scene.objects]
-                assert set(suffix.split(", ")) <= set(short)
-                seen[" ".join(rest.split()[2:4])] += 1
-    assert min(seen.values()) > 5
-    assert seen.keys() >= {"detect nothing", "ocr", "is on", "is at", "is in", "colour", "digit"}
-    assert 0.7 < seen["yes"] / seen["no"] < 1.4
+    for index in range(220):
+        scene, prompts = world.sample(index, prompts=6)
+        assert len({example.prefix for example in prompts}) == 6
+        names = named(scene)
+        texts = [t.label for t in scene.objects if t.kind == "word"]
+        for example in prompts:
+            assert "\n" not in example.prefix + example.suffix
+            answer = example.suffix
+            seen[example.kind] += 1
+            if example.kind == "detect":
+                labels = [x.strip() for x in example.prefix.removeprefix("detect ").split(";")]
+                found = [label for *_, label in BOXES.findall(answer)]
+                assert found == sorted(found, key=labels.index)
+                assert set(found) <= set(labels)
+                for label in labels:
+                    if label in TERMS:
+                        assert found.count(label) == sum(means(label, n) is True for n in names)
+            elif example.kind == "ocr":
+                lines = scene.document.lines if scene.document else ()
+                assert sorted(answer.split()) == sorted(" ".join([*texts, *lines]).split())
+            elif example.kind == "caption":
+                assert answer == caption(scene)
+            elif example.kind == "count":
+                terms = terms_of(counted(example.prefix))
+                counts = {sum(means(t, n) is True for n in names) for t in terms}
+                assert int(answer) in counts or (not counts and answer == "0")
+            elif example.kind == "total":
+                assert int(answer) == len(scene.objects)
+            elif example.kind == "what":
+                assert (answer == NOTHING) == (not scene.objects) == (not example.answerable)
+                parts = answer.split(", ")
+                assert set(names) <= set(parts)
+            elif example.kind == "colour":
+                assert answer in {t.colour for t in scene.objects} or not example.answerable
+            elif example.kind == "off world":
+                assert (answer, example.answerable) == (UNANSWERABLE, False)
+            elif example.kind == "says":
+                assert sorted(answer.split()) == sorted(" ".join(texts).split() or [NOTHING])
+            elif example.kind == "number" and answer in texts:
+                assert answer.isdigit()
+            elif example.kind in ("digit", "number"):
+                digits = [t.label for t in scene.objects if t.kind == "digit"]
+                assert answer in digits or (answer == NOTHING and not digits)
+            elif example.kind.startswith("fact"):
+                assert scene.document is not None
+                assert answer in scene.document.facts.values()
+            if not example.answerable:
+                assert answer in (NOTHING, UNANSWERABLE)
+            if example.kind == "presence":
+                seen[answer] += 1
+    assert seen.keys() >= {"detect", "caption", "count", "presence", "what", "off world"}
+    assert seen.keys() >= {"where", "total", "which kind", "says"}
+    assert 0.5 < seen["yes"] / seen["no"] < 1.6 or split == "unknown"
+
+
+def test_what_cannot_be_answered_is_half_of_the_split_of_the_unknown(art: Art) -> None:
+    world = World(art=art, split="unknown")
+    found = [e.answerable for i in range(150) for e in world.sample(i, prompts=6)[1]]
+    assert 0.35 < found.count(False) / len(found) < 0.65
+    empty = sum(not world.scene(i).objects for i in range(150))
+    assert 0.35 < empty / 150 < 0.6
+
+
+def test_nothing_is_asked_that_people_would_differ_about(art: Art) -> None:
+    """A taxi is a car to some: beside a car, nobody is asked how many cars there are."""
+    scene = scene_of(thing("taxi", 0), thing("car", 32), thing("dog", 64))
+    for seed in range(20):
+        for example in examples(scene, np.random.default_rng(seed), 12):
+            if example.kind in ("count", "presence", "where", "detect"):
+                assert not re.search(r"\b(a|any|the|many) cars?\b", example.prefix, re.IGNORECASE)
+                assert not re.search(r"(detect|;) cars?( ;|$)", example.prefix, re.IGNORECASE)
+    animals = scene_of(thing("eagle", 0), thing("rose", 32), thing("cow", 64))
+    prompts = examples(animals, np.random.default_rng(0), 400)
+    counts = {e.suffix for e in prompts if e.kind == "count" and "animals" in e.prefix}
+    assert counts == {"2"}
+
+
+def test_terms() -> None:
+    assert means("plane", "airplane") is True
+    assert means("vehicle", "airplane") is True
+    assert means("car", "taxi") is None
+    assert means("star", "yellow star") is True
+    assert means("blue star", "yellow star") is False
+    assert means("dog", "cat") is False
+    assert plural_of("mouse") == "mice"
+    assert plural_of("plane") == "planes"
+
+
+def test_two_pictures_are_asked_about_together(art: Art) -> None:
+    world = World(art=art)
+    seen: Counter[str] = Counter()
+    for index in range(60):
+        (first, second), prompts = world.pair(index, prompts=4)
+        for example in prompts:
+            seen[example.kind] += 1
+            if example.kind == "two same":
+                same = Counter(named(first)) == Counter(named(second))
+                assert example.suffix == "no" or same
+            elif example.kind == "two which":
+                seen[example.suffix] += 1
+            elif example.kind == "two count":
+                assert int(example.suffix) <= len(named(first)) + len(named(second))
+    assert seen.keys() >= {"two same", "two which", "two count", "two what", "two both"}
+    assert seen.keys() >= {"the first", "the second", "neither"}
 
 
 def test_examples_of_a_bare_word_still_come_in_any_number() -> None:
     scene = scene_of(thing("STOP", 10, kind="word"))
-    assert len(examples(scene, np.random.default_rng(0), 8)) == 8
+    assert len(examples(scene, np.random.default_rng(0), 30)) == 30
+    assert len(examples(scene_of(), np.random.default_rng(0), 30)) == 30
 
 
 def test_names_are_plain_and_plurals_differ_from_each_other() -> None:
-    assert all(re.fullmatch(r"[a-z]+([ -][a-z]+)*", concept.name) for concept in CONCEPTS.values())
+    assert all(re.fullmatch(r"[a-zñ0-9]+([ -][a-z]+)*", name) for name in CONCEPTS)
     assert len({plural_of(name) for name in CONCEPTS}) == len(CONCEPTS)
+    assert all(concept.doubtful.isdisjoint(concept.synonyms) for concept in CONCEPTS.values())
+    icons = [icon for concept in CONCEPTS.values() for icon in concept.icons]
+    assert len(set(icons)) == len(icons)
+    assert not set(unknown_words(False)) & set(unknown_words(True))
+    assert not {*unknown_words(False), *unknown_words(True)} & TERMS.keys()
 
 
 def test_articles_follow_the_sound() -> None:

@@ -80,7 +80,7 @@ class SceneDataset(Dataset[tuple[Any, list[Row]]]):
         for example in examples:
             prefix = self.processor.encode_prefix(example.prefix, num_pictures=0)
             suffix = self.processor.encode_suffix(example.suffix)
-            task = TASKS.index(example.prefix.split(" ", 1)[0])
+            task = TASKS.index(example.task)
             rows.append(Row(prefix + suffix, len(prefix), task))
         return scene, rows
 

@@ -1,4 +1,4 @@
-"""The picture world: scenes of stickers, shapes, words and digits, with exact ground truth.
+"""The picture world: scenes of stickers, drawings, shapes, text and documents, with exact truth.
 
 The mini model is trained on it. Nothing else in the package needs it.
 """

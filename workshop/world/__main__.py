@@ -1,19 +1,30 @@
-"""`python -m workshop.world`: the picture world looked at."""
+"""`python -m workshop.world`: the picture world looked at, and packed for another machine."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from paliglass.checkpoints.files import write_whole
 from paliglass.cli.app import command
-
-SPLITS = "train validation test style composition reading digits photos".split()
+from workshop.world.art import build
+from workshop.world.concepts import known_things
+from workshop.world.engine import World
+from workshop.world.preview import contact_sheet
+from workshop.world.splits import SPLITS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+WorldCache = Annotated[
+    Path,
+    typer.Option(
+        file_okay=False, help="Folder for the world's artwork, fetched when it is first needed."
+    ),
+]
 
 
 @functools.partial(command, on=app)
@@ -25,16 +36,11 @@ def preview(
     columns: Annotated[int, typer.Option(min=1, help="Scenes in a row.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another world.")] = 0,
     size: Annotated[int, typer.Option(min=32, max=1024, help="Of a scene, in pixels.")] = 128,
-    world_cache: Annotated[
-        Path, typer.Option(help="Folder for the world's artwork, fetched when it is first needed.")
-    ] = Path(".cache/world"),
+    world_cache: WorldCache = Path(".cache/world"),
 ) -> None:
     """Draw a contact sheet: scenes with their boxes and masks, prompts and answers below."""
     if split not in SPLITS:
         raise typer.BadParameter(f"--split {split} is none of {', '.join(SPLITS)}")
-    from workshop.world import World
-    from workshop.world.preview import contact_sheet
-
     name: Any = split
     sheet = contact_sheet(World(world_cache, name, seed, size), start, count, columns)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +48,24 @@ def preview(
     sheet.save(unfinished, "PNG")
     os.replace(unfinished, out)
     print(f"{out}: {count} scenes of {split}")
+
+
+@functools.partial(command, on=app)
+def pack(world_cache: WorldCache = Path(".cache/world")) -> None:
+    """Make the files that the world needs on a machine without npm, a renderer or a network."""
+    for role in ("text", "train"):
+        path = build(world_cache, role)
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+@functools.partial(command, on=app)
+def things(
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The JSON file to write.")],
+) -> None:
+    """List what the world can show, each with other words for it: what mini can know."""
+    known = known_things()
+    write_whole(out, json.dumps(known, ensure_ascii=False, indent=1) + "\n")
+    print(f"{out}: {len(known)} things")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
+    from workshop.world.art import Art
     from workshop.world.engine import World
-    from workshop.world.sources import Art
 
 __all__ = ["PixelNeighbours", "cut_out", "single_stickers"]
 
@@ -94,17 +94,8 @@ def single_stickers(
 ) -> tuple[list[NDArray[np.uint8]], list[str]]:
     """Stickers that have a scene to themselves, cut out of it: `of_each` pictures of each concept.
 
-    Returns the pictures (uint8 S × S × 3) and the concepts' names, in the order of the scenes.
+    Returns the pictures (uint8 S × S × 3) and the concepts' names.
     """
-    left = dict.fromkeys(world.art.stickers, of_each)
-    pictures, names = [], []
-    index = 0
-    while any(left.values()):
-        scene = world.scene(index)
-        index += 1
-        thing = scene.objects[0]
-        if len(scene.objects) == 1 and thing.kind == "sticker" and left[thing.name]:
-            left[thing.name] -= 1
-            pictures.append(cut_out(scene.image, thing.box, margin))
-            names.append(thing.name)
-    return pictures, names
+    names = [name for name in world.art.stickers for _ in range(of_each)]
+    scenes = [world.single(name, index) for index, name in enumerate(names)]
+    return [cut_out(s.image, s.objects[0].box, margin) for s in scenes], names

@@ -1,22 +1,34 @@
-"""The things a scene can hold: names, plurals, look-alikes and the classes of a patch.
+"""The things a scene can hold: names, synonyms, what kinds of thing they are, look-alikes.
 
-A concept is drawn by (nearly) every vendor, so that "dog" is the same animal in all styles; those
-that are easy to mix up share a `group`, from which the hard negatives are drawn.
+A concept may be drawn in several ways (a dog's face, a whole dog), each by nearly every vendor, and
+is called what a person would call it. Those that are easy to mix up share a `group`, from which the
+hard negatives are drawn.
+
+A *term* is any word for things: a name ("dog"), a synonym ("puppy"), a kind ("animal"), a shape
+with or without its colour. `means` says of a term and a thing yes, no, or None where people would
+differ; nothing is asked about a scene where they would.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 
 __all__ = [
     "CHARACTERS",
     "COLOURS",
     "CONCEPTS",
+    "KINDS",
+    "MASS",
     "PATCH_CLASSES",
     "PATCH_CLASS_IDS",
     "SHAPES",
+    "TERMS",
     "Concept",
+    "known_things",
+    "means",
+    "names_of_kind",
     "plural_of",
     "with_article",
 ]
@@ -26,28 +38,76 @@ __all__ = [
 class Concept:
     """One drawable thing.
 
-    name: what it is called; plural: more than one of it; group: look-alikes share one;
-    icon: its name in the icon sets; fxemoji: its name in fxemoji, which has names of its own, or
-    "" where it does not draw it, or draws something else.
+    name, plural: what one and several are called; group: look-alikes share one; kinds: what it is,
+    "animal" say; icons: its names in the icon sets; synonyms: other words for it; doubtful: words
+    that some would use for it, which are therefore neither right nor wrong.
     """
 
     name: str
     plural: str
     group: str
-    icon: str
-    fxemoji: str
+    kinds: tuple[str, ...]
+    icons: tuple[str, ...]
+    synonyms: tuple[str, ...]
+    doubtful: frozenset[str]
+
+
+def _regular(name: str) -> str:
+    """The plural of a noun by the rules alone."""
+    if name.endswith(("s", "x", "ch", "sh", "z")):
+        return name + "es"
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return name[:-1] + "ies"
+    return name + "s"
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _read() -> dict[str, Concept]:
-    table = (files("workshop.world") / "concepts.tsv").read_text(encoding="utf-8")
-    concepts = [Concept(*line.split("\t")) for line in table.splitlines()[1:]]
-    return {concept.name: concept for concept in concepts}
+    concepts: dict[str, Concept] = {}
+    group, unsure = "", frozenset[str]()
+    kinds: tuple[str, ...] = ()
+    for line in (files("workshop.world") / "concepts.txt").read_text("utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        if line.startswith("@"):
+            group, _, rest = (part.strip() for part in line[1:].partition("<"))
+            kinds = tuple(kind for kind in _listed(rest) if kind[0] != "~")
+            unsure = frozenset(kind[1:] for kind in _listed(rest) if kind[0] == "~")
+            continue
+        name, plural, icons, words = line.split("|")
+        others = _listed(words)
+        concepts[name] = Concept(
+            name,
+            plural or _regular(name),
+            group,
+            kinds,
+            tuple(i for i in _listed(icons) or [name.replace(" ", "-")] if i != "-"),
+            tuple(word for word in others if word[0] != "~"),
+            unsure | {word[1:] for word in others if word[0] == "~"},
+        )
+    return concepts
 
 
 CONCEPTS: dict[str, Concept] = _read()
-"""256 everyday things by name, of `concepts.tsv`."""
+"""Everyday things by name, of `concepts.txt`."""
 
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart")
+SHAPES: tuple[str, ...] = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "heart",
+    "rectangle",
+    "diamond",
+    "oval",
+    "cross",
+    "arrow",
+    "pentagon",
+    "hexagon",
+)
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 32, 38),
@@ -60,9 +120,18 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "brown": (120, 72, 38),
     "black": (22, 22, 24),
     "white": (250, 250, 250),
+    "grey": (132, 132, 134),
 }
 
-CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,!?:-'&%$€£/+#@()"
+
+KINDS: tuple[str, ...] = tuple(
+    dict.fromkeys(kind for concept in CONCEPTS.values() for kind in concept.kinds)
+)
+"""What several concepts are: "animal", "bird", "vehicle" …"""
+
+MASS = frozenset({"food"})
+"""Kinds that are not counted."""
 
 PATCH_CLASSES: tuple[str, ...] = (
     "ground",
@@ -77,13 +146,84 @@ where the ink is; "digit 7" is handwritten, "character 7" is printed."""
 PATCH_CLASS_IDS: dict[str, int] = {name: index for index, name in enumerate(PATCH_CLASSES)}
 
 
-def plural_of(name: str) -> str:
-    """The plural of a concept, a shape or a coloured shape: "dogs", "red circles"."""
+def _terms() -> dict[str, str]:
+    """Every term with its plural."""
+    terms = {concept.name: concept.plural for concept in CONCEPTS.values()}
+    for concept in CONCEPTS.values():
+        for word in concept.synonyms:
+            same = word == concept.plural or " of " in word or word.endswith("s")
+            terms.setdefault(word, word if same else _regular(word))
+    for kind in KINDS:
+        irregular = {"food": "food", "piece of clothing": "pieces of clothing"}
+        terms.setdefault(kind, irregular.get(kind, _regular(kind)))
+    for shape in SHAPES:
+        terms.setdefault(shape, _regular(shape))
+        for colour in COLOURS:
+            terms[f"{colour} {shape}"] = f"{colour} {_regular(shape)}"
+    terms["shape"] = "shapes"
+    return terms
+
+
+TERMS: dict[str, str] = _terms()
+"""Every word for things, with its plural."""
+
+
+@lru_cache(maxsize=1 << 16)
+def means(term: str, name: str) -> bool | None:
+    """Whether a term can be said of a thing of this name; None where people would differ.
+
+    >>> means("plane", "airplane"), means("vehicle", "airplane"), means("car", "taxi")
+    (True, True, None)
+    """
+    if term == name:
+        return True
     concept = CONCEPTS.get(name)
-    return concept.plural if concept else name + "s"
+    if concept is None:  # a coloured shape: "red star" is a star, a shape, and no blue star
+        colour, _, shape = name.partition(" ")
+        if term in (shape, "shape"):
+            return True
+        return None if colour == "grey" and term == f"gray {shape}" else False
+    if term in concept.synonyms or term in concept.kinds:
+        return True
+    if term in concept.doubtful:
+        return None
+    if term == "shape":  # a star, a heart, a spade
+        return None if name in ("glowing star", "moon", "spade") else False
+    word = term.partition(" ")[2]
+    return None if word in SHAPES and word in (name, *concept.synonyms) else False
+
+
+def names_of_kind(kind: str) -> tuple[str, ...]:
+    """The concepts that are of a kind."""
+    return tuple(name for name, concept in CONCEPTS.items() if kind in concept.kinds)
+
+
+def known_things() -> dict[str, list[str]]:
+    """All that the world can show, with other words for it: what a model of it can know."""
+    things = {name: list(concept.synonyms) for name, concept in CONCEPTS.items()}
+    return things | {shape: [] for shape in SHAPES if shape not in things}
+
+
+def plural_of(term: str) -> str:
+    """The plural of a term: "dogs", "red circles", "planes"."""
+    return TERMS.get(term) or _regular(term)
+
+
+_UNCOUNTED = frozenset(
+    "popcorn bacon butter salt broccoli garlic ginger wheat wood sushi oden dna curry "
+    "spaghetti tempura rice pasta milk honey bread corn lettuce food cereal".split()
+)
 
 
 def with_article(name: str) -> str:
-    """The name with its indefinite article: "a dog", "an apple", "an orange star"."""
-    vowel = (name[0] in "aeiou" and not name.startswith("uni")) or name.startswith("hour")
+    """The name with its indefinite article where it takes one: "a dog", "an apple", "jeans"."""
+    if name in _UNCOUNTED or (name == plural_of(name) and name.endswith("s")):
+        return name
+    first, letters = name.split()[0], "fhlmnrsx"
+    if len(first) == 1 or first[1:2] == "-":  # "an x-ray", "a t-shirt"
+        vowel = first[0] in "aeio" + letters
+    else:
+        silent = first.startswith(("hour", "heir", "honest"))
+        vowel = first[0] in "aeiou" and not first.startswith(("uni", "one", "euro", "ufo"))
+        vowel = vowel or silent
     return ("an " if vowel else "a ") + name

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paliglass.errors import PaliglassError
+from workshop.world.art import Art, load_art
 from workshop.world.concepts import PATCH_CLASSES
 from workshop.world.scenes import Scene, compose
-from workshop.world.sources import Art, default_cache, load_art
+from workshop.world.sources import default_cache
 from workshop.world.splits import SPLITS, Split
-from workshop.world.tasks import Example, examples
+from workshop.world.tasks import Example, examples, pair_examples
 
 if TYPE_CHECKING:
     from paliglass.modeling_mask_codec import MaskCodec
@@ -29,11 +30,15 @@ class World:
         validation: new scenes of all that "train" is made of, to tune and calibrate on.
         test: new scenes of the training vendors, with held-out words, fonts and handwritten
             digits; so have all that follow.
+        wordings: the same, asked in the wordings that training never uses.
+        unknown: half of the pictures are empty, and half of what is asked cannot be answered.
         style: with the stickers of held-out vendors.
         composition: every scene holds a pair of concepts that no scene of another split holds,
             or a coloured shape that none does (`splits.is_reserved`).
-        reading, digits: every scene holds a word or random letters (told apart by
-            `words.is_word`), or a handwritten digit.
+        reading, lines, digits: every scene holds a word or random letters (told apart by
+            `words.is_word`), some short lines or a price, or a handwritten digit.
+        plain: every scene holds drawings from primitives, in forms that training has not.
+        documents: receipts, tickets, forms and bar charts.
         photos: with cut-out photographs for stickers, of the concepts that there are some of.
 
     It can be pickled, and holds no state that a worker process would have to share.
@@ -70,7 +75,7 @@ class World:
         self.codec = codec
         self.mixture = dict(mixture or {})
         folder = default_cache() if cache is None else Path(cache)
-        self.art = load_art(folder, split, size) if art is None else art
+        self.art = load_art(folder, split) if art is None else art
 
     @property
     def patch_classes(self) -> tuple[str, ...]:
@@ -81,10 +86,23 @@ class World:
         """The scene at `index`."""
         return compose(self._rng(index, 0), self.art, self.size, SPLITS[self.split])
 
+    def single(self, name: str, index: int) -> Scene:
+        """A scene that holds one sticker of a concept and nothing else."""
+        return compose(self._rng(index, 3), self.art, self.size, SPLITS[self.split], name)
+
     def sample(self, index: int, prompts: int = 4) -> tuple[Scene, list[Example]]:
         """The scene at `index` with that many different prompts about it."""
-        scene = self.scene(index)
-        return scene, examples(scene, self._rng(index, 1), prompts, self.codec, self.mixture)
+        scene, rules = self.scene(index), SPLITS[self.split]
+        rng = self._rng(index, 1)
+        return scene, examples(scene, rng, prompts, self.codec, self.mixture, rules)
+
+    def pair(self, index: int, prompts: int = 4) -> tuple[tuple[Scene, Scene], list[Example]]:
+        """Scenes `index` and `index` + 1, or one twice, with questions about the two together."""
+        rng = self._rng(index, 2)
+        first = self.scene(index)
+        second = first if rng.random() < 0.1 else self.scene(index + 1)
+        asked = pair_examples(first, second, rng, prompts, SPLITS[self.split])
+        return (first, second), asked
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS[self.split].number, index, stream))

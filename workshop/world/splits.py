@@ -1,7 +1,7 @@
 """The splits, and the rules that keep what is tested apart from what is trained on.
 
 Every rule is a hash of the thing itself or a list in this file, so no scene has to be looked up:
-`manifest.py` counts what follows from them, and a test holds the committed counts to the code.
+a manifest beside the tests has what follows from them, and a test holds it to the code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,19 @@ __all__ = [
 ]
 
 Split = Literal[
-    "train", "test", "style", "validation", "composition", "reading", "digits", "photos"
+    "train",
+    "test",
+    "style",
+    "validation",
+    "composition",
+    "reading",
+    "digits",
+    "photos",
+    "wordings",
+    "lines",
+    "plain",
+    "documents",
+    "unknown",
 ]
 
 
@@ -36,27 +48,43 @@ class Rules:
 
     number: tells its scenes' seeds from those of the other splits;
     stickers: of the training vendors, of the held-out ones, or photographs;
-    held_out: words, fonts and handwritten digits are those that training never sees;
+    held_out: words, fonts, handwritten digits and the words on documents are those that training
+        never sees;
     reserved: every scene holds a combination of things that training never shows, and only here;
-    first: what every scene holds, besides what else it may.
+    first: what every scene holds, besides what else it may;
+    mixed: empty pictures, documents, several lines and long numbers are among its scenes;
+    restyled: stickers in other styles, with shadows;
+    drawn: plain drawings and uncommon shapes too;
+    new_wordings: asked in the wordings that training never uses;
+    unknown: half of its pictures are empty, and half of what is asked cannot be answered.
     """
 
     number: int
     stickers: Literal["train", "style", "photos"] = "train"
     held_out: bool = True
     reserved: bool = False
-    first: Literal["word", "digit"] | None = None
+    first: Literal["word", "digit", "lines", "drawing", "document"] | None = None
+    mixed: bool = False
+    restyled: bool = False
+    drawn: bool = False
+    new_wordings: bool = False
+    unknown: bool = False
 
 
 SPLITS: dict[Split, Rules] = {
-    "train": Rules(0, held_out=False),
-    "test": Rules(1),
+    "train": Rules(0, held_out=False, mixed=True, restyled=True, drawn=True),
+    "test": Rules(1, mixed=True, drawn=True),
     "style": Rules(2, stickers="style"),
-    "validation": Rules(3, held_out=False),
+    "validation": Rules(3, held_out=False, mixed=True, restyled=True, drawn=True),
     "composition": Rules(4, reserved=True),
     "reading": Rules(5, first="word"),
     "digits": Rules(6, first="digit"),
     "photos": Rules(7, stickers="photos"),
+    "wordings": Rules(8, mixed=True, drawn=True, new_wordings=True),
+    "lines": Rules(9, first="lines"),
+    "plain": Rules(10, first="drawing", drawn=True),
+    "documents": Rules(11, first="document"),
+    "unknown": Rules(12, mixed=True, drawn=True, unknown=True),
 }
 
 RESERVED_SHAPES: tuple[str, ...] = tuple(

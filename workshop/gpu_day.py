@@ -1,0 +1,586 @@
+"""A quarter of an hour with one GPU: everything that needs it, in one command.
+
+    python -m workshop.gpu_day --prepare         # beforehand, here: artwork and tokenizer as files
+    python -m workshop.gpu_day --out OUT         # there; no network, nothing to install
+    python -m workshop.gpu_day --out OUT --share 0.01 --device cpu       # the rehearsal
+
+Three stages, each a process of its own with an end to its time, so that one that fails or hangs
+costs the others nothing:
+
+    check    how fast memory and matrices are; float32 and bfloat16 beside the CPU; the CUDA graph
+             says what the plain loop says; gradients
+    decode   a 3B with random weights: first token and tokens a second, beside transformers' eager
+             and compiled loops, as a share of what the memory's bandwidth allows
+    train    scenes a second on all cores; then mini's training, its weights copied out as it goes
+
+Every result is a line of `results.jsonl`, written when it is known; `log.txt` has what the stages
+print; `weights-N.safetensors` are mini's newest weights in parts of at most 15 MiB, of which
+`--out OUT --join FOLDER` makes a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paliglass.config import PRESETS, PaliGemmaConfig
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+SECONDS = {"check": 60.0, "decode": 180.0, "train": 330.0}
+NEEDED = (
+    "torch numpy pillow safetensors tokenizers typer rich huggingface-hub filelock accelerate "
+    "transformers peft pyyaml jinja2"
+).split()
+CACHE = Path(".cache/world")
+TOKENIZER = CACHE / "tokenizer.json"
+OURS = "model."  # the network's names of the model's weights; its other heads stay behind
+GRACE = 10.0  # seconds for a stage to end by itself when its time is up
+PART_BYTES = 15 << 20  # of a file that comes back
+
+
+# What the stages know of the model: two functions.
+ROOM = 128  # tokens that can follow a prompt
+
+
+def begin(
+    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], graph: bool = False
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The logits after each prompt, B × V, and what turns one more token a row into the next ones.
+
+    graph: as one CUDA graph. At most `ROOM` tokens; ids are B.
+    """
+    from paliglass.fast.cuda_graph import GraphedStep
+
+    rows, length = batch["input_ids"].shape
+    to_logits = model.language_model.logits
+    with torch.inference_mode():
+        cache = model.new_cache(rows, length + ROOM)
+        logits = to_logits(model.prefill(**batch, kv_cache=cache, last_only=True))
+        extend = GraphedStep(model, cache) if graph else partial(model.extend, kv_cache=cache)
+
+    @torch.inference_mode()
+    def step(ids: Tensor) -> Tensor:
+        return to_logits(extend(ids[:, None])[:, -1])
+
+    return logits, step
+
+
+def greedy(
+    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], count: int, graph: bool
+) -> list[list[int]]:
+    """`count` greedy tokens of each row, whatever they are."""
+    logits, step = begin(model, batch, graph)
+    tokens = [logits[:, : model.config.real_vocab_size].argmax(-1)]
+    while len(tokens) < count:
+        logits = step(tokens[-1])
+        tokens.append(logits[:, : model.config.real_vocab_size].argmax(-1))
+    said: list[list[int]] = torch.stack(tokens, 1).tolist()
+    return said
+
+
+class Report:
+    """Lines of `results.jsonl`, each written and printed as soon as it is known."""
+
+    def __init__(self, out: Path, stage: str) -> None:
+        self.path, self.stage, self.started = out / "results.jsonl", stage, time.monotonic()
+
+    def __call__(self, name: str, **found: Any) -> None:
+        seconds = round(time.monotonic() - self.started, 1)
+        line = json.dumps({"stage": self.stage, "at": seconds, "name": name, **found})
+        print(line, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            print(line, file=file)
+
+    @contextmanager
+    def trying(self, name: str) -> Iterator[None]:
+        """A check that fails is a result, and the next one is made all the same."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others are worth having
+            import traceback
+
+            traceback.print_exc()
+            self(name, failed=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+
+
+def seconds_of(run: Callable[[], object], device: str, times: int = 5) -> float:
+    """The median of some runs, after one that is not counted."""
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    run()
+    found = []
+    for _ in range(times):
+        start = clock()
+        run()
+        found.append(clock() - start)
+    return statistics.median(found)
+
+
+def copy_rate(device: str, share: float) -> float:
+    """Bytes that a large copy within the memory reads and writes in a second."""
+    here = torch.empty(int(4e9 * share), dtype=torch.uint8, device=device).random_()
+    there = torch.empty_like(here)
+    return 2 * here.numel() / seconds_of(partial(there.copy_, here), device)
+
+
+def distance(mine: Tensor, truth: Tensor) -> float:
+    """|mine − truth| / |truth|."""
+    mine, truth = mine.double().cpu(), truth.double().cpu()
+    return float((mine - truth).norm() / truth.norm())
+
+
+def noise(config: PaliGemmaConfig, rows: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Rows of a picture and eight words each, all of noise."""
+    generator = torch.Generator().manual_seed(0)
+    side, limit = config.vision_config.image_size, min(config.real_vocab_size, 3000)
+    words = torch.randint(3, limit, (rows, 8), generator=generator)
+    places = torch.full((rows, config.num_image_tokens), config.image_token_index)
+    ids = torch.cat((places, words), dim=1)
+    pixels = torch.rand((rows, 3, side, side), generator=generator) * 2 - 1
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": torch.ones_like(ids).to(device),
+        "pixel_values": pixels.to(device, dtype),
+    }
+
+
+def check(report: Report, device: str, share: float, limit: Callable[[], float]) -> None:
+    """Stage 1: is what runs there what runs here?"""
+    from paliglass.checkpoints.folder import load_model
+    from paliglass.checkpoints.hub import locate
+
+    versions = {name: _version(name) for name in NEEDED}
+    missing = [name for name, version in versions.items() if version is None]
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    report("machine", python=sys.version.split()[0], device=name, cores=os.cpu_count(), **versions)
+    report("missing", packages=missing)
+    with report.trying("memory"):
+        report("memory", bytes_per_second=copy_rate(device, share))
+    with report.trying("matrices"):
+        side = max(256, int(8192 * share**0.5) // 64 * 64)
+        a, b = torch.randn(2, side, side, device=device).bfloat16()
+        report("matrices", side=side, flops=2 * side**3 / seconds_of(lambda: a @ b, device))
+    for dtype in ("float32", "bfloat16"):
+        with report.trying(f"parity {dtype}"):
+            reference = load_model(locate("mini"), "cpu", "float32")
+            model = load_model(locate("mini"), device, dtype)
+            batch = noise(model.config, 4, device, model.dtype)
+            with torch.inference_mode():
+                mine = begin(model, batch)[0]
+                truth = begin(reference, noise(model.config, 4, "cpu", torch.float32))[0]
+            report(
+                f"parity {dtype}",
+                distance=distance(mine, truth),
+                same_words=float((mine.argmax(-1).cpu() == truth.argmax(-1)).float().mean()),
+            )
+            for rows in (1, 4) if device == "cuda" else ():
+                batch = noise(model.config, rows, device, model.dtype)
+                plain, graphed = (greedy(model, batch, 48, graph) for graph in (False, True))
+                report(f"graph {dtype}", rows=rows, equal=plain == graphed, first=plain[0][:8])
+    with report.trying("gradients"):
+        grads = []
+        for where in ("cpu", device):
+            model = load_model(locate("mini"), where, "float32").requires_grad_(True)
+            batch = noise(model.config, 2, where, torch.float32)
+            labels = batch["input_ids"].roll(-1, 1)
+            labels[:, : model.config.num_image_tokens] = -100
+            loss = model(**batch, labels=labels).loss
+            assert loss is not None
+            loss.backward()
+            grads.append(
+                torch.cat(
+                    [p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]
+                )
+            )
+        report("gradients", distance=distance(grads[1], grads[0]))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def reduced(config: PaliGemmaConfig, share: float) -> PaliGemmaConfig:
+    """A share of a model's layers and words, at its widths; all of it for 1."""
+    if share == 1:
+        return config
+    text, vision = config.text_config, config.vision_config
+    words = max(4096, int(text.vocab_size * share))
+    return dataclasses.replace(
+        config,
+        text_config=dataclasses.replace(
+            text,
+            vocab_size=words,
+            num_hidden_layers=max(1, int(text.num_hidden_layers * share)),
+        ),
+        vision_config=dataclasses.replace(
+            vision, num_hidden_layers=max(1, int(vision.num_hidden_layers * share))
+        ),
+        image_token_index=words - 1,
+    )
+
+
+def random_model(config: PaliGemmaConfig, device: str) -> PaliGemmaForConditionalGeneration:
+    """Weights drawn where they will lie: matrices that keep the size of what they map."""
+    from paliglass.checkpoints.assembly import assemble, expected_shapes, skeleton
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def tensors() -> Iterator[tuple[str, str, Tensor]]:
+        for name, shape in expected_shapes(skeleton(config)).items():
+            drawn = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+            if "norm" in name or name.endswith("bias"):
+                rest = 1.0 if name.endswith("weight") and "layer_norm" in name else 0.0
+                yield name, name, rest + 0.02 * drawn
+            else:
+                fan_in = shape[1:].numel() if "embed" not in name else shape[-1]
+                yield name, name, drawn / fan_in**0.5
+
+    return assemble(config, tensors(), "random", torch.bfloat16, torch.device(device))
+
+
+def decode(report: Report, device: str, share: float, limit: Callable[[], float]) -> None:
+    """Stage 2: how fast is a 3B, and how fast could it be?"""
+    config = reduced(PRESETS["paligemma-3b-224"], share)
+    count = 64 if device == "cuda" else 4
+    model = random_model(config, device)
+    decoder = sum(p.numel() * p.element_size() for p in model.language_model.parameters())
+    bandwidth = copy_rate(device, share)
+    floor = decoder / bandwidth  # every weight of the decoder is read once a token
+    report("model", decoder_bytes=decoder, bytes_per_second=bandwidth, floor_ms=1e3 * floor)
+
+    def measure(name: str, rows: int, first: float, token: float) -> None:
+        report(
+            name,
+            rows=rows,
+            first_ms=round(1e3 * first, 3),
+            token_ms=round(1e3 * token, 3),
+            tokens_per_second=round(rows / token, 1),
+            of_bandwidth=round(floor / token, 3),
+        )
+
+    for rows in (1, 8, 32) if device == "cuda" else (1, 2):
+        batch = noise(config, rows, device, torch.bfloat16)
+        for graph in (True, False) if device == "cuda" else (False,):
+            if limit() < 10:
+                return
+            with report.trying("paliglass"):
+                first = seconds_of(partial(begin, model, batch), device, 3)
+                logits, step = begin(model, batch, graph)
+                word = logits.argmax(-1)
+
+                def steps(step: Any = step, word: Tensor = word) -> None:
+                    for _ in range(count // 2):
+                        word = step(word).argmax(-1)
+
+                token = seconds_of(steps, device, 2) / (count // 2)
+                measure(f"paliglass, {'CUDA graph' if graph else 'plain'}", rows, first, token)
+    with report.trying("transformers"):
+        _their_decode(report, model, count, measure, device, limit)
+
+
+def _their_decode(
+    report: Report,
+    model: PaliGemmaForConditionalGeneration,
+    count: int,
+    measure: Callable[..., None],
+    device: str,
+    limit: Callable[[], float],
+) -> None:
+    """The same weights in transformers: its eager loop, and its loop over a compiled step."""
+    import transformers
+
+    from paliglass.checkpoints.saving import save_folder
+
+    transformers.logging.set_verbosity_error()
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        save_folder(model, Path(folder) / "model")
+        theirs = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+            Path(folder) / "model", dtype=torch.bfloat16
+        ).to(device)
+    theirs.eval()
+    theirs.generation_config.eos_token_id = None
+    with report.trying("transformers' logits"), torch.inference_mode():
+        batch = noise(model.config, 1, device, torch.bfloat16)
+        types = {"token_type_ids": torch.zeros_like(batch["input_ids"])}
+        real = model.config.real_vocab_size
+        truth = theirs(**batch, **types).logits[:, -1, :real]
+        mine = begin(model, batch)[0][:, :real]
+        report("transformers' logits", distance=distance(mine, truth))
+    for name, options in (
+        ("transformers, eager", {}),
+        ("transformers, compiled", {"cache_implementation": "static"}),
+    ):
+        for rows in (1, 8) if device == "cuda" else (1,):
+            if limit() < 15:
+                return
+            batch = noise(model.config, rows, device, torch.bfloat16)
+            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+
+            def run(tokens: int, b: Any = batch, o: Any = options) -> object:
+                with torch.inference_mode():
+                    return theirs.generate(**b, max_new_tokens=tokens, do_sample=False, **o)
+
+            with report.trying(name):
+                first = seconds_of(partial(run, 1), device, 3)
+                every = seconds_of(partial(run, count), device, 3)
+                measure(name, rows, first, (every - first) / (count - 1))
+
+
+def train(
+    report: Report,
+    device: str,
+    share: float,
+    limit: Callable[[], float],
+    out: Path,
+    work: Path,
+    scenes: int,
+    side: int,
+    options: list[str],
+) -> None:
+    """Stage 3: mini, for as long as there is time. A second call goes on where the first ended."""
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    if TOKENIZER.exists() and not (work / TOKENIZER.name).exists():
+        work.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TOKENIZER, work)
+    with report.trying("scenes"):
+        for processes in {1, workers}:
+            rate = scene_rate(CACHE, processes, side, 4.0 if share == 1 else 1.0)
+            report("scenes", processes=processes, per_second=round(rate, 1))
+    command = [sys.executable, "-m", "workshop.pretrain", "--out", str(work), "--resume"]
+    command += ["--scenes", str(scenes), "--prompts", "8", "--workers", str(workers)]
+    command += ["--log-every", "20", "--checkpoint-seconds", "60" if share == 1 else "5"]
+    command += ["--world-cache", str(CACHE), *options]
+    # The end of its rates' decay is the end of the run, and some seconds go before and after it.
+    command += ["--minutes", str(max(5.0, limit() - 25) / 60)]
+    command += ["--precision", "bf16"] if device == "cuda" else []
+    environment = os.environ | ({} if device == "cuda" else {"ACCELERATE_USE_CPU": "true"})
+    process = subprocess.Popen(command, env=environment)
+    seen = 0.0
+    busy: list[float] = []
+    while process.poll() is None and limit() > 3:
+        time.sleep(2)
+        busy += _gpu_use(device)
+        seen = publish(work, out, seen)
+    process.terminate()
+    process.wait()
+    publish(work, out, 0.0)
+    report("training", ended=process.returncode, gpu_busy=statistics.fmean(busy) if busy else None)
+    log = work / "log.jsonl"
+    if log.exists() and (lines := log.read_text().splitlines()):
+        last = json.loads(lines[-1])
+        rate = scenes * last["step"] / max(1, last["seconds"])
+        report("training", scenes_per_second=round(rate, 1), last=last)
+
+
+def scene_rate(cache: Path, processes: int, side: int, seconds: float) -> float:
+    """Scenes a second with eight prompts each, of so many processes together."""
+    from torch.utils.data import DataLoader
+
+    from workshop.world import World
+
+    world = World(cache, size=side)
+    loader = DataLoader(
+        _Scenes(world), batch_size=8, num_workers=processes, collate_fn=len, shuffle=False
+    )
+    batches = iter(loader)
+    for _ in range(processes):
+        next(batches)
+    start, made = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        made += next(batches)
+    return made / (time.perf_counter() - start)
+
+
+class _Scenes(torch.utils.data.Dataset[Any]):
+    def __init__(self, world: Any) -> None:
+        self.world = world
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __getitem__(self, index: int) -> Any:
+        return self.world.sample(index, prompts=8)
+
+
+def _gpu_use(device: str) -> list[float]:
+    """How much of the last moment the GPU was busy, in percent."""
+    if device != "cuda":
+        return []
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        return [float(subprocess.run(query, capture_output=True, timeout=5).stdout.split()[0])]
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return []
+
+
+def publish(work: Path, out: Path, seen: float) -> float:
+    """Copies the newest checkpoint's weights out, if newer than `seen`; returns how new they are.
+
+    Float32, in parts small enough to come back; each is written whole or not at all.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    try:
+        weights = max(work.rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime)
+        newest = weights.stat().st_mtime
+        if newest <= seen:
+            return seen
+        tensors = load_file(weights)
+        tensors = {k[len(OURS) :]: t for k, t in tensors.items() if k.startswith(OURS)}
+    except (ValueError, FileNotFoundError, SafetensorError):  # none yet, or just being replaced
+        return seen
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.numel() * tensor.element_size()
+        if size > PART_BYTES and parts[-1]:
+            parts.append({})
+            size = tensor.numel() * tensor.element_size()
+        parts[-1][name] = tensor
+    for number, part in enumerate(parts, 1):
+        unfinished = out / f".part-{number}"
+        save_file(part, unfinished)
+        os.replace(unfinished, out / f"weights-{number}.safetensors")
+    for path in (work / "tokenizer.json", work / "log.jsonl", work / "model" / "config.json"):
+        if path.exists():
+            shutil.copy(path, out / path.name)
+    return newest
+
+
+def join(out: Path, folder: Path) -> None:
+    """A model's folder of what `publish` copied out; mini's configuration if there is none."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+
+    from paliglass.checkpoints.assembly import assemble
+    from paliglass.checkpoints.folder import read_config
+    from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.saving import save_folder
+    from paliglass.processing_paligemma import PaliGemmaProcessor
+
+    config = read_config(out if (out / "config.json").exists() else locate("mini"))
+    parts = sorted(out.glob("weights-*.safetensors"))
+    tensors = ((name, name, t) for part in parts for name, t in load_file(part).items())
+    model = assemble(config, tensors, str(out), torch.bfloat16)
+    words = Tokenizer.from_file(str(out / "tokenizer.json"))
+    side = config.vision_config.image_size
+    save_folder(model, folder, PaliGemmaProcessor(words, config.num_image_tokens, side))
+    print(f"{folder}: a model of {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+def prepare() -> None:
+    """Makes what the stages need and could not fetch: the files to carry are printed."""
+    from itertools import chain
+
+    from paliglass.checkpoints.files import write_whole
+    from paliglass.training.tokenizer import train_tokenizer
+    from workshop.tokenizer import emoji_names, training_texts
+    from workshop.world import World
+    from workshop.world.art import build
+
+    carried = [build(CACHE, role) for role in ("text", "train")]
+    texts = chain(emoji_names(CACHE), training_texts(World(CACHE)))
+    write_whole(TOKENIZER, train_tokenizer(texts).to_str(pretty=True))
+    for path in (*carried, TOKENIZER):
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def run_stage(arguments: argparse.Namespace, stage: str, seconds: float) -> int:
+    """The stage as a process of its own, ended with all that it started when its time is up."""
+    command = [sys.executable, "-m", "workshop.gpu_day", "--stage", stage]
+    command += ["--out", str(arguments.out), "--work", str(arguments.work)]
+    command += ["--device", arguments.device, "--share", str(arguments.share)]
+    command += ["--scenes", str(arguments.scenes), "--side", str(arguments.side)]
+    command += ["--seconds", str(seconds), "--", *arguments.options]
+    with (arguments.out / "log.txt").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            return process.wait(timeout=seconds + GRACE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.wait()
+
+
+def main() -> None:
+    """Runs the stages asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="the folder of what comes back")
+    parser.add_argument("--prepare", action="store_true", help="make the files to carry, and end")
+    parser.add_argument("--join", type=Path, help="make a model's folder of --out's parts, and end")
+    parser.add_argument("--stages", default="check,decode,train", help="some of them")
+    parser.add_argument("--seconds", type=float, help="for all stages together [570]")
+    parser.add_argument("--share", type=float, default=1.0, help="of sizes and times: a rehearsal")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu_day"), help="the run's folder")
+    parser.add_argument("--scenes", type=int, default=256, help="in a step of training")
+    parser.add_argument("--side", type=int, default=128, help="of a scene, in pixels")
+    parser.add_argument("--stage", choices=SECONDS, help=argparse.SUPPRESS)
+    parser.add_argument("options", nargs="*", help="after --: more for `workshop.pretrain`")
+    arguments = parser.parse_args()
+    if arguments.prepare:
+        prepare()
+        return
+    if arguments.out is None:
+        parser.error("say where results go: --out")
+    if arguments.join is not None:
+        join(arguments.out, arguments.join)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.stage:
+        end = time.monotonic() + arguments.seconds
+
+        def limit() -> float:
+            return end - time.monotonic()
+
+        report = Report(arguments.out, arguments.stage)
+        common = (report, arguments.device, arguments.share, limit)
+        with report.trying(arguments.stage):
+            if arguments.stage == "train":
+                more = (arguments.scenes, arguments.side, arguments.options)
+                train(*common, arguments.out, arguments.work, *more)
+            else:
+                {"check": check, "decode": decode}[arguments.stage](*common)
+        return
+    stages = arguments.stages.split(",")
+    if unknown := [stage for stage in stages if stage not in SECONDS]:
+        parser.error(f"no stage {unknown[0]!r}: choose from {', '.join(SECONDS)}")
+    scale = 1.0 if arguments.share == 1 else max(arguments.share, 0.1)
+    total = arguments.seconds or 570 * scale
+    end = time.monotonic() + total
+    for stage in stages:
+        left = end - time.monotonic()
+        # The last one has what is left; no other takes more than its own.
+        seconds = left if stage == stages[-1] else min(left, SECONDS[stage] * scale)
+        ended = run_stage(arguments, stage, seconds)
+        Report(arguments.out, stage)("ended", code=ended)
+
+
+if __name__ == "__main__":
+    main()

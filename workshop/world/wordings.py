@@ -1,0 +1,80 @@
+"""How a thing can be asked: many wordings of each question, a tenth of them never in training.
+
+`wordings.txt` has the paraphrases. Which are held out is settled by their hash; on top of it comes
+what any wording can have: a capital, a missing mark, another spelling, another word for "picture".
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from zlib import crc32
+
+import numpy as np
+
+__all__ = ["KINDS", "is_held_out", "say", "wordings"]
+
+_PICTURES = ("picture", "picture", "image", "image", "photo", "drawing", "scene")
+
+
+@lru_cache(maxsize=1)
+def _read() -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    kind = ""
+    for line in (files("workshop.world") / "wordings.txt").read_text("utf-8").splitlines():
+        if line.startswith("@"):
+            kind = line[1:].strip()
+            found[kind] = []
+        elif line and not line.startswith("#"):
+            found[kind].append(line)
+    return {kind: tuple(dict.fromkeys(lines)) for kind, lines in found.items()}
+
+
+KINDS: tuple[str, ...] = tuple(_read())
+"""The kinds of question that there are wordings for."""
+
+
+@lru_cache(maxsize=1)
+def _held_out() -> frozenset[tuple[str, str]]:
+    held = set()
+    for kind, lines in _read().items():
+        ranked = sorted(lines, key=lambda line: crc32(line.encode()))
+        held |= {(kind, line) for line in ranked[: max(1, round(len(lines) / 10))]}
+    # A line may be in several kinds; what one of them holds out, none may train on.
+    texts = {line for _, line in held}
+    return frozenset((k, line) for k, lines in _read().items() for line in lines if line in texts)
+
+
+def is_held_out(kind: str, wording: str) -> bool:
+    """Whether a wording is for testing alone: the tenth of its kind with the lowest hashes."""
+    return (kind, wording) in _held_out()
+
+
+@lru_cache(maxsize=256)
+def wordings(kind: str, held_out: bool) -> tuple[str, ...]:
+    """A kind's wordings, of training or of testing."""
+    return tuple(line for line in _read()[kind] if is_held_out(kind, line) == held_out)
+
+
+def say(kind: str, rng: np.random.Generator, held_out: bool, **slots: str) -> str:
+    """A question of a kind in a random wording, as one person or another would type it."""
+    lines = wordings(kind, held_out)
+    picture = _PICTURES[rng.integers(len(_PICTURES))]
+    text = lines[rng.integers(len(lines))].format(pic=picture, **slots)
+    return typed(text, rng)
+
+
+def typed(text: str, rng: np.random.Generator) -> str:
+    """A text as it may be typed: American, without its mark, with a capital, all in capitals."""
+    draw = rng.random(4)
+    if draw[0] < 0.5:
+        text = text.replace("colour", "color").replace("grey", "gray")
+    if draw[1] < 0.25:
+        text = text.removesuffix("?")
+    elif draw[1] > 0.96:
+        text = text.removesuffix("?") + " ?"
+    if draw[2] < 0.25:
+        text = text[:1].upper() + text[1:]
+    elif draw[2] > 0.97:
+        text = text.upper()
+    return text
