@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from paliglass.checkpoints.assembly import skeleton
 from paliglass.config import PaliGemmaConfig
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.training.finetuner import PARTS, Part, checkpoint_layers
+from paliglass.training.finetuner import PARTS, checkpoint_layers
 from paliglass.training.lora import add_lora
+from paliglass.training.recipes import Part
 from paliglass.training.sharding import transformer_layers
 
 FULL, HALF = 4, 2  # bytes of a float32, and of a bfloat16
