@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from paliglass.cli.app import command
+from workshop.commands import CACHE, WorldCache, run
+from workshop.world.engine import World
+from workshop.world.preview import contact_sheet
 
 SPLITS = "train validation test style composition reading digits photos".split()
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@functools.partial(command, on=app)
-def preview(
+def world(
     out: Annotated[Path, typer.Option(dir_okay=False, help="The PNG to write.")],
     split: Annotated[str, typer.Option(help=f"One of {', '.join(SPLITS)}.")] = "train",
     count: Annotated[int, typer.Option(min=1, max=400, help="Scenes.")] = 24,
@@ -25,16 +23,11 @@ def preview(
     columns: Annotated[int, typer.Option(min=1, help="Scenes in a row.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another world.")] = 0,
     size: Annotated[int, typer.Option(min=32, max=1024, help="Of a scene, in pixels.")] = 128,
-    world_cache: Annotated[
-        Path, typer.Option(help="Folder for the world's artwork, fetched when it is first needed.")
-    ] = Path(".cache/world"),
+    world_cache: WorldCache = CACHE,
 ) -> None:
     """Draw a contact sheet: scenes with their boxes and masks, prompts and answers below."""
     if split not in SPLITS:
         raise typer.BadParameter(f"--split {split} is none of {', '.join(SPLITS)}")
-    from workshop.world import World
-    from workshop.world.preview import contact_sheet
-
     name: Any = split
     sheet = contact_sheet(World(world_cache, name, seed, size), start, count, columns)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -45,4 +38,4 @@ def preview(
 
 
 if __name__ == "__main__":
-    app()
+    run(world)
