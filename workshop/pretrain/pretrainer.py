@@ -91,8 +91,7 @@ class PretrainLoss(nn.Module):
         features = model.multi_modal_projector(seen).repeat_interleave(text.repeats, dim=0)
         decoder = model.language_model
         embeddings = torch.cat((features, decoder.model.embed(text.ids)), dim=1)
-        masks = [text.mask] * decoder.config.num_hidden_layers
-        hidden = decoder.model(embeddings, text.positions, masks)[:, seen.shape[1] :]
+        hidden = decoder.model(embeddings, text.positions, text.mask)[:, seen.shape[1] :]
         asked = text.labels != IGNORE
         losses = F.cross_entropy(
             decoder.logits(hidden[asked]).float(), text.labels[asked], reduction="none"

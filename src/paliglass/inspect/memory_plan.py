@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,8 +144,7 @@ def _forward(
         embeddings = torch.cat((features.to(text.dtype), text), 1)
         positions = torch.arange(1, length + 1)[None].expand(rows, -1)
         mask = torch.zeros(rows, 1, length, length, dtype=torch.bool)
-        masks: list[Any] = [mask] * config.text_config.num_hidden_layers
-        hidden = model.language_model.model(embeddings, positions, masks, None)
+        hidden = model.language_model.model(embeddings, positions, mask)
         asked = hidden[:, -max(1, words // 2) :].flatten(0, 1)
         logits = model.language_model.logits(asked).float()
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")

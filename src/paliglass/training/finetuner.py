@@ -34,6 +34,10 @@ from paliglass.training.recipes import FinetuneRecipe, Part
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+QUANTIZED = (
+    "a model in int8 cannot be trained: fine-tune the one that it was made from, and quantize the "
+    "result"
+)
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
 Batch = dict[str, Tensor]
@@ -108,10 +112,7 @@ class Finetuner(Trainer[Batch]):
                 "--accumulate); choose a multiple"
             )
         if any(buffer.dtype == torch.int8 for buffer in model.buffers()):
-            raise PaliglassError(
-                "a model in int8 cannot be trained: fine-tune the one that it was made from, and "
-                "quantize the result"
-            )
+            raise PaliglassError(QUANTIZED)
         self.model, self.accelerator, self.data = model, accelerator, data
         self.rows, self.accumulate = recipe.batch_size // share, recipe.accumulate
         torch.manual_seed(recipe.seed)

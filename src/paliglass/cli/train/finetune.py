@@ -89,11 +89,13 @@ def finetune(
     """
     if settings.steps is None and settings.epochs is None:
         raise typer.BadParameter("say when to end: --steps or --epochs")
+    from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.hub import locate
     from paliglass.data.examples import open_examples
+    from paliglass.errors import PaliglassError
     from paliglass.model import load
     from paliglass.training import finetune as training
-    from paliglass.training.finetuner import Finetuner
+    from paliglass.training.finetuner import QUANTIZED, Finetuner
     from paliglass.training.lora import settings_of
     from paliglass.training.processes import finish, make_accelerator
     from paliglass.training.recipes import picture_side
@@ -101,6 +103,9 @@ def finetune(
     adapter = None if learned.adapter is None else locate(learned.adapter)
     if adapter is not None:
         settings = settings_of(adapter, settings)
+    place = locate(learned.model)
+    if place.is_dir() and quantization(place):
+        raise PaliglassError(f"{place}: {QUANTIZED}")
     shard = wants_shards(shard)
     with options.open("adapter" if settings.lora else "model") as run:
         settings = replace(settings, precision=run.precision(settings.precision))
