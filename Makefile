@@ -34,8 +34,8 @@ parity: $(VENV)/.installed-test
 # some 8.5 GB in BENCH and 20 GB of memory.
 BENCH ?= .cache/checkpoint-3b
 bench: $(VENV)/.installed-test
-	test -d $(BENCH) || $(BIN)/python workshop/random_checkpoint.py paligemma-3b-224 $(BENCH)
-	$(BIN)/paliglass bench $(BENCH) --markdown --chart docs/bench.svg
+	test -d $(BENCH) || $(BIN)/python -m workshop.random_checkpoint paligemma-3b-224 $(BENCH)
+	$(BIN)/python -m workshop.peers $(BENCH) --markdown --chart docs/bench.svg
 
 # The lessons' figures, drawn from real tensors, and the source that the lessons show.
 docs: $(VENV)/.installed-test
@@ -51,23 +51,23 @@ docs: $(VENV)/.installed-test
 SHARE ?= 1
 RUN ?= runs/mini$(if $(filter-out 1,$(SHARE)),-$(SHARE))
 minutes = --minutes $(shell awk 'BEGIN { print $(1) * $(SHARE) }')
-TRAIN = OMP_NUM_THREADS=1 $(BIN)/paliglass train
-TOGETHER = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m paliglass train
+DUAL = OMP_NUM_THREADS=1 $(BIN)/python -m workshop.contrastive
+PRETRAIN = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m workshop.pretrain
 mini: $(VENV)/.installed-test
 	mkdir -p $(RUN)
-	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m workshop.codec --out $(RUN)/mask_codec.safetensors $(call minutes,9) --world .cache/world
-	test -d $(RUN)/vit/model || $(TRAIN) contrastive --out $(RUN)/vit --text cbow --loss clip --batch-size 64 $(call minutes,8) --resume
-	test -d $(RUN)/first/model || $(TOGETHER) pretrain --out $(RUN)/first --vision $(RUN)/vit/model --looking 1 $(call minutes,30) --resume
-	test -d $(RUN)/second/model || $(TOGETHER) pretrain --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.25 $(call minutes,120) --resume
-	test -d $(RUN)/third/model || $(TOGETHER) pretrain --out $(RUN)/third --weights $(RUN)/second/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
-	test -d $(RUN)/fourth/model || $(TOGETHER) pretrain --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(RUN)/mask_codec.safetensors --looking 0 --separate 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
+	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m workshop.codec --out $(RUN)/mask_codec.safetensors $(call minutes,9)
+	test -d $(RUN)/vit/model || $(DUAL) --out $(RUN)/vit --text cbow --loss clip --batch-size 64 $(call minutes,8) --resume
+	test -d $(RUN)/first/model || $(PRETRAIN) --out $(RUN)/first --vision $(RUN)/vit/model --vision-warmup 1 $(call minutes,30) --resume
+	test -d $(RUN)/second/model || $(PRETRAIN) --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --vision-warmup 0 --unpacked-share 0.25 $(call minutes,120) --resume
+	test -d $(RUN)/third/model || $(PRETRAIN) --out $(RUN)/third --weights $(RUN)/second/model --codec $(RUN)/mask_codec.safetensors --vision-warmup 0 --unpacked-share 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
+	test -d $(RUN)/fourth/model || $(PRETRAIN) --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(RUN)/mask_codec.safetensors --vision-warmup 0 --unpacked-share 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
 	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(RUN)/mask_codec.safetensors $(RUN)/fourth/model
-	$(BIN)/python -m workshop.calibrate $(RUN)/fourth/model --world .cache/world --scenes 150
-	test -d $(RUN)/dual/model || $(TRAIN) contrastive --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 $(call minutes,28) --resume
+	$(BIN)/python -m workshop.calibrate $(RUN)/fourth/model --scenes 150
+	test -d $(RUN)/dual/model || $(DUAL) --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 $(call minutes,28) --resume
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output dist
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests workshop -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than pyproject.toml once what it asks for is installed.
 $(BIN)/python:

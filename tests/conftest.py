@@ -1,9 +1,12 @@
-"""For every test: no network, and no deadline for a slow machine to miss."""
+"""For every test: no network, no deadline for a slow machine to miss, accelerate as it was."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,3 +14,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # In CI the same examples every time: what failed there fails again here.
 settings.register_profile("paliglass", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("paliglass")
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    """Accelerate keeps its settings for the whole process: each test starts without."""
+    yield
+    forget_accelerator()
+
+
+def forget_accelerator() -> None:
+    """As if accelerate had not been used in this process."""
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

@@ -1,6 +1,6 @@
 """Makes scores mean what they say: fits a model's calibration.json on the picture world.
 
-    python -m workshop.calibrate MODEL --world DIR --scenes 300 --diagram reliability.svg
+    python -m workshop.calibrate MODEL --scenes 300 --diagram reliability.svg
 
 Answers are right when they are the true text, boxes when label and place (IoU ≥ .5) are those of
 a true one, segments when their masks are (IoU ≥ .5). Each task gets its own Platt scaling; the
@@ -9,15 +9,15 @@ calibration errors that are printed are those on scenes that the scaling was not
 
 from __future__ import annotations
 
-import argparse
 import html
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -31,9 +31,8 @@ from paliglass.model import PaliGemma, load
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.tasks.boxes import ParsedBox, parse_boxes
 from paliglass.tasks.confidence import FILE, Calibration, Platt, Task, logit
-
-if TYPE_CHECKING:
-    from workshop.world import World
+from workshop.commands import CACHE, Threads, WorldCache, run
+from workshop.world import World
 
 BINS = 10
 FEWEST = 20  # answers of a task, and of these 3 right and 3 wrong: with less there is no telling
@@ -99,7 +98,7 @@ def overlaps(
     Of their boxes, or, with a codec, of their masks in a square of that many pixels.
     """
     if codec is not None:
-        mine, real = (masks_of(objects, codec, side, side) for objects in (found, true))
+        masks, references = (masks_of(objects, codec, side, side) for objects in (found, true))
     fits = np.zeros((len(found), len(true)))
     for i, a in enumerate(found):
         for j, b in enumerate(true):
@@ -108,7 +107,7 @@ def overlaps(
             fits[i, j] = (
                 intersection_over_union(a.box, b.box)
                 if codec is None
-                else mask_iou(mine[i], real[j])
+                else mask_iou(masks[i], references[j])
             )
     return fits
 
@@ -159,7 +158,7 @@ def calibration_error(scores: Sequence[float], right: Sequence[bool]) -> float:
     return gaps / max(sum(count for *_, count in rows), 1)
 
 
-def diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Sequence[bool]]]) -> str:
+def draw_diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Sequence[bool]]]) -> str:
     """Reliability before and after, an SVG: for each task (raw, calibrated, right)."""
     side, gap = 200, 50
     width = gap + (side + gap) * len(panels)
@@ -197,8 +196,8 @@ def diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Sequence[b
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def calibrate(judged: dict[Task, Judged]) -> tuple[Calibration, dict[str, Any]]:
-    """A scaling for each task that can have one, and the panels of `diagram`.
+def fit_all(judged: dict[Task, Judged]) -> tuple[Calibration, dict[str, Any]]:
+    """A scaling for each task that can have one, and the panels of `draw_diagram`.
 
     A panel has the answers about one half of the scenes, scaled as fitted on the other half. The
     calibration itself is fitted on all.
@@ -215,28 +214,29 @@ def calibrate(judged: dict[Task, Judged]) -> tuple[Calibration, dict[str, Any]]:
     return Calibration(**scalings), panels
 
 
-def main() -> None:
-    """The command line."""
-    from workshop.world import World
-
-    parser = argparse.ArgumentParser(description="Fit a model's calibration.json.")
-    parser.add_argument("model", help="as for paliglass.load; its folder gets the file")
-    parser.add_argument("--world", type=Path, default=None, help="artwork cache")
-    parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--prompts", type=int, default=8, help="per scene")
-    parser.add_argument("--split", default="validation", choices=("validation", "train", "test"))
-    parser.add_argument("--seed", type=int, default=1, help="training runs count from seed 0")
-    parser.add_argument("--out", type=Path, default=None, help=f"in place of MODEL/{FILE}")
-    parser.add_argument("--diagram", type=Path, default=None, help="an .svg to draw")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = load(options.model, device="cpu", dtype=options.dtype)
-    size = model.model.config.vision_config.image_size
-    world = World(options.world, options.split, options.seed, size, codec=model.mask_codec)
-    judged = judge(model, world, options.scenes, options.prompts)
-    calibration, panels = calibrate(judged)
+def calibrate(
+    model: Annotated[str, typer.Argument(help="As for paliglass.load; its folder gets the file.")],
+    scenes: Annotated[int, typer.Option(min=1, help="Of the split.")] = 300,
+    prompts: Annotated[int, typer.Option(min=1, help="About each scene.")] = 8,
+    split: Annotated[Literal["validation", "train", "test"], typer.Option()] = "validation",
+    seed: Annotated[int, typer.Option(help="Models are trained on the world of seed 0.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help=f"In place of MODEL/{FILE}.")
+    ] = None,
+    diagram: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="An SVG of the reliability to draw.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="What the weights are converted to.")] = "float32",
+    threads: Threads = 2,
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Fit a model's calibration.json: what its scores must be scaled by to mean what they say."""
+    torch.set_num_threads(threads)
+    loaded = load(model, device="cpu", dtype=dtype)
+    size = loaded.model.config.vision_config.image_size
+    world = World(world_cache, split, seed, size, codec=loaded.mask_codec)
+    judged = judge(loaded, world, scenes, prompts)
+    calibration, panels = fit_all(judged)
     if not panels:
         raise PaliglassError("too few answers, or all of them right or wrong: give more --scenes")
     table = Table("task", "answers", "right", "error, raw", "error, calibrated", title="held out")
@@ -247,15 +247,15 @@ def main() -> None:
     console.print(table)
     for task in sorted(judged.keys() - panels.keys()):
         console.print(f"{task}: too few answers to calibrate; its scores stay raw")
-    if options.out is None:
-        place = locate(options.model)
-        options.out = (place if place.is_dir() else place.parent) / FILE
-    calibration.save(options.out)
-    console.print(f"wrote {options.out}")
-    if options.diagram is not None:
-        write_whole(options.diagram, diagram(panels))
-        console.print(f"wrote {options.diagram}")
+    if out is None:
+        place = locate(model)
+        out = (place if place.is_dir() else place.parent) / FILE
+    calibration.save(out)
+    console.print(f"wrote {out}")
+    if diagram is not None:
+        write_whole(diagram, draw_diagram(panels))
+        console.print(f"wrote {diagram}")
 
 
 if __name__ == "__main__":
-    main()
+    run(calibrate)

@@ -10,15 +10,15 @@ At first nothing is quantized: a codebook that chases an untrained encoder soon 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,9 +26,12 @@ from torch.nn import functional as F
 from paliglass.errors import PaliglassError
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.masks import crop_mask, paste_mask
+from workshop.commands import CACHE, Threads, WorldCache, run
+from workshop.world import World
+from workshop.world.tasks import token_box
 
 if TYPE_CHECKING:
-    from workshop.world import Scene, World
+    from workshop.world import Scene
 
 MINI = MaskCodecConfig(width=64, embedding_dim=64)
 SAVE_SECONDS = 60
@@ -132,8 +135,6 @@ def turned(masks: Tensor) -> Tensor:
 
 def round_trips(codec: MaskCodec, world: World, scenes: int) -> list[float]:
     """IoU of every mask in that many scenes with what its location and mask tokens give back."""
-    from workshop.world.tasks import token_box
-
     found = []
     for index in range(scenes):
         for box, mask in _outlines(world.scene(index)):
@@ -180,46 +181,46 @@ def train(codec: MaskCodec, crops: NDArray[np.uint8], seconds: float, out: Path)
             saved = time.monotonic()
 
 
-def main() -> None:
-    """The command line."""
-    from workshop.world import World
+def codec(
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The .safetensors file to write.")],
+    minutes: Annotated[float, typer.Option(help="For composing and training.")] = 9.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and scenes.")] = 0,
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out ones to measure on.")] = 500,
+    threads: Threads = 1,
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Train mini's mask codec on the picture world, and measure it on held-out scenes.
 
-    parser = argparse.ArgumentParser(description="Train the mini model's mask codec.")
-    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--minutes", type=float, default=9, help="for composing and training")
-    parser.add_argument("--world", type=Path, default=Path(".cache/world"), help="artwork cache")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scenes", type=int, default=500, help="held-out scenes to measure on")
-    options = parser.parse_args()
-    if not options.minutes > 0 or options.scenes < 1:
-        raise PaliglassError("--minutes and --scenes must be above 0")
-    if not options.out.parent.is_dir():
-        raise PaliglassError(f"{options.out.parent}: there is no such folder; make it first")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
+    Figures go into the file's metadata.
+    """
+    if minutes <= 0:
+        raise typer.BadParameter("--minutes must be above 0")
+    if not out.parent.is_dir():
+        raise PaliglassError(f"{out.parent}: there is no such folder; make it first")
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
 
-    seconds = 60 * options.minutes
-    world = World(options.world, "train", options.seed)
-    rng = np.random.default_rng(options.seed)
+    seconds = 60 * minutes
+    world = World(world_cache, "train", seed)
+    rng = np.random.default_rng(seed)
     crops = training_crops(world, rng, COMPOSING * seconds)
     print(f"{len(crops)} crops", flush=True)
-    codec = MaskCodec(MINI)
-    train(codec, crops, (1 - COMPOSING) * seconds, options.out)
+    learned = MaskCodec(MINI)
+    train(learned, crops, (1 - COMPOSING) * seconds, out)
 
-    codec.save(options.out, dtype=torch.float16)
-    codec = MaskCodec.load(options.out)  # measured as it is stored
-    found = np.array(round_trips(codec, World(options.world, "test", 0), options.scenes))
-    used = codec.encode(torch.from_numpy(crops[:: len(crops) // 5000 + 1] / np.float32(255)))
+    learned.save(out, dtype=torch.float16)
+    learned = MaskCodec.load(out)  # measured as it is stored
+    found = np.array(round_trips(learned, World(world_cache, "test", 0), scenes))
+    used = learned.encode(torch.from_numpy(crops[:: len(crops) // 5000 + 1] / np.float32(255)))
     figures = {
         "round_trip_iou": f"{found.mean():.4f}",
         "round_trip_iou_lowest_tenth": f"{np.quantile(found, 0.1):.4f}",
         "masks": str(len(found)),
         "codes_used": str(int((torch.bincount(used.flatten()) > 0).sum())),
     }
-    codec.save(options.out, dtype=torch.float16, metadata=figures)
+    learned.save(out, dtype=torch.float16, metadata=figures)
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main()
+    run(codec)

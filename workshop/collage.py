@@ -8,14 +8,16 @@ with a margin, which no scene that mini was trained on has.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
+from typing import Annotated
 
 import resvg_py
+import typer
 
-from workshop.world.sources import SOURCES, default_cache, fetch, read_members
+from workshop.commands import CACHE, WorldCache, run
+from workshop.world.sources import SOURCES, fetch, read_members
 
 SIDE = 512
 RULES = "".join(f"M0 {y}H512" for y in range(44, SIDE, 52))
@@ -47,16 +49,18 @@ def draw(cache: Path) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("assets/collage.png"))
-    parser.add_argument("--world-cache", type=Path, default=default_cache())
-    options = parser.parse_args()
-    unfinished = options.out.with_name(f".{options.out.name}.tmp")
-    unfinished.write_bytes(draw(options.world_cache))
-    os.replace(unfinished, options.out)
-    print(options.out)
+def collage(
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The PNG.")] = Path(
+        "assets/collage.png"
+    ),
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Draw a picture in the spirit of mini's world that the world did not make."""
+    unfinished = out.with_name(f".{out.name}.tmp")
+    unfinished.write_bytes(draw(world_cache))
+    os.replace(unfinished, out)
+    print(out)
 
 
 if __name__ == "__main__":
-    main()
+    run(collage)

@@ -19,34 +19,33 @@ The logs are kept beside the table: `runs/NAME/log.jsonl`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import typer
 
 from paliglass.checkpoints.files import write_whole
 from paliglass.contrastive.folders import load_contrastive, save_contrastive
 from paliglass.contrastive.pairs import Pair, SavedPairs, pixel_values, save_pairs
 from paliglass.contrastive.processing import ContrastiveProcessor
-from paliglass.contrastive.training import (
-    ContrastiveRecipe,
-    ContrastiveTrainer,
-    dual_config,
-    shipped_tokenizer,
-    text_length,
-    train,
-)
+from paliglass.contrastive.recipe import ContrastiveRecipe
+from paliglass.contrastive.training import ContrastiveTrainer, dual_config, text_length, train
 from paliglass.contrastive.zero_shot import retrieval_recall
-from paliglass.training.runs import find_checkpoint, make_accelerator
+from paliglass.training.processes import make_accelerator
+from paliglass.training.runs import Run
+from workshop.commands import CACHE, WorldCache
+from workshop.commands import run as run_command
+from workshop.tokenizer import shipped_tokenizer
 from workshop.world import World
 from workshop.world.art import load_art
 from workshop.world.baseline import PixelNeighbours, single_stickers
@@ -54,10 +53,10 @@ from workshop.world.concepts import CONCEPTS, with_article
 from workshop.world.tasks import caption
 from workshop.world_pairs import WorldPairs
 
-NAMES = [
-    "-".join(parts)
+COMBINATIONS: dict[str, tuple[Any, Any, Any]] = {
+    "-".join(parts): parts
     for parts in product(("vit", "resnet"), ("transformer", "cbow"), ("siglip", "clip"))
-]
+}
 SIZE = 128
 HELD_OUT_SEED = 1  # training counts from seed 0
 SCORES = ("i2t R@1", "i2t R@5", "t2i R@1", "t2i R@5", "seen styles", "new styles")
@@ -67,7 +66,8 @@ class Listed:
     """Pairs that are there already, as a source."""
 
     def __init__(self, pictures: list[Any], texts: list[str]) -> None:
-        self.pictures, self.words, self.count = pictures, texts, len(texts)
+        self.pictures, self.words = pictures, texts
+        self.count: int | None = len(texts)
 
     def __getitem__(self, index: int) -> Pair:
         return Pair(self.pictures[index], self.words[index])
@@ -87,7 +87,35 @@ def distinct_scenes(world: World, count: int) -> Listed:
     return Listed(list(scenes.values()), list(scenes))
 
 
-def prepare(options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how."""
+
+    out: Annotated[Path, typer.Option(file_okay=False, help="Gets runs, data and table.")] = Path(
+        "runs/contrastive"
+    )
+    minutes: Annotated[float, typer.Option(help="Of the processor's time, for each run.")] = 8.0
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of one thread each.")] = 2
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(COMBINATIONS)}; repeatable.")
+    ] = None
+    pairs: Annotated[int, typer.Option(min=1, help="That all runs learn from.")] = 40_000
+    of_each: Annotated[int, typer.Option(min=1, help="Single stickers of a concept.")] = 20
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs in a step.")] = 64
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = (
+        ContrastiveRecipe.learning_rate
+    )
+    optimizer: Annotated[Literal["adamw", "muon"], typer.Option()] = "muon"
+    warm_up_steps: Annotated[int, typer.Option(min=0, help="Until the highest rate.")] = 50
+    world_cache: WorldCache = CACHE
+
+    def __post_init__(self) -> None:
+        for name in self.only or ():
+            if name not in COMBINATIONS:
+                raise typer.BadParameter(f"--only {name}: is none of {', '.join(COMBINATIONS)}")
+
+
+def prepare(options: Comparison) -> None:
     """Composes what all runs share, unless it is there."""
     data: Path = options.out / "data"
     if not (data / "train").exists():
@@ -99,16 +127,15 @@ def prepare(options: argparse.Namespace) -> None:
         if split == "test" and not (data / "scenes").exists():
             save_pairs(distinct_scenes(world, 500), 500, data / "scenes")
         if not (data / split).exists():
-            singles = Listed(*single_stickers(world, options.of_each))
-            save_pairs(singles, singles.count, data / split)
+            pictures, names = single_stickers(world, options.of_each)
+            save_pairs(Listed(pictures, names), len(names), data / split)
 
 
-def train_one(name: str, options: argparse.Namespace) -> None:
+def train_one(name: str, options: Comparison) -> None:
     """One of the eight, in this process, and its scores."""
     torch.set_num_threads(1)
     out: Path = options.out / "runs" / name
-    out.mkdir(parents=True, exist_ok=True)
-    image, text, loss = name.split("-")
+    image, text, loss = COMBINATIONS[name]
     source = SavedPairs(options.out / "data" / "train")
     tokenizer = shipped_tokenizer()
     recipe = ContrastiveRecipe(
@@ -116,17 +143,17 @@ def train_one(name: str, options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         optimizer=options.optimizer,
-        warm_up=options.warm_up,
+        warm_up_steps=options.warm_up_steps,
+        precision="bf16",
     )
     length = text_length(tokenizer, source)
     config = dual_config(image, text, loss, tokenizer.get_vocab_size(), SIZE, length)
     trainer = ContrastiveTrainer(config, recipe, make_accelerator(recipe.precision))
-    checkpoint = find_checkpoint(out / "checkpoint")
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
     processor = ContrastiveProcessor(tokenizer, SIZE, length, padding=config.text.padding)
-    train(trainer, source, processor, out, checkpoint_seconds=60, clock=time.process_time)
-    save_contrastive(trainer.model, out / "model", tokenizer)
+    with Run(out, resume=True) as run:
+        run.start(trainer)
+        train(trainer, source, processor, run, checkpoint_seconds=60, clock=time.process_time)
+        save_contrastive(trainer.model, run.result, tokenizer)
     facts = {
         "steps": trainer.step,
         "seconds": trainer.elapsed,
@@ -169,11 +196,9 @@ def score(folder: Path, data: Path) -> dict[str, float]:
     return scores
 
 
-def baseline(data: Path, cache: Path | None) -> dict[str, float]:
+def baseline(data: Path, cache: Path) -> dict[str, float]:
     """The nearest sticker by pixels."""
-    from workshop.world.sources import default_cache
-
-    nearest = PixelNeighbours(load_art(cache or default_cache(), "train"))
+    nearest = PixelNeighbours(load_art(cache, "train"))
     scores = {}
     for split, title in (("test", "seen styles"), ("style", "new styles")):
         pairs = SavedPairs(data / split)
@@ -183,7 +208,7 @@ def baseline(data: Path, cache: Path | None) -> dict[str, float]:
     return scores
 
 
-def table(rows: list[dict[str, Any]], pixels: dict[str, float], options: Any) -> str:
+def table(rows: list[dict[str, Any]], pixels: dict[str, float], options: Comparison) -> str:
     """Markdown, the best of each column in bold."""
     best = {name: max((row[name] for row in rows), default=0.0) for name in SCORES}
     lines = [
@@ -215,28 +240,20 @@ def table(rows: list[dict[str, Any]], pixels: dict[str, float], options: Any) ->
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/contrastive"))
-    parser.add_argument(
-        "--minutes", type=float, default=8.0, help="of processor time, for each run"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
-    parser.add_argument("--pairs", type=int, default=40_000)
-    parser.add_argument("--of-each", type=int, default=20, help="single stickers of a concept")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=ContrastiveRecipe.learning_rate)
-    parser.add_argument("--optimizer", default=ContrastiveRecipe.optimizer)
-    parser.add_argument("--warm-up", type=int, default=50, help="steps")
-    parser.add_argument("--world-cache", type=Path, default=None, help="artwork cache")
-    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        train_one(options.one, options)
+def contrastive_comparison(
+    options: Comparison,
+    one: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Train eight small dual encoders on the same pairs for the same time, and compare them.
+
+    A comparison that was stopped goes on when the command is given again.
+    """
+    if one is not None:
+        train_one(one, options)
         return
     prepare(options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    names = options.only or list(COMBINATIONS)
 
     def run(name: str) -> None:
         if not (options.out / "runs" / name / "facts.json").exists():
@@ -245,9 +262,9 @@ def main() -> None:
             subprocess.run([*command, "--one", name], check=True, env=environment)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(run, options.only))
+        list(pool.map(run, names))
     rows = []
-    for name in options.only:
+    for name in names:
         facts = options.out / "runs" / name / "facts.json"
         rows.append({"name": name, **json.loads(facts.read_text(encoding="utf-8"))})
     pixels = baseline(options.out / "data", options.world_cache)
@@ -258,4 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(contrastive_comparison)

@@ -8,46 +8,64 @@ learns. Each measurement is a process of its own, so that its peak memory is its
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import mkdtemp
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-SIDES = ("ours", "transformers")
+import typer
+
+from workshop.commands import Threads, run
+
+Side = Literal["ours", "transformers"]
 
 
-def ours(options: argparse.Namespace) -> float:
+@dataclass(frozen=True)
+class Work:
+    """What both sides do."""
+
+    model: Annotated[str, typer.Option(help="mini, a folder, or a hub id.")] = "mini"
+    data: Annotated[Path, typer.Option(help="As for `paliglass train finetune`.")] = Path(
+        "runs/transfer/data/train.jsonl"
+    )
+    steps: Annotated[int, typer.Option(min=1, help="That are measured.")] = 30
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a step.")] = 16
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option()] = "bf16"
+
+
+def ours(work: Work) -> float:
     """Seconds per step, the first two left out."""
     from itertools import islice
 
     from paliglass import load
     from paliglass.data.examples import open_examples
-    from paliglass.training.finetune import batches, shares
-    from paliglass.training.finetuner import Finetuner, FinetuneRecipe
-    from paliglass.training.runs import make_accelerator
+    from paliglass.training.finetune import batches, step_rows
+    from paliglass.training.finetuner import Finetuner
+    from paliglass.training.processes import make_accelerator
+    from paliglass.training.recipes import FinetuneRecipe
 
-    base = load(options.model, dtype="float32", fast=False)
+    base = load(work.model, dtype="float32", fast=False)
     recipe = FinetuneRecipe(
-        steps=options.steps + 2, batch_size=options.batch_size, precision=options.precision
+        steps=work.steps + 2, batch_size=work.batch_size, precision=work.precision
     )
-    trainer = Finetuner(base.model, recipe, make_accelerator(options.precision))
-    examples = open_examples(options.data)
-    data = batches(examples, base.processor, shares(trainer, len(examples)))
+    trainer = Finetuner(base.model, recipe, make_accelerator(work.precision))
+    examples = open_examples(work.data)
+    data = batches(examples, base.processor, step_rows(trainer, len(examples)))
     for batch, _ in islice(data, 2):
         trainer.train_step([batch])
     start = time.perf_counter()
     for batch, _ in data:
         trainer.train_step([batch])
-    return (time.perf_counter() - start) / options.steps
+    return (time.perf_counter() - start) / work.steps
 
 
-def transformers(options: argparse.Namespace) -> float:
+def transformers(work: Work) -> float:
     """The same of its Trainer, with a collator around its own processor."""
     import torch
     from transformers import (
@@ -61,11 +79,11 @@ def transformers(options: argparse.Namespace) -> float:
     from paliglass.checkpoints.hub import locate
     from paliglass.data.examples import open_examples
 
-    processor = load(options.model).processor  # as exact as theirs, and not slower
+    processor = load(work.model).processor  # as exact as theirs, and not slower
     model = PaliGemmaForConditionalGeneration.from_pretrained(
-        locate(options.model), dtype=torch.float32, attn_implementation="eager"
+        locate(work.model), dtype=torch.float32, attn_implementation="eager"
     )
-    examples = open_examples(options.data)
+    examples = open_examples(work.data)
 
     def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
         batch = processor(
@@ -77,15 +95,15 @@ def transformers(options: argparse.Namespace) -> float:
 
     times: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
         def on_step_end(self, *_: Any, **__: Any) -> None:
             times.append(time.perf_counter())
 
     settings = TrainingArguments(
         output_dir=mkdtemp(),
-        max_steps=options.steps + 2,
-        per_device_train_batch_size=options.batch_size,
-        bf16=options.precision == "bf16",
+        max_steps=work.steps + 2,
+        per_device_train_batch_size=work.batch_size,
+        bf16=work.precision == "bf16",
         use_cpu=True,
         learning_rate=2e-5,
         lr_scheduler_type="cosine",
@@ -103,45 +121,41 @@ def transformers(options: argparse.Namespace) -> float:
         data_collator=collate,
         callbacks=[Clock()],
     ).train()
-    return (times[-1] - times[1]) / options.steps
+    return (times[-1] - times[1]) / work.steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--data", type=Path, default=Path("runs/transfer/data/train.jsonl"))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
+def finetune_speed(
+    work: Work,
+    rounds: Annotated[int, typer.Option(min=1, help="Of both in turn.")] = 3,
+    threads: Threads = 1,
+    side: Annotated[Side | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure fine-tuning beside transformers' Trainer: rows a second and peak memory, in turn."""
+    if side is not None:
         import torch
 
-        torch.set_num_threads(options.threads)
-        seconds = {"ours": ours, "transformers": transformers}[options.side](options)
+        torch.set_num_threads(threads)
+        seconds = {"ours": ours, "transformers": transformers}[side](work)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": seconds, "peak": peak}))
         return
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(options.rounds):
-        for side in SIDES:
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in get_args(Side)}
+    for _ in range(rounds):
+        for name, runs in found.items():
             command = [sys.executable, "-m", "workshop.finetune_speed", *sys.argv[1:]]
-            run = subprocess.run(
-                [*command, "--side", side], check=True, stdout=subprocess.PIPE, text=True
+            done = subprocess.run(
+                [*command, "--side", name], check=True, stdout=subprocess.PIPE, text=True
             )
-            found[side].append(json.loads(run.stdout.splitlines()[-1]))
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
     print("| | rows/s | peak memory |\n|---|---:|---:|")
     rates, peaks = {}, {}
-    for side, runs in found.items():
-        rates[side] = options.batch_size / median(run["seconds"] for run in runs)
-        peaks[side] = median(run["peak"] for run in runs)
-        print(f"| {side} | {rates[side]:.1f} | {peaks[side] / 1e6:.0f} MB |")
+    for name, runs in found.items():
+        rates[name] = work.batch_size / median(run["seconds"] for run in runs)
+        peaks[name] = median(run["peak"] for run in runs)
+        print(f"| {name} | {rates[name]:.1f} | {peaks[name] / 1e6:.0f} MB |")
     speed = rates["ours"] / rates["transformers"]
     print(f"| ratio | {speed:.2f} | {peaks['ours'] / peaks['transformers']:.2f} |")
 
 
 if __name__ == "__main__":
-    main()
+    run(finetune_speed)

@@ -1,7 +1,7 @@
 """A full-size checkpoint in paliglass and in transformers, each in a process of its own.
 
-    python workshop/random_checkpoint.py paligemma-3b-224 /path/to/folder
-    python workshop/full_size_parity.py /path/to/folder
+    python -m workshop.random_checkpoint paligemma-3b-224 /path/to/folder
+    python -m workshop.full_size_parity /path/to/folder
 
 Prints seconds to load and to run, peak memory against the file's size, and how far the outputs
 lie apart: ours from transformers' two attention kernels, beside those two from each other.
@@ -9,34 +9,32 @@ lie apart: ours from transformers' two attention kernels, beside those two from 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 
 from paliglass.checkpoints.folder import read_config
+from paliglass.inspect.bench import greedy, peak_memory
 from paliglass.inspect.verify import fixed_input
-from workshop.greedy import greedy
+from workshop.commands import run
 
 NEW_TOKENS = 8
-RUNNERS = ("paliglass", "transformers-eager", "transformers-sdpa")
+Runner = Literal["paliglass", "transformers-eager", "transformers-sdpa"]
+RUNNERS: tuple[Runner, ...] = get_args(Runner)
 
 
-def peak_memory() -> int:
-    """Bytes this process ever held, mapped files included (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def run(runner: str, folder: Path, target: Path) -> None:
+def run_one(runner: Runner, folder: Path, target: Path) -> None:
     """Loads, prefills and decodes in this process; writes logits and prints one JSON object."""
-    batch = fixed_input(read_config(folder))
+    batch: Any = fixed_input(read_config(folder))
+    model: Any
     started = time.perf_counter()
     if runner == "paliglass":
         from paliglass.checkpoints.folder import load_model
@@ -68,33 +66,28 @@ def run(runner: str, folder: Path, target: Path) -> None:
     print(json.dumps(report))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Parity and memory at full size.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--run", nargs=2, metavar=("RUNNER", "TARGET"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.run:
-        run(arguments.run[0], arguments.folder, Path(arguments.run[1]))
+def full_size_parity(
+    folder: Annotated[Path, typer.Argument(exists=True, help="In transformers' layout.")],
+    runner: Annotated[Runner | None, typer.Option(hidden=True)] = None,
+    target: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Compare a full-size checkpoint in paliglass and transformers: logits, seconds, memory."""
+    if runner is not None and target is not None:
+        run_one(runner, folder, target)
         return
-    size = sum(file.stat().st_size for file in arguments.folder.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     print(f"file: {size / 1e9:.2f} GB")
     logits = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for runner in RUNNERS:
-            target = Path(scratch) / f"{runner}.safetensors"
-            command = [
-                sys.executable,
-                __file__,
-                str(arguments.folder),
-                "--run",
-                runner,
-                str(target),
-            ]
+        for name in RUNNERS:
+            place = Path(scratch) / f"{name}.safetensors"
+            command = [sys.executable, "-m", "workshop.full_size_parity", str(folder)]
+            command += ["--runner", name, "--target", str(place)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             report = json.loads(output.splitlines()[-1])
-            logits[runner] = load_file(target)["logits"].float()
+            logits[name] = load_file(place)["logits"].float()
             print(
-                f"{runner:20} load {report['load_s']:5.1f} s   "
+                f"{name:20} load {report['load_s']:5.1f} s   "
                 f"prefill {report['prefill_s']:5.1f} s   "
                 f"peak {report['peak'] / 1e9:5.2f} GB = {report['peak'] / size:.2f} × file   "
                 f"tokens {report['tokens']}"
@@ -106,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(full_size_parity)

@@ -1,6 +1,6 @@
 """A page of what a model really says about scenes it has never seen: docs/gallery.md.
 
-    python workshop/gallery.py --model mini --world .cache/world
+    python -m workshop.gallery --model mini
 
 Nothing is picked: of the world's test scenes, in their order, each task shows the first that have
 something to ask it about. The last section does pick: the first answers that are wrong.
@@ -8,21 +8,23 @@ something to ask it about. The last section does pick: the first answers that ar
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from PIL import Image
 
+from paliglass.cli.options import MODEL_HELP
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.objects import match_boxes
 from paliglass.model import PaliGemma, load
 from paliglass.tasks.boxes import encode_box
 from paliglass.tasks.results import Found
+from workshop.commands import CACHE, WorldCache, run
 from workshop.world import World
 
 ROOT = Path(__file__).parents[1]
@@ -145,66 +147,65 @@ def table(shown: list[Shown], folder: Path) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Writes the page and its pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--world", type=Path, default=None, help="artwork cache")
-    parser.add_argument("--scenes", type=int, default=60, help="how many are asked about")
-    parser.add_argument("--each", type=int, default=COLUMNS, help="pictures of each task")
-    parser.add_argument("--seed", type=int, default=1, help="training runs count from seed 0")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-    options = parser.parse_args()
+def gallery(
+    model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = "mini",
+    scenes: Annotated[int, typer.Option(min=1, help="How many are asked about.")] = 60,
+    each: Annotated[int, typer.Option(min=1, help="Pictures of each task.")] = COLUMNS,
+    seed: Annotated[int, typer.Option(help="Models are trained on the world of seed 0.")] = 1,
+    docs: Annotated[
+        Path, typer.Option(file_okay=False, help="Gets gallery.md and gallery/.")
+    ] = ROOT / "docs",
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Write the page of what a model says about scenes it has never seen, and its pictures."""
     torch.set_num_threads(1)
-    model = load(options.model, device="cpu", dtype="float32")
+    loaded = load(model, device="cpu", dtype="float32")
     # "test" has the training families' stickers, which may be shown; the held-out ones may not.
-    world = World(options.world, "test", options.seed, SCENE)
+    world = World(world_cache, "test", seed, SCENE)
     try:
-        answer(model, "segment dog", Image.new("RGB", (64, 64)))
+        answer(loaded, "segment dog", Image.new("RGB", (64, 64)))
         can_segment = True
     except (AttributeError, PaliglassError) as error:
         can_segment = False
         print(f"no masks: {error}")
 
-    folder = options.docs / "gallery"
+    folder = docs / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    asked = list(ask_all(model, world, options.scenes, can_segment))
+    asked = list(ask_all(loaded, world, scenes, can_segment))
     lines = [
-        f"# What {options.model} says",
+        f"# What {model} says",
         "",
         "Scenes of the picture world that it was not trained on, in their order: the first of each "
         "task, right or wrong. A number behind an answer is its score. ✓ means the same words, or "
         "the same things with boxes that overlap by half (IoU ≥ .5).",
         "",
-        "Made by `python workshop/gallery.py"
-        + ("" if options.model == "mini" else f" --model {options.model}")
+        "Made by `python -m workshop.gallery"
+        + ("" if model == "mini" else f" --model {model}")
         + "`; scene numbers are those of "
-        + f"`World(split='test', seed={options.seed}, size={SCENE})`.",
+        + f"`World(split='test', seed={seed}, size={SCENE})`.",
         "",
     ]
     used: set[tuple[str, int]] = set()
     for task, title in TASKS.items():
-        mine = [item for item in asked if item.task == task]
-        if not mine:
+        of_task = [item for item in asked if item.task == task]
+        if not of_task:
             continue
-        rights = sum(item.right for item in mine)
-        lines += [f"## {title}", "", f"{rights} of {len(mine)} right in these scenes.", ""]
-        lines += table(mine[: options.each], folder)
-        used.update((task, item.index) for item in mine[: options.each])
+        rights = sum(item.right for item in of_task)
+        lines += [f"## {title}", "", f"{rights} of {len(of_task)} right in these scenes.", ""]
+        lines += table(of_task[:each], folder)
+        used.update((task, item.index) for item in of_task[:each])
     wrong = [item for item in asked if not item.right and (item.task, item.index) not in used]
     failures = [item for task in TASKS for item in [w for w in wrong if w.task == task][:2]]
     if failures:
         lines += ["## What goes wrong", "", "The next wrong answers of each task.", ""]
         lines += table(failures, folder)
     lines += ["---", "", CREDIT, ""]
-    (options.docs / "gallery.md").write_text("\n".join(lines), encoding="utf-8")
+    (docs / "gallery.md").write_text("\n".join(lines), encoding="utf-8")
     sizes = sum(path.stat().st_size for path in folder.glob("*.png"))
-    print(
-        f"{options.docs / 'gallery.md'}: {len(list(folder.glob('*.png')))} pictures, {sizes} bytes"
-    )
+    print(f"{docs / 'gallery.md'}: {len(list(folder.glob('*.png')))} pictures, {sizes} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    run(gallery)

@@ -1,30 +1,31 @@
 """What the output grammar changes: task scores and speed, with it and without, in turn.
 
-python -m workshop.grammar --model mini --world DIR --scenes 100
+python -m workshop.grammar --model mini --scenes 100
 
 Detection: F1 at IoU .5. Segmentation: mean IoU of the true objects' masks with the found ones
-matched to them (0 where none is). Speed: tokens said per second of decoding, prompts and vision
+matched to them (0 where none is). Speed: tokens written per second of decoding, prompts and vision
 tower included, median over the rounds; rounds of the two take turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from paliglass import PaliGemma, load
+from paliglass.cli.options import MODEL_HELP
 from paliglass.evaluation.objects import Matches
 from paliglass.generation import Completion, Request
 from paliglass.tasks.answering import parse_objects
 from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.grammar import ObjectGrammar
 from workshop.calibrate import matched, overlaps
+from workshop.commands import CACHE, Threads, WorldCache, run
 from workshop.world import World
 from workshop.world.tasks import Example, detection, segmentation
 
@@ -47,7 +48,7 @@ def questions(world: World, scenes: int, task: str) -> list[tuple[Any, Example]]
     return asked
 
 
-def run(
+def measure(
     model: PaliGemma, asked: Sequence[tuple[Any, Example]], free: bool, batch_size: int
 ) -> tuple[float, float, int]:
     """Score, tokens per second, passes through the decoder."""
@@ -76,9 +77,9 @@ def run(
     done = list(model.complete(requests, batch_size))
     seconds = time.perf_counter() - start
     handle.remove()
-    said = sum(completion.num_tokens for completion in done)
+    written = sum(completion.num_tokens for completion in done)
     judged = segment_score if masks else detect_score
-    return judged(model, asked, done, None if free else grammars), said / seconds, passes
+    return judged(model, asked, done, None if free else grammars), written / seconds, passes
 
 
 def detect_score(
@@ -113,39 +114,41 @@ def segment_score(
     return statistics.fmean(fits)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--world", type=Path, default=None)
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = load(options.model, device="cpu", dtype="float32")
-    size = model.model.config.vision_config.image_size
-    world = World(options.world, "test", 1, size, codec=model.mask_codec)
-    tasks = ["detect"] if model.mask_codec is None else ["detect", "segment"]
-    print(f"{options.model}, {options.scenes} test scenes, {options.rounds} rounds")
+def grammar(
+    model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)] = "mini",
+    scenes: Annotated[int, typer.Option(min=1, help="Of the test split.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Of both in turn.")] = 3,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Prompts that run together. [1 and 8]")
+    ] = None,
+    threads: Threads = 2,
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Measure what the output grammar changes: scores and speed, with it and without, in turn."""
+    torch.set_num_threads(threads)
+    loaded = load(model, device="cpu", dtype="float32")
+    side = loaded.model.config.vision_config.image_size
+    world = World(world_cache, "test", 1, side, codec=loaded.mask_codec)
+    tasks = ["detect"] if loaded.mask_codec is None else ["detect", "segment"]
+    print(f"{model}, {scenes} test scenes, {rounds} rounds")
     for task in tasks:
-        asked = questions(world, options.scenes, task)
-        for batch_size in options.batch_size:
-            rounds: dict[bool, list[tuple[float, float, int]]] = {False: [], True: []}
-            for _ in range(options.rounds):
-                for free, results in rounds.items():
-                    results.append(run(model, asked, free, batch_size))
-            ratios = [a[1] / b[1] for a, b in zip(rounds[False], rounds[True], strict=True)]
-            for free, results in rounds.items():
+        asked = questions(world, scenes, task)
+        for size in batch_size or (1, 8):
+            taken: dict[bool, list[tuple[float, float, int]]] = {False: [], True: []}
+            for _ in range(rounds):
+                for free, results in taken.items():
+                    results.append(measure(loaded, asked, free, size))
+            ratios = [a[1] / b[1] for a, b in zip(taken[False], taken[True], strict=True)]
+            for free, results in taken.items():
                 score, _, passes = results[0]
                 speed = statistics.median(speed for _, speed, _ in results)
                 name = "free   " if free else "grammar"
                 print(
-                    f"{task:8} batch {batch_size:2}  {name}  score {score:.3f}  "
+                    f"{task:8} batch {size:2}  {name}  score {score:.3f}  "
                     f"{speed:7.1f} tokens/s  {passes} passes"
                 )
             print(f"{'':18} grammar / free, tokens/s: {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    run(grammar)

@@ -5,26 +5,28 @@
 
 Tokens are compared after the same words, those of the bfloat16 model's greedy answers (without a
 grammar), which go through both models one by one, as in decoding; float32 is compared with bfloat16
-too, for scale. Scores are those of `paliglass eval`. Logits are compared after one prompt about
+too, for scale. Scores are those of `workshop.score`. Logits are compared after one prompt about
 noise, as a share of their norm. Where the processor has no int8 kernel, its arithmetic is done in
 float64, exactly as the kernel would; `--widened` is what runs there instead.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor
 
 from paliglass import PaliGemma, load
 from paliglass.checkpoints.folder import load_model
 from paliglass.evaluation.cases import Case, ask
 from paliglass.fast import accelerate, int8
-from workshop.peers.engines import inputs
+from paliglass.inspect.bench import noise_batch
+from workshop.commands import CACHE, WorldCache, run
 from workshop.scene_scores import questions_of, score
 from workshop.world import World
 
@@ -36,7 +38,7 @@ def logits_error(folder: Path) -> float:
     found = []
     for quantize in (None, "int8"):
         model = load_model(folder, "cpu", accelerate=accelerate, quantize=quantize)
-        batch = inputs(model.config, 1, model.dtype)
+        batch = noise_batch(model.config, 1, model.dtype)
         with torch.inference_mode():
             found.append(model(**batch).logits[0, -1].float())
         del model
@@ -100,17 +102,21 @@ def _choices(model: PaliGemma, batch: Mapping[str, Tensor], ids: Sequence[int]) 
     return chosen
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--world-cache", type=Path, default=Path(".cache/world"))
-    parser.add_argument("--widened", action="store_true", help="without a kernel, or its emulation")
-    parser.add_argument("--logits", type=Path, help="only compare logits, of this checkpoint")
-    options = parser.parse_args()
-    if options.logits is not None:
-        print(f"relative error of the logits: {logits_error(options.logits):.4f}")
+def int8_quality(
+    scenes: Annotated[int, typer.Option(min=1, help="Of the test split.")] = 300,
+    widened: Annotated[
+        bool, typer.Option("--widened", help="Without a kernel, or its emulation.")
+    ] = False,
+    logits: Annotated[
+        Path | None, typer.Option(help="Only compare logits, of this checkpoint.")
+    ] = None,
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Measure what int8 costs in quality: mini's answers to the test split, or logits."""
+    if logits is not None:
+        print(f"relative error of the logits: {logits_error(logits):.4f}")
         return
-    if not int8.has_kernel() and not options.widened:
+    if not int8.has_kernel() and not widened:
         for name, function in EMULATION.items():
             setattr(int8, name, function)
     models = {
@@ -121,15 +127,15 @@ def main() -> None:
             ("float32", "float32", None),
         )
     }
-    scores, said = {}, []
+    scores, cases = {}, []
     for name in ("int8", "bfloat16"):
         model = models[name]
-        world = World(options.world_cache, "test", 1, 128, codec=model.mask_codec)
-        questions = list(questions_of(world, "test", options.scenes, 8))
-        said = ask(model, questions, free=True)
-        scores[name] = score(said, model.mask_codec)
+        world = World(world_cache, "test", 1, 128, codec=model.mask_codec)
+        questions = list(questions_of(world, "test", scenes, 8))
+        cases = ask(model, questions, free=True)
+        scores[name] = score(cases, model.mask_codec)
     plain = models.pop("bfloat16")
-    for name, agreed in agreement(plain, models, said).items():
+    for name, agreed in agreement(plain, models, cases).items():
         same, count = (sum(column) for column in zip(*agreed.values(), strict=True))
         tasks = ", ".join(f"{task} {a / b:.4f} of {b}" for task, (a, b) in agreed.items())
         print(f"{name}: {same / count:.4f} of {count} greedy tokens are bfloat16's ({tasks})")
@@ -140,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(int8_quality)

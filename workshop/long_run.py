@@ -11,7 +11,6 @@ compared, the clock's is told beside it: other work on the machine slows that.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -21,9 +20,12 @@ import tempfile
 import time
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import typer
 from PIL import Image, ImageDraw
+
+from workshop.commands import run
 
 FORMATS = ("jpg", "png", "webp", "gif")
 GROWTH = 0.05
@@ -52,10 +54,12 @@ def draw(rng: random.Random) -> Image.Image:
     return field
 
 
-def watch(pictures: Path, out: Path, kill_at: int | None = None, resume: bool = False) -> list:  # type: ignore[type-arg]
+def watch(
+    pictures: Path, out: Path, kill_at: int | None = None, resume: bool = False
+) -> list[Sample]:
     """Runs `caption` to its end, or until SIGKILL: samples from its first answer on."""
-    command = [sys.executable, "-m", "paliglass", "caption", pictures, "--model", "mini"]
-    command += ["--out", out] + ["--resume"] * resume
+    command = [sys.executable, "-m", "paliglass", "caption", str(pictures)]
+    command += ["--model", "mini", "--out", str(out)] + ["--resume"] * resume
     samples = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -97,19 +101,20 @@ def answers(out: Path) -> list[tuple[str, str]]:
     return [(record["file"], record["answer"]) for record in map(json.loads, lines)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=500)
-    count = parser.parse_args().pictures
-    with tempfile.TemporaryDirectory() as folder:
-        pictures, whole, broken = (Path(folder, name) for name in ("pictures", "whole", "broken"))
-        pictures.mkdir()
+def long_run(
+    pictures: Annotated[int, typer.Option(min=100, help="In the folder, drawn for this.")] = 500,
+) -> None:
+    """Watch a long run over a folder: memory, speed, and what a kill costs."""
+    count = pictures
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, whole, broken = (Path(scratch, name) for name in ("pictures", "whole", "broken"))
+        folder.mkdir()
         rng = random.Random(0)
         names = [f"{i:05}.{FORMATS[i % len(FORMATS)]}" for i in range(count)]
         for name in names:
-            draw(rng).save(pictures / name)
+            draw(rng).save(folder / name)
 
-        samples = watch(pictures, whole)
+        samples = watch(folder, whole)
         peaks = list(accumulate((sample.rss for sample in samples), max))
         tenth, half, end = (
             next(p for p, s in zip(peaks, samples, strict=True) if s.done >= share * count)
@@ -127,10 +132,10 @@ def main() -> None:
         print(f"| of the clock | {first:.2f} | {last:.2f} | {first / last - 1:+.1%} |")
         print(f"| of the processor | {first_cpu:.2f} | {last_cpu:.2f} | {slowdown:+.1%} |\n")
 
-        watch(pictures, broken, kill_at=count // 2)
+        watch(folder, broken, kill_at=count // 2)
         killed = len(answers(broken))
-        watch(pictures, broken, resume=True)
-        in_order = [file for file, _ in answers(whole)] == [str(pictures / n) for n in names]
+        watch(folder, broken, resume=True)
+        in_order = [file for file, _ in answers(whole)] == [str(folder / n) for n in names]
         claims = {
             f"memory grows by at most {GROWTH:.0%} after the first tenth": growth <= GROWTH,
             f"the last fifth is at most {SLOWDOWN:.0%} slower": slowdown <= SLOWDOWN,
@@ -140,8 +145,8 @@ def main() -> None:
         }
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'FAILS'}: {claim}")
-    sys.exit(not all(claims.values()))
+    raise typer.Exit(not all(claims.values()))
 
 
 if __name__ == "__main__":
-    main()
+    run(long_run)

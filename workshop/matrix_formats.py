@@ -9,19 +9,21 @@ each round, medians; eighteen such matrices in turn, so that none is in a cache.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.fast.int8 import Int8Linear
 from paliglass.fast.packed import PackedLinear, can_pack
 from paliglass.fast.widened import WidenedLinear
+from workshop.commands import Threads, run
 
 ROWS, COLUMNS = 16384, 2048
 TOKENS = (1, 2, 4, 8, 32, 264)
@@ -47,7 +49,7 @@ def formats() -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
         return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales)
 
     def ours() -> nn.Module:
-        return PackedLinear(plain().weight) if can_pack() else WidenedLinear(plain())
+        return PackedLinear(nn.Parameter(plain().weight)) if can_pack() else WidenedLinear(plain())
 
     return {
         "bfloat16, torch": lambda: (lambda w: lambda x: F.linear(x, w))(plain().weight),
@@ -77,14 +79,14 @@ def measure(rounds: int) -> dict[str, dict[int, float]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    found = measure(options.rounds)
-    print(f"milliseconds, {options.threads} threads")
+def matrix_formats(
+    rounds: Annotated[int, typer.Option(min=1, help="Of all formats in turn.")] = 5,
+    threads: Threads = 2,
+) -> None:
+    """Measure what a product takes by the format of its matrix, and by how many tokens it has."""
+    torch.set_num_threads(threads)
+    found = measure(rounds)
+    print(f"milliseconds, {threads} threads")
     print(f"| tokens | {' | '.join(found)} |")
     print("|---:" * (len(found) + 1) + "|")
     for tokens in TOKENS:
@@ -93,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(matrix_formats)

@@ -15,9 +15,11 @@ from tests.tiny import GEMMA2, make_batch, tiny_config
 
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.layouts import module_name
-from workshop.greedy import greedy
+from paliglass.inspect.bench import greedy
+from workshop.commands import run
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "big_vision"
+NOTHING: dict[str, Any] = {}
 PG2: dict[str, Any] = {
     "attn_logit_softcapping": 5.0,
     "final_logit_softcapping": 3.0,
@@ -47,11 +49,7 @@ def transformers_rows() -> list[tuple[str, str, float]]:
 def big_vision_rows() -> list[tuple[str, str, float]]:
     """The original's numbers: image features, logits, and greedy tokens of two rows."""
     rows = []
-    files: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("PaliGemma", "pg1", {}),
-        ("PaliGemma 2", "pg2", PG2),
-    )
-    for name, file, overrides in files:
+    for name, file, overrides in (("PaliGemma", "pg1", NOTHING), ("PaliGemma 2", "pg2", PG2)):
         model = load_big_vision(FIXTURES / f"{file}_ckpt.npz", device="cpu", **overrides)
         expected = np.load(FIXTURES / f"{file}_io.npz")
         pixels = torch.from_numpy(expected["image"]).permute(0, 3, 1, 2)
@@ -74,11 +72,12 @@ def big_vision_rows() -> list[tuple[str, str, float]]:
     return rows
 
 
-def main() -> None:
+def parity_table() -> None:
+    """Print how far logits, losses, gradients and tokens lie from the others'."""
     print("| compared with | what | largest difference |\n|---|---|---|")
     for reference, what, gap in transformers_rows() + big_vision_rows():
         print(f"| {reference} | {what} | {gap:.1e} |" if gap else f"| {reference} | {what} | 0 |")
 
 
 if __name__ == "__main__":
-    main()
+    run(parity_table)

@@ -1,6 +1,6 @@
 """Writes a checkpoint of a published size with random weights, in the transformers layout.
 
-    python workshop/random_checkpoint.py paligemma-3b-224 /path/to/folder
+    python -m workshop.random_checkpoint paligemma-3b-224 /path/to/folder
 
 For timing and parity at full size without the gated weights. One tensor is made at a time, so the
 model is never held in memory: peak use is that of the largest tensor.
@@ -8,19 +8,21 @@ model is never held in memory: peak use is that of the largest tensor.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import struct
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+import typer
 
 from paliglass.checkpoints.assembly import expected_shapes, skeleton
 from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.saving import new_folder
 from paliglass.config import PRESETS
+from workshop.commands import run
 
 DTYPES = {"bfloat16": (torch.bfloat16, "BF16"), "float32": (torch.float32, "F32")}
 
@@ -34,21 +36,23 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> t
     return torch.randn(shape, generator=generator) / math.sqrt(fan_in)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("preset", choices=sorted(PRESETS))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    config = PRESETS[arguments.preset]
-    dtype, code = DTYPES[arguments.dtype]
+def random_checkpoint(
+    preset: Annotated[str, typer.Argument(help=f"One of {', '.join(sorted(PRESETS))}.")],
+    folder: Annotated[Path, typer.Argument(help="The new folder.")],
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option()] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+) -> None:
+    """Write a checkpoint of a published size with random weights, in transformers' layout."""
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"{preset} is none of {', '.join(sorted(PRESETS))}")
+    config = PRESETS[preset]
+    torch_dtype, code = DTYPES[dtype]
     shapes = expected_shapes(skeleton(config))
 
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
-        size = shape.numel() * dtype.itemsize
+        size = shape.numel() * torch_dtype.itemsize
         header[name] = {
             "dtype": code,
             "shape": list(shape),
@@ -58,16 +62,16 @@ def main() -> None:
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8
 
-    generator = torch.Generator().manual_seed(arguments.seed)
-    with new_folder(arguments.folder) as folder:
-        write_json(folder / "config.json", {**paligemma_to_json(config), "dtype": arguments.dtype})
-        with (folder / "model.safetensors").open("wb") as file:
+    generator = torch.Generator().manual_seed(seed)
+    with new_folder(folder) as target:
+        write_json(target / "config.json", {**paligemma_to_json(config), "dtype": dtype})
+        with (target / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", len(encoded)) + encoded)
             for name, shape in shapes.items():
-                tensor = random_tensor(name, shape, generator).to(dtype)
+                tensor = random_tensor(name, shape, generator).to(torch_dtype)
                 file.write(tensor.flatten().view(torch.uint8).numpy().data)
-    print(f"{arguments.folder}: {offset / 1e9:.2f} GB of {arguments.preset} in {arguments.dtype}")
+    print(f"{folder}: {offset / 1e9:.2f} GB of {preset} in {dtype}")
 
 
 if __name__ == "__main__":
-    main()
+    run(random_checkpoint)

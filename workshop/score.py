@@ -10,18 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from paliglass.checkpoints.files import write_whole
-from paliglass.cli.app import command
 from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
 from paliglass.cli.scores import print_scores, tell_progress
 from paliglass.evaluation.page import to_html
 from paliglass.model import load
+from workshop.commands import CACHE, WorldCache, run
 from workshop.scene_scores import SPLITS, evaluate
 from workshop.world import World
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@functools.partial(command, on=app)
 def score(
     model: Annotated[
         str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
@@ -35,9 +32,7 @@ def score(
     limit: Annotated[int, typer.Option(min=1, help="Scenes of a split.")] = 1000,
     prompts: Annotated[int, typer.Option(min=1, help="About each scene.")] = 8,
     seed: Annotated[int, typer.Option(help="Models are trained on the world of seed 0.")] = 1,
-    world_cache: Annotated[
-        Path, typer.Option(help="Folder for the world's artwork, fetched when it is first needed.")
-    ] = Path(".cache/world"),
+    world_cache: WorldCache = CACHE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     quantize: Annotated[Quantize | None, typer.Option(help="Make the weights smaller.")] = None,
@@ -79,4 +74,4 @@ def score(
 
 
 if __name__ == "__main__":
-    app()
+    run(score)

@@ -9,14 +9,15 @@ run twice, with LoRA adapters and with every weight, and each model answers the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image
 
 from paliglass import load
@@ -24,6 +25,7 @@ from paliglass.checkpoints.files import write_whole
 from paliglass.data.examples import Example, open_examples
 from paliglass.evaluation.texts import exact
 from paliglass.training.finetune import score_answers
+from workshop.commands import CACHE, WorldCache, run
 from workshop.world import World
 
 RUNS = {
@@ -52,14 +54,14 @@ def write_examples(world: World, start: int, scenes: int, prompts: int, path: Pa
 def score(model: str, adapter: Path | None, examples: list[Example]) -> dict[str, float]:
     """Each task's score of a model on examples."""
     paligemma = load(model, adapter=adapter, dtype="float32")
-    said = paligemma.generate(
+    predictions = paligemma.generate(
         [example.image for example in examples],
         [example.prefix for example in examples],
         max_new_tokens=96,
         batch_size=32,
     )
     of_task = defaultdict(list)
-    for example, answer in zip(examples, said, strict=True):
+    for example, answer in zip(examples, predictions, strict=True):
         of_task[example.prefix.split()[0]].append((example, answer))
     found = {}
     for task, title in TASKS.items():
@@ -72,30 +74,34 @@ def score(model: str, adapter: Path | None, examples: list[Example]) -> dict[str
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--scenes", type=int, default=1200, help="to learn from")
-    parser.add_argument("--held-out", type=int, default=150, help="scenes to test on")
-    parser.add_argument("--steps", type=int, default=400, help="of 16 rows")
-    parser.add_argument("--world-cache", type=Path, default=None, help="artwork cache")
-    options = parser.parse_args()
-    train, test = (options.out / "data" / name for name in ("train.jsonl", "test.jsonl"))
+def transfer(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Gets data and runs.")] = Path(
+        "runs/transfer"
+    ),
+    scenes: Annotated[int, typer.Option(min=1, help="To learn from.")] = 1200,
+    held_out: Annotated[int, typer.Option(min=1, help="Scenes to test on.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Of 16 rows.")] = 400,
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Teach mini a drawing style that it has never seen, and measure what came of it."""
+    train, test = (out / "data" / name for name in ("train.jsonl", "test.jsonl"))
     if not test.exists():
-        world = World(options.world_cache, "style", seed=3)
-        write_examples(world, 0, options.scenes, 4, train)
-        write_examples(world, options.scenes, options.held_out, 4, test)
+        world = World(world_cache, "style", seed=3)
+        write_examples(world, 0, scenes, 4, train)
+        write_examples(world, scenes, held_out, 4, test)
     examples = open_examples(test)
     rows = {"mini as it is": (score("mini", None, examples), 0.0)}
     for name, flags in RUNS.items():
-        out = options.out / name
+        folder = out / name
         start = time.monotonic()
-        if not (out / "model").exists() and not (out / "adapter").exists():
+        if not (folder / "model").exists() and not (folder / "adapter").exists():
             command = [sys.executable, "-m", "paliglass", "train", "finetune", "--model", "mini"]
-            command += ["--data", str(train), "--out", str(out), "--steps", str(options.steps)]
+            command += ["--data", str(train), "--out", str(folder), "--steps", str(steps)]
             subprocess.run([*command, "--batch-size", "16", "--resume", *flags], check=True)
         minutes = (time.monotonic() - start) / 60
-        model, adapter = ("mini", out / "adapter") if name == "lora" else (str(out / "model"), None)
+        model, adapter = (
+            ("mini", folder / "adapter") if name == "lora" else (str(folder / "model"), None)
+        )
         rows[name] = score(model, adapter, examples), minutes
     print(f"{len(examples)} held-out prompts\n")
     print("| | " + " | ".join(TASKS.values()) + " | minutes |")
@@ -106,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(transfer)

@@ -9,17 +9,18 @@ tower of a dual encoder. `table.md` has the losses of both on held-out scenes as
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
@@ -27,49 +28,70 @@ from paliglass.checkpoints.hub import locate
 from paliglass.contrastive.folders import initialise_vision_tower
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.runs import choose_precision, make_accelerator
-from workshop.pretrain.batches import TASKS
-from workshop.pretrain.loop import MINI, batches
-from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss, Recipe
+from paliglass.training.processes import fast_precision, make_accelerator
+from workshop.commands import CACHE, WorldCache
+from workshop.commands import run as run_command
+from workshop.pretrain.batches import TASKS, SceneBatch, batches
+from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
+from workshop.pretrain.recipe import MINI, PretrainRecipe
 from workshop.world import World
+from workshop.world.splits import Split
 
 STARTS = ("random", "dual")
-SPLITS = {"test": "new scenes", "style": "new drawing styles"}
+SPLITS: dict[Split, str] = {"test": "new scenes", "style": "new drawing styles"}
 SIZE = MINI.vision_config.image_size
 GRID = MINI.vision_config.patches_per_side
 
 
-def train_one(start: str, options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Start:
+    """What both runs have."""
+
+    dual: Annotated[str, typer.Option(help="A dual encoder with a ViT.")]
+    out: Annotated[Path, typer.Option(file_okay=False, help="Gets losses and table.")] = Path(
+        "runs/vision_start"
+    )
+    steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1200
+    every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 300
+    batches: Annotated[int, typer.Option(min=1, help="Held-out ones of each split.")] = 10
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, of one thread each.")] = 2
+    world_cache: WorldCache = CACHE
+
+
+def train_one(start: str, options: Start) -> None:
     """One run, in this process: a line of held-out losses every `--every` steps."""
     torch.set_num_threads(1)
     mini = locate("mini")
     processor = PaliGemmaProcessor(load_tokenizer(mini), MINI.num_image_tokens, SIZE)
     codec = MaskCodec.load(mini / "mask_codec.safetensors")
 
-    def world(split: str) -> World:
-        return World(options.world_cache, split, size=SIZE, codec=codec)  # type: ignore[arg-type]
+    def world(split: Split) -> World:
+        return World(options.world_cache, split, size=SIZE, codec=codec)
 
     train = world("train")
-    precision = choose_precision(None, None)
-    recipe = Recipe(steps=options.steps, looking=0.0, separate=0.0, precision=precision)
+    recipe = PretrainRecipe(
+        steps=options.steps, vision_warmup=0.0, unpacked_share=0.0, precision=fast_precision()
+    )
     network = PretrainLoss(MINI, len(train.patch_classes), recipe)
     if start == "dual":
         initialise_vision_tower(network.model, options.dual)
     trainer = Pretrainer(network, make_accelerator())
     few = replace(recipe, steps=options.batches)
-    held_out = {split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLITS}
-    lines = []
+    held_out: dict[str, list[SceneBatch]] = {
+        split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLITS
+    }
+    lines: list[dict[str, Any]] = []
     data = batches(train, processor, recipe, GRID, 0, workers=1)
     for batch in data:
-        trainer.train_step(batch)
+        trainer.train_step([batch])
         if trainer.step % options.every == 0:
-            line = {split: mean_losses(trainer, held_out[split]) for split in SPLITS}
-            lines.append({"step": trainer.step, **line})
+            losses = {split: mean_losses(trainer, held_out[split]) for split in held_out}
+            lines.append({"step": trainer.step, **losses})
             print(start, json.dumps(lines[-1]), flush=True)
     write_whole(options.out / f"{start}.json", json.dumps(lines))
 
 
-def mean_losses(trainer: Pretrainer, held_out: list) -> dict[str, float]:  # type: ignore[type-arg]
+def mean_losses(trainer: Pretrainer, held_out: list[SceneBatch]) -> dict[str, float]:
     """Nats per token for each task, and for what each patch shows."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for batch in held_out:
@@ -79,11 +101,12 @@ def mean_losses(trainer: Pretrainer, held_out: list) -> dict[str, float]:  # typ
     return {name: total / max(count, 1) for name, (total, count) in sums.items()}
 
 
-def table(runs: dict[str, list[dict]], options: argparse.Namespace) -> str:  # type: ignore[type-arg]
+def table(runs: dict[str, list[dict[str, Any]]], options: Start) -> str:
     """Markdown: random → dual, for each task and split."""
+    scenes = PretrainRecipe.scenes
     lines = [
-        f"Losses on {options.batches * Recipe.scenes} held-out scenes of each kind, in nats: "
-        f"random start → dual start. Same seed, {Recipe.scenes} scenes a step.",
+        f"Losses on {options.batches * scenes} held-out scenes of each kind, in nats: random start "
+        f"→ dual start. Same seed, {scenes} scenes a step.",
         "",
         "| | step | " + " | ".join(TASKS) + " |",
         "|---|---:|" + "---:|" * len(TASKS),
@@ -95,20 +118,13 @@ def table(runs: dict[str, list[dict]], options: argparse.Namespace) -> str:  # t
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dual", required=True, help="a dual encoder with a ViT")
-    parser.add_argument("--out", type=Path, default=Path("runs/vision_start"))
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--every", type=int, default=300, help="steps between evaluations")
-    parser.add_argument("--batches", type=int, default=10, help="held-out batches of each split")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--world-cache", type=Path, default=None, help="artwork cache")
-    parser.add_argument("--one", choices=STARTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def vision_start(
+    options: Start, one: Annotated[str | None, typer.Option(hidden=True)] = None
+) -> None:
+    """Pre-train mini twice, wholly random and with a dual encoder's vision tower, and compare."""
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.one:
-        train_one(options.one, options)
+    if one is not None:
+        train_one(one, options)
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -126,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(vision_start)

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 from tests.cli.helpers import Result
 from tests.tiny import tiny_config, tiny_model, tiny_processor
-from tests.world.conftest import art, face
 
 from paliglass.checkpoints import save_folder
 from paliglass.cli import main
-
-__all__ = ["art", "face"]
 
 TASKS = ("caption", "ask", "read", "detect", "segment", "generate")
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from workshop.greedy import greedy
 
 from paliglass.checkpoints.big_vision import load_big_vision
+from paliglass.inspect.bench import greedy
 from paliglass.layers.masks import prefix_lm_mask
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 

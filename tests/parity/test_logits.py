@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.parity.reference import NEVER, logits_of, pair
 from tests.tiny import GEMMA2, make_batch, tiny_config
-from workshop.greedy import greedy
 
 from paliglass.checkpoints.layouts import module_name
+from paliglass.inspect.bench import greedy
 
 DECODERS: dict[str, dict[str, Any]] = {
     "gemma MQA": {"num_key_value_heads": 1},

@@ -11,21 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import make_batch, tiny_config, tiny_model
 
 from paliglass.inspect.memory_plan import kept_for_backward, plan
-from paliglass.training.finetuner import Finetuner, FinetuneRecipe
-from paliglass.training.runs import make_accelerator
+from paliglass.training.finetuner import Finetuner
+from paliglass.training.processes import make_accelerator
+from paliglass.training.recipes import FinetuneRecipe
 
 CONFIG = tiny_config(hidden_size=64, intermediate_size=256, num_hidden_layers=3)
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator() -> Any:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.mark.parametrize(
@@ -33,14 +26,14 @@ def own_accelerator() -> Any:
 )
 def test_the_plan_is_what_a_run_holds(part: Any, rank: int) -> None:
     model = tiny_model(CONFIG).to(torch.bfloat16)
-    recipe = FinetuneRecipe(steps=2, batch_size=2, part=part, lora_rank=rank)
+    recipe = FinetuneRecipe(steps=2, batch_size=2, precision="bf16", train=part, lora=rank)
     trainer = Finetuner(model, recipe, make_accelerator("bf16"))
     trainer.train_step([make_batch(CONFIG, [4, 4], [4, 4])])
     expected = plan(CONFIG, part, rank, rows=2, words=8, checkpointing=False)
     parameters = list(trainer.model.parameters())
     assert expected.weights == sum(p.nbytes for p in parameters)
     assert expected.learning == sum(p.numel() for p in trainer.learning.values())
-    state = [v for s in trainer.optimizer.state.values() for v in s.values()]
+    state = [v for s in trainer.optimizers.all[0].state.values() for v in s.values()]
     moments = sum(v.nbytes for v in state if torch.is_tensor(v) and v.ndim)
     assert expected.optimizer == moments
     assert expected.gradients == sum(p.nbytes for p in trainer.learning.values())
@@ -50,7 +43,9 @@ def test_the_plan_is_what_a_run_holds(part: Any, rank: int) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_counted_without_memory(part: Any, checkpointing: bool) -> None:
     model = tiny_model(CONFIG).to(torch.bfloat16)
-    recipe = FinetuneRecipe(steps=2, batch_size=4, part=part, checkpointing=checkpointing)
+    recipe = FinetuneRecipe(
+        steps=2, batch_size=4, precision="bf16", train=part, checkpointing=checkpointing
+    )
     with pytest.MonkeyPatch.context() as patch:  # a GPU has a fused kernel at every length
         patch.setattr("paliglass.training.finetuner.SHORT", 0)
         trainer = Finetuner(model, recipe, make_accelerator("bf16"))
@@ -71,15 +66,17 @@ import json, sys
 import torch
 from tests.tiny import make_batch, tiny_model
 from tests.training.test_memory import CONFIG
-from paliglass.training.finetuner import Finetuner, FinetuneRecipe
-from paliglass.training.runs import make_accelerator
+from paliglass.training.finetuner import Finetuner
+from paliglass.training.processes import make_accelerator
+from paliglass.training.recipes import FinetuneRecipe
 
-recipe = FinetuneRecipe(steps=2, batch_size=2)
+recipe = FinetuneRecipe(steps=2, batch_size=2, precision="bf16")
 model = tiny_model(CONFIG).to(torch.bfloat16)
 trainer = Finetuner(model, recipe, make_accelerator("bf16"), shard=True)
 trainer.train_step([make_batch(CONFIG, [4], [4])])
 local = lambda tensors: sum(t.to_local().nbytes for t in tensors)
-moments = [m[k] for m in trainer.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+state = trainer.optimizers.all[0].state
+moments = [m[k] for m in state.values() for k in ("exp_avg", "exp_avg_sq")]
 found = {"weights": local(trainer.model.parameters()), "optimizer": local(moments)}
 if trainer.accelerator.is_main_process:
     open(sys.argv[1], "w").write(json.dumps(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from tests.tiny import tiny_tokenizer
 from paliglass.contrastive.pairs import PictureFiles, SavedPairs, batches, open_pairs, save_pairs
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import PaliglassError, PictureError
-from paliglass.training.order import batch_indices
 
 COLOURS = ("red", "lime", "blue", "yellow", "black", "white", "cyan")
 
@@ -111,26 +109,6 @@ def test_nothing_but_broken_pictures_is_an_error(source: PictureFiles) -> None:
         path.unlink()
     with pytest.raises(PictureError, match="not one of the 7 pictures"):
         source[3]
-
-
-def test_each_pass_shuffles_anew_and_repeats_nothing() -> None:
-    order = list(batch_indices(7, 2, 0, 0, 6))
-    first, second = (list(chain.from_iterable(order[i : i + 3])) for i in (0, 3))
-    assert len(set(first)) == len(set(second)) == 6
-    assert first != second
-    assert list(batch_indices(7, 2, 1, 0, 3)) != order[:3]
-
-
-def test_the_order_follows_from_the_step_alone() -> None:
-    order = list(batch_indices(7, 2, 5, 0, 9))
-    for first in range(9):
-        assert list(batch_indices(7, 2, 5, first, 9)) == order[first:]
-    assert list(batch_indices(None, 3, 5, 2, 4)) == [[6, 7, 8], [9, 10, 11]]
-
-
-def test_too_few_pairs_for_a_batch_are_an_error() -> None:
-    with pytest.raises(PaliglassError, match="3 pairs do not fill a batch of 4"):
-        next(batch_indices(3, 4, 0, 0, 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

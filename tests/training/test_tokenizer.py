@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.training.fake_world import FakeWorld
+from tests.workshop.fake_world import FakeWorld
 from tokenizers import Tokenizer
 from workshop.tokenizer import training_texts
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
-from workshop.greedy import greedy
 
 import paliglass
 from paliglass import PaliglassError
+from paliglass.inspect.bench import greedy
 from paliglass.inspect.tracing import DECODER, INPUTS, TOWER, TracedRow
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 

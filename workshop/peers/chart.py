@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from workshop.peers.compare import Measured
+from paliglass.inspect.bench import Measured
 
 PANELS = {  # what is shown, its title, and whether more is better
     "tokens_per_s": ("tokens a second", "longer is better"),

@@ -64,7 +64,7 @@ def write_gguf(folder: Path, path: Path) -> None:
     writer.add_token_list([f"<{number}>" for number in range(text.vocab_size)])
     writer.add_token_scores([0.0] * text.vocab_size)
     writer.add_token_types([gguf.TokenType.NORMAL] * text.vocab_size)
-    for name, _, tensor in read_tensors(folder, one_by_one=True):
+    for name, _, tensor in read_tensors(folder):
         if not name.startswith(DECODER) or name == HEAD:
             continue
         target, numbers = gguf_name(name.removeprefix(DECODER)), tensor.float().numpy()

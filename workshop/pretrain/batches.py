@@ -12,15 +12,21 @@ that form, the one that inference uses.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from paliglass.layers.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.training.order import batch_indices, share_of
+
+if TYPE_CHECKING:
+    from workshop.pretrain.recipe import PretrainRecipe
 
 TASKS = ("caption", "answer", "detect", "segment", "ocr")
 
@@ -48,7 +54,7 @@ class SceneBatch:
 class TextBatch:
     """What the decoder gets behind the picture's P tokens.
 
-    ids, labels, tasks: B × T (labels already shifted: −100 or the *next* id); positions and mask
+    ids, labels, tasks: B × T (labels already shifted: IGNORE or the *next* id); positions and mask
     over all P + T tokens: B × (P + T) and B × 1 × (P + T) × (P + T); repeats: rows per picture.
     """
 
@@ -96,6 +102,33 @@ class SceneDataset(Dataset[tuple[Any, list[Row]]]):
         )
 
 
+def batches(
+    world: Any,
+    processor: PaliGemmaProcessor,
+    recipe: PretrainRecipe,
+    grid: int,
+    first_step: int,
+    workers: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[SceneBatch]:
+    """Batches from `first_step` on, prepared by worker processes.
+
+    Scene i of a run is always the same one. Of several processes each takes its part of a step's.
+    grid: patches along a side.
+    """
+    prompts = recipe.prompts if recipe.vision_warmup < 1 else 0  # nobody would read them
+    dataset = SceneDataset(world, processor, prompts, grid)
+    order = batch_indices(None, recipe.scenes, recipe.seed, first_step, recipe.steps)
+    yield from DataLoader(
+        dataset,
+        batch_sampler=share_of(order, process, processes),
+        collate_fn=dataset.collate,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+    )
+
+
 def patch_boxes(scene: Any, grid: int) -> Tensor:
     """For each patch the box (x0, y0, x1, y1 in [0, 1]) of the smallest object at its centre.
 
@@ -127,7 +160,7 @@ def text_batch(scenes: list[list[Row]], num_patches: int, packed: bool) -> TextB
     length = max(sum(len(row.ids) for row in group) for group in groups)
     total = num_patches + length
     ids, labels, tasks = np.zeros((3, len(groups), length), dtype=np.int64)
-    labels[:] = -100
+    labels[:] = IGNORE
     positions = np.ones((len(groups), total), dtype=np.int64)
     positions[:, :num_patches] = np.arange(1, num_patches + 1)
     # segment: 0 the picture, −1 padding; order: 0 in a prefix, then 1, 2, 3 …

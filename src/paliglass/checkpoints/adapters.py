@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -50,12 +50,8 @@ def with_adapter(
     Raises CheckpointError where the folder holds no LoRA adapter of plain linear layers, or one of
     another model: a layer that is not there, or of another shape.
     """
-    scale = _scale(read_json(folder / CONFIG), folder / CONFIG)
     where = folder / WEIGHTS
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _read(where).items():
-        layer, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        pairs.setdefault(module_name(layer), {})[part] = tensor
+    _, scale, pairs = read_adapter(folder)
     for name, key, weight in tensors:
         layer = name.removesuffix(".weight")
         is_linear = weight.ndim == 2 and name not in (EMBEDDING, HEAD)
@@ -82,6 +78,25 @@ def with_adapter(
         yield name, key, merged.to(dtype or weight.dtype)
     if pairs:
         raise CheckpointError(f"{where}: {min(pairs)} is no linear layer inside this model")
+
+
+class Adapter(NamedTuple):
+    """peft's settings, the scale of the updates, and by layer (our name) its lora_A and lora_B."""
+
+    settings: dict[str, Any]
+    scale: float
+    layers: dict[str, dict[str, Tensor]]
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """What a folder holds. Raises CheckpointError for all but LoRA of plain linear layers."""
+    settings = read_json(folder / CONFIG)
+    scale = _scale(settings, folder / CONFIG)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _read(folder / WEIGHTS).items():
+        layer, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        pairs.setdefault(module_name(layer), {})[part] = tensor
+    return Adapter(settings, scale, pairs)
 
 
 def _scale(config: dict[str, Any], path: Path) -> float:

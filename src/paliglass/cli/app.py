@@ -56,7 +56,8 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
     """Makes a function a command of the application, or of the group `on`.
 
     A parameter whose type is a dataclass stands for all its fields, so that commands can share
-    options. Errors become one line on stderr and an exit code; see `clear_errors`.
+    options. A field's metadata are what `typer.Option` takes, for classes that must not know of
+    it. Errors become one line on stderr and an exit code; see `clear_errors`.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {
@@ -90,15 +91,19 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
 
 def _field_parameters(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
-        )
-        for field in dataclasses.fields(group)
-    ]
+    parameters = []
+    for field in dataclasses.fields(group):
+        hint, default = hints[field.name], field.default
+        if field.metadata:  # the flag is given, else a bool would get a --no-… too
+            flag = f"--{field.name.replace('_', '-')}"
+            hint = Annotated[hint, typer.Option(flag, **field.metadata)]
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        elif default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hint))
+    return parameters
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -1,128 +1,95 @@
-"""bench: speed and memory beside transformers and llama.cpp, on the same machine in one run."""
+"""bench: how fast and how large a model is on this machine."""
 
 from __future__ import annotations
 
 import json as json_text
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paliglass.cli.app import command
 from paliglass.cli.options import MODEL_HELP
-from paliglass.errors import PaliglassError
 
-HEADS = {
+ROWS = {
     "load_s": "load, s",
     "first_token_s": "first token, s",
+    "first_token_share": "  of the machine's limit",
     "tokens_per_s": "tokens/s",
-    "batch_tokens_per_s": "tokens/s, batch of 8",
-    "answer_s": "whole answer, s",
+    "token_share": "  of the machine's limit",
+    "answer_s": "an answer of {tokens} tokens, s",
+    "batch_tokens_per_s": "batch of 8, tokens/s",
     "memory_gb": "peak memory, GB",
-    "first_token_share": "first token, of the limit",
-    "token_share": "a token, of the limit",
 }
 
 
 @command
 def bench(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "mini",
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="'paliglass int8', paliglass, transformers or 'llama.cpp Q8_0'; all by default, "
-            "the last two where they are installed."
-        ),
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of all engines in turn.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Answers that are measured.")] = 3,
     tokens: Annotated[int, typer.Option(min=2, help="Of an answer.")] = 20,
     threads: Annotated[
-        int, typer.Option(min=1, help="Of each engine; all cores by default.")
+        int, typer.Option(min=1, help="Of the processor; all cores by default.")
     ] = os.cpu_count() or 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    chart: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="An SVG of the figures to write.")
-    ] = None,
 ) -> None:
-    """Measure speed and memory beside transformers and llama.cpp, in turn in one run.
+    """Measure a model's speed and memory on this machine's processor: as stored, and in int8.
 
-    Every engine answers about one picture of noise, greedily, in a process of its own. Figures are
-    medians. Ratios have targets, which are those of the 3B model at 224 pixels on a processor with
-    AVX-512 VNNI and no AMX. The limits, of which shares are told, are what the machine itself was
-    measured to read from memory (a token) and to multiply (the first token).
+    Each answers about one picture of noise, greedily, in a process of its own; both in turn.
+    Figures are medians. The limits are what the machine itself was measured to read from memory (a
+    token reads the decoder once) and to multiply (the first token).
     """
-    from workshop.peers.compare import compare, machine, ratios, shares, start_up
-    from workshop.peers.engines import ENGINES
-
-    from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.hub import locate
+    from paliglass.errors import PaliglassError
+    from paliglass.inspect import bench as measuring
 
-    unknown = [name for name in engine or () if name not in ENGINES]
-    if unknown:
-        raise typer.BadParameter(f"--engine {unknown[0]!r} is none of {', '.join(ENGINES)}")
     folder = locate(model)
-    _tell("measuring the machine")
-    limits = machine(threads)
-    found, missing = compare(folder, engine or ENGINES, rounds, tokens, threads, _tell)
-    if not found:
-        _tell("")
-        reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-        raise PaliglassError(f"no engine ran ({reasons})")
-    _tell("starting cold")
-    figures = {**ratios(found), **start_up()}
-    reached = shares(found, folder, limits)
-    told_of = {name: measured.to_dict() | reached[name] for name, measured in found.items()}
-    _tell("")
-    if chart is not None:
-        from workshop.peers.chart import to_svg
-
-        write_whole(chart, to_svg(f"{folder.name}, {threads} CPU threads", found))
+    if not folder.is_dir():
+        raise PaliglassError(f"{folder}: bench takes a folder; `paliglass convert` makes one")
+    tell("measuring the machine")
+    limits = measuring.machine_limits(threads)
+    found = measuring.bench(folder, rounds, tokens, threads, tell)
+    tell("")
+    figures = {
+        name: measured.to_dict()
+        | measuring.limit_shares(
+            measured, folder, limits, measuring.BYTES[name], measuring.rate_of(name, limits)
+        )
+        for name, measured in found.items()
+    }
     if json:
-        result = {
-            "model": model,
-            "threads": threads,
-            "machine": limits,
-            "engines": told_of,
-            "ratios": {name: ratio.to_dict() for name, ratio in figures.items()},
-            "missing": missing,
-        }
+        result = {"model": model, "threads": threads, "machine": limits, "engines": figures}
         print(json_text.dumps(result, ensure_ascii=False))
-        return
-    rows = [["", *HEADS.values()]]
-    for name, values in told_of.items():
-        rows.append([name, *(f"{values[key]:.3g}" if key in values else "" for key in HEADS)])
-    _print(rows, markdown)
-    rows = [["", "measured", "target", "met"]]
-    for name, ratio in figures.items():
-        told = ratio.to_dict()
-        unit = "" if ratio.unit == "×" else f" {ratio.unit}"
-        met = "yes" if ratio.met else "no"
-        rows.append([name, f"{ratio.value:.2f}{unit}", f"{told['target']}{unit}", met])
-    _print(rows, markdown)
-    print("this machine: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in limits.items()))
-    for name, why in missing.items():
-        print(f"{name}: left out ({why})")
-
-
-def _tell(what: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
-
-
-def _print(rows: list[list[str]], markdown: bool) -> None:
-    if markdown:
-        rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(rows[0][0])
-    for head in rows[0][1:]:
-        table.add_column(head, justify="right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)
+    title = Text(f"{model}, {threads} CPU threads", overflow="ellipsis")
+    table = Table("", title=title, title_justify="left")
+    for name in figures:
+        table.add_column(name, justify="right")
+    for key, row in ROWS.items():
+        cells = [number(values[key]) if key in values else "" for values in figures.values()]
+        table.add_row(row.format(tokens=tokens), *cells)
+    console = Console()
+    console.print(table)
+    rates = ", ".join(
+        f"{limits[key]:.0f} ({name})"
+        for name in ("fp32", "bf16", "int8")
+        if (key := f"{name}_gop_per_s") in limits
+    )
+    told = f"This machine reads {limits['read_gb_per_s']:g} GB/s and multiplies, in Gop/s, {rates}."
+    console.print(told, highlight=False)
+
+
+def number(value: float) -> str:
+    """Three digits, more where they stand before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def tell(what: str) -> None:
+    """What is going on, at a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)

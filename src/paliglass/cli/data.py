@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import app, command
-from paliglass.cli.train.finetune import CocoTask
+from paliglass.cli.options import CocoTask
 
 data = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", help="Look at training data; see `paliglass data check --help`.")
@@ -30,7 +30,7 @@ def check(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Where COCO's or VQAv2's pictures are."),
     ] = None,
-    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = CocoTask.DETECT,
+    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = "detect",
     sheet: Annotated[
         Path | None, typer.Option(dir_okay=False, help="A PNG to draw the first 24 examples to.")
     ] = None,
@@ -54,10 +54,10 @@ def check(
     load_tokenizer(folder)  # its complaint is the clearer one
     processor = load_processor(folder, config)
     codec = None
-    if task is CocoTask.SEGMENT and (folder / CODEC).exists():
+    if task == "segment" and (folder / CODEC).exists():
         codec = MaskCodec.load(folder / CODEC)
     problems: list[tuple[str, str]] = []
-    examples = open_examples(source, images, task.value, codec, problems)
+    examples = open_examples(source, images, task, codec, problems)
     report = look(examples, processor, config.text_config.max_position_embeddings)
     report.findings = problems + report.findings
     if sheet is not None:

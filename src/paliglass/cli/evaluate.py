@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
-from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
+from paliglass.cli.options import MODEL_HELP, CocoTask, Dtype, Quantize
 from paliglass.cli.scores import print_scores, tell_progress
-from paliglass.cli.train.finetune import CocoTask
 
 
 def evaluate(
@@ -28,7 +27,7 @@ def evaluate(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Where COCO's or VQAv2's pictures are."),
     ] = None,
-    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = CocoTask.DETECT,
+    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = "detect",
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Examples; all of them by default."),
@@ -60,7 +59,7 @@ def evaluate(
         quantize=quantize,
     )
     codec = loaded.mask_codec
-    questions = to_questions(open_examples(data, images, task.value, codec))[:limit]
+    questions = to_questions(open_examples(data, images, task, codec))[:limit]
     cases = ask(
         loaded,
         questions,

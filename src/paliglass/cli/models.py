@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from paliglass.inspect.info import ModelInfo
     from paliglass.inspect.memory_plan import MemoryPlan
-    from paliglass.training.finetuner import Part
+    from paliglass.training.recipes import Part
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

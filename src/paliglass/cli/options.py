@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 MODEL_HELP = "mini, a folder, a hub id like google/paligemma2-3b-mix-224, or a big_vision .npz."
 
 
+CocoTask = Literal["detect", "segment"]
+"""What COCO's boxes and masks are made into."""
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Dtypes of weights; auto is the checkpoint's own."""
 

@@ -49,22 +49,13 @@ class Results:
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
-        from filelock import FileLock, Timeout
+        from paliglass.checkpoints.files import lock_folder
 
         self.folder = folder
         self.path = folder / FILE
         self.done: set[str] = set()
         self._saved: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        # The system lets go of it when a process dies, however that happens.
-        self._lock = FileLock(folder / LOCK, timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise PaliglassError(
-                f"{folder}: another run is writing there; wait for it, or choose another folder "
-                "for --out"
-            ) from None
+        self._lock = lock_folder(folder, LOCK)
         try:
             self._open(job, resume)
         except BaseException:

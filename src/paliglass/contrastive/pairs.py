@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from paliglass.data.examples import parse_line
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.pictures import SUFFIXES, load_picture
-from paliglass.training.order import batch_indices
+from paliglass.training.order import batch_indices, share_of
 
 if TYPE_CHECKING:
     from paliglass.contrastive.processing import ContrastiveProcessor
@@ -253,24 +253,20 @@ def batches(
     batch_size: int,
     seed: int,
     first: int,
-    last: int,
+    last: int | None,
     *,
     rank: int = 0,
     processes: int = 1,
     workers: int = 0,
 ) -> Iterator[PairBatch]:
-    """Batches `first` … `last` − 1, or of each the share of process `rank`.
+    """Batches `first` … `last` − 1 (None: no end), or of each the share of process `rank`.
 
     batch_size: pairs of all processes together, which must be a multiple of their number.
     """
-    share = batch_size // processes
-    order = (
-        indices[rank * share : (rank + 1) * share]
-        for indices in batch_indices(source.count, batch_size, seed, first, last)
-    )
+    order = batch_indices(source.count, batch_size, seed, first, last)
     yield from DataLoader(
         _Pairs(source),
-        batch_sampler=order,
+        batch_sampler=share_of(order, rank, processes),
         collate_fn=Collate(processor),
         num_workers=workers,
         prefetch_factor=4 if workers else None,

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,9 @@ from torch.nn import functional as F
 from paliglass.checkpoints.assembly import skeleton
 from paliglass.config import PaliGemmaConfig
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.training.finetuner import PARTS, Part, checkpoint_layers
+from paliglass.training.finetuner import PARTS, checkpoint_layers
 from paliglass.training.lora import add_lora
+from paliglass.training.recipes import Part
 from paliglass.training.sharding import transformer_layers
 
 FULL, HALF = 4, 2  # bytes of a float32, and of a bfloat16
@@ -144,8 +144,7 @@ def _forward(
         embeddings = torch.cat((features.to(text.dtype), text), 1)
         positions = torch.arange(1, length + 1)[None].expand(rows, -1)
         mask = torch.zeros(rows, 1, length, length, dtype=torch.bool)
-        masks: list[Any] = [mask] * config.text_config.num_hidden_layers
-        hidden = model.language_model.model(embeddings, positions, masks, None)
+        hidden = model.language_model.model(embeddings, positions, mask)
         asked = hidden[:, -max(1, words // 2) :].flatten(0, 1)
         logits = model.language_model.logits(asked).float()
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")

@@ -9,13 +9,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +32,12 @@ from paliglass.evaluation.texts import cider, exact, vqa_accuracy
 from paliglass.model import CODEC, PaliGemma
 from paliglass.pictures import load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.training import loop
 from paliglass.training.finetuner import Batch, Finetuner
+from paliglass.training.loop import ProgressBar
 from paliglass.training.lora import save_lora
-from paliglass.training.order import batch_indices
-from paliglass.training.runs import (
-    Screen,
-    check_same,
-    cut_log,
-    largest,
-    stop_signals,
-    stopped_early,
-)
+from paliglass.training.order import batch_indices, share_of
+from paliglass.training.runs import Run, append
 from paliglass.training.sharding import gather, gathered, gathered_model, restore
 
 
@@ -91,15 +83,6 @@ def batches(
         collate_fn=dataset.collate,
         num_workers=workers,
     )
-
-
-def shares(trainer: Finetuner, count: int) -> Iterator[list[int]]:
-    """Which rows each batch of this process holds, from the trainer's step on."""
-    recipe, accelerator = trainer.recipe, trainer.accelerator
-    for step in batch_indices(count, recipe.batch_size, recipe.seed, trainer.step, recipe.steps):
-        for part in range(recipe.accumulate):
-            first = (part * accelerator.num_processes + accelerator.process_index) * trainer.rows
-            yield step[first : first + trainer.rows]
 
 
 @dataclass
@@ -168,72 +151,48 @@ def train(
     trainer: Finetuner,
     processor: PaliGemmaProcessor,
     examples: Sequence[Example],
-    out: Path,
+    run: Run,
     *,
     validation: Validation | None = None,
     workers: int = 0,
     log_every: int = 10,
     checkpoint_seconds: float = 120.0,
-    past: dict[str, Any] | None = None,
 ) -> None:
     """Trains to the end, with lines of `log.jsonl` and `samples.jsonl`, and checkpoints.
 
     With a validation set the best weights seen are kept, and are what the model has at the end.
     Ctrl-C ends it after the step at hand, with a checkpoint.
     """
-    accelerator, recipe = trainer.accelerator, trainer.recipe
-    main = accelerator.is_main_process
-    about = {"data": fingerprint(examples)}
-    if past:
-        check_same(out / "checkpoint", {"data": past.get("data")}, about)
-    state: dict[str, Any] = {"best": [-1.0, 0.0], "waited": 0, **(past or {}), **about}
-    if main:
-        if not past:  # of a run that came to no checkpoint
-            (out / "best.safetensors").unlink(missing_ok=True)
-        for name in ("log.jsonl", "samples.jsonl"):
-            cut_log(out / name, trainer.step)
-    data = batches(examples, processor, shares(trainer, len(examples)), workers)
-    saved = logged = time.monotonic()
-    losses: list[float] = []
-    complaints: dict[str, None] = {}
-    with stop_signals() as stop, Screen(trainer.progress, quiet=not main) as screen:
-        while trainer.step < recipe.steps:
-            group = list(islice(data, recipe.accumulate))
-            losses.append(trainer.train_step([batch for batch, _ in group]))
-            for message in (m for _, broken in group for m in broken if m not in complaints):
-                complaints[message] = None
-                screen.say(f"skipped: {message}")
-            done, now = trainer.step == recipe.steps, time.monotonic()
-            if trainer.step % log_every == 0 or done:
-                line = {
-                    "step": trainer.step,
-                    "loss": sum(losses) / len(losses),
-                    "rate": trainer.rate,
-                    "rows_per_second": round(
-                        len(losses) * recipe.batch_size / max(now - logged, 1e-9), 2
-                    ),
-                }
-                if main:
-                    _append(out / "log.jsonl", line)
-                text = f"step {trainer.step}  loss {line['loss']:.3f}"
-                screen.show(trainer.progress, f"{text}  {line['rows_per_second']:.1f} rows/s")
-                losses, logged = [], now
-            if validation is not None and (trainer.step % validation.every == 0 or done):
-                _look(trainer, processor, validation, state, out, screen)
-                logged = time.monotonic()
-            tired = bool(validation and 0 < validation.patience <= state["waited"])
-            late = now - saved >= checkpoint_seconds
-            due, stopped = largest(accelerator, late, bool(stop))
-            if due or stopped or done or tired:
-                trainer.save(out / "checkpoint", state)
-                saved = time.monotonic()
-            if tired:
-                screen.say(f"step {trainer.step}: no better for {state['waited']} looks, the end")
-                break
-            if stopped and not done:
-                raise stopped_early(out / "checkpoint", trainer.step)
-    if (out / "best.safetensors").exists():
-        restore(trainer.learning, out / "best.safetensors")
+
+    def validate(bar: ProgressBar) -> bool:
+        assert validation is not None
+        _look(trainer, processor, validation, trainer.validation, run.out, bar)
+        waited = trainer.validation["waited"]
+        if not 0 < validation.patience <= waited:
+            return False
+        bar.say(f"step {trainer.step}: no better for {waited} looks, the end")
+        return True
+
+    loop.train(
+        trainer,
+        batches(examples, processor, step_rows(trainer, len(examples)), workers),
+        run,
+        log_every=log_every,
+        checkpoint_seconds=checkpoint_seconds,
+        validate=validate if validation else None,
+        validate_every=validation.every if validation else 1,
+    )
+    if (run.out / "best.safetensors").exists():
+        restore(trainer.learning, run.out / "best.safetensors")
+
+
+def step_rows(trainer: Finetuner, count: int) -> Iterator[list[int]]:
+    """Which of `count` examples each batch of this process holds, from the trainer's step on."""
+    recipe, accelerator = trainer.recipe, trainer.accelerator
+    order = batch_indices(count, recipe.batch_size, recipe.seed, trainer.step, recipe.steps)
+    return share_of(
+        order, accelerator.process_index, accelerator.num_processes, parts=recipe.accumulate
+    )
 
 
 def _look(
@@ -242,7 +201,7 @@ def _look(
     validation: Validation,
     state: dict[str, Any],
     out: Path,
-    screen: Screen,
+    screen: ProgressBar,
 ) -> None:
     """Loss and answers on what was held out; keeps the weights if they are the best so far."""
     rows = trainer.rows
@@ -264,11 +223,11 @@ def _look(
     state["waited"] = 0 if better else state["waited"] + 1
     learned = gather(trainer.learning, trainer.accelerator) if better else {}
     if trainer.accelerator.is_main_process:
-        _append(out / "log.jsonl", {"step": trainer.step, "held_out_loss": loss, "score": score})
+        append(out / "log.jsonl", {"step": trainer.step, "held_out_loss": loss, "score": score})
         for example, answer in list(zip(asked, said, strict=True))[:4]:
             sample = {"image": str(example.image), "prefix": example.prefix}
             sample |= {"suffix": example.suffix, "said": str(answer)}
-            _append(out / "samples.jsonl", {"step": trainer.step, **sample})
+            append(out / "samples.jsonl", {"step": trainer.step, **sample})
         if asked:
             said_of = zip(asked[:8], said, strict=False)
             (out / "samples").mkdir(exist_ok=True)
@@ -285,11 +244,6 @@ def _look(
     screen.say(f"step {trainer.step}: held-out loss {loss:.3f}, score {score:.3f}; {first}")
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        print(json.dumps(line, ensure_ascii=False), file=file)
-
-
 def save_result(
     trainer: Finetuner, base: PaliGemma, folder: Path, name: str, dtype: torch.dtype
 ) -> None:
@@ -298,7 +252,7 @@ def save_result(
     A folder keeps the base's mask codec; its scores' calibration was another model's. name: of the
     base. To be called by every process: what is sharded is gathered. The first one writes.
     """
-    if trainer.recipe.lora_rank:
+    if trainer.recipe.lora:
         state = gather(dict(trainer.model.named_parameters()), trainer.accelerator)
         if trainer.accelerator.is_main_process:
             save_lora(trainer.model, state, folder, name)

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +26,20 @@ from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
 from paliglass.training.attention import use_plain_attention
-from paliglass.training.lora import add_lora
-from paliglass.training.runs import Precision
+from paliglass.training.loop import Report, Trainer
+from paliglass.training.lora import add_lora, continue_lora, settings_of
+from paliglass.training.optimizers import Optimizers
+from paliglass.training.recipes import FinetuneRecipe, Part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+QUANTIZED = (
+    "a model in int8 cannot be trained: fine-tune the one that it was made from, and quantize the "
+    "result"
+)
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
-Part = Literal["all", "decoder", "attention", "projector"]
 Batch = dict[str, Tensor]
 
 # What learns, by the parameters' names.
@@ -46,31 +49,6 @@ PARTS: dict[Part, Callable[[str], bool]] = {
     "attention": lambda name: name.startswith("language_model.") and ".self_attn." in name,
     "projector": lambda name: name.startswith("multi_modal_projector."),
 }
-
-
-@dataclass(frozen=True)
-class FinetuneRecipe:
-    """The run's settings.
-
-    part: what learns; with `lora_rank` above 0, the layers that get adapters ("all", "decoder" or
-    "attention"). batch_size: rows in a step, over all processes and all of `accumulate`'s parts.
-    learning_rate: the peak, after `warm_up` (share of the steps), whence it falls as a cosine to 0.
-    """
-
-    steps: int
-    batch_size: int = 8
-    accumulate: int = 1
-    learning_rate: float = 2e-5
-    warm_up: float = 0.05
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    part: Part = "all"
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.0
-    precision: Precision = "bf16"
-    checkpointing: bool = False
-    seed: int = 0
 
 
 class SuffixLoss(nn.Module):
@@ -96,14 +74,23 @@ class SuffixLoss(nn.Module):
         )
 
 
-class Finetuner:
+class Finetuner(Trainer[Batch]):
     """A model in fine-tuning: what learns of it, the optimizer, the step.
 
     What learns is float32, and bfloat16 only while it computes; frozen weights keep their dtype,
-    or are float32 too with `precision="fp32"`.
+    or are float32 too where that is computed in.
 
-    shard: each process holds a part of weights, gradients and optimizer (see `sharding`).
+    Args:
+        shard: each process holds a part of weights, gradients and optimizer (see `sharding`).
+        adapter: a folder with adapters in peft's format, which learn on; the recipe's rank and
+            scale are then theirs.
+        data: tells the run's data from others, for a resumed run to agree with.
+
+    Raises PaliglassError where rows cannot be shared by the processes, the recipe has no end, or
+    the model is in int8.
     """
+
+    recipe: FinetuneRecipe
 
     def __init__(
         self,
@@ -111,7 +98,13 @@ class Finetuner:
         recipe: FinetuneRecipe,
         accelerator: Accelerator,
         shard: bool = False,
+        adapter: Path | None = None,
+        data: str = "",
     ) -> None:
+        super().__init__()
+        if adapter is not None:
+            recipe = settings_of(adapter, recipe)
+        self.recipe = recipe = recipe.complete()
         share = accelerator.num_processes * recipe.accumulate
         if recipe.batch_size % share:
             raise PaliglassError(
@@ -119,21 +112,20 @@ class Finetuner:
                 "--accumulate); choose a multiple"
             )
         if any(buffer.dtype == torch.int8 for buffer in model.buffers()):
-            raise PaliglassError(
-                "a model in int8 cannot be trained: fine-tune the one that it was made from, and "
-                "quantise the result"
-            )
-        self.model, self.recipe, self.accelerator = model, recipe, accelerator
-        self.rows = recipe.batch_size // share
+            raise PaliglassError(QUANTIZED)
+        self.model, self.accelerator, self.data = model, accelerator, data
+        self.rows, self.accumulate = recipe.batch_size // share, recipe.accumulate
         torch.manual_seed(recipe.seed)
-        if recipe.precision == "fp32" and not shard:
+        if recipe.precision != "bf16" and not shard:
             model.float()
-        if recipe.lora_rank:
-            targets = recipe.part
-            add_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, targets)
+        if adapter is not None:
+            continue_lora(model, adapter, recipe.lora_dropout)
+        elif recipe.lora:
+            assert recipe.lora_alpha is not None
+            add_lora(model, recipe.lora, recipe.lora_alpha, recipe.lora_dropout, recipe.train)
         else:
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(PARTS[recipe.part](name))
+                parameter.requires_grad_(PARTS[recipe.train](name))
                 if parameter.requires_grad and not shard:
                     parameter.data = parameter.data.float()
         if accelerator.device.type == "cpu" and model.config.num_image_tokens <= SHORT:
@@ -144,57 +136,46 @@ class Finetuner:
         if shard:
             sharding.shard(loss, model, recipe.precision)
         self.loss = loss if shard else accelerator.prepare(loss)
-        self.learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        matrices = [p for p in self.learning.values() if p.ndim > 1]
-        vectors = [p for p in self.learning.values() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            fused=not shard,
-        )
-        self.step = 0
-
-    @property
-    def progress(self) -> float:
-        """How much of the run is over, 0 … 1."""
-        return self.step / self.recipe.steps
+        self.weights = self.learning = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.optimizers = Optimizers(self.learning, weight_decay=recipe.weight_decay)
+        # Of the best look at what was held out: score and −loss; and the looks since.
+        self.validation: dict[str, Any] = {"best": [-1.0, 0.0], "waited": 0}
 
     @property
     def rate(self) -> float:
         """The next step's learning rate."""
         recipe = self.recipe
+        assert recipe.steps is not None
+        assert recipe.learning_rate is not None
         rising = max(1, round(recipe.warm_up * recipe.steps))
         if self.step < rising:
             return recipe.learning_rate * (self.step + 1) / rising
         falling = (self.step - rising) / max(1, recipe.steps - rising)
         return recipe.learning_rate * (1 + math.cos(math.pi * falling)) / 2
 
-    def train_step(self, group: Sequence[Batch]) -> float:
-        """One update from `accumulate` batches, of each this process's share. Returns the loss."""
+    def train_step(self, group: Sequence[Batch]) -> Report:
+        """One update from `accumulate` batches, of each this process's share."""
         accelerator, recipe = self.accelerator, self.recipe
         group = [{k: v.to(accelerator.device) for k, v in batch.items()} for batch in group]
         # Dropout of step n is that of step n, whatever came before it.
         torch.manual_seed(recipe.seed + 1_000_003 * self.step + accelerator.process_index)
-        tokens = torch.stack([(b["labels"][:, 1:] != IGNORE).sum() for b in group]).sum()
-        tokens = accelerator.reduce(tokens, "sum")
+        own = torch.stack([(b["labels"][:, 1:] != IGNORE).sum() for b in group]).sum()
+        tokens = accelerator.reduce(own, "sum")
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(group, 1):
-            last = number == len(group)
-            alone = last or accelerator.num_processes == 1
-            with nullcontext() if alone else sharding.no_sync(self.loss):
+            with self.synchronized(self.loss, last=number == len(group)):
                 loss = self.loss(batch)
                 # Processes' gradients are averaged; they are to be summed.
                 accelerator.backward(loss * accelerator.num_processes / tokens)
             total += loss.detach()
         sharding.clip_gradients(list(self.learning.values()), self.step + 1)
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = self.rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizers.step(self.rate)
         self.step += 1
-        return float(accelerator.reduce(total, "sum") / tokens)
+        return {"loss": (total.item(), own.item())}
 
     @torch.no_grad()
     def mean_loss(self, batches: Iterator[Batch]) -> float:
@@ -208,22 +189,17 @@ class Finetuner:
         self.loss.train()
         return total / max(tokens, 1)
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Writes `folder` whole or not at all; what was there is replaced.
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "data": self.data}
 
-        To be called by every process.
-        """
-        about = {"step": self.step, "recipe": asdict(self.recipe), **extra}
-        sharding.save(folder, self.accelerator, self.learning, [self.optimizer], about)
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "validation": self.validation}
 
-    def resume(self, folder: Path) -> dict[str, Any]:
-        """Goes on from what `save` wrote, sharded or not; returns its `extra`.
-
-        Raises CheckpointError where it was written with another recipe.
-        """
-        state = sharding.resume(folder, self.learning, [self.optimizer], asdict(self.recipe))
-        self.step = state.pop("step")
-        return state
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.validation = state["validation"]
+        if not self.stopped and state["ended"]:  # more steps: patience begins anew
+            self.validation["waited"] = 0
 
 
 def checkpoint_layers(model: PaliGemmaForConditionalGeneration) -> None:

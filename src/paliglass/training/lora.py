@@ -6,18 +6,20 @@ starts at 0, so training starts from the model as it was.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS
+from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
 from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.layouts import transformers_name
 from paliglass.checkpoints.saving import new_folder
-from paliglass.errors import PaliglassError
+from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.training.recipes import FinetuneRecipe
 
 # The layers' names here and in transformers; peft holds the whole name against it.
 ATTENTION = r".*language_model\.(model\.)?layers\.\d+\.self_attn\.[qkvo]_proj"
@@ -43,21 +45,66 @@ def add_lora(
     targets: "attention" or "decoder" for the language model's, "all" for the vision tower's and
     the projector's as well. Raises PaliglassError where peft is missing.
     """
+    _inject(model, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGETS[targets])
+
+
+def settings_of(folder: Path, recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe with the rank and scale of the adapters in a folder.
+
+    Raises CheckpointError where it asks for others, and as `read_adapter` does.
+    """
+    found = read_adapter(folder).settings
+    rank, alpha = found["r"], float(found["lora_alpha"])
+    if recipe.lora not in (0, rank) or recipe.lora_alpha not in (None, alpha):
+        raise CheckpointError(
+            f"{folder}: its adapters have rank {rank} and alpha {alpha:g}; leave out --lora and "
+            "--lora-alpha to go on with them"
+        )
+    return replace(recipe, lora=rank, lora_alpha=alpha)
+
+
+def continue_lora(model: PaliGemmaForConditionalGeneration, folder: Path, dropout: float) -> None:
+    """Freezes the model and gives it the adapters of a folder in peft's format, which learn on.
+
+    Raises CheckpointError where they are not this model's, and as `read_adapter` does.
+    """
+    settings, _, layers = read_adapter(folder)
+    config = _inject(
+        model,
+        r=settings["r"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=dropout,
+        use_rslora=settings.get("use_rslora", False),
+        target_modules=sorted(layers),
+    )
+    config.target_modules = settings.get(
+        "target_modules"
+    )  # as transformers calls them, for its files
+    parameters = dict(model.named_parameters())
+    for layer, parts in layers.items():
+        for part, tensor in parts.items():
+            parameter = parameters.get(f"{layer}.{part}.default.weight")
+            if parameter is None or parameter.shape != tensor.shape:
+                raise CheckpointError(
+                    f"{folder}: {layer} has {part} of {list(tensor.shape)}, which is not this "
+                    "model's; name the model that the adapter was made for"
+                )
+            parameter.data.copy_(tensor)
+
+
+def _inject(model: PaliGemmaForConditionalGeneration, **settings: Any) -> Any:
+    """Adapters for a frozen model; returns peft's configuration."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise PaliglassError('LoRA needs peft: pip install "paliglass[train]"') from error
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=TARGETS[targets],
-    )
+    config = LoraConfig(**settings)
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    return config
 
 
 def save_lora(

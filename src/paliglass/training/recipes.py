@@ -1,19 +1,125 @@
-"""The settings that PaliGemma was transferred with (arXiv 2407.07726, appendix J; big_vision's
-configs/proj/paligemma/transfers, the best of each sweep).
+"""Recipes: a run's settings, in one place for its options, its YAML file and its record.
 
-All of them: Adam, cosine schedule with 5 % warm-up, gradients clipped to length 1. A number behind
-the name is the side of the model's pictures; without it 224 and 448 have the same settings. They
-are for thousands of pictures; with a few hundred, a smaller batch gives the same epochs enough
-steps.
-
-Not offered here, and so not in them: the dropout in the decoder of chartqa, refcoco-224, scicap and
-widgetcap (.1) and screen2words (.3). big_vision's weight decay is not multiplied by the learning
-rate, AdamW's is: its 0.1 × rate is 0.1 here.
+A field's metadata are what the command line makes an option of (see `cli.app.command`). `RECIPES`
+are the settings that PaliGemma was transferred with.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from paliglass.errors import PaliglassError
+
+Precision = Literal["fp32", "bf16"]
+Part = Literal["all", "decoder", "attention", "projector"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every run has.
+
+    precision: what forward and backward compute in, None for float32 (the command line then asks
+    the processor); the weights that learn are float32 either way.
+    """
+
+    steps: int | None = field(default=None, metadata={"min": 1, "help": "End after these."})
+    precision: Precision | None = field(
+        default=None,
+        metadata={
+            "show_default": "what the processor has; with --resume the run's own",
+            "help": "What is computed in; bf16 is faster where the processor has it, and slower "
+            "where it has not.",
+        },
+    )
+    seed: int = field(
+        default=0, metadata={"min": 0, "help": "Of all that is random: weights, order, dropout."}
+    )
+
+
+def total_steps(
+    steps: int | None, epochs: float | None, examples: int | None, rows: int
+) -> int | None:
+    """Where a run ends: at `steps`, or after so many passes over its examples, or None.
+
+    rows: of a step. Raises PaliglassError for passes over what has no end (examples None).
+    """
+    if steps is not None or epochs is None:
+        return steps
+    if examples is None:
+        raise PaliglassError("--epochs: this data has no end; give --steps or --minutes")
+    return max(1, round(epochs * examples / rows))
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe(Recipe):
+    """A fine-tuning run's settings; `steps` win over `epochs`.
+
+    Raises PaliglassError for adapters (`lora`) where there are none.
+    """
+
+    epochs: float | None = field(
+        default=None, metadata={"min": 0, "help": "End after so many passes over the data."}
+    )
+    batch_size: int = field(
+        default=8,
+        metadata={"min": 1, "help": "Rows in a step, over all processes and --accumulate."},
+    )
+    accumulate: int = field(
+        default=1,
+        metadata={"min": 1, "help": "Parts that a step's rows are worked off in, for memory."},
+    )
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "min": 0,
+            "show_default": "2e-5; with --lora 2e-4",
+            "help": "The highest; it falls to 0 as a cosine.",
+        },
+    )
+    warm_up: float = field(
+        default=0.05,
+        metadata={"min": 0, "max": 1, "help": "Share of the steps until the highest rate."},
+    )
+    weight_decay: float = field(default=0.0, metadata={"min": 0, "help": "Of matrices."})
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"min": 0, "max": 0.99, "help": "Share of each target spread over all words."},
+    )
+    train: Part = field(
+        default="all", metadata={"help": "What learns; with --lora, what gets adapters."}
+    )
+    lora: int = field(
+        default=0, metadata={"min": 0, "help": "Rank of LoRA adapters; 0: every weight learns."}
+    )
+    lora_alpha: float | None = field(
+        default=None,
+        metadata={"min": 0, "show_default": "2 × rank", "help": "Their scale, times the rank."},
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"min": 0, "max": 1, "help": "In front of adapters."}
+    )
+    checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more work."})
+
+    def __post_init__(self) -> None:
+        if self.lora and self.train == "projector":
+            raise PaliglassError("--lora goes with --train all, decoder or attention")
+
+    def complete(self, examples: int | None = None) -> FinetuneRecipe:
+        """With what follows from the rest: steps from epochs, the rate, the adapters' scale.
+
+        Raises PaliglassError where the recipe does not say when to end.
+        """
+        steps = total_steps(self.steps, self.epochs, examples, self.batch_size)
+        if steps is None:
+            raise PaliglassError("say when to end: --steps or --epochs")
+        rate, alpha = self.learning_rate, self.lora_alpha
+        if rate is None:
+            rate = 2e-4 if self.lora else 2e-5
+        if alpha is None and self.lora:
+            alpha = 2.0 * self.lora
+        return replace(self, steps=steps, epochs=None, learning_rate=rate, lora_alpha=alpha)
+
 
 # learning rate, weight decay, epochs, rows in a step, label smoothing
 _TABLE = {
@@ -61,7 +167,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     for name, numbers in _TABLE.items()
 }
 for _name in ("gqa-448", "science-qa"):  # transferred with the vision tower frozen
-    RECIPES[_name]["train_part"] = "decoder"
+    RECIPES[_name]["train"] = "decoder"
 
 
 def picture_side(name: str) -> int | None:

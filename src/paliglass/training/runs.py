@@ -1,26 +1,131 @@
-"""What every training run needs: whole checkpoints, a log, a clean end on Ctrl-C."""
+"""A run's folder: one run at a time, its checkpoints whole, its log without a gap.
+
+OUT/config.yaml        its settings, which --config takes
+OUT/log.jsonl          a line every few steps
+OUT/samples.jsonl      with validation: what was answered on the way, drawn in samples/
+OUT/best.safetensors   with validation: the best weights so far
+OUT/checkpoint/        the last one, whole: weights, optimizers, state.json
+OUT/model/             what comes out (or adapter/)
+"""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Self
 
-from paliglass.checkpoints.files import write_whole
+from paliglass.checkpoints.files import lock_folder, read_json, write_whole
+from paliglass.checkpoints.saving import refuse_existing
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.training.processes import fast_precision, is_first_process
+from paliglass.training.recipes import Precision
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from filelock import BaseFileLock
 
-Precision = Literal["fp32", "bf16"]  # of forward and backward; weights that learn are float32
+    from paliglass.training.loop import Trainer
+
+LOCK = ".run.lock"
+LOG = "log.jsonl"
+SAMPLES = "samples.jsonl"
+STATE = "state.json"
+
+
+class Run:
+    """The folder of a run; closed (`with Run(…) as run`), it is free for another.
+
+    past: the checkpoint to go on from, if there is one. Of several processes the first one writes
+    and has the lock.
+
+    Raises PaliglassError where another process writes there, and, unless `resume` is asked for,
+    where a run or its result is there.
+    """
+
+    def __init__(self, out: Path, result: str = "model", *, resume: bool = False) -> None:
+        self.out, self.result = out, out / result
+        self.checkpoint = out / "checkpoint"
+        self.is_first = is_first_process()
+        self._lock: BaseFileLock | None = None
+        if self.is_first:
+            self._lock = lock_folder(out, LOCK)
+        try:
+            if not resume:
+                refuse_existing(self.result)
+            self.past = find_checkpoint(self.checkpoint)
+            if self.past is not None and not resume:
+                raise PaliglassError(
+                    f"{out} holds a run; go on with --resume, or choose a new folder"
+                )
+        except PaliglassError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other runs into the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def precision(self, given: Precision | None) -> Precision:
+        """What the run computes in: as asked, else as it began, else what is faster here."""
+        if given is not None:
+            return given
+        if self.past is not None:
+            found: Precision = read_state(self.past)["settings"]["precision"]
+            return found
+        return fast_precision()
+
+    def start(self, trainer: Trainer[Any]) -> None:
+        """Takes over the past run's checkpoint, and cuts its logs back to it.
+
+        A run that is at its end may be given more steps: the result it had is then kept beside, as
+        `model-STEP`. Raises CheckpointError where there is a result and nothing more to do.
+        """
+        if self.past is not None:
+            trainer.resume(self.past)
+        if not self.is_first:
+            return
+        if self.past is None or trainer.progress == 1:
+            refuse_existing(self.result)
+        elif self.result.exists():
+            kept = self.result.with_name(f"{self.result.name}-{trainer.step}")
+            refuse_existing(kept)
+            os.replace(self.result, kept)
+        if self.past is None:  # of a run that came to no checkpoint
+            (self.out / "best.safetensors").unlink(missing_ok=True)
+        for name in (LOG, SAMPLES):
+            cut_log(self.out / name, trainer.step)
+
+    def record(self, settings: Mapping[str, Any]) -> None:
+        """Writes config.yaml: what is None was not given, and is left out."""
+        if self.is_first:
+            import yaml
+
+            given = {
+                name: str(value) if isinstance(value, Path) else value
+                for name, value in settings.items()
+                if value is not None
+            }
+            write_whole(self.out / "config.yaml", yaml.safe_dump(given, sort_keys=True))
+
+    def log(self, line: Mapping[str, Any], name: str = LOG) -> None:
+        """Adds a line of JSON to a log."""
+        append(self.out / name, line)
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line of JSON to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        print(json.dumps(line, ensure_ascii=False), file=file)
 
 
 @contextmanager
@@ -56,7 +161,18 @@ def find_checkpoint(folder: Path) -> Path | None:
     return next((path for path in (folder, folder.with_suffix(".old")) if path.is_dir()), None)
 
 
-def check_same(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state.json: the run's settings, its step and so on.
+
+    Raises CheckpointError where it is damaged, or not of this version.
+    """
+    state = read_json(folder / STATE)
+    if not isinstance(state.get("settings"), dict) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"{folder / STATE}: is not a run's state; start anew in a new folder")
+    return state
+
+
+def check_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a run is resumed otherwise: its losses would be neither's.
 
     Settings are compared as JSON keeps them, where a tuple is a list.
@@ -77,151 +193,3 @@ def cut_log(path: Path, last_step: int) -> None:
         # A killed run's last line may be cut short.
         kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= last_step]
         write_whole(path, "".join(kept))
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that Ctrl-C or SIGTERM adds to; a step is never cut in two. The second one kills."""
-    received: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        for kind in previous:
-            signal.signal(kind, previous[kind])
-
-    previous = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    for kind in previous:
-        signal.signal(kind, note)
-    try:
-        yield received
-    finally:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
-
-
-def stopped_early(checkpoint: Path, step: int) -> KeyboardInterrupt:
-    """What to raise where a run was asked to stop: it says how to go on."""
-    return KeyboardInterrupt(
-        f"{checkpoint} holds step {step}: the same command with --resume goes on from there"
-    )
-
-
-class Screen:
-    """The progress bar, on stderr and at a terminal only."""
-
-    def __init__(self, progress: float, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.start = progress
-        self.console = Console(stderr=True, quiet=quiet)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self.console,
-            transient=True,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("training", total=1.0)
-
-    def __enter__(self) -> Screen:
-        self.bar.start()
-        self.bar.update(self.task, completed=self.start)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def show(self, progress: float, text: str) -> None:
-        """How far the run is, 0 … 1, and what there is to say about it."""
-        self.bar.update(self.task, completed=progress, description=text)
-
-    def say(self, message: str) -> None:
-        """One line, above the bar."""
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def largest(accelerator: Accelerator, *values: float) -> list[float]:
-    """Of each value the largest of all processes: they must leave their loop at one step."""
-    if accelerator.num_processes == 1:
-        return list(values)
-    import torch
-    from torch import distributed as dist
-
-    state = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    dist.all_reduce(state, dist.ReduceOp.MAX)
-    found: list[float] = state.tolist()
-    return found
-
-
-def finish(accelerator: Accelerator) -> None:
-    """Ends a run in all processes together; of several, each exits without Python's clean-up.
-
-    One that left while the first still writes its result has been seen to keep the first from
-    ending. And what FSDP2 keeps of a process group outlives its end: Gloo's threads would still
-    drop tensors while the interpreter goes down, which aborts the process now and then.
-    """
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if accelerator.num_processes > 1:
-        for worker in multiprocessing.active_children():  # nothing else will end them
-            worker.terminate()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def choose_precision(given: Precision | None, checkpoint: Path | None) -> Precision:
-    """What a run computes in: as asked, else as it began, else what is faster here.
-
-    A processor without instructions for bfloat16 takes several times as long with it.
-    """
-    if given is not None:
-        return given
-    if checkpoint is not None:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        past: Precision = state["recipe"]["precision"]
-        return past
-    import torch
-
-    from paliglass.fast import multiplies_bfloat16
-
-    has_bf16 = torch.accelerator.is_available() or multiplies_bfloat16()
-    return "bf16" if has_bf16 else "fp32"
-
-
-def make_accelerator(
-    precision: Precision = "fp32",
-    accumulate: int = 1,
-    out: Path | None = None,
-    logs: str = "jsonl",
-) -> Accelerator:
-    """Accelerate's view of this process: device, precision, and the others if there are any.
-
-    precision: with "bf16" autocast is on. out, logs: where and whether "tensorboard" is to
-    write.
-
-    Raises PaliglassError where accelerate, or tensorboard if it is to log, is not installed.
-    """
-    import torch
-
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise PaliglassError('training needs accelerate: pip install "paliglass[train]"') from error
-    if logs == "tensorboard":
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise PaliglassError(
-                "--logs tensorboard needs it installed: pip install tensorboard"
-            ) from error
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else it overlooks torchrun's other processes
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=accumulate,
-        log_with="tensorboard" if logs == "tensorboard" else None,
-        project_dir=out,
-    )

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,12 +26,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from paliglass.checkpoints.assembly import assemble
-from paliglass.errors import PaliglassError
+from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.training.runs import Precision, check_same, new_checkpoint
+from paliglass.training.recipes import Precision
+from paliglass.training.runs import STATE, new_checkpoint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
 
 
 def transformer_layers(model: PaliGemmaForConditionalGeneration) -> list[nn.Module]:
@@ -39,7 +43,7 @@ def transformer_layers(model: PaliGemmaForConditionalGeneration) -> list[nn.Modu
 
 
 def shard(
-    module: nn.Module, model: PaliGemmaForConditionalGeneration, precision: Precision
+    module: nn.Module, model: PaliGemmaForConditionalGeneration, precision: Precision | None
 ) -> None:
     """Cuts the weights of a module around a model into as many parts as there are processes.
 
@@ -112,10 +116,16 @@ def gathered_model(
 
 @torch.no_grad()
 def restore(parameters: Mapping[str, Tensor], path: Path) -> None:
-    """Gives parameters what `gather` made of them, from a safetensors file."""
-    tensors = load_file(path)
-    for name, parameter in parameters.items():
-        parameter.copy_(like(tensors[name], parameter))
+    """Gives parameters what `gather` made of them, from a safetensors file.
+
+    Raises CheckpointError where the file is damaged, or its tensors are not these parameters.
+    """
+    with _open(path) as file:
+        differ = {*file.keys()} ^ parameters.keys()
+        if differ:
+            raise CheckpointError(f"{path}: {min(differ)} is in one of model and file alone")
+        for name, parameter in parameters.items():
+            parameter.copy_(like(file.get_tensor(name), parameter))
 
 
 def save(
@@ -123,51 +133,63 @@ def save(
     accelerator: Accelerator,
     parameters: Mapping[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
-    about: dict[str, Any],
+    state: Mapping[str, Any],
 ) -> None:
     """Writes `folder` whole or not at all; what was there is replaced.
 
     To be called by every process. The first one writes, and none goes on before it has: where one
-    ends early, `torchrun` ends them all. about: for JSON, with the run's "recipe".
+    ends early, `torchrun` ends them all. state: for JSON.
     """
     weights = gather(parameters, accelerator)
-    states = [
-        {number: gather(state, accelerator) for number, state in o.state_dict()["state"].items()}
-        for o in optimizers
-    ]
+    moments = gather(_moments(optimizers), accelerator)
     if accelerator.is_main_process:
         with new_checkpoint(folder) as new:
-            save_file(weights, new / "weights.safetensors")
-            torch.save(states, new / "optimizers.pt")
-            (new / "state.json").write_text(json.dumps(about), encoding="utf-8")
+            save_file(weights, new / WEIGHTS)
+            save_file(moments, new / OPTIMIZERS)
+            (new / STATE).write_text(json.dumps(state), encoding="utf-8")
     accelerator.wait_for_everyone()
 
 
-def resume(
-    folder: Path,
-    parameters: Mapping[str, Tensor],
-    optimizers: Sequence[torch.optim.Optimizer],
-    recipe: dict[str, Any],
-) -> dict[str, Any]:
-    """Takes over what `save` wrote; returns its `about`, without the recipe.
+def load(
+    folder: Path, parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Takes over the tensors that `save` wrote.
 
-    Raises CheckpointError where it was written with another recipe: the losses would be those of
-    neither.
+    Raises CheckpointError where they are damaged, or not those of these parameters.
     """
-    about: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    check_same(folder, about.pop("recipe"), recipe)
-    restore(parameters, folder / "weights.safetensors")
-    states = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True, mmap=True)
+    restore(parameters, folder / WEIGHTS)
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    numbered = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+    with _open(folder / OPTIMIZERS) as file:
+        for name in file.keys():
+            place, number, moment = name.split(".")
+            tensor: Tensor = file.get_tensor(name)
+            if tensor.ndim:
+                tensor = like(tensor, numbered[int(place)][int(number)])
+            states[int(place)].setdefault(int(number), {})[moment] = tensor
     for optimizer, state in zip(optimizers, states, strict=True):
-        numbered = [p for group in optimizer.param_groups for p in group["params"]]
-        sharded = {
-            number: {k: like(t, numbered[number]) if t.ndim else t for k, t in moments.items()}
-            for number, moments in state.items()
-        }
         # Settings are the recipe's, and how an update is computed is this process's business.
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": sharded, "param_groups": groups})
-    return about
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is missing or damaged ({error})") from None
+
+
+def _moments(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What optimizers keep, as `0.12.exp_avg`: optimizer's and parameter's number, and a name."""
+    return {
+        f"{place}.{number}.{name}": tensor
+        for place, optimizer in enumerate(optimizers)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, tensor in state.items()
+    }
 
 
 def clip_gradients(parameters: Sequence[Tensor], step: int) -> None:

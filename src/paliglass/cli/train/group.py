@@ -1,65 +1,102 @@
-"""The group of commands, and what they share."""
+"""The group of commands, and the options that every training run has."""
 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paliglass.cli.app import app
+from paliglass.training.processes import Logs
+
+if TYPE_CHECKING:
+    from paliglass.training.runs import Run
 
 train = typer.Typer(no_args_is_help=True)
 app.add_typer(train, name="train", help="Train a model; see `paliglass train COMMAND --help`.")
 
-
-class Precision(StrEnum):
-    """What forward and backward compute in; the weights are float32."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-OutOption = Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")]
-PrecisionOption = Annotated[
-    Precision | None,
-    typer.Option(
-        help="What is computed in; bf16 is faster where the processor has it, and slower where it "
-        "has not. [what the processor has; with --resume the run's own]"
-    ),
-]
 ShardOption = Annotated[
     bool,
     typer.Option(
         "--shard", help="Spread weights, gradients and optimizer over the processes (FSDP2)."
     ),
 ]
-WorldCacheOption = Annotated[
-    Path | None, typer.Option(file_okay=False, help="The world's artwork. [.cache/world]")
-]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --out, if there is one.")
-]
-LogEveryOption = Annotated[int, typer.Option(min=1, help="Steps between log lines.")]
-CheckpointSecondsOption = Annotated[float, typer.Option(min=0, help="Time between checkpoints.")]
 
 
-def past_run(out: Path, result: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from, if there is one.
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Takes a YAML file's settings as the options' defaults; flags win."""
+    if path is None:
+        return None
+    try:
+        import yaml
+    except ImportError:
+        raise typer.BadParameter('needs pyyaml: pip install "paliglass[train]"') from None
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(settings, dict):
+        raise typer.BadParameter(f"{path}: is no list of settings, as `learning_rate: 1e-4`")
+    names = {p.name for p in context.command.params if p.name not in ("config", "debug")}
+    found = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in found.keys() - names:
+        raise typer.BadParameter(
+            f"{path}: {name} is no setting; there are {', '.join(sorted(filter(None, names)))}"
+        )
+    context.default_map = {**(context.default_map or {}), **found}
+    return path
 
-    Raises CheckpointError where the result is there already, and BadParameter where a run is that
-    nobody wants to resume.
-    """
-    from paliglass.checkpoints.saving import refuse_existing
-    from paliglass.training.runs import find_checkpoint
 
-    refuse_existing(result)
-    checkpoint = find_checkpoint(out / "checkpoint")
-    if checkpoint is not None and not resume:
-        raise typer.BadParameter(f"{out} holds a run; go on with --resume, or choose a new folder")
-    return checkpoint
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes and what it tells on the way; nothing here changes its losses."""
+
+    out: Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")]
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            is_eager=True,
+            callback=read_config,
+            help="A YAML file of these settings, such as a run's config.yaml; flags win.",
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, if there is one; at its end it may get more --steps "
+            "or --epochs.",
+        ),
+    ] = False
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that prepare pictures, for each that trains.")
+    ] = 1
+    logs: Annotated[
+        Logs, typer.Option(help="log.jsonl is always written; tensorboard's files beside it.")
+    ] = "jsonl"
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints.")] = (
+        120.0
+    )
+
+    def open(self, result: str = "model") -> Run:
+        """The run's folder, which is this process's alone until it is closed; see `Run`."""
+        from paliglass.training.runs import Run
+
+        return Run(self.out, result, resume=self.resume)
+
+    def loop(self) -> dict[str, Any]:
+        """The options of the training loop."""
+        return {
+            "workers": self.workers,
+            "log_every": self.log_every,
+            "checkpoint_seconds": self.checkpoint_seconds,
+        }
 
 
 def wants_shards(flag: bool) -> bool:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
+from tests.workshop.conftest import Command
 from workshop import calibrate
 from workshop.calibrate import (
     Judged,
     calibration_error,
-    diagram,
+    draw_diagram,
     fit,
     judge,
     matched,
@@ -144,32 +145,32 @@ def test_every_kind_of_answer_is_judged(model: PaliGemma) -> None:
 
 
 def test_one_command_writes_what_load_reads(
-    model: PaliGemma, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    model: PaliGemma, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_folder(model.model, tmp_path / "model", model.processor)
+    save_folder(model.model, "model", model.processor)
     judged = {"ocr": Judged(), "detect": Judged()}
     raw, right = sampled(2.0, -1.0, 200)
     for i, row in enumerate(zip(raw, right, strict=True)):
         judged["ocr"].add(*row, i)
     judged["detect"].add(0.5, True, 0)
     monkeypatch.setattr(calibrate, "judge", lambda *_args: judged)
-    monkeypatch.setattr("workshop.world.World", lambda *_args, **_options: None)
-    drawn = tmp_path / "reliability.svg"
-    command = ["calibrate", str(tmp_path / "model"), "--diagram", str(drawn), "--threads", "1"]
-    monkeypatch.setattr("sys.argv", command)
-    calibrate.main()
-    calibration = load_calibration(tmp_path / "model")
+    monkeypatch.setattr(calibrate, "World", lambda *_args, **_options: None)
+    result = command(calibrate.calibrate, "model", "--diagram", "drawn.svg", "--threads", "1")
+    assert result.code == 0, result.err
+    calibration = load_calibration(Path("model"))
     assert calibration.detect is None
     assert calibration.ocr == fit(raw, right)
-    assert json.loads((tmp_path / "model" / FILE).read_text()).keys() == {"ocr"}
-    assert "detect: too few answers" in capsys.readouterr().out
-    circles = ElementTree.parse(drawn).findall(".//{*}circle")
+    assert json.loads(Path("model", FILE).read_text()).keys() == {"ocr"}
+    assert "detect: too few answers" in result.out
+    circles = ElementTree.parse("drawn.svg").findall(".//{*}circle")
     assert len(circles) >= 15
 
 
 def test_a_diagram_has_a_panel_for_each_task() -> None:
     raw, right = sampled(2.0, 0.0, 50)
-    tree = ElementTree.fromstring(diagram({"ocr": (raw, raw, right), "<b>": (raw, raw, right)}))
+    tree = ElementTree.fromstring(
+        draw_diagram({"ocr": (raw, raw, right), "<b>": (raw, raw, right)})
+    )
     texts = [element.text for element in tree.iter() if element.text]
     assert any(text.startswith("<b>") for text in texts)
     assert sum("error" in text for text in texts) == 4

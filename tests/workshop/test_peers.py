@@ -1,23 +1,18 @@
-"""What the comparison makes of its figures."""
+"""The comparison with peers: what it makes of its figures, and of engines that fail."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from tests.tiny import tiny_model
+from tests.workshop.conftest import Command
+from workshop.peers import __main__ as module
 from workshop.peers.chart import to_svg
-from workshop.peers.compare import (
-    Measured,
-    Ratio,
-    between,
-    compare,
-    machine,
-    ratios,
-    shares,
-)
-from workshop.peers.engines import ENGINES, open_engine
+from workshop.peers.compare import ENGINES, Ratio, compare, ratios, shares
+from workshop.peers.engines import load_engine
 from workshop.peers.gguf_file import gguf_name, write_gguf
 
 from paliglass import load
@@ -25,8 +20,10 @@ from paliglass.checkpoints.folder import read_tensors
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.saving import save_folder
 from paliglass.errors import PaliglassError
+from paliglass.inspect.bench import Measured
 
 OURS, PLAIN, THEIRS, LLAMA = ENGINES
+LIMITS = {"read_gb_per_s": 10.0, "bf16_gop_per_s": 50.0, "fp32_gop_per_s": 40.0}
 
 
 ONCE = """
@@ -73,7 +70,6 @@ def test_ratios_by_hand() -> None:
     assert all(ratio.met for ratio in ratios(found).values())
     assert not Ratio(3.7, 3.6, at_most=True).met
     assert ratios({PLAIN: found[PLAIN]}) == {}
-    assert between([1.0, 2.0, 4.0, 4.5]) == 1.0
 
 
 def test_an_engine_that_fails_says_why(tmp_path: Path) -> None:
@@ -162,7 +158,7 @@ def test_a_peers_file_that_cannot_be_written_is_told_of(
 
 def test_llamas_engine_wants_its_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="GGUF"):
-        open_engine(LLAMA, tmp_path, 1)
+        load_engine(LLAMA, tmp_path, 1)
 
 
 def test_the_decoder_is_written_as_gguf(tmp_path: Path) -> None:
@@ -191,8 +187,29 @@ def test_every_tensor_of_a_gemma_decoder_has_a_name_in_gguf(tmp_path: Path) -> N
         gguf_name("layers.0.post_feedforward_layernorm.weight")
 
 
-def test_the_machine_is_measured_and_drawn() -> None:
-    assert all(value > 0 for value in machine(1).values())
+def test_figures_are_drawn() -> None:
     drawing = to_svg("a <model>", {OURS: measured(1, 0.1), THEIRS: measured(4, 0.4)})
     assert "a &lt;model&gt;" in drawing
     assert drawing.count('class="ours"') == 3
+
+
+def test_the_command_compares_what_is_asked_for(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "machine_limits", lambda threads: LIMITS)
+    monkeypatch.setattr(module, "start_up", lambda: {"cold": Ratio(0.5, 1.0, True, "s")})
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    save_folder(tiny_model(), tmp_path / "model")
+    given = ["model", "--rounds", "1", "--tokens", "3", "--threads", "1", "--engine", PLAIN]
+    result = command(module.peers, *given, "--engine", THEIRS, "--json", "--chart", "chart.svg")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert list(found["engines"]) == [PLAIN, THEIRS]
+    ratio = found["ratios"]["tokens/s, bf16 / transformers"]
+    assert ratio.keys() == {"value", "target", "met"}
+    assert found["machine"] == LIMITS
+    assert "paliglass" in Path("chart.svg").read_text()
+    table = command(module.peers, *given, "--markdown")
+    assert "| cold | 0.50 s | ≤ 1.0 s | yes |" in table.out
+    wrong = command(module.peers, "--engine", "nonsense")
+    assert (wrong.code, "'nonsense' is none of paliglass int8" in wrong.err) == (2, True)

@@ -1,6 +1,6 @@
-"""`paliglass train pretrain` on a tiny model and a world of squares: in a test, or as a process.
+"""`python -m workshop.pretrain` on a tiny model and a world of squares: in a test, or as a process.
 
-    python -m tests.cli.squares train pretrain …
+    python -m tests.workshop.squares --out run …
 
 With DIE_AT=N in the environment, such a process kills itself before it has taken step N + 1.
 """
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+from typing import Any
 
 import pytest
-from tests.training.fake_world import FakeWorld
-from tests.training.test_pretrain import SMALL, TOKENIZER
-from workshop.pretrain import loop as pretrain
+from tests.workshop.fake_world import FakeWorld
+from tests.workshop.test_pretrain import SMALL, TOKENIZER
+from workshop.commands import run
+from workshop.pretrain import __main__ as command
 from workshop.pretrain.pretrainer import Pretrainer
-
-from paliglass.cli import main
 
 
 def use_squares(patch: pytest.MonkeyPatch) -> None:
@@ -26,19 +25,19 @@ def use_squares(patch: pytest.MonkeyPatch) -> None:
     def world(cache: object, split: str, seed: int, size: int, **options: object) -> FakeWorld:
         return FakeWorld(size, seed)
 
-    patch.setattr("workshop.world.World", world)
-    patch.setattr(pretrain, "MINI", SMALL)
-    patch.setattr(pretrain, "common_tokenizer", lambda *_: TOKENIZER)
+    patch.setattr(command, "World", world)
+    patch.setattr(command, "MINI", SMALL)
+    patch.setattr(command, "run_tokenizer", lambda *_: TOKENIZER)
 
 
 def signal_at(patch: pytest.MonkeyPatch, step: int, kind: signal.Signals) -> None:
     """The process sends itself a signal when it is about to take the step after this one."""
     train_step = Pretrainer.train_step
 
-    def with_signal(self: Pretrainer, batch: object) -> object:
+    def with_signal(self: Pretrainer, group: Any) -> Any:
         if self.step == step:
             os.kill(os.getpid(), kind)
-        return train_step(self, batch)  # type: ignore[arg-type]
+        return train_step(self, group)
 
     patch.setattr(Pretrainer, "train_step", with_signal)
 
@@ -48,4 +47,4 @@ if __name__ == "__main__":
     use_squares(patch)
     if "DIE_AT" in os.environ:
         signal_at(patch, int(os.environ["DIE_AT"]), signal.SIGKILL)
-    main(sys.argv[1:])
+    run(command.pretrain)

@@ -1,30 +1,34 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tests.tiny import tiny_processor
-from tests.training.fake_world import FakeWorld
-from workshop.pretrain.batches import TASKS, Row, SceneBatch, SceneDataset, patch_boxes, text_batch
-from workshop.pretrain.loop import batches, common_tokenizer
-from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss, Recipe
-from workshop.tokenizer import training_texts
+from tests.workshop.fake_world import FakeWorld
+from workshop.pretrain.batches import (
+    TASKS,
+    Row,
+    SceneBatch,
+    SceneDataset,
+    batches,
+    patch_boxes,
+    text_batch,
+)
+from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
+from workshop.pretrain.recipe import PretrainRecipe
+from workshop.tokenizer import run_tokenizer, training_texts
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
-from paliglass.errors import CheckpointError, PaliglassError
-from paliglass.layers.attention import Attention
+from paliglass.errors import PaliglassError
 from paliglass.layers.masks import prefix_lm_mask
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.attention import PlainAttention, use_plain_attention
-from paliglass.training.runs import cut_log, find_checkpoint, make_accelerator
+from paliglass.training.attention import use_plain_attention
+from paliglass.training.processes import make_accelerator
 from paliglass.training.tokenizer import train_tokenizer
 
 SMALL = PaliGemmaConfig(
@@ -48,18 +52,18 @@ SMALL = PaliGemmaConfig(
     image_token_index=3200,
 )
 GRID = 4
-RECIPE = Recipe(steps=8, scenes=4, prompts=4, looking=0.25, separate=0.25, warm_up=1, decay=1.0)
+RECIPE = PretrainRecipe(
+    steps=8,
+    scenes=4,
+    prompts=4,
+    vision_warmup=0.25,
+    unpacked_share=0.25,
+    warm_up_steps=1,
+    decay=1.0,
+)
 WORLD = FakeWorld(size=64)
 TOKENIZER = train_tokenizer(training_texts(WORLD, scenes=20, prompts=4))
 PROCESSOR = PaliGemmaProcessor(TOKENIZER, GRID**2, 64)
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator() -> Iterator[None]:
-    """Accelerate keeps its settings for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def network(**changes: object) -> PretrainLoss:
@@ -79,26 +83,31 @@ def mean(report: dict[str, tuple[float, int]]) -> float:
     return sum(total for total, _ in report.values()) / sum(count for _, count in report.values())
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0], ids=["looking", "packed", "separate"])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0], ids=["vision", "packed", "unpacked"])
 def test_steps_lower_the_loss_of_a_batch(progress: float) -> None:
-    model = trainer(steps=10**9, looking=0.0 if progress else 1.0, separate=float(progress == 1))
+    model = trainer(
+        steps=10**9, vision_warmup=0.0 if progress else 1.0, unpacked_share=float(progress == 1)
+    )
     batch = data()[0]
-    losses = [mean(model.train_step(batch)) for _ in range(20)]
+    losses = [mean(model.train_step([batch])) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_half_precision_trains_too() -> None:
-    model = trainer(looking=0.0, precision="bf16")
+    model = trainer(vision_warmup=0.0, precision="bf16")
     batch = data()[0]
-    losses = [mean(model.train_step(batch)) for _ in range(20)]
+    losses = [mean(model.train_step([batch])) for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
-    assert {weight.dtype for weight in model.weights.values()} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters.values()} == {torch.float32}
 
 
 def test_half_precision_has_the_losses_of_a_model_in_it() -> None:
     """Of weights in float32, and of the same weights rounded."""
     batch = data()[0]
-    kept, rounded = network(precision="bf16", looking=0.0), network(looking=0.0).bfloat16()
+    kept, rounded = (
+        network(precision="bf16", vision_warmup=0.0),
+        network(vision_warmup=0.0).bfloat16(),
+    )
     use_plain_attention(rounded)
     found = Pretrainer(kept, make_accelerator()).losses(batch)
     with torch.no_grad():
@@ -110,7 +119,7 @@ def test_a_seed_gives_the_same_first_fifty_losses() -> None:
         recipe = dataclasses.replace(RECIPE, scenes=2, steps=50)
         model = trainer(seed=seed, scenes=2, steps=50)
         batches_of = batches(FakeWorld(64, seed), PROCESSOR, recipe, GRID, 0, workers=0)
-        return [mean(model.train_step(batch)) for batch in islice(batches_of, steps)]
+        return [mean(model.train_step([batch])) for batch in islice(batches_of, steps)]
 
     first = losses(0, 50)
     assert losses(0, 50) == first
@@ -119,69 +128,22 @@ def test_a_seed_gives_the_same_first_fifty_losses() -> None:
 
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
     unbroken = trainer()
-    expected = [unbroken.train_step(batch) for batch in data()]
+    expected = [unbroken.train_step([batch]) for batch in data()]
     first = trainer()
-    got = [first.train_step(batch) for batch in data()[:3]]
+    got = [first.train_step([batch]) for batch in data()[:3]]
     first.save(tmp_path / "checkpoint")
     second = trainer()
     torch.nn.init.ones_(second.model.multi_modal_projector.linear.weight)  # to be replaced
     second.resume(tmp_path / "checkpoint")
-    got += [second.train_step(batch) for batch in data(second.step)]
+    got += [second.train_step([batch]) for batch in data(second.step)]
     assert got == expected
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint"]
-
-
-def test_a_save_cut_short_between_its_two_renames_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "checkpoint"
-    first = trainer()
-    first.save(folder)
-    assert find_checkpoint(folder) == folder
-    replace = os.replace
-
-    def killed(source: Path, target: Path) -> None:
-        if target == folder:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    first.step = 5
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            first.save(folder)
-    left = find_checkpoint(folder)
-    assert left == tmp_path / "checkpoint.old"
-    second = trainer()
-    second.resume(left)
-    assert second.step == 0
-    second.save(folder)  # and what is left over is in nobody's way
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_there_is_no_checkpoint_before_the_first(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.new").mkdir()  # may be half written
-    assert find_checkpoint(tmp_path / "checkpoint") is None
-
-
-def test_another_recipe_is_refused_by_name(tmp_path: Path) -> None:
-    trainer().save(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match="started with seed 0, not 1"):
-        trainer(seed=1).resume(tmp_path / "checkpoint")
-
-
-def test_the_log_of_a_broken_run_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    cut_log(log, 0)  # none yet
-    log.write_text('{"step": 50}\n{"step": 100}\n{"step": 150}\n{"st')
-    cut_log(log, 100)
-    assert log.read_text() == '{"step": 50}\n{"step": 100}\n'
 
 
 def test_a_batch_of_empty_pictures_has_a_loss() -> None:
     batch = data()[0]
     batch.patch_boxes[:] = torch.nan
-    report = trainer(looking=1.0).train_step(batch)
+    report = trainer(vision_warmup=1.0).train_step([batch])
     assert report["patch_box"] == (0.0, 0)
 
 
@@ -189,16 +151,16 @@ def test_weights_never_see_a_gradient_that_is_not_finite() -> None:
     model = trainer()
     model.network.patch_head.bias.register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(PaliglassError, match="step 1: the gradient is not finite"):
-        model.train_step(data()[0])
-    assert all(weight.isfinite().all() for weight in model.weights.values())
+        model.train_step([data()[0]])
+    assert all(weight.isfinite().all() for weight in model.parameters.values())
 
 
 def text_loss(report: dict[str, tuple[float, int]]) -> float:
     return mean({name: report[name] for name in report if not name.startswith("patch")})
 
 
-def test_separate_rows_have_the_model_s_own_loss() -> None:
-    model = trainer(looking=0.0, separate=1.0)
+def test_unpacked_rows_have_the_model_s_own_loss() -> None:
+    model = trainer(vision_warmup=0.0, unpacked_share=1.0)
     pictures, prompts, answers = [], [], []
     for index in range(RECIPE.scenes):
         scene, examples = WORLD.sample(index, RECIPE.prompts)
@@ -211,15 +173,15 @@ def test_separate_rows_have_the_model_s_own_loss() -> None:
     plain.load_state_dict(model.model.state_dict())
     with torch.no_grad():
         expected = plain(**batch).loss
-    assert text_loss(model.train_step(data()[0])) == pytest.approx(expected.item(), rel=1e-4)
+    assert text_loss(model.train_step([data()[0]])) == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_prompts_in_one_row_have_the_losses_they_have_alone() -> None:
     together = data()[0]
-    report = trainer(looking=0.0, separate=0.0).train_step(together)
+    report = trainer(vision_warmup=0.0, unpacked_share=0.0).train_step([together])
     alone = [
-        trainer(looking=0.0, separate=0.0).train_step(
-            dataclasses.replace(together, rows=[[rows[i]] for rows in together.rows])
+        trainer(vision_warmup=0.0, unpacked_share=0.0).train_step(
+            [dataclasses.replace(together, rows=[[rows[i]] for rows in together.rows])]
         )
         for i in range(RECIPE.prompts)
     ]
@@ -228,21 +190,12 @@ def test_prompts_in_one_row_have_the_losses_they_have_alone() -> None:
         assert report[task] == pytest.approx(totals, rel=1e-4)
 
 
-def test_attention_for_one_key_head_equals_the_model_s() -> None:
-    torch.manual_seed(0)
-    query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 1, 7, 8), torch.randn(2, 1, 7, 8)
-    mask = torch.rand(2, 1, 5, 7) < 0.7
-    mask[..., 0] = True
-    expected = Attention(0.3)(query, key, value, mask)
-    torch.testing.assert_close(PlainAttention(0.3)(query, key, value, mask), expected)
-
-
 def rows(*lengths: tuple[int, int]) -> list[Row]:
     """Rows of (prefix, suffix) tokens, ids 10, 11 …"""
     return [Row(list(range(10, 10 + p + s)), p, task=1) for p, s in lengths]
 
 
-def test_separate_rows_have_the_model_s_own_mask_and_positions() -> None:
+def test_unpacked_rows_have_the_model_s_own_mask_and_positions() -> None:
     text = text_batch([rows((2, 2), (1, 3))], num_patches=3, packed=False)
     is_suffix = torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
     assert torch.equal(text.mask, prefix_lm_mask(is_suffix, torch.ones_like(is_suffix)))
@@ -287,16 +240,16 @@ def test_every_scene_is_seen_once_and_in_order() -> None:
     assert np.array_equal(pixels.numpy(), np.stack(expected))
 
 
-def test_a_run_that_only_looks_composes_no_prompts() -> None:
-    recipe = dataclasses.replace(RECIPE, looking=1.0)
-    looking = list(batches(WORLD, PROCESSOR, recipe, GRID, 0, workers=0))
-    assert all(rows == [[]] * RECIPE.scenes for rows in (batch.rows for batch in looking))
-    assert torch.equal(looking[0].pixels, data()[0].pixels)
+def test_a_run_of_the_vision_tower_alone_composes_no_prompts() -> None:
+    recipe = dataclasses.replace(RECIPE, vision_warmup=1.0)
+    alone = list(batches(WORLD, PROCESSOR, recipe, GRID, 0, workers=0))
+    assert all(rows == [[]] * RECIPE.scenes for rows in (batch.rows for batch in alone))
+    assert torch.equal(alone[0].pixels, data()[0].pixels)
 
 
 def test_a_run_from_a_model_takes_its_tokenizer(tmp_path: Path) -> None:
     given = tiny_processor().tokenizer
     given.save(str(tmp_path / "tokenizer.json"))
     for folder in (tmp_path, None):  # then the run has its own
-        found = common_tokenizer(tmp_path / "run.json", None, None, folder)
+        found = run_tokenizer(tmp_path / "run.json", None, None, folder)
         assert found.get_vocab() == given.get_vocab()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,21 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
-from tests.training.test_pretrain import GRID, PROCESSOR, RECIPE, WORLD, network
+from tests.workshop.test_pretrain import GRID, PROCESSOR, RECIPE, WORLD, network
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from workshop.pretrain.loop import batches, mean_losses, save_result
+from workshop.pretrain.__main__ import save_result
+from workshop.pretrain.batches import batches
 from workshop.pretrain.pretrainer import Pretrainer
 
 from paliglass.errors import PaliglassError
-from paliglass.training.muon import Muon
-from paliglass.training.runs import make_accelerator
+from paliglass.training.loop import total_of
+from paliglass.training.optimizers import Muon
+from paliglass.training.processes import make_accelerator
 
 Losses = list[dict[str, float]]
-
-
-@pytest.fixture(autouse=True)
-def own_accelerator() -> Iterator[None]:
-    """Accelerate keeps its settings for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def new_trainer(accelerator: Accelerator, shard: bool = False, **changes: Any) -> Pretrainer:
@@ -47,9 +39,10 @@ def train(trainer: Pretrainer, steps: int) -> Losses:
     data = batches(WORLD, PROCESSOR, RECIPE, GRID, trainer.step, 0, rank, processes)
     losses = []
     for batch in islice(data, steps):
-        report = trainer.train_step(batch)
-        sums = {name: torch.tensor(pair) for name, pair in report.items()}
-        losses.append(mean_losses(sums, trainer.accelerator))
+        report = trainer.train_step([batch])
+        sums = {name: list(pair) for name, pair in report.items()}
+        totals = total_of(sums, trainer.accelerator)
+        losses.append({name: total / max(count, 1) for name, (total, count) in totals.items()})
     return losses
 
 
@@ -84,7 +77,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
         again = new_trainer(accelerator, shard)
         again.resume(folder / name / "third")
         found[name] = {"losses": first + rest, "resumed": train(again, 5)}
-    shards = [weight for weight in trainer.weights.values() if isinstance(weight, DTensor)]
+    shards = [weight for weight in trainer.parameters.values() if isinstance(weight, DTensor)]
     found["held"] = sum(weight.to_local().numel() for weight in shards)
     found["half"] = train(new_trainer(accelerator, shard=True, precision="bf16"), 4)
     try:
@@ -170,7 +163,7 @@ def test_two_processes_leave_the_model_of_one(two: Path, one: Pretrainer, tmp_pa
 
 
 def test_each_process_holds_half(found: dict[str, Any], one: Pretrainer) -> None:
-    total = sum(weight.numel() for weight in one.weights.values())
+    total = sum(weight.numel() for weight in one.parameters.values())
     assert found["held"] == pytest.approx(total / 2, rel=0.01)
 
 

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tests.workshop.conftest import Command
 from workshop import codec as training
 from workshop.codec import Codebook, round_trips, train_step, training_crops, turned
 from workshop.world import Scene, SceneObject
 
-from paliglass.errors import PaliglassError
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 
 SMALL = MaskCodecConfig(width=32, embedding_dim=8, num_codes=32)
@@ -108,31 +106,25 @@ def test_training_learns_discs() -> None:
 
 
 def test_the_command_writes_a_codec_with_its_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workshop.world.World", Discs)
+    monkeypatch.setattr(training, "World", Discs)
     monkeypatch.setattr(training, "MINI", SMALL)
-    out = tmp_path / "codec.safetensors"
-    arguments = ["codec", "--out", str(out), "--minutes", "0.01", "--scenes", "5"]
-    monkeypatch.setattr(sys, "argv", arguments)
     threads = torch.get_num_threads()
-    training.main()
+    result = command(training.codec, "--out", "codec", "--minutes", "0.01", "--scenes", "5")
     torch.set_num_threads(threads)
-    assert MaskCodec.load(out).config == SMALL
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    with safe_open(out, framework="pt") as file:
+    assert result.code == 0, result.err
+    assert MaskCodec.load("codec").config == SMALL
+    figures = json.loads(result.out.splitlines()[-1])
+    with safe_open("codec", framework="pt") as file:
         metadata = file.metadata()
     assert figures.items() <= metadata.items()
-    found = round_trips(MaskCodec.load(out), Discs(), 5)  # type: ignore[arg-type]
+    found = round_trips(MaskCodec.load("codec"), Discs(), 5)  # type: ignore[arg-type]
     assert float(figures["round_trip_iou"]) == pytest.approx(np.mean(found), abs=1e-4)
 
 
-def test_bad_options_are_named_before_the_work_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["codec", "--out", str(tmp_path / "no" / "codec")])
-    with pytest.raises(PaliglassError, match="no: there is no such folder"):
-        training.main()
-    monkeypatch.setattr(sys, "argv", ["codec", "--out", str(tmp_path / "codec"), "--minutes", "0"])
-    with pytest.raises(PaliglassError, match="--minutes and --scenes must be above 0"):
-        training.main()
+def test_bad_options_are_named_before_the_work_begins(command: Command) -> None:
+    nowhere = command(training.codec, "--out", "no/codec")
+    assert (nowhere.code, "no: there is no such folder" in nowhere.err) == (1, True)
+    hurried = command(training.codec, "--out", "codec", "--minutes", "0")
+    assert (hurried.code, "--minutes must be above 0" in hurried.err) == (2, True)

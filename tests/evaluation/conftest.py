@@ -1,5 +1,0 @@
-"""The art of the world's tests."""
-
-from tests.world.conftest import art, face
-
-__all__ = ["art", "face"]
