@@ -11,7 +11,7 @@ from tests.workshop.conftest import Command
 from workshop import contrastive as module
 from workshop.contrastive import contrastive
 from workshop.world import World
-from workshop.world.sources import Art
+from workshop.world.art import Art
 
 from paliglass.contrastive.folders import load_contrastive
 

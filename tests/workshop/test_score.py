@@ -11,7 +11,7 @@ from tests.tiny import tiny_model, tiny_processor, worded_config
 from tests.workshop.conftest import Command
 from workshop import score as module
 from workshop.world import World
-from workshop.world.sources import Art
+from workshop.world.art import Art
 
 from paliglass.checkpoints import save_folder
 

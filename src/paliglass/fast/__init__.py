@@ -1,7 +1,7 @@
 """What makes a model fast, put in the place of its plain modules from outside.
 
-`accelerate` is the only door (`explain` says what it does): the plain model knows nothing of what is in here, and a test holds
-each replacement to the module that it replaces.
+`accelerate` is the only door (`explain` says what it does): the plain model knows nothing of what is
+in here, and a test holds each replacement to the module that it replaces.
 
     int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
     packed.py                bfloat16 matrices, laid out for a CPU's decoding
