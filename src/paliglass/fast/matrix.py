@@ -1,0 +1,213 @@
+"""Packed int8 and int4 matrices: made from float weights, multiplied, read row by row.
+
+int8: a scale for each output channel. int4: one for each group of 32 inputs of a channel, searched
+for the least squared error, in float16. Activations are rounded to int8 as they come, with a scale
+for each group of 64 (int8) or 32 (int4) inputs of a token: the same for one token and for many, so
+that an answer does not depend on what else is in its batch::
+
+    y = Σ_groups (q_x · q_w) · s_x · s_w        q_x = round(127 · x / max|x|),  s_x = max|x| / 127
+
+One copy serves single tokens and prompts. Needs numba (the extra `fast`) and a processor with dot
+products of bytes: `is_available`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import ctypes
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paliglass.fast.layout import BLOCK, BYTES, GROUP, SPAN
+from paliglass.fast.threads import team
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+LARGE_PAGE = 1 << 21  # bytes
+MOST_ROWS = 8  # tokens of a tile
+
+
+@lru_cache
+def is_available() -> bool:
+    """Whether numba is installed and knows a fitting instruction of this processor."""
+    try:
+        from paliglass.fast import instructions
+    except ImportError:
+        return False
+    return instructions.INSTRUCTION is not None
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """N output channels × K inputs, see `layout`.
+
+    bits: 8 or 4. weights: the blocks' bytes, at an address that is a multiple of 64. scales: of
+    int8, float32, N in full blocks; else empty.
+    """
+
+    bits: int
+    rows: int
+    columns: int
+    weights: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def empty(bits: int, rows: int, columns: int) -> PackedMatrix:
+        """Zeros."""
+        blocks, spans = -(-rows // BLOCK), -(-columns // SPAN)
+        weights = large_buffer(blocks * spans * SPAN * BYTES[bits])
+        if rows % BLOCK:  # channels that are not written to, but read
+            weights[-spans * SPAN * BYTES[bits] :] = 0
+        return PackedMatrix(
+            bits, rows, columns, weights, torch.zeros(blocks * BLOCK if bits == 8 else 0)
+        )
+
+    @property
+    def descriptor(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """What compiled code knows of it; valid as long as the matrix lives."""
+        blocks, spans = -(-self.rows // BLOCK), -(-self.columns // SPAN)
+        addresses = self.weights.data_ptr(), self.scales.data_ptr()
+        return np.array([self.bits, *addresses, blocks, spans], dtype=np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes + self.scales.nbytes
+
+
+def large_buffer(size: int) -> Tensor:
+    """Uninitialised bytes, in pages of 2 MiB where Linux has them: gigabytes read faster."""
+    buffer = torch.empty(size, dtype=torch.uint8)
+    start = -(-buffer.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+    end = (buffer.data_ptr() + size) // LARGE_PAGE * LARGE_PAGE
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+    return buffer
+
+
+def quantize(weight: Tensor, bits: int) -> PackedMatrix:
+    """From N × K float32 or bfloat16 weights."""
+    from paliglass.fast import kernels
+
+    rows, columns = weight.shape
+    weight = _padded(weight)
+    matrix = PackedMatrix.empty(bits, rows, columns)
+    source = KINDS[weight.dtype], weight.data_ptr(), weight.stride(0) * weight.element_size()
+    team().run(kernels.pack, 1, *source, rows, matrix.descriptor)
+    return matrix
+
+
+def _padded(x: Tensor) -> Tensor:
+    """… × K with K a multiple of 64, its last axis without gaps."""
+    if x.dtype not in KINDS:
+        x = x.float()
+    missing = -x.shape[-1] % SPAN
+    x = F.pad(x, (0, missing)) if missing else x
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def tile_rows(count: int) -> int:
+    """Tokens of a tile: 1, 2, 4 or 8."""
+    return next((rows for rows in (1, 2, 4) if count <= rows), MOST_ROWS)
+
+
+class Activations:
+    """Room for `count` quantized tokens of K inputs."""
+
+    def __init__(self, count: int, spans: int, bits: int) -> None:
+        rows = tile_rows(count)
+        padded = -(-count // rows) * rows
+        make = torch.zeros if padded > count else torch.empty
+        self.integers = make(padded * spans * SPAN, dtype=torch.int8)
+        self.scales = make(padded * spans * SPAN // GROUP[bits])
+        self.sums = make(padded * spans * SPAN // GROUP[bits], dtype=torch.int32)
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        return self.integers.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr()
+
+
+def multiply(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -> Tensor:
+    """x · Wᵀ + bias, … × K → … × N, in x's dtype. bias: N, float32."""
+    from paliglass.fast import kernels
+
+    tokens = _padded(x.reshape(-1, x.shape[-1]))
+    count, width = len(tokens), -(-matrix.rows // BLOCK) * BLOCK
+    rows = tile_rows(count)
+    padded = -(-count // rows) * rows
+    descriptor = matrix.descriptor
+    room = Activations(count, int(descriptor[4]), matrix.bits)
+    y = torch.empty(padded, width)
+    is_float = tokens.dtype == torch.float32
+    out = y if is_float else torch.empty(padded, width, dtype=tokens.dtype)
+    if bias is not None and len(bias) != width:
+        bias = F.pad(bias, (0, width - len(bias)))
+    team().run(
+        kernels.linear,
+        3,
+        descriptor,
+        rows,
+        _source(tokens),
+        room.addresses,
+        y.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+    )
+    return out[:count, : matrix.rows].reshape(*x.shape[:-1], matrix.rows).to(x.dtype)
+
+
+def _source(tokens: Tensor) -> tuple[int, int, int, int]:
+    stride = tokens.stride(0) * tokens.element_size()
+    return KINDS[tokens.dtype], tokens.data_ptr(), stride, len(tokens)
+
+
+def geglu(x: Tensor, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -> Tensor:
+    """down(gelu(gate(x)) · up(x)), … × D → … × D, in x's dtype."""
+    from paliglass.fast import kernels
+
+    tokens = _padded(x.reshape(-1, x.shape[-1]))
+    count, width = len(tokens), -(-down.rows // BLOCK) * BLOCK
+    rows = tile_rows(count)
+    padded = -(-count // rows) * rows
+    matrices = np.stack([m.descriptor for m in (gate, up, down)])
+    room = Activations(count, int(matrices[0, 4]), gate.bits)
+    hidden = Activations(count, int(matrices[2, 4]), down.bits)
+    scratch = torch.empty(team().threads * kernels.SCRATCH, dtype=torch.uint8)
+    y = torch.empty(padded, width)
+    out = y if tokens.dtype == torch.float32 else torch.empty(padded, width, dtype=tokens.dtype)
+    team().run(
+        kernels.geglu,
+        4,
+        matrices,
+        rows,
+        _source(tokens),
+        room.addresses,
+        hidden.addresses,
+        scratch.data_ptr(),
+        y.data_ptr(),
+        out.data_ptr(),
+    )
+    return out[:count, : down.rows].reshape(*x.shape[:-1], down.rows).to(x.dtype)
+
+
+def integers(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
+    """The weights' integers, int8 N × K, and scales: N (int8) or N × K/32 (int4), float32."""
+    blocks, spans = -(-matrix.rows // BLOCK), -(-matrix.columns // SPAN)
+    if matrix.bits == 8:
+        fours = matrix.weights.view(blocks, spans * SPAN // 4, BLOCK, 4)
+        found = fours.permute(0, 2, 1, 3).reshape(blocks * BLOCK, -1)
+        found = found.bitwise_xor(128).view(torch.int8)
+        return found[: matrix.rows, : matrix.columns], matrix.scales[: matrix.rows]
+    data = matrix.weights.view(blocks, spans, SPAN * BYTES[4])
+    scales = data[..., : 4 * BLOCK].contiguous().view(torch.float16).float()
+    scales = scales.view(blocks, spans * 2, BLOCK).transpose(1, 2).reshape(blocks * BLOCK, -1)
+    packed = data[..., 4 * BLOCK :].reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
+    halves = torch.stack((packed & 15, packed >> 4), dim=3)  # blocks, eights, BLOCK, 2, 4
+    found = halves.permute(0, 2, 1, 3, 4).reshape(blocks * BLOCK, -1).to(torch.int8) - 8
+    groups = -(-matrix.columns // GROUP[4])
+    return found[: matrix.rows, : matrix.columns], scales[: matrix.rows, :groups]

@@ -1,0 +1,74 @@
+"""Threads for compiled functions: all run the same one, and sleep in between.
+
+torch's own threads spin for a while after each product, on cores that these need; these sleep on a
+lock, and while they wait for each other in a function they soon offer their core to others.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+LINE = 64  # bytes of a cache line
+COUNTERS = 4096
+
+
+class Team:
+    """`threads` threads, the caller among them. One function runs at a time; the rest wait."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._busy = threading.Lock()
+        self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self._job: tuple[Callable[..., None], tuple[Any, ...]] | None = None
+        memory = np.zeros(LINE * (COUNTERS + 2), dtype=np.uint8)
+        skipped = -memory.ctypes.data % LINE
+        self._counters = memory[skipped : skipped + LINE * (COUNTERS + 1)].view(np.int64)
+        self._sync = self._counters.ctypes.data
+        for i, start in enumerate(self._starts):
+            threading.Thread(target=self._work, args=(i + 1, start), daemon=True).start()
+
+    def run(self, function: Any, counters: int, *arguments: Any) -> None:
+        """Calls function(thread, threads, sync, *arguments) on each thread.
+
+        counters: how many the function takes tasks from; they start at 0. It must end with all
+        threads waiting for each other.
+        """
+        with self._busy:
+            if len(self._starts) and not function.signatures:
+                # Alone, so that an error cannot leave the others waiting.
+                _compile(function, 0, self.threads, self._sync, *arguments)
+            self._counters[LINE // 8 : LINE // 8 * (counters + 1)] = 0
+            self._job = function, arguments
+            for start in self._starts:
+                start.release()
+            function(0, self.threads, self._sync, *arguments)
+
+    def _work(self, thread: int, start: threading.Semaphore) -> None:
+        while True:
+            start.acquire()
+            assert self._job is not None
+            function, arguments = self._job
+            function(thread, self.threads, self._sync, *arguments)
+
+
+def _compile(function: Any, *arguments: Any) -> None:
+    from numba import typeof
+
+    function.compile(tuple(typeof(argument) for argument in arguments))
+
+
+_teams: dict[tuple[int, int], Team] = {}
+
+
+def team() -> Team:
+    """The process's threads, as many as torch has; made anew after a fork, which copies none."""
+    key = os.getpid(), torch.get_num_threads()
+    if key not in _teams:
+        _teams[key] = Team(key[1])
+    return _teams[key]
