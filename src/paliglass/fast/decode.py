@@ -175,7 +175,9 @@ class Decoder:
             first, last, _ = words.indices(vocabulary)
             start = first // BLOCK
             end = max(start, -(-last // BLOCK)) if last > first else start
-            return self._all_words[start:end], slice(first - start * BLOCK, max(last, first) - start * BLOCK)
+            return self._all_words[start:end], slice(
+                first - start * BLOCK, max(last, first) - start * BLOCK
+            )
         ids = words.numpy()
         blocks, places = np.unique(ids // BLOCK, return_inverse=True)
         return blocks, torch.from_numpy(places * BLOCK + ids % BLOCK)

@@ -6,8 +6,8 @@ find a dot product of bytes by itself.
 
 A dot product of bytes multiplies four unsigned bytes by four signed ones and adds the sum to an
 int32, in 16, 8 or 4 lanes. A lane is an output channel: its four weights are in the packed matrix,
-the token's four numbers are the same for all lanes. Weights are stored unsigned, 128 (int8) or 8
-(int4) above their value; the sums of `quantize_group` take that off again.
+the token's four numbers are the same for all lanes. int8 weights are stored unsigned, 128 above
+their value, and the sums of `quantize_group` take that off again; int4's come out of a table of 16.
 
 - AVX-512 VNNI, AVX-VNNI: vpdpbusd
 - AVX2: vpmaddubsw, whose 16-bit sums would overflow for int8: there |w| · (±x) is summed
@@ -27,7 +27,7 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from paliglass.fast.layout import BLOCK, BYTES, GROUP, SPAN
+from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SPAN
 
 Builder = Any  # llvmlite has no types
 Value = Any
@@ -45,7 +45,7 @@ class Instruction:
     name: str
     lanes: int
     rows: int
-    is_signed: bool = False  # its weights are signed: no sums to take off, save int4's
+    is_signed: bool = False  # it takes signed weights: there is nothing to take off
 
 
 def _features() -> dict[str, bool]:
@@ -201,27 +201,38 @@ def _instruction(
 # ---- products -----------------------------------------------------------------------------------
 
 
-def _dot(b: Builder, bits: int, sums: Value, weights: Value, numbers: Value) -> Value:
-    """Adds the dot products of unsigned weights and signed numbers, both as int32 lanes."""
+def _dot(b: Builder, sums: Value, w: Value, x: Value) -> Value:
+    """int32 lanes + the dot products of four weights, unsigned or not, and four signed numbers."""
     assert INSTRUCTION is not None
-    lanes = INSTRUCTION.lanes
-    wide = _vector(I8, 4 * lanes)
-    is_old = binding.llvm_version_info[0] < 22  # it declares bytes as int32
-    if INSTRUCTION.name.startswith("vpdpbusd") and is_old:
-        return _call(b, f"llvm.x86.avx512.{INSTRUCTION.name}", sums.type, sums, weights, numbers)
-    w, x = b.bitcast(weights, wide), b.bitcast(numbers, wide)
     if INSTRUCTION.name.startswith("vpdpbusd"):
+        if binding.llvm_version_info[0] < 22:  # it declares bytes as int32
+            w, x = b.bitcast(w, sums.type), b.bitcast(x, sums.type)
         return _call(b, f"llvm.x86.avx512.{INSTRUCTION.name}", sums.type, sums, w, x)
-    if bits == 8:
-        w = b.xor(w, _constant(I8, 4 * lanes, 128))
     if INSTRUCTION.name == "sdot":
         return _call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", sums.type, sums, w, x)
-    if bits == 8:
-        x = _call(b, "llvm.x86.avx2.psign.b", wide, x, w)
-        w = _call(b, "llvm.abs.v32i8", wide, w, ir.IntType(1)(0))
+    x = _call(b, "llvm.x86.avx2.psign.b", x.type, x, w)
+    w = _call(b, "llvm.abs.v32i8", w.type, w, ir.IntType(1)(0))
     pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", _vector(I16, 16), w, x)
     quads = _call(b, "llvm.x86.avx2.pmadd.wd", sums.type, pairs, _constant(I16, 16, 1))
     return b.add(sums, quads)
+
+
+def _unpack(b: Builder, bits: int, packed: Value) -> list[Value]:
+    """Stored bytes → vectors of weights as the dot product takes them: one, or two of int4."""
+    assert INSTRUCTION is not None
+    count = packed.type.count
+    if bits == 8:
+        return [b.xor(packed, _constant(I8, count, 128)) if INSTRUCTION.is_signed else packed]
+    table = [(code if INSTRUCTION.is_signed else code + 128) % 256 for code in CODES]
+    codes = ir.Constant(packed.type, table * (count // 16))
+    name = {
+        64: "llvm.x86.avx512.pshuf.b.512",
+        32: "llvm.x86.avx2.pshuf.b",
+        16: "llvm.aarch64.neon.tbl1.v16i8",
+    }[count]
+    low, shift = _constant(I8, count, 15), _constant(I8, count, 4)
+    halves = b.and_(packed, low), b.lshr(packed, shift)
+    return [_call(b, name, packed.type, codes, half) for half in halves]
 
 
 def _tile(bits: int, rows: int, blocks: int) -> Callable[..., Any]:
@@ -295,26 +306,22 @@ def _group_products(
     """The integers of one group of inputs: by token, block and first channel in it."""
     assert INSTRUCTION is not None
     lanes, quads = INSTRUCTION.lanes, GROUP[bits] // 4
-    ints = _vector(I32, lanes)
     found = {}
     for t in some:
         start = _constant(I32, lanes, 0)
-        if bits == 4 or not INSTRUCTION.is_signed:
+        if not INSTRUCTION.is_signed:
             start = _splat(b, _load(b, I32, _add(b, sums, 4 * (group * rows + t)), 4), lanes)
         found.update({(t, *place): start for place in places})
     for q in range(0, quads, 1 if bits == 8 else 2):
         for c, p in places:
             at = 64 * q if bits == 8 else 4 * BLOCK + 32 * (group * quads + q)
-            packed = _load(b, ints, _add(b, weights[c], at + 4 * p), 4 * lanes)
-            vectors = [packed]
-            if bits == 4:
-                low, shift = _constant(I32, lanes, 0x0F0F0F0F), _constant(I32, lanes, 4)
-                vectors = [b.and_(packed, low), b.and_(b.lshr(packed, shift), low)]
-            for h, vector in enumerate(vectors):
+            packed = _load(b, _vector(I8, 4 * lanes), _add(b, weights[c], at + 4 * p), 4 * lanes)
+            for h, vector in enumerate(_unpack(b, bits, packed)):
                 for t in some:
                     at = 4 * (rows * (group * quads + q + h) + t)
                     four = _splat(b, _load(b, I32, _add(b, tokens, at), 4), lanes)
-                    found[t, c, p] = _dot(b, bits, found[t, c, p], vector, four)
+                    four = b.bitcast(four, packed.type)
+                    found[t, c, p] = _dot(b, found[t, c, p], vector, four)
     return found
 
 
@@ -367,7 +374,7 @@ def _quantize_group(bits: int, kind: int) -> Callable[..., Any]:
         _store_fours(b, integers, target, stride)
         _store(b, b.fmul(largest, F32(1 / 127)), scale, 4)
         sums = _sum(b, b.sext(integers, _vector(I32, count)))
-        _store(b, b.mul(sums, I32(-128 if bits == 8 else -8)), total, 4)
+        _store(b, b.mul(sums, I32(-128)), total, 4)
 
     return _instruction(emit)
 
@@ -405,17 +412,18 @@ def _pack_row_8(kind: int) -> Callable[..., Any]:
 
 pack_row_8, pack_row_8_bf16 = _pack_row_8(FLOAT32), _pack_row_8(BFLOAT16)
 
-# Where a group's largest weight may come to lie, of −8 … 7: −8 and 7 lose least at the edge, what
-# lies beyond is cut off, and the others get finer steps.
-LEVELS = (-6.5, -7.0, -7.4, -7.7, -8.0, -8.3, -8.7, -9.2, 6.2, 6.6, 7.0, 7.4, 7.8)
+# Where a group's largest weight may come to lie among the codes: at an end, cut off a little
+# beyond it, or inside, which leaves it and all others finer steps than the last one.
+LEVELS = [CODES[0] * f for f in (0.85, 0.92, 0.98, 1.04, 1.12)]
+LEVELS += [CODES[-1] * f for f in (0.88, 0.96, 1.05)]
 
 
 def _pack_group_4(kind: int) -> Callable[..., Any]:
     """32 weights of a channel → half bytes in a block, and the scale that loses least.
 
-    For each of `LEVELS` the weights are rounded; those integers' best scale is Σwq / Σq², and
-    leaves a squared error of Σw² − (Σwq)² / Σq². The scale is rounded to float16, the weights once
-    more with it.
+    For each of `LEVELS` the weights are given their codes q; those codes' best scale is Σwq / Σq²,
+    and leaves a squared error of Σw² − (Σwq)² / Σq². The scale is rounded to float16, the weights
+    get their codes once more with it.
 
     Arguments: source; target, of the channel's first eight inputs; scale, a float16.
     """
@@ -424,18 +432,27 @@ def _pack_group_4(kind: int) -> Callable[..., Any]:
     def emit(b: Builder, arguments: Sequence[Value]) -> None:
         source, target, scale = arguments
         x = _load_floats(b, source, count, kind)
-        high = _largest(b, x)
-        low = _largest(b, b.fneg(x))
+        high, low = _largest(b, x), _largest(b, b.fneg(x))
         extreme = b.select(b.fcmp_ordered(">", low, high), b.fneg(low), high)
 
         def rounded(inverse: Value) -> Value:
-            q = _unary(b, "rint", b.fmul(x, _splat(b, inverse, count)))
-            q = _binary(b, "minnum", q, _constant(F32, count, 7.0))
-            return _binary(b, "maxnum", q, _constant(F32, count, -8.0))
+            steps = b.fmul(x, _splat(b, inverse, count))
+            steps = _binary(b, "minnum", steps, _constant(F32, count, 127.0))
+            return _to_bytes(b, _binary(b, "maxnum", steps, _constant(F32, count, -128.0)))
+
+        def chosen(integers: Value, values: Sequence[int]) -> Value:
+            """For each integer the value that belongs to the nearest code."""
+            found = _constant(I8, count, values[0] % 256)
+            for i, value in enumerate(values[1:]):
+                between = _constant(I8, count, (CODES[i] + CODES[i + 1]) // 2 % 256)
+                is_above = b.icmp_signed(">", integers, between)
+                found = b.select(is_above, _constant(I8, count, value % 256), found)
+            return found
 
         best, step = F32(-1.0), F32(0.0)
         for level in LEVELS:
-            q = rounded(_inverse(b, extreme, level))
+            codes = chosen(rounded(_inverse(b, extreme, level)), CODES)
+            q = b.sitofp(codes, x.type)
             with_x, with_q = _sum(b, b.fmul(x, q)), _sum(b, b.fmul(q, q))
             own = b.fmul(with_x, _inverse(b, with_q, 1.0))
             gain = b.fmul(with_x, own)
@@ -443,10 +460,9 @@ def _pack_group_4(kind: int) -> Callable[..., Any]:
             best, step = b.select(is_better, gain, best), b.select(is_better, own, step)
         half = b.fptrunc(step, F16)
         _store(b, half, scale, 2)
-        integers = _to_bytes(b, rounded(_inverse(b, b.fpext(half, F32), 1.0)))
-        unsigned = b.add(integers, _constant(I8, count, 8))
-        places = [8 * i + j for i in range(count // 8) for j in range(4)]
-        first, last = _shuffle(b, unsigned, places), _shuffle(b, unsigned, [i + 4 for i in places])
+        places = chosen(rounded(_inverse(b, b.fpext(half, F32), 1.0)), range(len(CODES)))
+        order = [8 * i + j for i in range(count // 8) for j in range(4)]
+        first, last = _shuffle(b, places, order), _shuffle(b, places, [i + 4 for i in order])
         both = b.or_(first, b.shl(last, _constant(I8, count // 2, 4)))
         _store_fours(b, both, target, I64(4 * BLOCK))
 

@@ -356,9 +356,7 @@ def linear(
     kind, address, stride, count = source
     tiles = (count + rows - 1) // rows
     bits, y_stride = matrix[BITS], 4 * BLOCK * matrix[BLOCKS]
-    quantize_tokens(
-        sync, 0, kind, bits, rows, address, stride, count, matrix[SPANS], tokens
-    )
+    quantize_tokens(sync, 0, kind, bits, rows, address, stride, count, matrix[SPANS], tokens)
     wait_for_all(sync, threads)
     project(sync, 1, matrix, rows, tiles, tokens, y, y_stride)
     wait_for_all(sync, threads)
@@ -400,9 +398,7 @@ def geglu(
     )
     wait_for_all(sync, threads)
     own = scratch + thread * SCRATCH
-    gate(
-        sync, 1, matrices[0], matrices[1], down[BITS], rows, tiles, tokens, hidden, own
-    )
+    gate(sync, 1, matrices[0], matrices[1], down[BITS], rows, tiles, tokens, hidden, own)
     wait_for_all(sync, threads)
     project(sync, 2, down, rows, tiles, hidden, y, y_stride)
     wait_for_all(sync, threads)

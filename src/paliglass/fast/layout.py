@@ -6,11 +6,14 @@ padded with zeros to full blocks and to a multiple of 64 inputs. A block holds, 
 - int8: 16 × 16 × 4 bytes: four inputs of each channel side by side, 128 above their value. The
   float32 scale of each channel lies apart.
 - int4: the float16 scales of 2 groups of 32 inputs × 16 channels, then 8 × 16 × 4 bytes: of each
-  byte the low half is one of eight inputs' first four, the high half of the last four, 8 above
-  their value.
+  byte the low half belongs to one of eight inputs' first four, the high half to one of the last.
+  Half a byte says which of 16 `CODES` stands for the weight.
 """
 
 BLOCK = 16  # channels
 SPAN = 64  # inputs
 GROUP = {8: 64, 4: 32}  # inputs that share a token's scale; of int4, a weight's too
 BYTES = {8: 16, 4: 9}  # of a block, for each input
+# int4's values: dense where weights are. Lloyd's algorithm (Least squares quantization in PCM, 1982)
+# on normally distributed groups of 32, each divided by its best scale; 0.90 of the error of −8 … 7.
+CODES = (-127, -101, -80, -62, -47, -34, -21, -9, 2, 13, 25, 37, 50, 65, 83, 107)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.fast.layout import BLOCK, BYTES, GROUP, SPAN
+from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SPAN
 from paliglass.fast.threads import team
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
@@ -208,6 +208,7 @@ def integers(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
     scales = scales.view(blocks, spans * 2, BLOCK).transpose(1, 2).reshape(blocks * BLOCK, -1)
     packed = data[..., 4 * BLOCK :].reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
     halves = torch.stack((packed & 15, packed >> 4), dim=3)  # blocks, eights, BLOCK, 2, 4
-    found = halves.permute(0, 2, 1, 3, 4).reshape(blocks * BLOCK, -1).to(torch.int8) - 8
+    places = halves.permute(0, 2, 1, 3, 4).reshape(blocks * BLOCK, -1)
+    found = torch.tensor(CODES, dtype=torch.int8)[places.int()]
     groups = -(-matrix.columns // GROUP[4])
     return found[: matrix.rows, : matrix.columns], scales[: matrix.rows, :groups]

@@ -45,7 +45,7 @@ from paliglass.fast.kernels import (
     task_blocks,
     wait_for_all,
 )
-from paliglass.fast.layout import BLOCK, SPAN
+from paliglass.fast.layout import BLOCK, CODES, SPAN
 
 # A layer's matrices, and after the last layer's the table.
 Q, K, V, O, GATE, UP, DOWN, MATRICES = range(8)
@@ -147,7 +147,7 @@ def embed(table: Any, token: int, width: int, factor: float, out: int) -> None:
             scale = load_half((span + k % SPAN // 32 * 2 * BLOCK + 2 * channel,)) * factor
             at = span + 4 * BLOCK + k % SPAN // 8 * 64 + 4 * channel + k % 4
             byte = load_byte((at,)) >> (4 * (k % 8 // 4))
-            store_float((out + 4 * k, np.float32((byte & 15) - 8) * scale))
+            store_float((out + 4 * k, np.float32(CODES[byte & 15]) * scale))
 
 
 @compiled
@@ -259,7 +259,12 @@ def decode(
     """
     count = tokens.shape[1]
     rows = 1 if count == 1 else 2 if count == 2 else 4 if count <= 4 else 8
-    width, heads, key_heads, head_dim = shape[WIDTH], shape[HEADS], shape[KEY_HEADS], shape[HEAD_DIM]
+    width, heads, key_heads, head_dim = (
+        shape[WIDTH],
+        shape[HEADS],
+        shape[KEY_HEADS],
+        shape[HEAD_DIM],
+    )
     layers, epsilon = shape[LAYERS], factors[EPSILON]
     padded = (width + SPAN - 1) // SPAN * SPAN
     attended_width = (heads * head_dim + SPAN - 1) // SPAN * SPAN
@@ -280,9 +285,7 @@ def decode(
         quantize_normed(own, width, rows, count, gain, epsilon, matrices[m + Q])
         for i, start in enumerate((0, key_start, value_start)):
             y = room[QKV] + 4 * start
-            project(
-                sync, counter + i, matrices[m + i], rows, 1, private, y, 4 * qkv_width
-            )
+            project(sync, counter + i, matrices[m + i], rows, 1, private, y, 4 * qkv_width)
         wait_for_all(sync, threads)
         # Rotary positions; keys and values into the cache.
         while True:
