@@ -8,9 +8,9 @@ float32.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paliglass.config import GemmaConfig
-from paliglass.fast.layout import BLOCK, SPAN
+from paliglass.fast.layout import BLOCK, SCRATCH, SPAN
 from paliglass.fast.matrix import KINDS, MOST_ROWS, PackedMatrix, tile_rows
 from paliglass.fast.threads import COUNTERS, team
 from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.rope import rotary_cos_sin
+
+PAGE = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Decoder:
         dtype: torch.dtype,
     ) -> None:
         assert fits(config)
-        assert len(layers) * 8 + 1 <= COUNTERS
+        assert len(layers) * 8 < COUNTERS
         for layer in layers:
             assert layer.q.bits == layer.k.bits == layer.v.bits and layer.gate.bits == layer.up.bits
         self.config = config
@@ -85,36 +87,20 @@ class Decoder:
             "post_feedforward_layernorm" if post else "",
         )
         self._gains = [
-            [(1 + layer[name].detach().float()).contiguous() if name else None for name in names]
-            for layer in norms
-        ]
-        self._final_gain = (1 + final_norm.detach().float()).contiguous()
-        rows = [[0 if g is None else g.data_ptr() for g in gains] for gains in self._gains]
-        self._norms = np.array([*rows, [self._final_gain.data_ptr(), 0, 0, 0]], dtype=np.int64)
-        self._shape = np.array(
-            [
-                config.hidden_size,
-                config.num_attention_heads,
-                config.num_key_value_heads,
-                config.head_dim,
-                len(layers),
-                config.intermediate_size,
-            ],
-            dtype=np.int64,
-        )
-        self._factors = np.array(
-            [
-                config.rms_norm_eps,
-                config.query_scale,
-                config.attn_logit_softcapping or 0,
-                float(torch.tensor(config.hidden_size**0.5, dtype=dtype)),
-                config.final_logit_softcapping or 0,
-            ],
-            dtype=np.float32,
-        )
-        self._slots = 0
-        self._room_key = (0, 0)
-        self._all_words = np.arange(-(-table.rows // BLOCK), dtype=np.int64)
+            _gain(layer[name]) if name else torch.empty(0) for layer in norms for name in names
+        ] + [_gain(final_norm)]
+        gains = [gain.data_ptr() if len(gain) else 0 for gain in self._gains]
+        self._norms = np.array(gains, dtype=np.int64)
+        factors = {
+            "epsilon": config.rms_norm_eps,
+            "query_scale": config.query_scale,
+            "attention_cap": config.attn_logit_softcapping or 0.0,
+            "embedding_scale": float(torch.tensor(config.hidden_size**0.5, dtype=dtype)),
+            "final_cap": config.final_logit_softcapping or 0.0,
+        }
+        self._factors = torch.tensor(list(factors.values()))
+        self._all_blocks = np.arange(table.blocks, dtype=np.int64)
+        self._room = _Room(config, rows=0, slots=0, threads=0)
 
     def step(
         self, ids: Tensor, cache: KVCache, words: slice | Tensor | None = None
@@ -134,72 +120,87 @@ class Decoder:
         """`step` into slots that are reserved already, B × T; `cache.capacity` is padding's."""
         from paliglass.fast import step
 
+        config = self.config
         batch, length = ids.shape
-        count = batch * length
+        count, rows = batch * length, tile_rows(batch * length)
         assert count <= MOST_ROWS
-        tokens = np.empty((3, count), dtype=np.int64)
-        tokens[0] = ids.reshape(-1).numpy()
-        tokens[1] = np.repeat(np.arange(batch), length)
-        tokens[2] = slots.reshape(-1).numpy()
+        threads = team().threads
+        if not self._room.holds(rows, cache.capacity + 1, threads):
+            self._room = _Room(config, rows, cache.capacity + 257, threads)
+        rows_of_cache = torch.arange(batch).repeat_interleave(length)
+        tokens = torch.stack((ids.flatten(), rows_of_cache, slots.flatten()))
+        pairs = zip(cache.keys, cache.values, strict=True)
+        caches = np.array([[k.data_ptr(), v.data_ptr()] for k, v in pairs], dtype=np.int64)
         blocks, places = self._blocks(words)
-        rows = tile_rows(count)
-        room = self._room(rows, cache.capacity + 1)
-        hidden = torch.empty(count, self.config.hidden_size)
+        hidden = torch.empty(count, config.hidden_size)
         logits = torch.empty(rows, len(blocks) * BLOCK)
-        team().run(
-            step.decode,
-            len(self._gains) * 8 + 1,
-            self._shape,
-            self._factors,
-            self._descriptors,
-            self._norms,
-            room,
-            self._caches(cache),
-            np.array([cache.capacity + 1, KINDS[cache.keys[0].dtype]], dtype=np.int64),
-            tokens,
-            blocks,
+        job = [
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.num_hidden_layers,
+            cache.capacity + 1,
+            KINDS[cache.keys[0].dtype],
+            count,
+            rows,
+            len(blocks),
+            self._factors.data_ptr(),
+            self._descriptors.ctypes.data,
+            self._norms.ctypes.data,
+            caches.ctypes.data,
+            tokens.data_ptr(),
+            blocks.ctypes.data,
+            *self._room.addresses,
             hidden.data_ptr(),
             logits.data_ptr(),
-        )
-        found = logits[:count] if places is None else logits[:count, places]
+        ]
+        counters = config.num_hidden_layers * step.COUNTERS + 1
+        team().run(step.decode, counters, np.array(job, dtype=np.int64))
+        found = logits[:count, places]
         return found.view(batch, length, -1), hidden.view(batch, length, -1)
 
-    def _blocks(
-        self, words: slice | Tensor | None
-    ) -> tuple[NDArray[np.int64], slice | Tensor | None]:
+    def _blocks(self, words: slice | Tensor | None) -> tuple[NDArray[np.int64], slice | Tensor]:
         """The table's blocks that hold some words, and the words' places in them."""
         vocabulary = self.config.vocab_size
         if words is None:
-            return self._all_words, slice(vocabulary)
+            return self._all_blocks, slice(vocabulary)
         if isinstance(words, slice):
             first, last, _ = words.indices(vocabulary)
-            start = first // BLOCK
-            end = max(start, -(-last // BLOCK)) if last > first else start
-            return self._all_words[start:end], slice(
-                first - start * BLOCK, max(last, first) - start * BLOCK
-            )
+            blocks = self._all_blocks[first // BLOCK : max(-(-last // BLOCK), first // BLOCK)]
+            skipped = first - first % BLOCK
+            return blocks, slice(first - skipped, max(last - skipped, 0))
         ids = words.numpy()
         blocks, places = np.unique(ids // BLOCK, return_inverse=True)
         return blocks, torch.from_numpy(places * BLOCK + ids % BLOCK)
 
-    def _caches(self, cache: KVCache) -> NDArray[np.int64]:
-        pairs = zip(cache.keys, cache.values, strict=True)
-        return np.array([[k.data_ptr(), v.data_ptr()] for k, v in pairs], dtype=np.int64)
 
-    def _room(self, rows: int, slots: int) -> NDArray[np.int64]:
-        """Memory for `rows` tokens over so many slots; kept for the next step."""
-        config, threads = self.config, team().threads
-        if self._room_key[0] == rows and self._room_key[1] >= slots:
-            return self._addresses
-        slots += 256
+def _gain(weight: Tensor) -> Tensor:
+    return (1 + weight.detach().float()).contiguous()
+
+
+class _Room:
+    """Memory for `rows` tokens over so many slots of a cache, used again by every step.
+
+    addresses: from `cos` to `own_bytes`, as `step.JOB` lists them.
+    """
+
+    def __init__(self, config: GemmaConfig, rows: int, slots: int, threads: int) -> None:
+        self._sizes = rows, slots, threads
         positions = torch.arange(slots + 1)[None]
         rotary = rotary_cos_sin(positions, config.head_dim, config.rope_theta, torch.float32)
         self._rotary = [x[0, 0, :, : config.head_dim // 2].contiguous() for x in rotary]
-        width = -(-config.hidden_size // SPAN) * SPAN
-        attended = -(-config.num_attention_heads * config.head_dim // SPAN) * SPAN
-        hidden = -(-config.intermediate_size // SPAN) * SPAN
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        most = max(width, attended)
+        width, attended, hidden = (
+            -(-size // SPAN) * SPAN
+            for size in (
+                config.hidden_size,
+                config.num_attention_heads * config.head_dim,
+                config.intermediate_size,
+            )
+        )
+        # Integers, and for every 32 of them at most a scale and a sum.
+        own = 8 * rows * width + rows * max(width, attended) * 5 // 4 + SCRATCH + 4 * (slots + 16)
         sizes = [
             4 * rows * heads * config.head_dim,
             4 * rows * attended,
@@ -208,14 +209,11 @@ class Decoder:
             rows * hidden // 8,
             rows * hidden // 8,
         ]
-        own = 4 * rows * width + 4 * width + rows * most + rows * most // 4
-        own += 4 * SPAN * 16 + 4 * (slots + 16)
-        own = -(-own // 4096) * 4096
-        starts = np.cumsum([0, *(-(-size // 4096) * 4096 for size in sizes)])
-        self._memory = torch.zeros(int(starts[-1]) + own * threads + 64, dtype=torch.uint8)
-        first = -(-self._memory.data_ptr() // 64) * 64
-        self._addresses = np.array(
-            [*(first + starts), own, *(x.data_ptr() for x in self._rotary)], dtype=np.int64
-        )
-        self._room_key = (rows, slots)
-        return self._addresses
+        sizes, own = [-(-size // PAGE) * PAGE for size in sizes], -(-own // PAGE) * PAGE
+        self._memory = torch.zeros(sum(sizes) + own * threads + PAGE, dtype=torch.uint8)
+        first = -(-self._memory.data_ptr() // PAGE) * PAGE
+        starts = [first, *(first + size for size in itertools.accumulate(sizes))]
+        self.addresses = [*(x.data_ptr() for x in self._rotary), *starts, own]
+
+    def holds(self, rows: int, slots: int, threads: int) -> bool:
+        return self._sizes[0] == rows and self._sizes[1] >= slots and self._sizes[2] == threads

@@ -581,12 +581,12 @@ inner, inner_bf16 = _inner(FLOAT32), _inner(BFLOAT16)
 mix_1, mix_1_bf16, mix_4, mix_4_bf16 = (
     _mix(kind, vectors) for vectors in (1, 4) for kind in (FLOAT32, BFLOAT16)
 )
-# 16 numbers from float32 to another kind, and back: target, source.
+# 16 float32 numbers, as bfloat16 and as they are: target, source.
 to_bf16 = _instruction(
     lambda b, a: _store_floats(b, _load_floats(b, a[1], LANES, FLOAT32), a[0], BFLOAT16)
 )
-from_bf16 = _instruction(
-    lambda b, a: _store_floats(b, _load_floats(b, a[1], LANES, BFLOAT16), a[0], FLOAT32)
+copy_16 = _instruction(
+    lambda b, a: _store_floats(b, _load_floats(b, a[1], LANES, FLOAT32), a[0], FLOAT32)
 )
 
 
@@ -604,6 +604,7 @@ def _pause(b: Builder, arguments: Sequence[Value]) -> None:
 pause = _instruction(_pause)
 store_float = _instruction(lambda b, a: _store(b, a[1], a[0], 4))
 load_float = _instruction(lambda b, a: _load(b, F32, a[0], 4), types.float32)
+load_int = _instruction(lambda b, a: _load(b, I64, a[0], 8), types.int64)
 load_byte = _instruction(lambda b, a: b.zext(_load(b, I8, a[0]), I64), types.int64)
 load_half = _instruction(lambda b, a: b.fpext(_load(b, F16, a[0], 2), F32), types.float32)
 # Adds to an int64 that threads share, and returns what it was; reads one.

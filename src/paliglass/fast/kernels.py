@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import binding
 from numba import types
 
 from paliglass.fast.instructions import (
@@ -35,6 +37,7 @@ from paliglass.fast.instructions import (
     int8_tile_4,
     int8_tile_8,
     int8_tile_wide,
+    load_int,
     load_shared,
     pack_group_4,
     pack_group_4_bf16,
@@ -48,34 +51,63 @@ from paliglass.fast.instructions import (
     scale_16,
     to_bf16,
 )
-from paliglass.fast.layout import BLOCK, BYTES, GROUP, SPAN
+from paliglass.fast.layout import BLOCK, BYTES, GROUP, SCRATCH, SPAN
+from paliglass.fast.threads import LINE, Entry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LINE = 64  # bytes of a processor's cache line: what threads share lies on lines of its own
 SPINS = 2000  # looks at a barrier before the core is offered to others
 TASK_BYTES = 1 << 17  # of weights, about, in one task
-# What describes a matrix to compiled code.
-BITS, WEIGHTS, SCALES, BLOCKS, SPANS, FIELDS = range(6)
+# What describes a matrix to compiled code: int64, so many bytes from its address.
+BITS, WEIGHTS, SCALES, BLOCKS, SPANS, FIELDS = (8 * i for i in range(6))
 SPAN_8, SPAN_4 = SPAN * BYTES[8], SPAN * BYTES[4]  # bytes of a block's 64 inputs
 GROUP_8, GROUP_4 = GROUP[8], GROUP[4]
-SCRATCH = 4 * SPAN * 16  # bytes
 
 
 def compiled(function: F) -> F:
-    """Compiled at the first call, without the interpreter's lock; kept on disk for the next."""
-    decorate = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
-    return decorate(function)  # type: ignore[no-any-return]
+    """A small function, compiled into those that call it."""
+    decorate = numba.njit(nogil=True, error_model="numpy", boundscheck=False)
+    return cast(F, decorate(function))
+
+
+def compiled_once(function: F) -> F:
+    """Of int64 alone; others call it by its address. Kept on disk for the next process.
+
+    numba compiles what a function calls anew in every caller: seconds, were it the products.
+    """
+    count = len(signature(function).parameters)
+    compiled = _compile(function, count)
+    name = f"paliglass_{function.__name__}"
+    binding.add_symbol(name, compiled.address)
+    return cast(F, types.ExternalFunction(name, types.void(*[types.int64] * count)))
+
+
+def entry(function: Callable[[int, int, int, int], None]) -> Entry:
+    """What `Team.run` runs on each thread; see there."""
+    return cast(Entry, _compile(function, 4).ctypes)
+
+
+_kept: list[Any] = []  # what was compiled, so that its memory stays
+
+
+def _compile(function: Callable[..., None], count: int) -> Any:
+    kind = types.void(*[types.int64] * count)
+    _kept.append(numba.cfunc(kind, cache=True, error_model="numpy", boundscheck=False)(function))
+    return _kept[-1]
 
 
 if sys.platform == "win32":
     import ctypes
 
-    from llvmlite import binding
-
     _yield = ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value
     binding.add_symbol("sched_yield", _yield)
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@compiled
+def field(address: int, offset: int) -> int:
+    """An int64 in memory."""
+    return load_int((address + offset,))
 
 
 @compiled
@@ -96,7 +128,7 @@ def wait_for_all(sync: int, threads: int) -> None:
             sched_yield()
 
 
-@compiled
+@compiled_once
 def multiply_blocks(
     bits: int,
     rows: int,
@@ -151,7 +183,7 @@ def multiply_blocks(
         block += WIDE if is_wide else 1
 
 
-@compiled
+@compiled_once
 def quantize_groups(
     kind: int,
     bits: int,
@@ -184,15 +216,32 @@ def quantize_groups(
 
 
 @compiled
-def project(
-    sync: int, counter: int, matrix: Any, rows: int, tiles: int, tokens: Any, y: int, y_stride: int
-) -> None:
-    """Tiles of tokens times a whole matrix, float32 at y; the threads share the blocks.
+def task_blocks(bits: int, spans: int) -> int:
+    """Blocks of a task: about TASK_BYTES, in pairs if more than one."""
+    step = TASK_BYTES // (spans * (SPAN_8 if bits == 8 else SPAN_4))
+    return 1 if step < 2 else step // 2 * 2
 
-    tokens: the addresses of the integers, their scales and their sums.
-    """
-    bits, blocks, spans = matrix[BITS], matrix[BLOCKS], matrix[SPANS]
-    groups = spans * (1 if bits == 8 else 2)
+
+@compiled_once
+def project(
+    sync: int,
+    counter: int,
+    matrix: int,
+    rows: int,
+    tiles: int,
+    tokens: int,
+    token_scales: int,
+    sums: int,
+    y: int,
+    y_stride: int,
+) -> None:
+    """Tiles of tokens times a whole matrix, float32 at y; the threads share the blocks."""
+    bits, blocks, spans = (
+        field(matrix, BITS),
+        field(matrix, BLOCKS),
+        field(matrix, SPANS),
+    )
+    tile_groups = rows * spans * (1 if bits == 8 else 2)
     step = task_blocks(bits, spans)
     while True:
         first = next_task(sync, counter) * step
@@ -204,92 +253,91 @@ def project(
                 rows,
                 y + 4 * BLOCK * first + tile * rows * y_stride,
                 y_stride,
-                matrix[WEIGHTS],
-                matrix[SCALES],
+                field(matrix, WEIGHTS),
+                field(matrix, SCALES),
                 first,
                 min(blocks, first + step),
-                tokens[0] + tile * rows * spans * SPAN,
-                tokens[1] + tile * rows * groups * 4,
-                tokens[2] + tile * rows * groups * 4,
+                tokens + tile * rows * spans * SPAN,
+                token_scales + 4 * tile * tile_groups,
+                sums + 4 * tile * tile_groups,
                 spans,
             )
 
 
-@compiled
-def task_blocks(bits: int, spans: int) -> int:
-    """Blocks of a task: about TASK_BYTES, in pairs if more than one."""
-    step = TASK_BYTES // (spans * (SPAN_8 if bits == 8 else SPAN_4))
-    return 1 if step < 2 else step // 2 * 2
-
-
-@compiled
+@compiled_once
 def gate(
     sync: int,
     counter: int,
-    gate_matrix: Any,
-    up_matrix: Any,
+    gate_matrix: int,
+    up_matrix: int,
     next_bits: int,
     rows: int,
     tiles: int,
-    tokens: Any,
-    hidden: Any,
+    tokens: int,
+    token_scales: int,
+    sums: int,
+    hidden: int,
+    hidden_scales: int,
+    hidden_sums: int,
     scratch: int,
 ) -> None:
     """gelu(gate(x)) · up(x), quantized for a matrix of `next_bits`; the threads share channels.
 
-    tokens, hidden: addresses as in `project`, of what comes in and goes out. scratch: 1024 float32
-    of this thread's own. Both matrices have the same shape and bits.
+    hidden …: where that goes. scratch: SCRATCH bytes of this thread's own. The two matrices have
+    one shape and equal bits.
     """
-    bits, blocks, spans = gate_matrix[BITS], gate_matrix[BLOCKS], gate_matrix[SPANS]
-    groups = spans * (1 if bits == 8 else 2)
+    bits, blocks, spans = (
+        field(gate_matrix, BITS),
+        field(gate_matrix, BLOCKS),
+        field(gate_matrix, SPANS),
+    )
+    tile_groups = rows * spans * (1 if bits == 8 else 2)
     next_spans = (blocks + 3) // 4
-    next_groups = next_spans * (1 if next_bits == 8 else 2)
     per_span = 1 if next_bits == 8 else 2
-    other = scratch + 4 * SPAN * 8
     while True:
         span = next_task(sync, counter)
         if span >= next_spans:
             return
         first, last = 4 * span, min(blocks, 4 * span + 4)
         for tile in range(tiles):
-            x = tokens[0] + tile * rows * spans * SPAN
-            x_scales = tokens[1] + tile * rows * groups * 4
-            x_sums = tokens[2] + tile * rows * groups * 4
-            for matrix, y in ((gate_matrix, scratch), (up_matrix, other)):
+            for half in range(2):
+                matrix = up_matrix if half else gate_matrix
                 multiply_blocks(
                     bits,
                     rows,
-                    y,
+                    scratch + half * SCRATCH // 2,
                     4 * SPAN,
-                    matrix[WEIGHTS],
-                    matrix[SCALES],
+                    field(matrix, WEIGHTS),
+                    field(matrix, SCALES),
                     first,
                     last,
-                    x,
-                    x_scales,
-                    x_sums,
+                    tokens + tile * rows * spans * SPAN,
+                    token_scales + 4 * tile * tile_groups,
+                    sums + 4 * tile * tile_groups,
                     spans,
                 )
             for t in range(rows):
                 y = scratch + 4 * SPAN * t
-                for block in range(last - first):
-                    gelu_mul((y + 4 * BLOCK * block, y + 4 * BLOCK * block + 4 * SPAN * 8))
-                for block in range(last - first, 4):
-                    scale_16((y + 4 * BLOCK * block, np.float32(0.0)))
-                at = 4 * (tile * rows * next_groups + span * per_span * rows + t)
+                for block in range(4):
+                    at = y + 4 * BLOCK * block
+                    if first + block < last:
+                        gelu_mul((at, at + SCRATCH // 2))
+                    else:
+                        scale_16((at, np.float32(0.0)))
+                group = (tile * next_spans + span) * per_span * rows + t
                 quantize_groups(
                     FLOAT32,
                     next_bits,
                     rows,
                     y,
                     per_span,
-                    hidden[0] + (tile * next_spans + span) * rows * SPAN + 4 * t,
-                    hidden[1] + at,
-                    hidden[2] + at,
+                    hidden + (tile * next_spans + span) * rows * SPAN + 4 * t,
+                    hidden_scales + 4 * group,
+                    hidden_sums + 4 * group,
                 )
 
 
-@compiled
+@compiled_once
 def quantize_tokens(
     sync: int,
     counter: int,
@@ -300,7 +348,9 @@ def quantize_tokens(
     stride: int,
     count: int,
     spans: int,
-    tokens: Any,
+    tokens: int,
+    token_scales: int,
+    sums: int,
 ) -> None:
     """`count` tokens, `stride` bytes apart, into tiles; the threads share tiles."""
     groups = spans * (1 if bits == 8 else 2)
@@ -316,13 +366,13 @@ def quantize_tokens(
                 rows,
                 source + (tile * rows + t) * stride,
                 groups,
-                tokens[0] + tile * rows * spans * SPAN + 4 * t,
-                tokens[1] + at,
-                tokens[2] + at,
+                tokens + tile * rows * spans * SPAN + 4 * t,
+                token_scales + at,
+                sums + at,
             )
 
 
-@compiled
+@compiled_once
 def finish(
     sync: int, counter: int, kind: int, y: int, y_stride: int, bias: int, out: int, count: int
 ) -> None:
@@ -339,112 +389,120 @@ def finish(
                 to_bf16((out + row * y_stride // 2 + 2 * BLOCK * i, at))
 
 
-@compiled
-def linear(
-    thread: int,
-    threads: int,
-    sync: int,
-    matrix: Any,
-    rows: int,
-    source: Any,
-    tokens: Any,
-    y: int,
-    bias: int,
-    out: int,
-) -> None:
-    """x · Wᵀ + bias. source: kind, address, stride and count of x; y: float32; out: of x's kind."""
-    kind, address, stride, count = source
-    tiles = (count + rows - 1) // rows
-    bits, y_stride = matrix[BITS], 4 * BLOCK * matrix[BLOCKS]
-    quantize_tokens(sync, 0, kind, bits, rows, address, stride, count, matrix[SPANS], tokens)
+@entry
+def linear(thread: int, threads: int, sync: int, job: int) -> None:
+    """x · Wᵀ + bias.
+
+    job: matrix, rows of a tile; x: kind, address, stride, count; tokens, their scales, sums; y in
+    float32, bias or 0, out in x's kind.
+    """
+    matrix, rows, kind, source = field(job, 0), field(job, 8), field(job, 16), field(job, 24)
+    stride, count, tokens, scales = field(job, 32), field(job, 40), field(job, 48), field(job, 56)
+    sums, y, bias, out = field(job, 64), field(job, 72), field(job, 80), field(job, 88)
+    bits, spans = field(matrix, BITS), field(matrix, SPANS)
+    y_stride = 4 * BLOCK * field(matrix, BLOCKS)
+    quantize_tokens(sync, 0, kind, bits, rows, source, stride, count, spans, tokens, scales, sums)
     wait_for_all(sync, threads)
-    project(sync, 1, matrix, rows, tiles, tokens, y, y_stride)
+    tiles = (count + rows - 1) // rows
+    project(sync, 1, matrix, rows, tiles, tokens, scales, sums, y, y_stride)
     wait_for_all(sync, threads)
     if bias or kind == BFLOAT16:
         finish(sync, 2, kind, y, y_stride, bias, out, count)
         wait_for_all(sync, threads)
 
 
-@compiled
-def geglu(
-    thread: int,
-    threads: int,
-    sync: int,
-    matrices: Any,
-    rows: int,
-    source: Any,
-    tokens: Any,
-    hidden: Any,
-    scratch: int,
-    y: int,
-    out: int,
-) -> None:
-    """down(gelu(gate(x)) · up(x)). matrices: gate, up, down; else as `linear` and `gate`."""
-    kind, address, stride, count = source
+@entry
+def geglu(thread: int, threads: int, sync: int, job: int) -> None:
+    """down(gelu(gate(x)) · up(x)).
+
+    job: as `linear`'s, but three matrices in a row, and no bias; then hidden, its scales, sums, and
+    every thread's scratch.
+    """
+    gate_matrix, rows, kind, source = field(job, 0), field(job, 8), field(job, 16), field(job, 24)
+    stride, count, tokens, scales = field(job, 32), field(job, 40), field(job, 48), field(job, 56)
+    sums, y, out = field(job, 64), field(job, 72), field(job, 88)
+    hidden, hidden_scales, hidden_sums = field(job, 96), field(job, 104), field(job, 112)
+    scratch = field(job, 120) + thread * SCRATCH
+    up_matrix, down = gate_matrix + FIELDS, gate_matrix + 2 * FIELDS
+    bits, spans = field(gate_matrix, BITS), field(gate_matrix, SPANS)
+    y_stride = 4 * BLOCK * field(down, BLOCKS)
+    quantize_tokens(sync, 0, kind, bits, rows, source, stride, count, spans, tokens, scales, sums)
+    wait_for_all(sync, threads)
     tiles = (count + rows - 1) // rows
-    down = matrices[2]
-    y_stride = 4 * BLOCK * down[BLOCKS]
-    quantize_tokens(
+    gate(
         sync,
-        0,
-        kind,
-        matrices[0, BITS],
+        1,
+        gate_matrix,
+        up_matrix,
+        field(down, BITS),
         rows,
-        address,
-        stride,
-        count,
-        matrices[0, SPANS],
+        tiles,
         tokens,
+        scales,
+        sums,
+        hidden,
+        hidden_scales,
+        hidden_sums,
+        scratch,
     )
     wait_for_all(sync, threads)
-    own = scratch + thread * SCRATCH
-    gate(sync, 1, matrices[0], matrices[1], down[BITS], rows, tiles, tokens, hidden, own)
-    wait_for_all(sync, threads)
-    project(sync, 2, down, rows, tiles, hidden, y, y_stride)
+    project(sync, 2, down, rows, tiles, hidden, hidden_scales, hidden_sums, y, y_stride)
     wait_for_all(sync, threads)
     if kind == BFLOAT16:
         finish(sync, 3, kind, y, y_stride, 0, out, count)
         wait_for_all(sync, threads)
 
 
-@compiled
-def pack(
-    thread: int,
-    threads: int,
-    sync: int,
-    kind: int,
-    source: int,
-    stride: int,
-    count: int,
-    matrix: Any,
+@compiled_once
+def pack_block(
+    kind: int, bits: int, source: int, stride: int, count: int, spans: int, target: int, scales: int
 ) -> None:
-    """Quantizes `count` rows of weights, `stride` bytes apart, into a matrix; shared by blocks."""
-    bits, spans = matrix[BITS], matrix[SPANS]
-    size = spans * (SPAN_8 if bits == 8 else SPAN_4)
+    """Quantizes up to 16 rows of weights, `stride` bytes apart, into a block."""
     width = 2 if kind == BFLOAT16 else 4
+    for c in range(count):
+        row = source + c * stride
+        if bits == 8:
+            call = row, target + 4 * c, scales + 4 * c, spans
+            if kind == BFLOAT16:
+                pack_row_8_bf16(call)
+            else:
+                pack_row_8(call)
+            continue
+        for g in range(2 * spans):
+            base = target + g // 2 * SPAN_4
+            group = (
+                row + g * GROUP_4 * width,
+                base + 4 * BLOCK + g % 2 * 256 + 4 * c,
+                base + g % 2 * 2 * BLOCK + 2 * c,
+            )
+            if kind == BFLOAT16:
+                pack_group_4_bf16(group)
+            else:
+                pack_group_4(group)
+
+
+@entry
+def pack(thread: int, threads: int, sync: int, job: int) -> None:
+    """Quantizes rows of weights into a matrix; the threads share blocks.
+
+    job: matrix; kind, address, stride and count of the rows.
+    """
+    matrix, kind, source = field(job, 0), field(job, 8), field(job, 16)
+    stride, count = field(job, 24), field(job, 32)
+    bits, spans = field(matrix, BITS), field(matrix, SPANS)
+    size = spans * (SPAN_8 if bits == 8 else SPAN_4)
     while True:
         block = next_task(sync, 0)
-        if block >= matrix[BLOCKS]:
+        if block >= field(matrix, BLOCKS):
             break
-        target = matrix[WEIGHTS] + block * size
-        for c in range(min(BLOCK, count - block * BLOCK)):
-            row = source + (block * BLOCK + c) * stride
-            if bits == 8:
-                scale = matrix[SCALES] + 4 * (block * BLOCK + c)
-                if kind == BFLOAT16:
-                    pack_row_8_bf16((row, target + 4 * c, scale, spans))
-                else:
-                    pack_row_8((row, target + 4 * c, scale, spans))
-            else:
-                for g in range(2 * spans):
-                    base = target + g // 2 * SPAN_4
-                    call = (
-                        row + g * GROUP_4 * width,
-                        base + 4 * BLOCK + g % 2 * 256 + 4 * c,
-                        base + g % 2 * 2 * BLOCK + 2 * c,
-                    )
-                    if kind == BFLOAT16:
-                        pack_group_4_bf16(call)
-                    else:
-                        pack_group_4(call)
+        pack_block(
+            kind,
+            bits,
+            source + block * BLOCK * stride,
+            stride,
+            min(BLOCK, count - block * BLOCK),
+            spans,
+            field(matrix, WEIGHTS) + block * size,
+            field(matrix, SCALES) + 4 * BLOCK * block,
+        )
     wait_for_all(sync, threads)

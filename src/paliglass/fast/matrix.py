@@ -13,19 +13,19 @@ products of bytes: `is_available`.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import ctypes
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SPAN
-from paliglass.fast.threads import team
+from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SCRATCH, SPAN
+from paliglass.fast.threads import Entry, team
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 LARGE_PAGE = 1 << 21  # bytes
@@ -68,11 +68,18 @@ class PackedMatrix:
         )
 
     @property
-    def descriptor(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def blocks(self) -> int:
+        return -(-self.rows // BLOCK)
+
+    @property
+    def spans(self) -> int:
+        return -(-self.columns // SPAN)
+
+    @property
+    def descriptor(self) -> NDArray[np.int64]:
         """What compiled code knows of it; valid as long as the matrix lives."""
-        blocks, spans = -(-self.rows // BLOCK), -(-self.columns // SPAN)
         addresses = self.weights.data_ptr(), self.scales.data_ptr()
-        return np.array([self.bits, *addresses, blocks, spans], dtype=np.int64)
+        return np.array([self.bits, *addresses, self.blocks, self.spans], dtype=np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -97,8 +104,9 @@ def quantize(weight: Tensor, bits: int) -> PackedMatrix:
     rows, columns = weight.shape
     weight = _padded(weight)
     matrix = PackedMatrix.empty(bits, rows, columns)
-    source = KINDS[weight.dtype], weight.data_ptr(), weight.stride(0) * weight.element_size()
-    team().run(kernels.pack, 1, *source, rows, matrix.descriptor)
+    descriptor = matrix.descriptor
+    job = np.array([descriptor.ctypes.data, *_source(weight)], dtype=np.int64)
+    team().run(kernels.pack, 1, job)
     return matrix
 
 
@@ -117,15 +125,16 @@ def tile_rows(count: int) -> int:
 
 
 class Activations:
-    """Room for `count` quantized tokens of K inputs."""
+    """Room for `count` quantized tokens of a matrix's inputs."""
 
-    def __init__(self, count: int, spans: int, bits: int) -> None:
+    def __init__(self, count: int, matrix: PackedMatrix) -> None:
         rows = tile_rows(count)
-        padded = -(-count // rows) * rows
-        make = torch.zeros if padded > count else torch.empty
-        self.integers = make(padded * spans * SPAN, dtype=torch.int8)
-        self.scales = make(padded * spans * SPAN // GROUP[bits])
-        self.sums = make(padded * spans * SPAN // GROUP[bits], dtype=torch.int32)
+        size = -(-count // rows) * rows * matrix.spans * SPAN
+        # Places in a tile that no token takes are multiplied too.
+        make = torch.zeros if count % rows else torch.empty
+        self.integers = make(size, dtype=torch.int8)
+        self.scales = make(size // GROUP[matrix.bits])
+        self.sums = make(size // GROUP[matrix.bits], dtype=torch.int32)
 
     @property
     def addresses(self) -> tuple[int, int, int]:
@@ -136,68 +145,48 @@ def multiply(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -> Ten
     """x · Wᵀ + bias, … × K → … × N, in x's dtype. bias: N, float32."""
     from paliglass.fast import kernels
 
-    tokens = _padded(x.reshape(-1, x.shape[-1]))
-    count, width = len(tokens), -(-matrix.rows // BLOCK) * BLOCK
-    rows = tile_rows(count)
-    padded = -(-count // rows) * rows
-    descriptor = matrix.descriptor
-    room = Activations(count, int(descriptor[4]), matrix.bits)
-    y = torch.empty(padded, width)
-    is_float = tokens.dtype == torch.float32
-    out = y if is_float else torch.empty(padded, width, dtype=tokens.dtype)
-    if bias is not None and len(bias) != width:
-        bias = F.pad(bias, (0, width - len(bias)))
-    team().run(
-        kernels.linear,
-        3,
-        descriptor,
-        rows,
-        _source(tokens),
-        room.addresses,
-        y.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-    )
-    return out[:count, : matrix.rows].reshape(*x.shape[:-1], matrix.rows).to(x.dtype)
-
-
-def _source(tokens: Tensor) -> tuple[int, int, int, int]:
-    stride = tokens.stride(0) * tokens.element_size()
-    return KINDS[tokens.dtype], tokens.data_ptr(), stride, len(tokens)
+    if bias is not None:
+        bias = F.pad(bias, (0, -len(bias) % BLOCK))
+    return _run(kernels.linear, x, (matrix,), bias)
 
 
 def geglu(x: Tensor, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -> Tensor:
     """down(gelu(gate(x)) · up(x)), … × D → … × D, in x's dtype."""
     from paliglass.fast import kernels
 
-    tokens = _padded(x.reshape(-1, x.shape[-1]))
-    count, width = len(tokens), -(-down.rows // BLOCK) * BLOCK
-    rows = tile_rows(count)
-    padded = -(-count // rows) * rows
-    matrices = np.stack([m.descriptor for m in (gate, up, down)])
-    room = Activations(count, int(matrices[0, 4]), gate.bits)
-    hidden = Activations(count, int(matrices[2, 4]), down.bits)
-    scratch = torch.empty(team().threads * kernels.SCRATCH, dtype=torch.uint8)
-    y = torch.empty(padded, width)
-    out = y if tokens.dtype == torch.float32 else torch.empty(padded, width, dtype=tokens.dtype)
-    team().run(
-        kernels.geglu,
-        4,
-        matrices,
-        rows,
-        _source(tokens),
-        room.addresses,
-        hidden.addresses,
-        scratch.data_ptr(),
-        y.data_ptr(),
-        out.data_ptr(),
-    )
-    return out[:count, : down.rows].reshape(*x.shape[:-1], down.rows).to(x.dtype)
+    return _run(kernels.geglu, x, (gate, up, down), None)
+
+
+def _run(
+    function: Entry, x: Tensor, matrices: tuple[PackedMatrix, ...], bias: Tensor | None
+) -> Tensor:
+    """A function of `kernels` that takes x through the matrices."""
+    first, last = matrices[0], matrices[-1]
+    tokens = _padded(x.detach().reshape(-1, x.shape[-1]))
+    count, rows = len(tokens), tile_rows(len(tokens))
+    shape = -(-count // rows) * rows, -(-last.rows // BLOCK) * BLOCK
+    y = torch.empty(shape)
+    out = y if tokens.dtype == torch.float32 else torch.empty(shape, dtype=tokens.dtype)
+    descriptors = np.stack([matrix.descriptor for matrix in matrices])
+    room = Activations(count, first)
+    hidden = Activations(count, last)  # of `geglu` alone
+    scratch = torch.empty(team().threads * SCRATCH, dtype=torch.uint8)
+    job = [descriptors.ctypes.data, rows, *_source(tokens), *room.addresses]
+    job += [y.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
+    job += [*hidden.addresses, scratch.data_ptr()]
+    team().run(function, 4, np.array(job, dtype=np.int64))
+    return out[:count, : last.rows].reshape(*x.shape[:-1], last.rows).to(x.dtype)
+
+
+def _source(tokens: Tensor) -> tuple[int, int, int, int]:
+    """Kind, address, bytes between rows, and rows."""
+    stride = tokens.stride(0) * tokens.element_size()
+    return KINDS[tokens.dtype], tokens.data_ptr(), stride, len(tokens)
 
 
 def integers(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
     """The weights' integers, int8 N × K, and scales: N (int8) or N × K/32 (int4), float32."""
-    blocks, spans = -(-matrix.rows // BLOCK), -(-matrix.columns // SPAN)
+    blocks, spans = matrix.blocks, matrix.spans
     if matrix.bits == 8:
         fours = matrix.weights.view(blocks, spans * SPAN // 4, BLOCK, 4)
         found = fours.permute(0, 2, 1, 3).reshape(blocks * BLOCK, -1)

@@ -1,9 +1,12 @@
-"""A token's whole way through the decoder as one compiled function; see `decode`."""
+"""A token's whole way through the decoder as one compiled function, `decode`.
+
+Every thread keeps the residual stream of all tokens for itself, with the norms that follow from it:
+that costs less than waiting for who else computes them. What matrices and attention give is shared.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from paliglass.fast.instructions import (
     FLOAT32,
     add_16,
     cap_16,
+    copy_16,
     exp_below,
     inner,
     inner_bf16,
@@ -31,12 +35,16 @@ from paliglass.fast.instructions import (
 from paliglass.fast.kernels import (
     BITS,
     BLOCKS,
+    FIELDS,
     SCALES,
     SPAN_4,
     SPAN_8,
     SPANS,
     WEIGHTS,
     compiled,
+    compiled_once,
+    entry,
+    field,
     gate,
     multiply_blocks,
     next_task,
@@ -45,137 +53,158 @@ from paliglass.fast.kernels import (
     task_blocks,
     wait_for_all,
 )
-from paliglass.fast.layout import BLOCK, CODES, SPAN
+from paliglass.fast.layout import BLOCK, CODES, SCRATCH, SPAN
 
-# A layer's matrices, and after the last layer's the table.
-Q, K, V, O, GATE, UP, DOWN, MATRICES = range(8)
-# A layer's norms: their gains' addresses, 0 where there is none.
-BEFORE_ATTENTION, AFTER_ATTENTION, BEFORE_MLP, AFTER_MLP, NORMS = range(5)
+# A layer's matrices in their order; after the last layer's comes the table.
+Q, K, V, O, GATE, UP, DOWN = (i * FIELDS for i in range(7))  # noqa: E741
+LAYER_MATRICES = 7
+# The addresses of a layer's gains, 0 where there is no such norm; then the last norm's.
+BEFORE_ATTENTION, AFTER_ATTENTION, BEFORE_MLP, AFTER_MLP = range(0, 32, 8)
+LAYER_NORMS = 4
 COUNTERS = 8  # of a layer
-# `shape`: whole numbers that stay the same.
-WIDTH, HEADS, KEY_HEADS, HEAD_DIM, LAYERS, HIDDEN, SHAPE = range(7)
-# `factors`: float32.
-EPSILON, QUERY_SCALE, ATTENTION_CAP, EMBEDDING_SCALE, FINAL_CAP, FACTORS = range(6)
-# `room`: addresses of memory that all threads share, and of that of the first, bytes of each.
-QKV, ATTENDED, SUMMED, NEXT, NEXT_SCALES, NEXT_SUMS, OWN, OWN_BYTES, COS, SIN, ROOM = range(11)
+# float32 numbers.
+FACTORS = ("epsilon", "query_scale", "attention_cap", "embedding_scale", "final_cap")
+EPSILON, QUERY_SCALE, EMBEDDING_SCALE, FINAL_CAP = 0, 4, 12, 16
+# What a job holds, int64 each: whole numbers, then addresses.
+JOB = (
+    "width",
+    "heads",
+    "key_heads",
+    "head_dim",
+    "layers",
+    "slots",  # of a row of the cache
+    "kind",  # of the cache's numbers
+    "count",  # of tokens
+    "rows",  # of their tile
+    "words",  # blocks of 16 words whose logits are wanted
+    "factors",
+    "matrices",
+    "norms",
+    "caches",  # of each layer keys and values
+    "ids",  # count; then each token's row of the cache, and its slot: the position − 1
+    "blocks",  # the wanted words'
+    "cos",
+    "sin",
+    "qkv",  # count × (heads + 2 key_heads) × head_dim
+    "attended",  # count × heads · head_dim, in full spans
+    "summed",  # rows × width, in full blocks
+    "hidden",  # the MLP's middle, as tokens, their scales, their sums
+    "hidden_scales",
+    "hidden_sums",
+    "own",  # the first thread's own memory
+    "own_bytes",
+    "out",  # count × width, after the last norm
+    "logits",  # rows × words · 16
+)
+WIDTH, HEADS, KEY_HEADS, HEAD_DIM, LAYERS, SLOTS, KIND, COUNT, ROWS, WORDS = range(0, 80, 8)
+FACTORS_AT, MATRICES, NORMS, CACHES, IDS, WORD_BLOCKS, COS, SIN = range(80, 144, 8)
+QKV, ATTENDED, SUMMED, HIDDEN, HIDDEN_SCALES, HIDDEN_SUMS = range(144, 192, 8)
+OWN, OWN_BYTES, OUT, LOGITS = range(192, 224, 8)
+assert 8 * len(JOB) == LOGITS + 8
 LOWEST = np.float32(-1e30)
 
 
-@compiled
-def own_room(room: Any, shape: Any, thread: int, rows: int, most: int) -> Any:
-    """A thread's own memory: residual stream, norm, integers, their scales and sums, gate, scores.
-
-    most: the most inputs of a matrix that a thread quantizes for itself.
-    """
-    start = room[OWN] + thread * room[OWN_BYTES]
-    width = (shape[WIDTH] + SPAN - 1) // SPAN * SPAN
-    stream = start
-    normed = stream + 4 * rows * width
-    integers = normed + 4 * width
-    scales = integers + rows * most
-    sums = scales + rows * most // 8
-    scratch = sums + rows * most // 8
-    scores = scratch + 4 * SPAN * 16
-    return stream, normed, (integers, scales, sums), scratch, scores
-
-
-@compiled
-def square_sum(x: int, count: int) -> float:
-    return inner((x, x, count // 16))
-
-
-@compiled
-def normalize(x: int, gain: int, width: int, epsilon: float, out: int) -> None:
+@compiled_once
+def normalize(x: int, gain: int, width: int, factors: int, out: int) -> None:
     """RMSNorm of one token: x / √(mean(x²) + ε) · gain."""
     mean = inner((x, x, width // 16)) / np.float32(width)
-    factor = np.float32(1.0) / np.float32(math.sqrt(mean + epsilon))
+    factor = np.float32(1.0) / np.float32(math.sqrt(mean + load_float((factors + EPSILON,))))
     for i in range(0, 4 * width, 64):
         normalize_16((out + i, x + i, gain + i, factor))
 
 
-@compiled
-def quantize_normed(
-    own: Any, width: int, rows: int, count: int, gain: int, epsilon: float, matrix: Any
+@compiled_once
+def quantize_rows(
+    source: int,
+    stride: int,
+    count: int,
+    matrix: int,
+    rows: int,
+    tokens: int,
+    scales: int,
+    sums: int,
 ) -> None:
-    """The norm of every token of the stream, quantized for a matrix."""
-    stream, normed, tokens, _, _ = own
-    padded = (width + SPAN - 1) // SPAN * SPAN
-    groups = matrix[SPANS] * (1 if matrix[BITS] == 8 else 2)
+    """Some tokens, float32, as a tile for a matrix."""
+    bits = field(matrix, BITS)
+    groups = field(matrix, SPANS) * (1 if bits == 8 else 2)
     for t in range(count):
-        normalize(stream + 4 * padded * t, gain, width, epsilon, normed)
-        quantize_groups(
-            FLOAT32,
-            matrix[BITS],
-            rows,
-            normed,
-            groups,
-            tokens[0] + 4 * t,
-            tokens[1] + 4 * t,
-            tokens[2] + 4 * t,
-        )
+        x = source + t * stride
+        at = 4 * t
+        quantize_groups(FLOAT32, bits, rows, x, groups, tokens + at, scales + at, sums + at)
 
 
-@compiled
-def add_to_stream(own: Any, width: int, count: int, summed: int, gain: int, epsilon: float) -> None:
-    """stream + y, or + norm(y) where there is a gain; y: rows of `summed`."""
-    stream, normed, _, _, _ = own
-    padded = (width + SPAN - 1) // SPAN * SPAN
-    stride = (width + BLOCK - 1) // BLOCK * BLOCK
+@compiled_once
+def normalize_rows(
+    stream: int, stride: int, count: int, gain: int, width: int, factors: int, out: int
+) -> None:
+    """RMSNorm of some tokens."""
     for t in range(count):
-        y = summed + 4 * stride * t
+        normalize(stream + t * stride, gain, width, factors, out + t * stride)
+
+
+@compiled_once
+def add_rows(
+    stream: int,
+    stride: int,
+    count: int,
+    summed: int,
+    summed_stride: int,
+    gain: int,
+    width: int,
+    factors: int,
+    room: int,
+) -> None:
+    """stream + y, or + norm(y) where there is a gain."""
+    for t in range(count):
+        y = summed + t * summed_stride
         if gain:
-            normalize(y, gain, width, epsilon, normed)
-            y = normed
+            normalize(y, gain, width, factors, room)
+            y = room
         for i in range(0, 4 * width, 64):
-            add_16((stream + 4 * padded * t + i, y + i))
+            add_16((stream + t * stride + i, y + i))
 
 
-@compiled
-def embed(table: Any, token: int, width: int, factor: float, out: int) -> None:
-    """A row of the packed table, times a factor."""
-    spans = table[SPANS]
-    start = table[WEIGHTS] + token // BLOCK * spans * (SPAN_8 if table[BITS] == 8 else SPAN_4)
-    channel = token % BLOCK
-    if table[BITS] == 8:
-        scale = load_float((table[SCALES] + 4 * token,)) * factor
-        for k in range(width):
+@compiled_once
+def embed(table: int, token: int, width: int, factors: int, out: int) -> None:
+    """A row of the packed table, times √D."""
+    factor = load_float((factors + EMBEDDING_SCALE,))
+    bits, spans, channel = field(table, BITS), field(table, SPANS), token % BLOCK
+    block = token // BLOCK * spans * (SPAN_8 if bits == 8 else SPAN_4)
+    start = field(table, WEIGHTS) + block
+    for k in range(width):
+        if bits == 8:
+            scale = load_float((field(table, SCALES) + 4 * token,))
             byte = load_byte((start + k // 4 * 64 + 4 * channel + k % 4,))
-            store_float((out + 4 * k, np.float32(byte - 128) * scale))
-    else:
-        for k in range(width):
+            value = np.float32(byte - 128)
+        else:
             span = start + k // SPAN * SPAN_4
-            scale = load_half((span + k % SPAN // 32 * 2 * BLOCK + 2 * channel,)) * factor
+            scale = load_half((span + k % SPAN // 32 * 2 * BLOCK + 2 * channel,))
             at = span + 4 * BLOCK + k % SPAN // 8 * 64 + 4 * channel + k % 4
             byte = load_byte((at,)) >> (4 * (k % 8 // 4))
-            store_float((out + 4 * k, np.float32(CODES[byte & 15]) * scale))
+            value = np.float32(CODES[byte & 15])
+        store_float((out + 4 * k, value * scale * factor))
 
 
-@compiled
-def rotate(x: int, head_dim: int, position: int, room: Any) -> None:
-    """RoPE of one head, in place; halves are paired."""
+@compiled_once
+def rotate(x: int, head_dim: int, position: int, cos: int, sin: int) -> None:
+    """RoPE of one head, in place; channel i is paired with i + head_dim / 2."""
     half = 2 * head_dim  # bytes
     for i in range(0, half, 32):
         at = position * half + i
-        rotate_8((x + i, x + half + i, room[COS] + at, room[SIN] + at))
+        rotate_8((x + i, x + half + i, cos + at, sin + at))
 
 
-@compiled
+@compiled_once
 def store(kind: int, source: int, count: int, target: int) -> None:
     """float32 numbers into the cache."""
     for i in range(count // 16):
         if kind == BFLOAT16:
             to_bf16((target + 32 * i, source + 64 * i))
         else:
-            normalize_copy(source + 64 * i, target + 64 * i)
+            copy_16((target + 64 * i, source + 64 * i))
 
 
-@compiled
-def normalize_copy(source: int, target: int) -> None:
-    for i in range(0, 64, 4):
-        store_float((target + i, load_float((source + i,))))
-
-
-@compiled
+@compiled_once
 def attend(
     kind: int,
     query: int,
@@ -183,209 +212,244 @@ def attend(
     values: int,
     count: int,
     head_dim: int,
-    scale: float,
-    cap: float,
+    factors: int,
     scores: int,
     out: int,
 ) -> None:
-    """softmax(cap(q · kᵀ · scale)) · v of one head over `count` slots."""
+    """softmax(cap(q · kᵀ · scale)) · v of one head over `count` slots.
+
+    scores: room for as many float32 as there are slots, and 16 more.
+    """
+    scale, cap = load_float((factors + QUERY_SCALE,)), load_float((factors + QUERY_SCALE + 4,))
     size = head_dim * (2 if kind == BFLOAT16 else 4)
-    vectors = head_dim // 16
-    padded = (count + 15) // 16 * 16
     for s in range(count):
-        if kind == BFLOAT16:
-            score = inner_bf16((query, keys + s * size, vectors)) * scale
-        else:
-            score = inner((query, keys + s * size, vectors)) * scale
-        store_float((scores + 4 * s, score))
-    for s in range(count, padded):
-        store_float((scores + 4 * s, LOWEST))
+        call = query, keys + s * size, head_dim // 16
+        score = inner_bf16(call) if kind == BFLOAT16 else inner(call)
+        store_float((scores + 4 * s, score * scale))
+    end = scores + (count + 15) // 16 * 64
     if cap > np.float32(0.0):
-        for i in range(0, 4 * padded, 64):
-            cap_16((scores + i, cap))
-        for s in range(count, padded):
-            store_float((scores + 4 * s, LOWEST))
+        for at in range(scores, end, 64):
+            cap_16((at, cap))
     highest = LOWEST
     for s in range(count):
         highest = max(highest, load_float((scores + 4 * s,)))
+    for at in range(scores + 4 * count, end, 4):
+        store_float((at, LOWEST))
     total = np.float32(0.0)
-    for i in range(0, 4 * padded, 64):
-        total += exp_below((scores + i, highest))
-    inverse = np.float32(1.0) / total
-    for i in range(0, 4 * padded, 64):
-        scale_16((scores + i, inverse))
+    for at in range(scores, end, 64):
+        total += exp_below((at, highest))
+    for at in range(scores, end, 64):
+        scale_16((at, np.float32(1.0) / total))
     d = 0
     while d < head_dim:
+        some = out + 4 * d, scores, count, values + d * size // head_dim, size
         if d + 64 <= head_dim:
             if kind == BFLOAT16:
-                mix_4_bf16((out + 4 * d, scores, count, values + 2 * d, size))
+                mix_4_bf16(some)
             else:
-                mix_4((out + 4 * d, scores, count, values + 4 * d, size))
+                mix_4(some)
             d += 64
         else:
             if kind == BFLOAT16:
-                mix_1_bf16((out + 4 * d, scores, count, values + 2 * d, size))
+                mix_1_bf16(some)
             else:
-                mix_1((out + 4 * d, scores, count, values + 4 * d, size))
+                mix_1(some)
             d += 16
 
 
-@compiled
-def decode(
-    thread: int,
-    threads: int,
-    sync: int,
-    shape: Any,
-    factors: Any,
-    matrices: Any,
-    norms: Any,
-    room: Any,
-    caches: Any,
-    cache_shape: Any,
-    tokens: Any,
-    words: Any,
-    hidden: int,
-    logits: int,
-) -> None:
-    """One to eight tokens from their ids to their logits.
+@compiled_once
+def rotate_and_store(sync: int, counter: int, job: int, layer: int) -> None:
+    """Turns queries and keys by their positions; keys and values go into the cache."""
+    heads, key_heads, head_dim = field(job, HEADS), field(job, KEY_HEADS), field(job, HEAD_DIM)
+    count, kind, slots = field(job, COUNT), field(job, KIND), field(job, SLOTS)
+    size = head_dim * (2 if kind == BFLOAT16 else 4)
+    caches = field(job, CACHES) + 16 * layer
+    turned = heads + key_heads
+    while True:
+        task = next_task(sync, counter)
+        if task >= count * turned:
+            return
+        t, head = task // turned, task % turned
+        row, slot = field(job, IDS) + 8 * (count + t), field(job, IDS) + 8 * (2 * count + t)
+        x = field(job, QKV) + 4 * (t * (turned + key_heads) + head) * head_dim
+        rotate(x, head_dim, field(slot, 0) + 1, field(job, COS), field(job, SIN))
+        if head >= heads:
+            at = ((field(row, 0) * key_heads + head - heads) * slots + field(slot, 0)) * size
+            store(kind, x, head_dim, field(caches, 0) + at)
+            store(kind, x + 4 * key_heads * head_dim, head_dim, field(caches, 8) + at)
 
-    Args:
-        shape, factors, matrices, norms, room: see the names above.
-        caches: layers × 2, the addresses of keys and values. cache_shape: slots of a row, its kind.
-        tokens: 3 × M: id, row of the cache and slot of each; position = slot + 1.
-        words: the blocks of 16 words whose logits are wanted.
-        hidden: float32 M × width, what comes out of the last norm.
-        logits: float32, a tile's rows × 16 words of each block.
-    """
-    count = tokens.shape[1]
-    rows = 1 if count == 1 else 2 if count == 2 else 4 if count <= 4 else 8
-    width, heads, key_heads, head_dim = (
-        shape[WIDTH],
-        shape[HEADS],
-        shape[KEY_HEADS],
-        shape[HEAD_DIM],
-    )
-    layers, epsilon = shape[LAYERS], factors[EPSILON]
-    padded = (width + SPAN - 1) // SPAN * SPAN
-    attended_width = (heads * head_dim + SPAN - 1) // SPAN * SPAN
-    own = own_room(room, shape, thread, rows, max(padded, attended_width))
-    stream, normed, private, scratch, scores = own
-    slots, kind = cache_shape[0], cache_shape[1]
-    size = 2 if kind == BFLOAT16 else 4
-    qkv_width = (heads + 2 * key_heads) * head_dim
-    key_start, value_start = heads * head_dim, (heads + key_heads) * head_dim
-    table = matrices[layers * MATRICES]
-    following = room[NEXT], room[NEXT_SCALES], room[NEXT_SUMS]
+
+@compiled_once
+def attend_all(sync: int, counter: int, job: int, layer: int, scores: int) -> None:
+    """Every head of every token; the threads share them."""
+    heads, key_heads, head_dim = field(job, HEADS), field(job, KEY_HEADS), field(job, HEAD_DIM)
+    count, kind, slots = field(job, COUNT), field(job, KIND), field(job, SLOTS)
+    size = head_dim * (2 if kind == BFLOAT16 else 4)
+    caches = field(job, CACHES) + 16 * layer
+    stride = (heads * head_dim + SPAN - 1) // SPAN * SPAN
+    while True:
+        task = next_task(sync, counter)
+        if task >= count * heads:
+            return
+        t, head = task // heads, task % heads
+        row = field(field(job, IDS) + 8 * (count + t), 0)
+        seen = field(field(job, IDS) + 8 * (2 * count + t), 0) + 1
+        start = (row * key_heads + head * key_heads // heads) * slots * size
+        attend(
+            kind,
+            field(job, QKV) + 4 * (t * (heads + 2 * key_heads) + head) * head_dim,
+            field(caches, 0) + start,
+            field(caches, 8) + start,
+            seen if seen < slots else 1,  # the spare slot is padding's: whatever comes out
+            head_dim,
+            field(job, FACTORS_AT),
+            scores,
+            field(job, ATTENDED) + 4 * (t * stride + head * head_dim),
+        )
+
+
+@compiled_once
+def score_words(
+    sync: int, counter: int, job: int, table: int, tokens: int, scales: int, sums: int
+) -> None:
+    """The wanted words' logits; the threads share the blocks."""
+    bits, spans, words = field(table, BITS), field(table, SPANS), field(job, WORDS)
+    y_stride = 4 * BLOCK * words
+    cap = load_float((field(job, FACTORS_AT) + FINAL_CAP,))
+    step = task_blocks(bits, spans)
+    while True:
+        first = next_task(sync, counter) * step
+        if first >= words:
+            return
+        for i in range(first, min(first + step, words)):
+            y = field(job, LOGITS) + 4 * BLOCK * i
+            block = field(field(job, WORD_BLOCKS) + 8 * i, 0)
+            multiply_blocks(
+                bits,
+                field(job, ROWS),
+                y,
+                y_stride,
+                field(table, WEIGHTS),
+                field(table, SCALES),
+                block,
+                block + 1,
+                tokens,
+                scales,
+                sums,
+                spans,
+            )
+            if cap > np.float32(0.0):
+                for t in range(field(job, COUNT)):
+                    cap_16((y + y_stride * t, cap))
+
+
+@entry
+def decode(thread: int, threads: int, sync: int, job: int) -> None:
+    """One to eight tokens from their ids to their logits; job: see `JOB`."""
+    width, heads, key_heads = field(job, WIDTH), field(job, HEADS), field(job, KEY_HEADS)
+    head_dim, count, rows = field(job, HEAD_DIM), field(job, COUNT), field(job, ROWS)
+    factors, layers = field(job, FACTORS_AT), field(job, LAYERS)
+    stride = 4 * ((width + SPAN - 1) // SPAN * SPAN)
+    attended_stride = 4 * ((heads * head_dim + SPAN - 1) // SPAN * SPAN)
+    summed, summed_stride = field(job, SUMMED), 4 * width
+    qkv_stride = 4 * (heads + 2 * key_heads) * head_dim
+    # This thread's own: stream, norms, integers, scales, sums, scratch, scores.
+    stream = field(job, OWN) + thread * field(job, OWN_BYTES)
+    normed = stream + rows * stride
+    tokens = normed + rows * stride
+    scales = tokens + rows * max(stride, attended_stride) // 4
+    sums = scales + rows * max(stride, attended_stride) // 32
+    scratch = sums + rows * max(stride, attended_stride) // 32
+    scores = scratch + SCRATCH
+    matrices = field(job, MATRICES)
+    table = matrices + layers * LAYER_MATRICES * FIELDS
     for t in range(count):
-        embed(table, tokens[0, t], width, factors[EMBEDDING_SCALE], stream + 4 * padded * t)
+        embed(table, field(field(job, IDS) + 8 * t, 0), width, factors, stream + t * stride)
     for layer in range(layers):
-        m, counter = layer * MATRICES, layer * COUNTERS
-        # Queries, keys and values.
-        gain = norms[layer, BEFORE_ATTENTION]
-        quantize_normed(own, width, rows, count, gain, epsilon, matrices[m + Q])
-        for i, start in enumerate((0, key_start, value_start)):
-            y = room[QKV] + 4 * start
-            project(sync, counter + i, matrices[m + i], rows, 1, private, y, 4 * qkv_width)
-        wait_for_all(sync, threads)
-        # Rotary positions; keys and values into the cache.
-        while True:
-            task = next_task(sync, counter + 3)
-            if task >= count * (heads + key_heads):
-                break
-            t, head = task // (heads + key_heads), task % (heads + key_heads)
-            x = room[QKV] + 4 * (t * qkv_width + head * head_dim)
-            rotate(x, head_dim, tokens[2, t] + 1, room)
-            if head >= heads:
-                at = (tokens[1, t] * key_heads + head - heads) * slots + tokens[2, t]
-                store(kind, x, head_dim, caches[layer, 0] + at * head_dim * size)
-                x += 4 * key_heads * head_dim
-                store(kind, x, head_dim, caches[layer, 1] + at * head_dim * size)
-        wait_for_all(sync, threads)
-        while True:
-            task = next_task(sync, counter + 4)
-            if task >= count * heads:
-                break
-            t, head = task // heads, task % heads
-            start = (tokens[1, t] * key_heads + head * key_heads // heads) * slots
-            seen = tokens[2, t] + 1 if tokens[2, t] + 1 < slots else 1  # padding: anything
-            attend(
-                kind,
-                room[QKV] + 4 * (t * qkv_width + head * head_dim),
-                caches[layer, 0] + start * head_dim * size,
-                caches[layer, 1] + start * head_dim * size,
-                seen,
-                head_dim,
-                factors[QUERY_SCALE],
-                factors[ATTENTION_CAP],
-                scores,
-                room[ATTENDED] + 4 * (t * attended_width + head * head_dim),
-            )
-        wait_for_all(sync, threads)
-        matrix = matrices[m + O]
-        for t in range(count):
-            quantize_groups(
-                FLOAT32,
-                matrix[BITS],
+        matrix = matrices + layer * LAYER_MATRICES * FIELDS
+        gains = field(job, NORMS) + layer * LAYER_NORMS * 8
+        counter = layer * COUNTERS
+        gain = field(gains, BEFORE_ATTENTION)
+        normalize_rows(stream, stride, count, gain, width, factors, normed)
+        quantize_rows(normed, stride, count, matrix + Q, rows, tokens, scales, sums)
+        y = field(job, QKV)
+        for i in range(3):
+            project(
+                sync,
+                counter + i,
+                matrix + i * FIELDS,
                 rows,
-                room[ATTENDED] + 4 * t * attended_width,
-                matrix[SPANS] * (1 if matrix[BITS] == 8 else 2),
-                private[0] + 4 * t,
-                private[1] + 4 * t,
-                private[2] + 4 * t,
+                1,
+                tokens,
+                scales,
+                sums,
+                y,
+                qkv_stride,
             )
-        y_stride = 4 * BLOCK * matrix[BLOCKS]
-        project(sync, counter + 5, matrix, rows, 1, private, room[SUMMED], y_stride)
+            y += 4 * BLOCK * field(matrix + i * FIELDS, BLOCKS)
         wait_for_all(sync, threads)
-        # The MLP.
-        after = norms[layer, AFTER_ATTENTION]
-        add_to_stream(own, width, count, room[SUMMED], after, epsilon)
-        gain = norms[layer, BEFORE_MLP]
-        quantize_normed(own, width, rows, count, gain, epsilon, matrices[m + GATE])
-        down = matrices[m + DOWN]
+        rotate_and_store(sync, counter + 3, job, layer)
+        wait_for_all(sync, threads)
+        attend_all(sync, counter + 4, job, layer, scores)
+        wait_for_all(sync, threads)
+        y = field(job, ATTENDED)
+        quantize_rows(y, attended_stride, count, matrix + O, rows, tokens, scales, sums)
+        project(
+            sync,
+            counter + 5,
+            matrix + O,
+            rows,
+            1,
+            tokens,
+            scales,
+            sums,
+            summed,
+            summed_stride,
+        )
+        wait_for_all(sync, threads)
+        gain = field(gains, AFTER_ATTENTION)
+        add_rows(stream, stride, count, summed, summed_stride, gain, width, factors, normed)
+        gain = field(gains, BEFORE_MLP)
+        normalize_rows(stream, stride, count, gain, width, factors, normed)
+        quantize_rows(normed, stride, count, matrix + GATE, rows, tokens, scales, sums)
         gate(
             sync,
             counter + 6,
-            matrices[m + GATE],
-            matrices[m + UP],
-            down[BITS],
+            matrix + GATE,
+            matrix + UP,
+            field(matrix + DOWN, BITS),
             rows,
             1,
-            private,
-            following,
+            tokens,
+            scales,
+            sums,
+            field(job, HIDDEN),
+            field(job, HIDDEN_SCALES),
+            field(job, HIDDEN_SUMS),
             scratch,
         )
         wait_for_all(sync, threads)
-        project(sync, counter + 7, down, rows, 1, following, room[SUMMED], y_stride)
+        project(
+            sync,
+            counter + 7,
+            matrix + DOWN,
+            rows,
+            1,
+            field(job, HIDDEN),
+            field(job, HIDDEN_SCALES),
+            field(job, HIDDEN_SUMS),
+            summed,
+            summed_stride,
+        )
         wait_for_all(sync, threads)
-        add_to_stream(own, width, count, room[SUMMED], norms[layer, AFTER_MLP], epsilon)
+        gain = field(gains, AFTER_MLP)
+        add_rows(stream, stride, count, summed, summed_stride, gain, width, factors, normed)
+    gain = field(field(job, NORMS) + layers * LAYER_NORMS * 8, 0)
+    normalize_rows(stream, stride, count, gain, width, factors, normed)
     if thread == 0:
         for t in range(count):
-            normalize(stream + 4 * padded * t, norms[layers, 0], width, epsilon, normed)
             for i in range(0, 4 * width, 64):
-                normalize_copy(normed + i, hidden + 4 * width * t + i)
-    quantize_normed(own, width, rows, count, norms[layers, 0], epsilon, table)
-    step = task_blocks(table[BITS], table[SPANS])
-    while True:
-        first = next_task(sync, layers * COUNTERS) * step
-        if first >= len(words):
-            break
-        for i in range(first, min(first + step, len(words))):
-            y = logits + 4 * BLOCK * i
-            multiply_blocks(
-                table[BITS],
-                rows,
-                y,
-                4 * BLOCK * len(words),
-                table[WEIGHTS],
-                table[SCALES],
-                words[i],
-                words[i] + 1,
-                private[0],
-                private[1],
-                private[2],
-                table[SPANS],
-            )
-            if factors[FINAL_CAP] > np.float32(0.0):
-                for t in range(count):
-                    cap_16((y + 4 * BLOCK * len(words) * t, factors[FINAL_CAP]))
+                copy_16((field(job, OUT) + 4 * width * t + i, normed + stride * t + i))
+    quantize_rows(normed, stride, count, table, rows, tokens, scales, sums)
+    score_words(sync, layers * COUNTERS, job, table, tokens, scales, sums)
     wait_for_all(sync, threads)

@@ -9,23 +9,25 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Entry = Callable[[int, int, int, int], None]
 
 LINE = 64  # bytes of a cache line
 COUNTERS = 4096
 
 
 class Team:
-    """`threads` threads, the caller among them. One function runs at a time; the rest wait."""
+    """`threads` threads, the caller among them. One function runs at a time; other callers wait."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._busy = threading.Lock()
         self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._job: tuple[Callable[..., None], tuple[Any, ...]] | None = None
+        self._job: tuple[Entry, int] | None = None
         memory = np.zeros(LINE * (COUNTERS + 2), dtype=np.uint8)
         skipped = -memory.ctypes.data % LINE
         self._counters = memory[skipped : skipped + LINE * (COUNTERS + 1)].view(np.int64)
@@ -33,34 +35,25 @@ class Team:
         for i, start in enumerate(self._starts):
             threading.Thread(target=self._work, args=(i + 1, start), daemon=True).start()
 
-    def run(self, function: Any, counters: int, *arguments: Any) -> None:
-        """Calls function(thread, threads, sync, *arguments) on each thread.
+    def run(self, function: Entry, counters: int, job: NDArray[np.int64]) -> None:
+        """Calls function(thread, threads, sync, address of job) on each thread.
 
         counters: how many the function takes tasks from; they start at 0. It must end with all
         threads waiting for each other.
         """
         with self._busy:
-            if len(self._starts) and not function.signatures:
-                # Alone, so that an error cannot leave the others waiting.
-                _compile(function, 0, self.threads, self._sync, *arguments)
             self._counters[LINE // 8 : LINE // 8 * (counters + 1)] = 0
-            self._job = function, arguments
+            self._job = function, job.ctypes.data
             for start in self._starts:
                 start.release()
-            function(0, self.threads, self._sync, *arguments)
+            function(0, self.threads, self._sync, job.ctypes.data)
 
     def _work(self, thread: int, start: threading.Semaphore) -> None:
         while True:
             start.acquire()
             assert self._job is not None
-            function, arguments = self._job
-            function(thread, self.threads, self._sync, *arguments)
-
-
-def _compile(function: Any, *arguments: Any) -> None:
-    from numba import typeof
-
-    function.compile(tuple(typeof(argument) for argument in arguments))
+            function, job = self._job
+            function(thread, self.threads, self._sync, job)
 
 
 _teams: dict[tuple[int, int], Team] = {}
