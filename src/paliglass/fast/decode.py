@@ -9,8 +9,7 @@ float32.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -27,58 +26,46 @@ from paliglass.layers.rope import rotary_cos_sin
 PAGE = 4096  # bytes
 
 
-@dataclass(frozen=True)
-class LayerMatrices:
-    """The packed matrices of a layer."""
-
-    q: PackedMatrix
-    k: PackedMatrix
-    v: PackedMatrix
-    o: PackedMatrix
-    gate: PackedMatrix
-    up: PackedMatrix
-    down: PackedMatrix
+MATRICES = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
 
 
-def fits(config: GemmaConfig) -> bool:
-    """Whether the compiled decoder can run these shapes."""
-    return config.hidden_size % BLOCK == 0 and config.head_dim % BLOCK == 0
+def fits(config: GemmaConfig, dtype: torch.dtype) -> bool:
+    """Whether the compiled decoder can run these shapes over a cache of this dtype."""
+    return config.hidden_size % BLOCK == config.head_dim % BLOCK == 0 and dtype in KINDS
 
 
 class Decoder:
     """A decoder's packed matrices, ready to run.
 
     Args:
-        config: the decoder's, for which `fits` is true.
-        layers: each layer's matrices. q, k and v share bits, and so do gate and up.
-        table: the embedding, which is the head as well.
-        norms: the weights of each layer's norms by their names in the checkpoint, without
-            `.weight`, as Gemma stores them (the gain is 1 + weight).
-        final_norm: that of the last one.
-        dtype: the model's: √D is rounded to it.
+        config: the decoder's; `fits` is true of it.
+        matrices: by their names in `GemmaModel`: "layers.0.self_attn.q_proj" …, "embed_tokens",
+            which is the head as well. q, k and v have the same bits, and so do gate and up.
+        norms: the norms' weights as Gemma stores them (the gain is 1 + weight), by names such as
+            "layers.0.input_layernorm" and "norm".
+        dtype: the model's; √D is rounded to it.
     """
 
     def __init__(
         self,
         config: GemmaConfig,
-        layers: Sequence[LayerMatrices],
-        table: PackedMatrix,
-        norms: Sequence[Mapping[str, Tensor]],
-        final_norm: Tensor,
+        matrices: Mapping[str, PackedMatrix],
+        norms: Mapping[str, Tensor],
         dtype: torch.dtype,
     ) -> None:
-        assert fits(config)
-        assert len(layers) * 8 < COUNTERS
+        layers = [f"layers.{i}." for i in range(config.num_hidden_layers)]
+        assert 8 * len(layers) < COUNTERS
         for layer in layers:
-            assert layer.q.bits == layer.k.bits == layer.v.bits and layer.gate.bits == layer.up.bits
+            for same in (MATRICES[:3], MATRICES[4:6]):
+                assert len({matrices[layer + name].bits for name in same}) == 1
         self.config = config
-        self.matrices = (layers, table)  # kept alive
-        self._descriptors = np.stack(
-            [
-                *(matrix.descriptor for layer in layers for matrix in vars(layer).values()),
-                table.descriptor,
-            ]
-        )
+        table = matrices["embed_tokens"]
+        self._matrices = [matrices[layer + name] for layer in layers for name in MATRICES]
+        self._matrices.append(table)
+        self._descriptors = np.stack([matrix.descriptor for matrix in self._matrices])
         post = config.has_post_norms
         names = (
             "input_layernorm",
@@ -87,8 +74,11 @@ class Decoder:
             "post_feedforward_layernorm" if post else "",
         )
         self._gains = [
-            _gain(layer[name]) if name else torch.empty(0) for layer in norms for name in names
-        ] + [_gain(final_norm)]
+            _gain(norms[layer + name]) if name else torch.empty(0)
+            for layer in layers
+            for name in names
+        ]
+        self._gains.append(_gain(norms["norm"]))
         gains = [gain.data_ptr() if len(gain) else 0 for gain in self._gains]
         self._norms = np.array(gains, dtype=np.int64)
         factors = {
@@ -101,6 +91,11 @@ class Decoder:
         self._factors = torch.tensor(list(factors.values()))
         self._all_blocks = np.arange(table.blocks, dtype=np.int64)
         self._room = _Room(config, rows=0, slots=0, threads=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all matrices: what a token reads, if all words' logits are wanted."""
+        return sum(matrix.nbytes for matrix in self._matrices)
 
     def step(
         self, ids: Tensor, cache: KVCache, words: slice | Tensor | None = None
