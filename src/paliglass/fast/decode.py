@@ -9,6 +9,7 @@ float32.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,7 +25,7 @@ from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.rope import rotary_cos_sin
 
 PAGE = 4096  # bytes
-
+Words = slice | Tensor | None
 
 MATRICES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
@@ -66,6 +67,8 @@ class Decoder:
         self._matrices = [matrices[layer + name] for layer in layers for name in MATRICES]
         self._matrices.append(table)
         self._descriptors = np.stack([matrix.descriptor for matrix in self._matrices])
+        # What a token reads, if all words' logits are wanted.
+        self.nbytes = sum(matrix.nbytes for matrix in self._matrices)
         post = config.has_post_norms
         names = (
             "input_layernorm",
@@ -91,43 +94,79 @@ class Decoder:
         self._factors = torch.tensor(list(factors.values()))
         self._all_blocks = np.arange(table.blocks, dtype=np.int64)
         self._room = _Room(config, rows=0, slots=0, threads=0)
-
-    @property
-    def nbytes(self) -> int:
-        """Of all matrices: what a token reads, if all words' logits are wanted."""
-        return sum(matrix.nbytes for matrix in self._matrices)
+        self._lock = threading.Lock()  # of the room
 
     def step(
-        self, ids: Tensor, cache: KVCache, words: slice | Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        attention_mask: Tensor | None = None,
+        words: Words = None,
     ) -> tuple[Tensor, Tensor]:
-        """Runs more tokens of each row: ids B × T, at most 8 in all.
+        """Runs more tokens of each row over a filled cache: ids B × T, any number of them.
 
-        words: the ids whose logits are wanted: all (None), a slice, or U ascending ids; an empty
-        slice for none. Returns logits, B × T × U, and what comes out of the last norm, B × T × D,
-        float32. Every row takes T slots of the cache.
+        attention_mask: B × T, 0 on padding, whose results are 0. words: see `logits`. Returns what
+        comes out of the last norm, B × T × D, and logits, B × T × U, both float32. Eight tokens go
+        through the matrices together.
         """
-        slots = cache.reserve(torch.ones_like(ids))
-        return self.run(ids, slots, cache, words)
-
-    def run(
-        self, ids: Tensor, slots: Tensor, cache: KVCache, words: slice | Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`step` into slots that are reserved already, B × T; `cache.capacity` is padding's."""
-        from paliglass.fast import step
-
-        config = self.config
-        batch, length = ids.shape
-        count, rows = batch * length, tile_rows(batch * length)
-        assert count <= MOST_ROWS
-        threads = team().threads
-        if not self._room.holds(rows, cache.capacity + 1, threads):
-            self._room = _Room(config, rows, cache.capacity + 257, threads)
-        rows_of_cache = torch.arange(batch).repeat_interleave(length)
-        tokens = torch.stack((ids.flatten(), rows_of_cache, slots.flatten()))
+        is_token = torch.ones_like(ids) if attention_mask is None else attention_mask
+        slots = cache.reserve(is_token.bool())
+        blocks, places = self._blocks(words)
+        hidden = torch.zeros(*ids.shape, self.config.hidden_size)
+        logits = torch.zeros(*ids.shape, len(blocks) * BLOCK)
+        # A row's earlier tokens come first: later ones see them.
+        columns, rows = is_token.bool().T.nonzero(as_tuple=True)
         pairs = zip(cache.keys, cache.values, strict=True)
         caches = np.array([[k.data_ptr(), v.data_ptr()] for k, v in pairs], dtype=np.int64)
+        about = cache.capacity + 1, KINDS[cache.keys[0].dtype], caches.ctypes.data
+        counters = self.config.num_hidden_layers * 8 + 1
+        with self._lock:
+            for some in range(0, len(rows), MOST_ROWS):
+                at = rows[some : some + MOST_ROWS], columns[some : some + MOST_ROWS]
+                tokens = torch.stack((ids[at], at[0], slots[at]))
+                out, found = self._run("decode", counters, tokens, about, blocks)
+                hidden[at], logits[at] = out, found
+        return hidden, logits[..., places]
+
+    def extend(self, ids: Tensor, cache: KVCache, attention_mask: Tensor | None = None) -> Tensor:
+        """`step` without logits: B × T → B × T × D, float32."""
+        return self.step(ids, cache, attention_mask, slice(0))[0]
+
+    def logits(self, hidden: Tensor, words: Words = None) -> Tensor:
+        """… × D → … × U, float32, Gemma 2's capped.
+
+        words: the ids whose logits are wanted: all of the vocabulary (None), a slice of it, or U
+        ids. Only the blocks of 16 rows that they are in are read.
+        """
         blocks, places = self._blocks(words)
-        hidden = torch.empty(count, config.hidden_size)
+        tokens = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
+        with self._lock:
+            found = [
+                self._run("score", 1, torch.empty(3, len(some)), (1, 0, 0), blocks, some)[1]
+                for some in tokens.split(MOST_ROWS)
+            ]
+        return torch.cat(found)[:, places].view(*hidden.shape[:-1], -1)
+
+    def _run(
+        self,
+        name: str,
+        counters: int,
+        tokens: Tensor,
+        cache: tuple[int, int, int],
+        blocks: NDArray[np.int64],
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A function of `step` for up to eight tokens: what is at `out`, M × D, and logits.
+
+        tokens: 3 × M, each one's id, row and slot. cache: its slots, kind and addresses.
+        """
+        from paliglass.fast import step
+
+        config, count, threads = self.config, tokens.shape[1], team().threads
+        rows = tile_rows(count)
+        if not self._room.holds(rows, cache[0], threads):
+            self._room = _Room(config, rows, cache[0] + 256, threads)
+        out = torch.empty(count, config.hidden_size) if out is None else out
         logits = torch.empty(rows, len(blocks) * BLOCK)
         job = [
             config.hidden_size,
@@ -135,27 +174,24 @@ class Decoder:
             config.num_key_value_heads,
             config.head_dim,
             config.num_hidden_layers,
-            cache.capacity + 1,
-            KINDS[cache.keys[0].dtype],
+            *cache[:2],
             count,
             rows,
             len(blocks),
             self._factors.data_ptr(),
             self._descriptors.ctypes.data,
             self._norms.ctypes.data,
-            caches.ctypes.data,
+            cache[2],
             tokens.data_ptr(),
             blocks.ctypes.data,
             *self._room.addresses,
-            hidden.data_ptr(),
+            out.data_ptr(),
             logits.data_ptr(),
         ]
-        counters = config.num_hidden_layers * step.COUNTERS + 1
-        team().run(step.decode, counters, np.array(job, dtype=np.int64))
-        found = logits[:count, places]
-        return found.view(batch, length, -1), hidden.view(batch, length, -1)
+        team().run(getattr(step, name), counters, np.array(job, dtype=np.int64), self.nbytes)
+        return out, logits[:count]
 
-    def _blocks(self, words: slice | Tensor | None) -> tuple[NDArray[np.int64], slice | Tensor]:
+    def _blocks(self, words: Words) -> tuple[NDArray[np.int64], slice | Tensor]:
         """The table's blocks that hold some words, and the words' places in them."""
         vocabulary = self.config.vocab_size
         if words is None:
@@ -165,7 +201,7 @@ class Decoder:
             blocks = self._all_blocks[first // BLOCK : max(-(-last // BLOCK), first // BLOCK)]
             skipped = first - first % BLOCK
             return blocks, slice(first - skipped, max(last - skipped, 0))
-        ids = words.numpy()
+        ids = words.cpu().numpy()
         blocks, places = np.unique(ids // BLOCK, return_inverse=True)
         return blocks, torch.from_numpy(places * BLOCK + ids % BLOCK)
 

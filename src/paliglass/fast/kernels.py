@@ -10,6 +10,7 @@ as K/group × T.
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -56,7 +57,7 @@ from paliglass.fast.threads import LINE, Entry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SPINS = 2000  # looks at a barrier before the core is offered to others
+SPINS = 1000  # looks at a barrier before the thread sleeps: some 15 µs
 TASK_BYTES = 1 << 17  # of weights, about, in one task
 # What describes a matrix to compiled code: int64, so many bytes from its address.
 BITS, WEIGHTS, SCALES, BLOCKS, SPANS, FIELDS = (8 * i for i in range(6))
@@ -96,6 +97,11 @@ def _compile(function: Callable[..., None], count: int) -> Any:
     return _kept[-1]
 
 
+# Linux lets a thread sleep until a number in memory changes (futex); elsewhere it offers its core.
+HAS_FUTEX = sys.platform == "linux"
+FUTEX = 98 if platform.machine() == "aarch64" else 202
+FUTEX_WAIT, FUTEX_WAKE = 128, 129  # among the threads of this process
+syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 5))
 if sys.platform == "win32":
     import ctypes
 
@@ -116,15 +122,34 @@ def next_task(sync: int, counter: int) -> int:
     return fetch_add((sync + LINE * (1 + counter), 1))
 
 
-@compiled
+@compiled_once
 def wait_for_all(sync: int, threads: int) -> None:
-    """Returns once all threads have come here: each counts itself, for ever upwards."""
-    target = (fetch_add((sync, 1)) // threads + 1) * threads
+    """Returns once all threads have come here.
+
+    Each counts itself, for ever upwards, at `sync`; at sync + 8 is where the function's count began.
+    Who waits longer than a few microseconds sleeps: on a busy machine the thread that it waits for
+    may need its core.
+    """
+    if threads == 1:
+        return
+    began = field(sync, 8)
+    arrived = fetch_add((sync, 1)) - began + 1
+    target = began + (arrived + threads - 1) // threads * threads
+    if began + arrived == target:
+        if HAS_FUTEX:
+            syscall(FUTEX, sync, FUTEX_WAKE, 1 << 30, 0)
+        return
     spins = 0
-    while load_shared((sync,)) < target:
-        pause((0,))
+    while True:
+        now = load_shared((sync,))
+        if now >= target:
+            return
         spins += 1
-        if spins > SPINS:
+        if spins < SPINS:
+            pause((0,))
+        elif HAS_FUTEX:
+            syscall(FUTEX, sync, FUTEX_WAIT, now & 0xFFFFFFFF, 0)  # its low half is what it reads
+        else:
             sched_yield()
 
 

@@ -106,7 +106,7 @@ def quantize(weight: Tensor, bits: int) -> PackedMatrix:
     matrix = PackedMatrix.empty(bits, rows, columns)
     descriptor = matrix.descriptor
     job = np.array([descriptor.ctypes.data, *_source(weight)], dtype=np.int64)
-    team().run(kernels.pack, 1, job)
+    team().run(kernels.pack, 1, job, weight.nbytes)
     return matrix
 
 
@@ -196,7 +196,8 @@ def _run(
     job = [descriptors.ctypes.data, rows, *_source(tokens), *room.addresses]
     job += [y.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
     job += [*hidden.addresses, scratch.data_ptr()]
-    team().run(function, 4, np.array(job, dtype=np.int64))
+    work = sum(matrix.nbytes for matrix in matrices) * max(1, count // MOST_ROWS)
+    team().run(function, 4, np.array(job, dtype=np.int64), work)
     return out[:count, : last.rows].reshape(*x.shape[:-1], last.rows).to(x.dtype)
 
 

@@ -453,3 +453,21 @@ def decode(thread: int, threads: int, sync: int, job: int) -> None:
     quantize_rows(normed, stride, count, table, rows, tokens, scales, sums)
     score_words(sync, layers * COUNTERS, job, table, tokens, scales, sums)
     wait_for_all(sync, threads)
+
+
+@entry
+def score(thread: int, threads: int, sync: int, job: int) -> None:
+    """Logits of tokens that `decode` has left at `out`, for other words; job: see `JOB`."""
+    width, count, rows = field(job, WIDTH), field(job, COUNT), field(job, ROWS)
+    table = field(job, MATRICES) + field(job, LAYERS) * LAYER_MATRICES * FIELDS
+    stride = 4 * ((width + SPAN - 1) // SPAN * SPAN)
+    padded = field(job, OWN) + thread * field(job, OWN_BYTES)
+    tokens = padded + rows * stride
+    scales = tokens + rows * stride // 4
+    sums = scales + rows * stride // 32
+    for t in range(count):
+        for i in range(0, 4 * width, 64):
+            copy_16((padded + stride * t + i, field(job, OUT) + 4 * width * t + i))
+    quantize_rows(padded, stride, count, table, rows, tokens, scales, sums)
+    score_words(sync, 0, job, table, tokens, scales, sums)
+    wait_for_all(sync, threads)

@@ -18,6 +18,7 @@ Entry = Callable[[int, int, int, int], None]
 
 LINE = 64  # bytes of a cache line
 COUNTERS = 4096
+WORTH_A_THREAD = 1 << 21  # bytes of weights, which one thread reads in 0.1 ms
 
 
 class Team:
@@ -27,7 +28,7 @@ class Team:
         self.threads = threads
         self._busy = threading.Lock()
         self._starts = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._job: tuple[Entry, int] | None = None
+        self._job: tuple[Entry, int, int] | None = None
         memory = np.zeros(LINE * (COUNTERS + 2), dtype=np.uint8)
         skipped = -memory.ctypes.data % LINE
         self._counters = memory[skipped : skipped + LINE * (COUNTERS + 1)].view(np.int64)
@@ -35,25 +36,28 @@ class Team:
         for i, start in enumerate(self._starts):
             threading.Thread(target=self._work, args=(i + 1, start), daemon=True).start()
 
-    def run(self, function: Entry, counters: int, job: NDArray[np.int64]) -> None:
-        """Calls function(thread, threads, sync, address of job) on each thread.
+    def run(self, function: Entry, counters: int, job: NDArray[np.int64], nbytes: int) -> None:
+        """Calls function(thread, threads, sync, address of job) on some threads.
 
         counters: how many the function takes tasks from; they start at 0. It must end with all
-        threads waiting for each other.
+        threads waiting for each other. nbytes: of weights that it reads: few are not worth waking
+        others for.
         """
+        threads = max(1, min(self.threads, nbytes // WORTH_A_THREAD))
         with self._busy:
+            self._counters[1] = self._counters[0]  # where counting begins
             self._counters[LINE // 8 : LINE // 8 * (counters + 1)] = 0
-            self._job = function, job.ctypes.data
-            for start in self._starts:
+            self._job = function, threads, job.ctypes.data
+            for start in self._starts[: threads - 1]:
                 start.release()
-            function(0, self.threads, self._sync, job.ctypes.data)
+            function(0, threads, self._sync, job.ctypes.data)
 
     def _work(self, thread: int, start: threading.Semaphore) -> None:
         while True:
             start.acquire()
             assert self._job is not None
-            function, job = self._job
-            function(thread, self.threads, self._sync, job)
+            function, threads, job = self._job
+            function(thread, threads, self._sync, job)
 
 
 _teams: dict[tuple[int, int], Team] = {}
