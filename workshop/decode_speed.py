@@ -1,8 +1,8 @@
 """How fast the compiled decoder runs, and how near it comes to what memory gives.
 
-    python -m workshop.decode_speed --bits 8 --rows 1 8 --rounds 9
+    python -m workshop.decode_speed --method int4 --rows 1 8 --rounds 9
 
-A decoder of a published size with random weights, made packed from one random matrix a shape. Steps
+A decoder of a published size with random weights, packed from one random matrix a shape. Steps
 and plain reading of the same bytes by the same threads alternate; medians and their ratio are
 printed, and how long quantizing took.
 """
@@ -12,123 +12,114 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
 
+import numpy as np
 import torch
 
 from paliglass.config import PRESETS, GemmaConfig
 from paliglass.fast import kernels
-from paliglass.fast.decode import Decoder, LayerMatrices
-from paliglass.fast.instructions import load_shared
-from paliglass.fast.matrix import PackedMatrix, quantize
+from paliglass.fast.decode import Decoder
+from paliglass.fast.instructions import fetch_add
+from paliglass.fast.matrix import PackedMatrix, bits_of, quantize
 from paliglass.fast.threads import team
 from paliglass.layers.kv_cache import KVCache
+from paliglass.modeling_gemma import GemmaForCausalLM
 
 CHUNK = 1 << 20  # bytes that a thread reads at once
 
 
-@kernels.compiled
-def read(thread: int, threads: int, sync: int, starts: Any, sizes: Any, sums: Any) -> None:
-    """Reads memory, adding it up."""
+@kernels.entry
+def read(thread: int, threads: int, sync: int, job: int) -> None:
+    """Reads memory. job: how many pieces, where their addresses and sizes stand, a sum a thread."""
     total = 0
-    for i in range(len(starts)):
+    for i in range(kernels.field(job, 0)):
+        start = kernels.field(kernels.field(job, 8) + 8 * i, 0)
+        size = kernels.field(kernels.field(job, 16) + 8 * i, 0)
         while True:
-            chunk = kernels.next_task(sync, i)
-            if chunk * CHUNK >= sizes[i]:
+            chunk = kernels.next_task(sync, i) * CHUNK
+            if chunk >= size:
                 break
-            at = starts[i] + chunk * CHUNK
-            a = b = c = d = 0
-            for k in range(0, min(CHUNK, sizes[i] - chunk * CHUNK) // 64 * 64, 64):
-                a += load_shared((at + k,))
-                b += load_shared((at + k + 16,))
-                c += load_shared((at + k + 32,))
-                d += load_shared((at + k + 48,))
-            total += a + b + c + d
-    sums[thread] += total
+            for at in range(start + chunk, start + min(size, chunk + CHUNK) - 63, 64):
+                total += kernels.field(at, 0)
+    fetch_add((kernels.field(job, 24) + 8 * thread, total))
     kernels.wait_for_all(sync, threads)
 
 
-def random_decoder(config: GemmaConfig, bits: int, head_bits: int) -> tuple[Decoder, float, int]:
-    """A decoder, the seconds that quantizing took, and the weights it quantized."""
-    width, head_dim = config.hidden_size, config.head_dim
-    queries, keys = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-    hidden = config.intermediate_size
-    seconds, numbers = 0.0, 0
-    floats: dict[tuple[int, int], torch.Tensor] = {}
-
-    def make(rows: int, columns: int, bits: int) -> PackedMatrix:
-        nonlocal seconds, numbers
-        if (rows, columns) not in floats:
-            floats[rows, columns] = torch.randn(rows, columns).mul_(columns**-0.5).bfloat16()
-        start = time.perf_counter()
-        matrix = quantize(floats[rows, columns], bits)
+def random_decoder(config: GemmaConfig, method: str) -> tuple[Decoder, float, float, int]:
+    """A decoder, the seconds and CPU seconds that quantizing took, the weights it quantized."""
+    with torch.device("meta"):
+        plain = GemmaForCausalLM(config)
+    floats: dict[torch.Size, torch.Tensor] = {}
+    matrices: dict[str, PackedMatrix] = {}
+    norms, seconds, cpu, numbers = {}, 0.0, 0.0, 0
+    quantize(torch.ones(64, 64), 8)  # compiles
+    for full_name, parameter in plain.model.named_parameters():
+        name = full_name.removesuffix(".weight")
+        if parameter.ndim == 1:
+            norms[name] = torch.zeros(parameter.shape)
+            continue
+        if parameter.shape not in floats:
+            floats[parameter.shape] = torch.randn(parameter.shape, dtype=torch.bfloat16).div_(
+                parameter.shape[1] ** 0.5
+            )
+        bits = 4 if method == "int4-all" else bits_of(f"language_model.model.{name}", method)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        matrices[name] = quantize(floats[parameter.shape], bits)
         seconds += time.perf_counter() - start
-        numbers += rows * columns
-        return matrix
-
-    make(64, 64, bits), make(64, 64, head_bits)  # compiles
-    seconds, numbers = 0.0, 0
-    shapes = ((queries, width), (keys, width), (keys, width), (width, queries))
-    mlp = ((hidden, width), (hidden, width), (width, hidden))
-    layers = [
-        LayerMatrices(*(make(*shape, bits) for shape in (*shapes, *mlp)))
-        for _ in range(config.num_hidden_layers)
-    ]
-    floats.clear()
-    table = make(config.vocab_size, width, head_bits)
-    names = ["input_layernorm", "post_attention_layernorm"]
-    names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-    norms = [dict.fromkeys(names, torch.zeros(width)) for _ in layers]
-    decoder = Decoder(config, layers, table, norms, torch.zeros(width), torch.bfloat16)
-    return decoder, seconds, numbers
+        cpu += time.process_time() - cpu_start
+        numbers += parameter.numel()
+        if name == "embed_tokens":
+            floats.clear()
+    return Decoder(config, matrices, norms, torch.bfloat16), seconds, cpu, numbers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paligemma-3b-224")
-    parser.add_argument("--bits", type=int, choices=(8, 4), default=8)
-    parser.add_argument("--head-bits", type=int, choices=(8, 4), default=8)
+    parser.add_argument("--method", choices=("int8", "int4", "int4-all"), default="int8")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--context", type=int, default=280)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     config = PRESETS[options.preset].text_config
-    decoder, seconds, numbers = random_decoder(config, options.bits, options.head_bits)
-    print(f"quantizing {numbers / 1e9:.2f} G weights: {seconds:.1f} s")
-    matrices = [m for layer in decoder.matrices[0] for m in vars(layer).values()]
-    matrices.append(decoder.matrices[1])
-    starts, sizes = (
-        [f(m) for m in matrices]
-        for f in (lambda m: m.weights.data_ptr(), lambda m: m.weights.nbytes)
+    decoder, seconds, cpu, numbers = random_decoder(config, options.method)
+    print(f"quantizing {numbers / 1e9:.2f} G weights: {seconds:.1f} s, {cpu:.1f} s of CPU")
+    matrices = decoder.matrices
+    places = torch.tensor(
+        [[m.weights.data_ptr() for m in matrices], [m.weights.nbytes for m in matrices]]
     )
-    starts, sizes = torch.tensor(starts).numpy(), torch.tensor(sizes).numpy()
-    sums = torch.zeros(64, dtype=torch.int64).numpy()
-    total = sum(m.nbytes for m in matrices)
-    caches = {}
-    for rows in options.rows:
-        caches[rows] = KVCache(config, rows, options.context + 8, dtype=torch.bfloat16)
-    times: dict[object, list[float]] = {key: [] for key in ("read", *options.rows)}
+    sums = torch.zeros(1024, dtype=torch.int64)
+    job = [len(matrices), places[0].data_ptr(), places[1].data_ptr(), sums.data_ptr()]
+    caches = {
+        rows: KVCache(config, rows, options.context + 128, dtype=torch.bfloat16)
+        for rows in options.rows
+    }
+    for cache in caches.values():
+        cache.reserve(torch.ones(len(cache), options.context, dtype=torch.bool))
+    times: dict[int, list[float]] = {key: [] for key in (0, *options.rows)}  # 0: reading
     for i in range(options.rounds + 1):
-        for key in times:
+        for rows in times:
+            ids = torch.full((rows, 1), 7)
             start = time.perf_counter()
-            if key == "read":
-                team().run(read, len(starts), starts, sizes, sums)
+            if rows == 0:
+                team().run(read, len(matrices), np.array(job, dtype=np.int64), decoder.nbytes)
             else:
-                cache = caches[key]
-                slots = torch.full((key, 1), options.context)
-                decoder.run(torch.full((key, 1), 7), slots, cache)
+                decoder.step(ids, caches[rows])
             if i:
-                times[key].append(time.perf_counter() - start)
-    middle = {key: statistics.median(found) for key, found in times.items()}
-    print(
-        f"{total / 1e9:.2f} GB, read in {1e3 * middle['read']:.1f} ms: {total / middle['read'] / 1e9:.1f} GB/s"
-    )
+                times[rows].append(time.perf_counter() - start)
+    reading = statistics.median(times[0])
+    rate = decoder.nbytes / reading / 1e9
+    print(f"{decoder.nbytes / 1e9:.2f} GB, read in {1e3 * reading:.1f} ms: {rate:.1f} GB/s")
     for rows in options.rows:
-        share = statistics.median(a / b for a, b in zip(times["read"], times[rows], strict=True))
+        middle = statistics.median(times[rows])
+        share = statistics.median(a / b for a, b in zip(times[0], times[rows], strict=True))
+        against = statistics.median(
+            rows * a / b for a, b in zip(times[options.rows[0]], times[rows], strict=True)
+        )
         print(
-            f"{rows} rows: {1e3 * middle[rows]:.1f} ms a step (least {1e3 * min(times[rows]):.1f}), "
-            f"{rows / middle[rows]:.1f} tokens/s, {share:.2f} of reading's rate"
+            f"{rows} rows: {1e3 * middle:.1f} ms a step (least {1e3 * min(times[rows]):.1f}), "
+            f"{rows / middle:.1f} tokens/s, {against:.1f} x the first, {share:.2f} of reading's rate"
         )
 
 

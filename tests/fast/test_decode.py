@@ -80,7 +80,9 @@ def test_it_is_the_plain_decoder_with_rounded_numbers(
             slots = cache.slots[:, 0]
             key = other.keys[-1][torch.arange(rows), :, slots]
             expected_key = cache.keys[-1][torch.arange(rows), :, slots]
-            errors.append((key - expected_key).flatten(1).norm(dim=-1) / expected_key.flatten(1).norm(dim=-1))
+            errors.append(
+                (key - expected_key).flatten(1).norm(dim=-1) / expected_key.flatten(1).norm(dim=-1)
+            )
     every = torch.cat([error.flatten() for error in errors])
     # The last bit of a sum may decide which way a number is rounded: seldom, and by a step.
     assert every.quantile(0.75) < 1e-5
@@ -88,6 +90,7 @@ def test_it_is_the_plain_decoder_with_rounded_numbers(
 
 
 @decoders
+@pytest.mark.usefixtures("team")
 @torch.inference_mode()
 def test_a_row_alone_is_a_row_among_others(text: dict[str, Any]) -> None:
     model = tiny_model(tiny_config(**text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from torch.nn import functional as F
 from paliglass.fast.int8 import quantise_rows
 from paliglass.fast.layout import CODES
 from paliglass.fast.matrix import from_integers, geglu, integers, multiply, quantize
+from paliglass.fast.threads import Team
 from tests.fast.emulation import rounded, weights
 
+EMPTY = np.zeros(1, dtype=np.int64)
 SHAPES = [(16, 64), (48, 96), (130, 200), (1, 1), (33, 2048)]
 COUNTS = [1, 2, 3, 4, 5, 8, 9, 33]
 
@@ -134,7 +137,9 @@ def test_callers_in_several_threads_wait_for_each_other() -> None:
     wrong: list[int] = []
 
     def work(i: int) -> None:
-        wrong.extend(i for _ in range(50) if not torch.equal(multiply(inputs[i], matrix), expected[i]))
+        wrong.extend(
+            i for _ in range(50) if not torch.equal(multiply(inputs[i], matrix), expected[i])
+        )
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -142,3 +147,18 @@ def test_callers_in_several_threads_wait_for_each_other() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.usefixtures("team")
+def test_threads_share_the_work(bits: int) -> None:
+    matrix = quantize(normal(1000, 600), bits)
+    x = normal(70, 600, seed=1)
+    for _ in range(20):
+        assert_near(multiply(x, matrix), rounded(x, bits) @ weights(matrix).T, 5e-7)
+
+
+def test_a_team_takes_as_many_threads_as_the_work_is_worth() -> None:
+    team, seen = Team(4), set[tuple[int, int]]()
+    team.run(lambda thread, threads, sync, job: seen.add((thread, threads)), 0, EMPTY, 1000)
+    assert seen == {(0, 1)}

@@ -64,11 +64,11 @@ class Decoder:
                 assert len({matrices[layer + name].bits for name in same}) == 1
         self.config = config
         table = matrices["embed_tokens"]
-        self._matrices = [matrices[layer + name] for layer in layers for name in MATRICES]
-        self._matrices.append(table)
-        self._descriptors = np.stack([matrix.descriptor for matrix in self._matrices])
+        self.matrices = [matrices[layer + name] for layer in layers for name in MATRICES]
+        self.matrices.append(table)
+        self._descriptors = np.stack([matrix.descriptor for matrix in self.matrices])
         # What a token reads, if all words' logits are wanted.
-        self.nbytes = sum(matrix.nbytes for matrix in self._matrices)
+        self.nbytes = sum(matrix.nbytes for matrix in self.matrices)
         post = config.has_post_norms
         names = (
             "input_layernorm",
