@@ -1,4 +1,4 @@
-"""What int4 costs in quality, and which matrices should stay int8: mini's answers after the same words.
+"""What int4 costs in quality, and which matrices should stay int8: mini's answers once more.
 
     python -m workshop.int4_quality --scenes 50
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from paliglass import PaliGemma, load
+from paliglass.evaluation.cases import ask
 from paliglass.fast.matrix import PackedMatrix, integers, multiply, quantize
 from workshop.int8_quality import agreement
 from workshop.scene_scores import questions_of
 from workshop.world import World
-from paliglass.evaluation.cases import ask
 
 # By a module's name, the bits of its matrix; 0 leaves it as it is.
 Bits = Callable[[str], int]

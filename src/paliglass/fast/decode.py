@@ -143,7 +143,7 @@ class Decoder:
         with self._lock:
             found = [
                 self._run("score", 1, torch.empty(3, len(some)), (1, 0, 0), blocks, some)[1]
-                for some in tokens.split(MOST_ROWS)
+                for some in torch.split(tokens, MOST_ROWS)
             ]
         return torch.cat(found)[:, places].view(*hidden.shape[:-1], -1)
 

@@ -60,7 +60,7 @@ def _find() -> Instruction | None:
         return Instruction("sdot", 4, 4, is_signed=True) if has("dotprod") else None
     if has("avx512vnni") and has("avx512vl") and has("avx512bw"):
         return Instruction("vpdpbusd.512", 16, 8)
-    if (has("avxvnni") or has("avx512vnni") and has("avx512vl")) and has("f16c"):
+    if has("f16c") and (has("avxvnni") or (has("avx512vnni") and has("avx512vl"))):
         return Instruction("vpdpbusd.256", 8, 4)
     if has("avx2") and has("f16c") and has("fma"):
         return Instruction("vpmaddubsw", 8, 4, is_signed=True)

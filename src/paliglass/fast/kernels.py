@@ -126,7 +126,7 @@ def next_task(sync: int, counter: int) -> int:
 def wait_for_all(sync: int, threads: int) -> None:
     """Returns once all threads have come here.
 
-    Each counts itself, for ever upwards, at `sync`; at sync + 8 is where the function's count began.
+    Each counts itself, for ever upwards, at `sync`; at sync + 8 is where the count began.
     Who waits longer than a few microseconds sleeps: on a busy machine the thread that it waits for
     may need its core.
     """

@@ -15,6 +15,7 @@ SPAN = 64  # inputs
 GROUP = {8: 64, 4: 32}  # inputs that share a token's scale; of int4, a weight's too
 BYTES = {8: 16, 4: 9}  # of a block, for each input
 SCRATCH = 4 * SPAN * 16  # bytes that a thread needs for itself between two products
-# int4's values: dense where weights are. Lloyd's algorithm (Least squares quantization in PCM, 1982)
-# on normally distributed groups of 32, each divided by its best scale; 0.90 of the error of −8 … 7.
+# int4's values, dense where weights are: what Lloyd's algorithm ("Least squares quantization in
+# PCM", 1982) makes of normally distributed groups of 32, each divided by its best scale. They leave
+# 0.90 of the error of −8 … 7.
 CODES = (-127, -101, -80, -62, -47, -34, -21, -9, 2, 13, 25, 37, 50, 65, 83, 107)

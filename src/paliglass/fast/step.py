@@ -41,7 +41,6 @@ from paliglass.fast.kernels import (
     SPAN_8,
     SPANS,
     WEIGHTS,
-    compiled,
     compiled_once,
     entry,
     field,
