@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba")
-from paliglass.fast.instructions import INSTRUCTION  # noqa: E402
+from paliglass.fast.instructions import INSTRUCTION
 
 BASE = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
 FEATURES = {"vpmaddubsw": BASE, "vpdpbusd.256": f"{BASE},+avx512f,+avx512vl,+avx512vnni"}
