@@ -1,0 +1,226 @@
+"""Packed int8 and int4 matrices: made from float weights, multiplied, read row by row.
+
+int8: a scale for each output channel. int4: one for each group of 32 inputs of a channel, searched
+for the least squared error, in float16. Activations are rounded to int8 as they come, with a scale
+for each group of 64 (int8) or 32 (int4) inputs of a token: the same for one token and for many, so
+that an answer does not depend on what else is in its batch::
+
+    y = Σ_groups (q_x · q_w) · s_x · s_w        q_x = round(127 · x / max|x|),  s_x = max|x| / 127
+
+One copy serves single tokens and prompts. Needs numba (the extra `fast`) and a processor with dot
+products of bytes: `is_available`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SCRATCH, SPAN
+from paliglass.fast.threads import Entry, team
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+LARGE_PAGE = 1 << 21  # bytes
+MOST_ROWS = 8  # tokens of a tile
+
+
+@lru_cache
+def is_available() -> bool:
+    """Whether numba is installed and knows a fitting instruction of this processor."""
+    try:
+        from paliglass.fast import instructions
+    except ImportError:
+        return False
+    return instructions.INSTRUCTION is not None
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """N output channels × K inputs, see `layout`.
+
+    bits: 8 or 4. weights: the blocks' bytes, at an address that is a multiple of 64. scales: of
+    int8, float32, N in full blocks; else empty.
+    """
+
+    bits: int
+    rows: int
+    columns: int
+    weights: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def empty(bits: int, rows: int, columns: int) -> PackedMatrix:
+        """Zeros."""
+        blocks, spans = -(-rows // BLOCK), -(-columns // SPAN)
+        weights = large_buffer(blocks * spans * SPAN * BYTES[bits])
+        if rows % BLOCK:  # channels that are not written to, but read
+            weights[-spans * SPAN * BYTES[bits] :] = 0
+        return PackedMatrix(
+            bits, rows, columns, weights, torch.zeros(blocks * BLOCK if bits == 8 else 0)
+        )
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // BLOCK)
+
+    @property
+    def spans(self) -> int:
+        return -(-self.columns // SPAN)
+
+    @property
+    def descriptor(self) -> NDArray[np.int64]:
+        """What compiled code knows of it; valid as long as the matrix lives."""
+        addresses = self.weights.data_ptr(), self.scales.data_ptr()
+        return np.array([self.bits, *addresses, self.blocks, self.spans], dtype=np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes + self.scales.nbytes
+
+
+def large_buffer(size: int) -> Tensor:
+    """Uninitialised bytes, in pages of 2 MiB where Linux has them: gigabytes read faster."""
+    buffer = torch.empty(size, dtype=torch.uint8)
+    start = -(-buffer.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+    end = (buffer.data_ptr() + size) // LARGE_PAGE * LARGE_PAGE
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+    return buffer
+
+
+def quantize(weight: Tensor, bits: int) -> PackedMatrix:
+    """From N × K float32 or bfloat16 weights."""
+    from paliglass.fast import kernels
+
+    rows, columns = weight.shape
+    weight = _padded(weight)
+    matrix = PackedMatrix.empty(bits, rows, columns)
+    descriptor = matrix.descriptor
+    job = np.array([descriptor.ctypes.data, *_source(weight)], dtype=np.int64)
+    team().run(kernels.pack, 1, job, weight.nbytes)
+    return matrix
+
+
+def from_integers(integers: Tensor, scales: Tensor) -> PackedMatrix:
+    """From int8 N × K in −127 … 127 and the float32 scale of each row."""
+    rows, columns = integers.shape
+    matrix = PackedMatrix.empty(8, rows, columns)
+    integers = F.pad(integers, (0, -columns % SPAN, 0, -rows % BLOCK))
+    fours = integers.view(torch.int32).view(matrix.blocks, BLOCK, -1).transpose(1, 2)
+    matrix.weights.view(torch.int32).view(fours.shape).copy_(fours)
+    matrix.weights.bitwise_xor_(128)
+    matrix.scales[:rows] = scales
+    return matrix
+
+
+def bits_of(name: str, method: str) -> int:
+    """The bits of a matrix, by its name in a checkpoint: all 8 for "int8".
+
+    For "int4", 8 where mini loses most by 4 (`workshop.int4_quality`): vision tower, projector,
+    embedding and head, the first layer, attention. The MLPs, four fifths of 3B's decoder, have 4.
+    """
+    is_mlp = "language_model" in name and ".mlp." in name and ".layers.0." not in name
+    return 4 if method == "int4" and is_mlp else 8
+
+
+def _padded(x: Tensor) -> Tensor:
+    """… × K with K a multiple of 64, its last axis without gaps."""
+    if x.dtype not in KINDS:
+        x = x.float()
+    missing = -x.shape[-1] % SPAN
+    x = F.pad(x, (0, missing)) if missing else x
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def tile_rows(count: int) -> int:
+    """Tokens of a tile: 1, 2, 4 or 8."""
+    return next((rows for rows in (1, 2, 4) if count <= rows), MOST_ROWS)
+
+
+class Activations:
+    """Room for `count` quantized tokens of a matrix's inputs."""
+
+    def __init__(self, count: int, matrix: PackedMatrix) -> None:
+        rows = tile_rows(count)
+        size = -(-count // rows) * rows * matrix.spans * SPAN
+        # Places in a tile that no token takes are multiplied too.
+        make = torch.zeros if count % rows else torch.empty
+        self.integers = make(size, dtype=torch.int8)
+        self.scales = make(size // GROUP[matrix.bits])
+        self.sums = make(size // GROUP[matrix.bits], dtype=torch.int32)
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        return self.integers.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr()
+
+
+def multiply(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -> Tensor:
+    """x · Wᵀ + bias, … × K → … × N, in x's dtype. bias: N, float32."""
+    from paliglass.fast import kernels
+
+    if bias is not None:
+        bias = F.pad(bias, (0, -len(bias) % BLOCK))
+    return _run(kernels.linear, x, (matrix,), bias)
+
+
+def geglu(x: Tensor, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -> Tensor:
+    """down(gelu(gate(x)) · up(x)), … × D → … × D, in x's dtype."""
+    from paliglass.fast import kernels
+
+    return _run(kernels.geglu, x, (gate, up, down), None)
+
+
+def _run(
+    function: Entry, x: Tensor, matrices: tuple[PackedMatrix, ...], bias: Tensor | None
+) -> Tensor:
+    """A function of `kernels` that takes x through the matrices."""
+    first, last = matrices[0], matrices[-1]
+    tokens = _padded(x.detach().reshape(-1, x.shape[-1]))
+    count, rows = len(tokens), tile_rows(len(tokens))
+    shape = -(-count // rows) * rows, -(-last.rows // BLOCK) * BLOCK
+    y = torch.empty(shape)
+    out = y if tokens.dtype == torch.float32 else torch.empty(shape, dtype=tokens.dtype)
+    descriptors = np.stack([matrix.descriptor for matrix in matrices])
+    room = Activations(count, first)
+    hidden = Activations(count, last)  # of `geglu` alone
+    scratch = torch.empty(team().threads * SCRATCH, dtype=torch.uint8)
+    job = [descriptors.ctypes.data, rows, *_source(tokens), *room.addresses]
+    job += [y.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
+    job += [*hidden.addresses, scratch.data_ptr()]
+    work = sum(matrix.nbytes for matrix in matrices) * max(1, count // MOST_ROWS)
+    team().run(function, 4, np.array(job, dtype=np.int64), work)
+    return out[:count, : last.rows].reshape(*x.shape[:-1], last.rows).to(x.dtype)
+
+
+def _source(tokens: Tensor) -> tuple[int, int, int, int]:
+    """Kind, address, bytes between rows, and rows."""
+    stride = tokens.stride(0) * tokens.element_size()
+    return KINDS[tokens.dtype], tokens.data_ptr(), stride, len(tokens)
+
+
+def integers(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
+    """The weights' integers, int8 N × K, and scales: N (int8) or N × K/32 (int4), float32."""
+    blocks, spans = matrix.blocks, matrix.spans
+    if matrix.bits == 8:
+        fours = matrix.weights.view(blocks, spans * SPAN // 4, BLOCK, 4)
+        found = fours.permute(0, 2, 1, 3).reshape(blocks * BLOCK, -1)
+        found = found.bitwise_xor(128).view(torch.int8)
+        return found[: matrix.rows, : matrix.columns], matrix.scales[: matrix.rows]
+    data = matrix.weights.view(blocks, spans, SPAN * BYTES[4])
+    scales = data[..., : 4 * BLOCK].contiguous().view(torch.float16).float()
+    scales = scales.view(blocks, spans * 2, BLOCK).transpose(1, 2).reshape(blocks * BLOCK, -1)
+    packed = data[..., 4 * BLOCK :].reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
+    halves = torch.stack((packed & 15, packed >> 4), dim=3)  # blocks, eights, BLOCK, 2, 4
+    places = halves.permute(0, 2, 1, 3, 4).reshape(blocks * BLOCK, -1)
+    found = torch.tensor(CODES, dtype=torch.int8)[places.int()]
+    groups = -(-matrix.columns // GROUP[4])
+    return found[: matrix.rows, : matrix.columns], scales[: matrix.rows, :groups]

@@ -1,0 +1,110 @@
+"""What int4 costs in quality, and which matrices should stay int8: mini's answers once more.
+
+    python -m workshop.int4_quality --scenes 50
+
+As in `workshop.int8_quality`, the bfloat16 model's greedy answers go through models whose matrices
+are packed, by the compiled kernels; the share of tokens that stay the same is printed for each way
+of sharing out the bits, by task. The plain float32 model is compared too, for scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from paliglass import PaliGemma, load
+from paliglass.evaluation.cases import ask
+from paliglass.fast.matrix import PackedMatrix, integers, multiply, quantize
+from workshop.int8_quality import agreement
+from workshop.scene_scores import questions_of
+from workshop.world import World
+
+# By a module's name, the bits of its matrix; 0 leaves it as it is.
+Bits = Callable[[str], int]
+VISION = ("vision_tower", "multi_modal_projector")
+HEAD = "language_model.lm_head"
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` by the compiled kernels."""
+
+    def __init__(self, matrix: PackedMatrix, bias: Tensor | None) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return multiply(x, self.matrix, self.bias)
+
+
+def with_bits(plain: PaliGemma, bits: Bits) -> PaliGemma:
+    """A copy whose matrices are packed; the table's rows are the packed head's."""
+    model = copy.copy(plain)
+    model.model = copy.deepcopy(plain.model)
+    for parent_name, parent in list(model.model.named_modules()):
+        for name, child in list(parent.named_children()):
+            full = f"{parent_name}.{name}".lstrip(".")
+            if isinstance(child, nn.Linear) and bits(full):
+                bias = None if child.bias is None else child.bias.data
+                setattr(parent, name, PackedLinear(quantize(child.weight.data, bits(full)), bias))
+    head = model.model.language_model.lm_head
+    if isinstance(head, PackedLinear):
+        rows, scales = integers(head.matrix)
+        if head.matrix.bits == 4:
+            scales = scales.repeat_interleave(32, 1)[:, : rows.shape[1]]
+        else:
+            scales = scales[:, None]
+        table = model.model.language_model.model.embed_tokens
+        table.weight = nn.Parameter((rows * scales).to(table.weight.dtype), requires_grad=False)
+    return model
+
+
+def layers(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"language_model.model.layers.{i}." for i in numbers)
+
+
+def int8_in(*names: str) -> Bits:
+    """int4, but int8 where a name starts with, or has, one of these."""
+    return lambda name: 8 if any(part in name for part in names) else 4
+
+
+WAYS: dict[str, Bits] = {
+    "int8": lambda name: 8,
+    "int4, all of it": lambda name: 4,
+    "int4; int8 tower": int8_in(*VISION),
+    "int4; int8 tower, head": int8_in(*VISION, HEAD),
+    "int4; int8 tower, head, first layer": int8_in(*VISION, HEAD, *layers(0)),
+    "int4; int8 tower, head, last layer": int8_in(*VISION, HEAD, *layers(3)),
+    "int4; int8 tower, head, attention": int8_in(*VISION, HEAD, "self_attn"),
+    "int4; int8 tower, head, values and outputs": int8_in(*VISION, HEAD, "v_proj", "o_proj"),
+    "int4; int8 tower, head, down": int8_in(*VISION, HEAD, "down_proj"),
+    "int4; int8 tower, head, first layer, attention": int8_in(
+        *VISION, HEAD, *layers(0), "self_attn"
+    ),
+}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=50)
+    parser.add_argument("--world-cache", type=Path, default=Path(".cache/world"))
+    options = parser.parse_args()
+    plain = load("mini", device="cpu", dtype="bfloat16")
+    world = World(options.world_cache, "test", 1, 128, codec=plain.mask_codec)
+    said = ask(plain, list(questions_of(world, "test", options.scenes, 8)), free=True)
+    others = {"float32": load("mini", device="cpu", dtype="float32")}
+    others |= {name: with_bits(plain, bits) for name, bits in WAYS.items()}
+    for name, agreed in agreement(plain, others, said).items():
+        same, count = (sum(column) for column in zip(*agreed.values(), strict=True))
+        tasks = ", ".join(f"{task} {a / b:.3f} of {b}" for task, (a, b) in agreed.items())
+        print(f"{name}: {same / count:.4f} of {count} ({tasks})")
+
+
+if __name__ == "__main__":
+    main()
