@@ -1,6 +1,6 @@
 """What makes a model fast, put in the place of its plain modules from outside.
 
-`accelerate` is the only door (`explain` says what it does): the plain model knows nothing of what is
+`accelerate` is the only door; `explain` says what it does. The plain model knows nothing of what is
 in here, and a test holds each replacement to the module that it replaces.
 
     int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
@@ -8,7 +8,9 @@ in here, and a test holds each replacement to the module that it replaces.
     widened.py               bfloat16 on processors without instructions for it
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
-    cuda_graph.py            decoding as one CUDA graph
+    cuda_graph.py            decoding as one CUDA graph; not used by itself yet
+    matrix.py decode.py      int8 and int4 matrices, and a token's whole way through the decoder, as
+                             compiled functions (numba); measured, not used by `accelerate` yet
 """
 
 from __future__ import annotations
