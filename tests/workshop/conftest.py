@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Result
-from tests.world.conftest import art, font_file
+from tests.world.conftest import art, face
 from workshop.commands import run
 
-__all__ = ["art", "font_file"]
+__all__ = ["art", "face"]
 
 Command = Callable[..., Result]
 
