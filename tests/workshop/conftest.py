@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Result
-from tests.world.conftest import art, font_file
+from tests.world.conftest import art, face
 from workshop.commands import run
 
-__all__ = ["art", "font_file"]
+__all__ = ["art", "face"]
 
 Command = Callable[..., Result]
 
@@ -27,7 +27,7 @@ def command(
     def call(function: Callable[..., None], *arguments: object) -> Result:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ending:
-            run(function, [str(argument) for argument in arguments])
+            run(function, arguments=[str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return Result(int(ending.value.code or 0), out, err)
 
