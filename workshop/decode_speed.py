@@ -1,6 +1,6 @@
 """How fast the compiled decoder runs, and how near it comes to what memory gives.
 
-    python -m workshop.decode_speed --method int4 --rows 1 8 --rounds 9
+    python -m workshop.decode_speed --method int4 --rows 1 --rows 8 --rounds 9
 
 A decoder of a published size with random weights, packed from one random matrix a shape. Steps
 and plain reading of the same bytes by the same threads alternate; medians and their ratio are
@@ -9,12 +9,13 @@ printed, and how long quantizing took.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import typer
 
 from paliglass.config import PRESETS, GemmaConfig
 from paliglass.fast import kernels
@@ -24,6 +25,7 @@ from paliglass.fast.matrix import PackedMatrix, bits_of, quantize
 from paliglass.fast.threads import team
 from paliglass.layers.kv_cache import KVCache
 from paliglass.modeling_gemma import GemmaForCausalLM
+from workshop.commands import run
 
 CHUNK = 1 << 20  # bytes that a thread reads at once
 
@@ -73,17 +75,22 @@ def random_decoder(config: GemmaConfig, method: str) -> tuple[Decoder, float, fl
     return Decoder(config, matrices, norms, torch.bfloat16), seconds, cpu, numbers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paligemma-3b-224")
-    parser.add_argument("--method", choices=("int8", "int4", "int4-all"), default="int8")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--context", type=int, default=280)
-    options = parser.parse_args()
-    torch.set_grad_enabled(False)
-    config = PRESETS[options.preset].text_config
-    decoder, seconds, cpu, numbers = random_decoder(config, options.method)
+@torch.no_grad()
+def decode_speed(
+    preset: Annotated[
+        str, typer.Option(help=f"One of {', '.join(sorted(PRESETS))}.")
+    ] = "paligemma-3b-224",
+    method: Annotated[Literal["int8", "int4", "int4-all"], typer.Option()] = "int8",
+    rows: Annotated[list[int] | None, typer.Option(help="Of a step; repeatable. [1 and 8]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of steps and of reading, in turn.")] = 9,
+    context: Annotated[int, typer.Option(min=1, help="Tokens in the cache before.")] = 280,
+) -> None:
+    """Measure how fast the compiled decoder runs, and how near it comes to what memory gives."""
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"{preset} is none of {', '.join(sorted(PRESETS))}")
+    counts = rows or [1, 8]
+    config = PRESETS[preset].text_config
+    decoder, seconds, cpu, numbers = random_decoder(config, method)
     print(f"quantizing {numbers / 1e9:.2f} G weights: {seconds:.1f} s, {cpu:.1f} s of CPU")
     matrices = decoder.matrices
     places = torch.tensor(
@@ -92,33 +99,32 @@ def main() -> None:
     sums = torch.zeros(1024, dtype=torch.int64)
     job = [len(matrices), places[0].data_ptr(), places[1].data_ptr(), sums.data_ptr()]
     caches = {
-        rows: KVCache(config, rows, options.context + 128, dtype=torch.bfloat16)
-        for rows in options.rows
+        count: KVCache(config, count, context + 128, dtype=torch.bfloat16) for count in counts
     }
     for cache in caches.values():
-        cache.reserve(torch.ones(len(cache), options.context, dtype=torch.bool))
-    times: dict[int, list[float]] = {key: [] for key in (0, *options.rows)}  # 0: reading
-    for i in range(options.rounds + 1):
-        for rows in times:
-            ids = torch.full((rows, 1), 7)
+        cache.reserve(torch.ones(len(cache), context, dtype=torch.bool))
+    times: dict[int, list[float]] = {key: [] for key in (0, *counts)}  # 0: reading
+    for i in range(rounds + 1):
+        for count in times:
+            ids = torch.full((count, 1), 7)
             start = time.perf_counter()
-            if rows == 0:
+            if count == 0:
                 team().run(read, len(matrices), np.array(job, dtype=np.int64), decoder.nbytes)
             else:
-                decoder.step(ids, caches[rows])
+                decoder.step(ids, caches[count])
             if i:
-                times[rows].append(time.perf_counter() - start)
+                times[count].append(time.perf_counter() - start)
     reading = statistics.median(times[0])
     rate = decoder.nbytes / reading / 1e9
     print(f"{decoder.nbytes / 1e9:.2f} GB, read in {1e3 * reading:.1f} ms: {rate:.1f} GB/s")
-    for rows in options.rows:
-        middle = statistics.median(times[rows])
-        share = statistics.median(a / b for a, b in zip(times[0], times[rows], strict=True))
+    for count in counts:
+        middle = statistics.median(times[count])
+        share = statistics.median(a / b for a, b in zip(times[0], times[count], strict=True))
         print(
-            f"{rows} rows: {1e3 * middle:.1f} ms a step (least {1e3 * min(times[rows]):.1f}), "
-            f"{rows / middle:.1f} tokens/s, {share:.2f} of reading's rate"
+            f"{count} rows: {1e3 * middle:.1f} ms a step (least {1e3 * min(times[count]):.1f}), "
+            f"{count / middle:.1f} tokens/s, {share:.2f} of reading's rate"
         )
 
 
 if __name__ == "__main__":
-    main()
+    run(decode_speed)

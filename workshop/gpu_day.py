@@ -20,7 +20,6 @@ print; `weights-N.safetensors` are mini's newest weights in parts of at most 15 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -36,13 +35,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from torch import Tensor
 
 from paliglass.config import PRESETS, PaliGemmaConfig
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from workshop.commands import run
 
 SECONDS = {"check": 60.0, "decode": 180.0, "train": 330.0}
 NEEDED = (
@@ -377,7 +378,7 @@ def train(
     command += ["--log-every", "20", "--checkpoint-seconds", "60" if share == 1 else "5"]
     command += ["--world-cache", str(CACHE), *options]
     # The end of its rates' decay is the end of the run, and some seconds go before and after it.
-    command += ["--minutes", str(max(5.0, limit() - 25) / 60)]
+    command += ["--minutes", str(minutes_of(work, max(5.0, limit() - 25)))]
     command += ["--precision", "bf16"] if device == "cuda" else []
     environment = os.environ | ({} if device == "cuda" else {"ACCELERATE_USE_CPU": "true"})
     process = subprocess.Popen(command, env=environment)
@@ -396,6 +397,19 @@ def train(
         last = json.loads(lines[-1])
         rate = scenes * last["step"] / max(1, last["seconds"])
         report("training", scenes_per_second=round(rate, 1), last=last)
+
+
+def minutes_of(work: Path, left: float) -> float:
+    """How long a run takes over all sittings that has so many seconds left in this one.
+
+    One that is under way keeps the length that its rates follow; one that came to its end goes on.
+    """
+    state = work / "checkpoint" / "state.json"
+    if not state.exists():
+        return left / 60
+    past = json.loads(state.read_text(encoding="utf-8"))
+    minutes: float = past["settings"]["minutes"]
+    return (past["elapsed"] + left) / 60 if past["ended"] else minutes
 
 
 def scene_rate(cache: Path, processes: int, side: int, seconds: float) -> float:
@@ -512,14 +526,27 @@ def prepare() -> None:
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
-def run_stage(arguments: argparse.Namespace, stage: str, seconds: float) -> int:
+@dataclasses.dataclass(frozen=True)
+class Day:
+    """What all stages have in common."""
+
+    out: Path
+    work: Path
+    device: str
+    share: float
+    scenes: int
+    side: int
+    options: list[str]
+
+
+def run_stage(day: Day, stage: str, seconds: float) -> int:
     """The stage as a process of its own, ended with all that it started when its time is up."""
     command = [sys.executable, "-m", "workshop.gpu_day", "--stage", stage]
-    command += ["--out", str(arguments.out), "--work", str(arguments.work)]
-    command += ["--device", arguments.device, "--share", str(arguments.share)]
-    command += ["--scenes", str(arguments.scenes), "--side", str(arguments.side)]
-    command += ["--seconds", str(seconds), "--", *arguments.options]
-    with (arguments.out / "log.txt").open("a", encoding="utf-8") as log:
+    command += ["--out", str(day.out), "--work", str(day.work)]
+    command += ["--device", day.device, "--share", str(day.share)]
+    command += ["--scenes", str(day.scenes), "--side", str(day.side)]
+    command += ["--seconds", str(seconds), "--", *day.options]
+    with (day.out / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             return process.wait(timeout=seconds + GRACE)
@@ -528,59 +555,70 @@ def run_stage(arguments: argparse.Namespace, stage: str, seconds: float) -> int:
             return process.wait()
 
 
-def main() -> None:
-    """Runs the stages asked for, one after the other."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="the folder of what comes back")
-    parser.add_argument("--prepare", action="store_true", help="make the files to carry, and end")
-    parser.add_argument("--join", type=Path, help="make a model's folder of --out's parts, and end")
-    parser.add_argument("--stages", default="check,decode,train", help="some of them")
-    parser.add_argument("--seconds", type=float, help="for all stages together [570]")
-    parser.add_argument("--share", type=float, default=1.0, help="of sizes and times: a rehearsal")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--work", type=Path, default=Path("runs/gpu_day"), help="the run's folder")
-    parser.add_argument("--scenes", type=int, default=256, help="in a step of training")
-    parser.add_argument("--side", type=int, default=128, help="of a scene, in pixels")
-    parser.add_argument("--stage", choices=SECONDS, help=argparse.SUPPRESS)
-    parser.add_argument("options", nargs="*", help="after --: more for `workshop.pretrain`")
-    arguments = parser.parse_args()
-    if arguments.prepare:
+def gpu_day(
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="The folder of what comes back.")
+    ] = None,
+    prepare_files: Annotated[
+        bool, typer.Option("--prepare", help="Make the files to carry, and end.")
+    ] = False,
+    join_into: Annotated[
+        Path | None, typer.Option("--join", help="Make a model's folder of --out's parts, and end.")
+    ] = None,
+    stages: Annotated[str, typer.Option(help="Some of them.")] = "check,decode,train",
+    seconds: Annotated[
+        float | None, typer.Option(show_default="570", help="For all stages together.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of sizes and times: a rehearsal.")] = 1.0,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option()] = "cuda",
+    work: Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")] = Path(
+        "runs/gpu_day"
+    ),
+    scenes: Annotated[int, typer.Option(min=1, help="In a step of training.")] = 256,
+    side: Annotated[int, typer.Option(min=1, help="Of a scene, in pixels.")] = 128,
+    stage: Annotated[Literal["check", "decode", "train"] | None, typer.Option(hidden=True)] = None,
+    options: Annotated[
+        list[str] | None, typer.Argument(help="After --: more for `workshop.pretrain`.")
+    ] = None,
+) -> None:
+    """Do all that needs a GPU, in a quarter of an hour: checks, decoding, mini's training."""
+    if prepare_files:
         prepare()
         return
-    if arguments.out is None:
-        parser.error("say where results go: --out")
-    if arguments.join is not None:
-        join(arguments.out, arguments.join)
+    if out is None:
+        raise typer.BadParameter("say where results go: --out")
+    if join_into is not None:
+        join(out, join_into)
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.stage:
-        end = time.monotonic() + arguments.seconds
+    day = Day(out, work, device, share, scenes, side, options or [])
+    day.out.mkdir(parents=True, exist_ok=True)
+    if stage is not None:
+        end = time.monotonic() + (seconds or SECONDS[stage])
 
         def limit() -> float:
             return end - time.monotonic()
 
-        report = Report(arguments.out, arguments.stage)
-        common = (report, arguments.device, arguments.share, limit)
-        with report.trying(arguments.stage):
-            if arguments.stage == "train":
-                more = (arguments.scenes, arguments.side, arguments.options)
-                train(*common, arguments.out, arguments.work, *more)
+        report = Report(day.out, stage)
+        common = (report, day.device, day.share, limit)
+        with report.trying(stage):
+            if stage == "train":
+                more = (day.scenes, day.side, day.options)
+                train(*common, day.out, day.work, *more)
             else:
-                {"check": check, "decode": decode}[arguments.stage](*common)
+                {"check": check, "decode": decode}[stage](*common)
         return
-    stages = arguments.stages.split(",")
-    if unknown := [stage for stage in stages if stage not in SECONDS]:
-        parser.error(f"no stage {unknown[0]!r}: choose from {', '.join(SECONDS)}")
-    scale = 1.0 if arguments.share == 1 else max(arguments.share, 0.1)
-    total = arguments.seconds or 570 * scale
+    names = stages.split(",")
+    if unknown := [name for name in names if name not in SECONDS]:
+        raise typer.BadParameter(f"no stage {unknown[0]!r}: choose from {', '.join(SECONDS)}")
+    scale = 1.0 if day.share == 1 else max(day.share, 0.1)
+    total = seconds or 570 * scale
     end = time.monotonic() + total
-    for stage in stages:
+    for name in names:
         left = end - time.monotonic()
         # The last one has what is left; no other takes more than its own.
-        seconds = left if stage == stages[-1] else min(left, SECONDS[stage] * scale)
-        ended = run_stage(arguments, stage, seconds)
-        Report(arguments.out, stage)("ended", code=ended)
+        own = left if name == names[-1] else min(left, SECONDS[name] * scale)
+        Report(day.out, name)("ended", code=run_stage(day, name, own))
 
 
 if __name__ == "__main__":
-    main()
+    run(gpu_day)

@@ -9,17 +9,18 @@ of sharing out the bits, by task. The plain float32 model is compared too, for s
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable
-from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from paliglass import PaliGemma, load
 from paliglass.evaluation.cases import ask
 from paliglass.fast.matrix import PackedMatrix, integers, multiply, quantize
+from workshop.commands import CACHE, WorldCache, run
 from workshop.int8_quality import agreement
 from workshop.scene_scores import questions_of
 from workshop.world import World
@@ -90,21 +91,21 @@ WAYS: dict[str, Bits] = {
 
 
 @torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=50)
-    parser.add_argument("--world-cache", type=Path, default=Path(".cache/world"))
-    options = parser.parse_args()
+def int4_quality(
+    scenes: Annotated[int, typer.Option(min=1, help="Of the test split.")] = 50,
+    world_cache: WorldCache = CACHE,
+) -> None:
+    """Measure what int4 costs in quality, and which matrices should stay int8: mini's answers."""
     plain = load("mini", device="cpu", dtype="bfloat16")
-    world = World(options.world_cache, "test", 1, 128, codec=plain.mask_codec)
-    said = ask(plain, list(questions_of(world, "test", options.scenes, 8)), free=True)
+    world = World(world_cache, "test", 1, 128, codec=plain.mask_codec)
+    cases = ask(plain, list(questions_of(world, "test", scenes, 8)), free=True)
     others = {"float32": load("mini", device="cpu", dtype="float32")}
     others |= {name: with_bits(plain, bits) for name, bits in WAYS.items()}
-    for name, agreed in agreement(plain, others, said).items():
+    for name, agreed in agreement(plain, others, cases).items():
         same, count = (sum(column) for column in zip(*agreed.values(), strict=True))
         tasks = ", ".join(f"{task} {a / b:.3f} of {b}" for task, (a, b) in agreed.items())
         print(f"{name}: {same / count:.4f} of {count} ({tasks})")
 
 
 if __name__ == "__main__":
-    main()
+    run(int4_quality)

@@ -27,7 +27,7 @@ def command(
     def call(function: Callable[..., None], *arguments: object) -> Result:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ending:
-            run(function, [str(argument) for argument in arguments])
+            run(function, arguments=[str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return Result(int(ending.value.code or 0), out, err)
 

@@ -45,8 +45,9 @@ def test_help_says_what_a_command_does_and_what_each_option_is(
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
-    for loaded in [key for key in sys.modules if key in (name, f"{name}.__main__")]:
-        monkeypatch.delitem(sys.modules, loaded)  # as in a new process
+    is_package = (FOLDER.parent / name.replace(".", "/")).is_dir()
+    # What is run as a module must not be there yet, as in a new process.
+    monkeypatch.delitem(sys.modules, f"{name}.__main__" if is_package else name, raising=False)
     with pytest.raises(SystemExit) as ending:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     assert ending.value.code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -44,10 +43,8 @@ def test_a_stage_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(subprocess, "Popen", sleeper)
     monkeypatch.setattr(gpu_day, "GRACE", 1.0)
-    arguments = argparse.Namespace(
-        out=tmp_path, work=tmp_path, device="cpu", share=0.01, scenes=4, side=64, options=["--rate"]
-    )
-    assert gpu_day.run_stage(arguments, "train", 1.0) != 0
+    day = gpu_day.Day(tmp_path, tmp_path, "cpu", 0.01, 4, 64, ["--rate"])
+    assert gpu_day.run_stage(day, "train", 1.0) != 0
     assert started[0][-2:] == ["--", "--rate"]
     assert "--stage" in started[0]
 
@@ -73,6 +70,16 @@ def test_a_rehearsal_has_a_share_of_the_layers_at_the_same_width() -> None:
     assert small.text_config.num_hidden_layers == 2
     assert small.text_config.hidden_size == whole.text_config.hidden_size
     assert small.image_token_index < small.text_config.vocab_size
+
+
+def test_a_second_call_goes_on_with_the_run(tmp_path: Path) -> None:
+    assert gpu_day.minutes_of(tmp_path, 300.0) == 5
+    (tmp_path / "checkpoint").mkdir()
+    state = {"settings": {"minutes": 5.0}, "elapsed": 240.0, "ended": False}
+    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps(state))
+    assert gpu_day.minutes_of(tmp_path, 300.0) == 5.0  # else its rates would be another run's
+    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps(state | {"ended": True}))
+    assert gpu_day.minutes_of(tmp_path, 300.0) == 9.0
 
 
 def test_what_comes_back_is_small_parts_that_join_to_the_model(

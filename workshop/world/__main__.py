@@ -1,8 +1,7 @@
-"""`python -m workshop.world`: the picture world looked at, and packed for another machine."""
+"""The picture world looked at, and packed for another machine."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from pathlib import Path
@@ -11,23 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from paliglass.checkpoints.files import write_whole
-from paliglass.cli.app import command
+from workshop.commands import CACHE, WorldCache, run
 from workshop.world.art import build
 from workshop.world.concepts import known_things
 from workshop.world.engine import World
 from workshop.world.preview import contact_sheet
 from workshop.world.splits import SPLITS
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-WorldCache = Annotated[
-    Path,
-    typer.Option(
-        file_okay=False, help="Folder for the world's artwork, fetched when it is first needed."
-    ),
-]
 
-
-@functools.partial(command, on=app)
 def preview(
     out: Annotated[Path, typer.Option(dir_okay=False, help="The PNG to write.")],
     split: Annotated[str, typer.Option(help=f"One of {', '.join(SPLITS)}.")] = "train",
@@ -36,7 +26,7 @@ def preview(
     columns: Annotated[int, typer.Option(min=1, help="Scenes in a row.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another world.")] = 0,
     size: Annotated[int, typer.Option(min=32, max=1024, help="Of a scene, in pixels.")] = 128,
-    world_cache: WorldCache = Path(".cache/world"),
+    world_cache: WorldCache = CACHE,
 ) -> None:
     """Draw a contact sheet: scenes with their boxes and masks, prompts and answers below."""
     if split not in SPLITS:
@@ -50,15 +40,13 @@ def preview(
     print(f"{out}: {count} scenes of {split}")
 
 
-@functools.partial(command, on=app)
-def pack(world_cache: WorldCache = Path(".cache/world")) -> None:
+def pack(world_cache: WorldCache = CACHE) -> None:
     """Make the files that the world needs on a machine without npm, a renderer or a network."""
     for role in ("text", "train"):
         path = build(world_cache, role)
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
-@functools.partial(command, on=app)
 def things(
     out: Annotated[Path, typer.Option(dir_okay=False, help="The JSON file to write.")],
 ) -> None:
@@ -69,4 +57,4 @@ def things(
 
 
 if __name__ == "__main__":
-    app()
+    run(preview, pack, things)

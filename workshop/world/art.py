@@ -311,7 +311,7 @@ def _render(svg: str, pixels: int) -> Image.Image:
         import resvg_py
     except ImportError as error:
         raise PaliglassError(
-            'drawing the stickers needs resvg-py: pip install "paliglass[train]"'
+            'drawing the stickers needs resvg-py: pip install "paliglass[workshop]"'
         ) from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
