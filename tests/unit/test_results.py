@@ -17,7 +17,8 @@ from PIL import Image
 
 from paliglass import Box
 from paliglass.errors import PaliglassError
-from paliglass.formats.rle import decode_rle, encode_rle, outlines
+from paliglass.formats.polygons import outlines
+from paliglass.formats.rle import decode_rle, encode_rle
 from paliglass.tasks.results import Answer, Detection, Found, Segment
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12))
