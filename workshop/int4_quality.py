@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from paliglass import PaliGemma, load
-from paliglass.evaluation.cases import ask
+from paliglass.evaluation.judge import answer
 from paliglass.fast.matrix import PackedMatrix, integers, multiply, quantize
 from workshop.int8_quality import agreement
 from workshop.scene_scores import questions_of
@@ -97,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     plain = load("mini", device="cpu", dtype="bfloat16")
     world = World(options.world_cache, "test", 1, 128, codec=plain.mask_codec)
-    said = ask(plain, list(questions_of(world, "test", options.scenes, 8)), free=True)
+    said = answer(plain, list(questions_of(world, "test", options.scenes, 8)), free=True)
     others = {"float32": load("mini", device="cpu", dtype="float32")}
     others |= {name: with_bits(plain, bits) for name, bits in WAYS.items()}
     for name, agreed in agreement(plain, others, said).items():

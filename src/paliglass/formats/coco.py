@@ -18,12 +18,27 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from paliglass.errors import PaliglassError
-from paliglass.formats.records import Id, read_json
+from paliglass.formats.records import Id
 from paliglass.formats.rle import decode_rle, encode_rle
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+__all__ = [
+    "CocoAnnotation",
+    "CocoCaption",
+    "CocoCategory",
+    "CocoFile",
+    "CocoImage",
+    "CocoMask",
+    "CocoRle",
+    "annotation",
+    "entries",
+    "has_captions",
+    "is_coco",
+    "to_coco",
+]
 
 Box = tuple[float, float, float, float]
 
@@ -82,12 +97,9 @@ class CocoMask(msgspec.Struct):
     segmentation: list[list[float]] | CocoRle | None = None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The document. Raises PaliglassError where it has no images and annotations."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise PaliglassError(f"{path}: is no COCO: it has no images and annotations")
-    return content
+def is_coco(content: Any) -> bool:
+    """Whether a JSON document is COCO's: it has images and annotations."""
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
 def entries(path: Path, content: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:

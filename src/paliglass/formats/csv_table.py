@@ -11,9 +11,11 @@ from typing import Any
 from paliglass.errors import PaliglassError
 from paliglass.formats.records import read_text
 
+__all__ = ["ANSWER_COLUMNS", "BOX_COLUMNS", "read_rows", "to_csv"]
+
 ANSWER_COLUMNS = ("file", "task", "prompt", "answer", "score")
 BOX_COLUMNS = ("file", "width", "height", "label", "score", "x0", "y0", "x1", "y1")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
@@ -54,4 +56,8 @@ def to_csv(records: Iterable[Mapping[str, Any]], header: bool = True) -> str:
 
 
 def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A cell that no spreadsheet computes, with line feeds for its line breaks."""
+    if not isinstance(value, str):
+        return value
+    value = "\n".join(value.replace("\r\n", "\n").split("\r"))  # csv.writer leaves \r bare
+    return f"'{value}" if value.startswith(_FORMULA) else value

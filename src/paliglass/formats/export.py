@@ -18,6 +18,8 @@ from paliglass.formats.csv_table import to_csv
 from paliglass.formats.jsonl import to_line
 from paliglass.formats.yolo import to_yolo
 
+__all__ = ["EXPORTS", "class_names", "export", "write_files"]
+
 Record = Mapping[str, Any]
 EXPORTS = {
     "json": ("results.json",),

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+__all__ = ["EXAMPLE", "ExampleLine", "Metadata", "Objects", "ResultLine", "Thing", "to_line"]
+
 EXAMPLE = '{"image": "dog.png", "prefix": "caption en", "suffix": "a dog"}'
 
 
@@ -16,7 +18,7 @@ class ExampleLine(msgspec.Struct):
 
     image: str | list[str] | None
     prefix: str
-    suffix: str | list[str] | None
+    suffix: str | list[str | None] | None
 
 
 class Objects(msgspec.Struct):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["MAX_STEPS", "STEPS", "Edge", "Point", "fill_polygons", "outlines"]
+
 MAX_STEPS = 50_000_000  # of a polygon's outline; more is no outline of a thing in a picture
 _FINE = 5  # steps a pixel that COCO's tools follow an outline in
 

@@ -14,12 +14,15 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from paliglass.errors import PaliglassError
+
+__all__ = ["Id", "decode", "key_of", "parse_json", "read_json", "read_lines", "read_text"]
 
 Id = int | float | str
 """What files number their entries with: 7, "7" and 7.0 mean the same; see `key_of`."""
@@ -90,22 +93,32 @@ def decode(value: Any, kind: type[Record], where: str, example: str = "") -> Rec
     """
     mend = f"; write {example}" if example else ""
     if not isinstance(value, dict):
-        raise PaliglassError(f"{where}: is {_show(value)}, no JSON object{mend}")
-    fields = msgspec.structs.fields(kind)  # type: ignore[arg-type]
-    lacking = [f.encode_name for f in fields if f.required and f.encode_name not in value]
+        raise PaliglassError(f"{where}: is no JSON object but {_show(value)}{mend}")
+    required, names = _fields(kind)  # type: ignore[arg-type]
+    lacking = [f'"{name}"' for name in required if name not in value]
     if lacking:
         raise PaliglassError(f"{where}: lacks {', '.join(lacking)}{mend}")
-    known = {f.encode_name: value[f.encode_name] for f in fields if f.encode_name in value}
+    known = {name: value[name] for name in names if name in value}
     try:
         return msgspec.convert(known, kind)
     except msgspec.ValidationError as error:
         raise PaliglassError(f"{where}: {_explain(str(error), known)}{mend}") from None
+    except UnicodeEncodeError:
+        raise PaliglassError(f"{where}: holds half a character (a lone surrogate){mend}") from None
+
+
+@lru_cache
+def _fields(kind: type[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of a record's fields: those that must be there, and all."""
+    fields = msgspec.structs.fields(kind)
+    return tuple(f.encode_name for f in fields if f.required), tuple(f.encode_name for f in fields)
 
 
 def key_of(number: Id) -> str:
     """An id as text, the same for 7, 7.0 and "7"."""
     if isinstance(number, str):
-        return number.strip()
+        text = number.strip()
+        return text.lstrip("0") or "0" if text.isdecimal() else text
     return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 

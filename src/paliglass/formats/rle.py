@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["decode_rle", "encode_rle"]
+
 _LONGEST = 60  # bits of a run
 
 
@@ -41,7 +43,7 @@ def decode_rle(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
     counts = rle["counts"]
     runs = _read_counts(counts) if isinstance(counts, str) else list(counts)
     if min(height, width, *runs) < 0 or sum(runs) != height * width:
-        raise ValueError(f"the runs of a mask do not add up to {height} × {width} pixels")
+        raise ValueError(f"runs that do not add up to {height} × {width} pixels")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape((height, width), order="F")
 
@@ -53,7 +55,7 @@ def _read_counts(text: str) -> Sequence[int]:
     for character in text.encode("ascii"):
         group = character - 48
         if not 0 <= group < 64 or shift > _LONGEST:
-            raise ValueError("the runs of a mask are not COCO's")
+            raise ValueError("text that is not run lengths")
         number |= (group & 31) << shift
         shift += 5
         if not group & 32:

@@ -6,6 +6,8 @@ import msgspec
 
 from paliglass.formats.records import Id
 
+__all__ = ["VqaAnnotation", "VqaAnswer", "VqaQuestion"]
+
 Text = str | int | float | bool | None
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+__all__ = ["YoloData", "YoloThing", "parse_line", "read_data", "to_line", "to_yolo", "yolo_places"]
+
 Box = tuple[float, float, float, float]
 _SLACK = 1.5  # a box may begin outside its picture; numbers above this are pixels
 

@@ -232,7 +232,7 @@ class TestScores:
                 for some in (Found.from_dict(mine), Found.from_dict(real))
             ]
             own += match_boxes(*texts)
-        assert own == Matches(found=3, claimed=4, there=3)
+        assert own == Matches(matched=3, predictions=4, targets=3)
         assert own.f1 == pytest.approx(6 / 7)
 
     def test_masks(self, score, segments) -> None:
