@@ -1,4 +1,4 @@
-"""paliglass eval and bench, as they are typed."""
+"""paliglass eval, as it is typed."""
 
 from __future__ import annotations
 
@@ -79,19 +79,3 @@ def test_names_from_files_are_no_markup(cli: Cli, data: Path) -> None:
     assert result.code == 0, result.err
     assert "[/b]\\x1b[31m: exact" in result.out
     assert "[bold]x.jsonl" in result.out
-
-
-def test_bench_compares_what_is_asked_for(cli: Cli, model_folder: Path) -> None:
-    arguments = ["bench", model_folder, "--rounds", "1", "--tokens", "3", "--threads", "1"]
-    arguments += ["--engine", "paliglass", "--engine", "transformers"]
-    result = cli(*arguments, "--json", "--chart", "chart.svg")
-    assert result.code == 0, result.err
-    found = json.loads(result.out)
-    assert list(found["engines"]) == ["paliglass", "transformers"]
-    ratio = found["ratios"]["tokens/s, bf16 / transformers"]
-    assert ratio.keys() == {"value", "target", "met"}
-    assert found["ratios"]["cold caption of mini, beyond torch's import"]["value"] > 0
-    assert found["machine"]["read_gb_per_s"] > 0
-    assert "paliglass" in Path("chart.svg").read_text()
-    wrong = cli("bench", "--engine", "nonsense")
-    assert (wrong.code, "'nonsense' is none of paliglass int8" in wrong.err) == (2, True)
