@@ -25,7 +25,8 @@ from rich.table import Table
 from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.hub import locate
 from paliglass.errors import PaliglassError
-from paliglass.evaluation.cases import Question, ask
+from paliglass.evaluation.cases import Question
+from paliglass.evaluation.judge import answer
 from paliglass.evaluation.objects import intersection_over_union, mask_iou, masks_of, pair_off
 from paliglass.model import PaliGemma, load
 from paliglass.modeling_mask_codec import MaskCodec
@@ -76,11 +77,11 @@ def judge(
     for index in range(scenes):
         scene, examples = world.sample(index, prompts=prompts)
         questions += [Question(scene.image, e.prefix, (e.suffix,), index) for e in examples]
-    for case in ask(model, questions, free=free):
+    for case in answer(model, questions, free=free, max_new_tokens=128):
         question = case.question
-        [truth] = question.answers
+        [truth] = question.references
         if question.task in TEXTS:
-            judged[TEXTS[question.task]].add(case.score, case.said == truth, question.about)
+            judged[TEXTS[question.task]].add(case.score, case.prediction == truth, question.about)
             continue
         task = OBJECTS[question.task]
         codec = model.mask_codec if task == "segment" else None

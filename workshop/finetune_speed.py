@@ -44,8 +44,9 @@ def ours(work: Work) -> float:
     from itertools import islice
 
     from paliglass import load
-    from paliglass.data.examples import open_examples
-    from paliglass.training.finetune import batches, step_rows
+    from paliglass.data.reading import open_examples
+    from paliglass.data.rows import batches
+    from paliglass.training.finetune import step_rows
     from paliglass.training.finetuner import Finetuner
     from paliglass.training.processes import make_accelerator
     from paliglass.training.recipes import FinetuneRecipe
@@ -77,7 +78,7 @@ def transformers(work: Work) -> float:
 
     from paliglass import load
     from paliglass.checkpoints.hub import locate
-    from paliglass.data.examples import open_examples
+    from paliglass.data.reading import open_examples
 
     processor = load(work.model).processor  # as exact as theirs, and not slower
     model = PaliGemmaForConditionalGeneration.from_pretrained(
@@ -88,7 +89,7 @@ def transformers(work: Work) -> float:
     def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
         batch = processor(
             [row.prefix for row in rows],
-            [row.image for row in rows],
+            [list(row.images) for row in rows],
             [row.suffix for row in rows],
         )
         return dict(batch)

@@ -18,7 +18,7 @@ import typer
 from torch import Tensor, nn
 
 from paliglass import PaliGemma, load
-from paliglass.evaluation.cases import ask
+from paliglass.evaluation.judge import answer
 from paliglass.fast.matrix import PackedMatrix, integers, multiply, quantize
 from workshop.commands import CACHE, WorldCache, run
 from workshop.int8_quality import agreement
@@ -98,7 +98,7 @@ def int4_quality(
     """Measure what int4 costs in quality, and which matrices should stay int8: mini's answers."""
     plain = load("mini", device="cpu", dtype="bfloat16")
     world = World(world_cache, "test", 1, 128, codec=plain.mask_codec)
-    cases = ask(plain, list(questions_of(world, "test", scenes, 8)), free=True)
+    cases = answer(plain, list(questions_of(world, "test", scenes, 8)), free=True)
     others = {"float32": load("mini", device="cpu", dtype="float32")}
     others |= {name: with_bits(plain, bits) for name, bits in WAYS.items()}
     for name, agreed in agreement(plain, others, cases).items():

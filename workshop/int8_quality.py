@@ -23,7 +23,8 @@ from torch import Tensor
 
 from paliglass import PaliGemma, load
 from paliglass.checkpoints.folder import load_model
-from paliglass.evaluation.cases import Case, ask
+from paliglass.evaluation.cases import Case
+from paliglass.evaluation.judge import answer
 from paliglass.fast import accelerate, int8
 from paliglass.inspect.bench import noise_batch
 from workshop.commands import CACHE, WorldCache, run
@@ -78,7 +79,7 @@ def agreement(
     for case in cases:
         question = case.question
         batch = plain.processor(text=[question.prefix], images=[question.picture])
-        ids = plain.processor.encode_suffix(case.said)
+        ids = plain.processor.encode_suffix(case.prediction)
         expected = _choices(plain, batch, ids)
         for name, model in others.items():
             same = sum(a == b for a, b in zip(expected, _choices(model, batch, ids), strict=True))
@@ -132,7 +133,7 @@ def int8_quality(
         model = models[name]
         world = World(world_cache, "test", 1, 128, codec=model.mask_codec)
         questions = list(questions_of(world, "test", scenes, 8))
-        cases = ask(model, questions, free=True)
+        cases = answer(model, questions, free=True)
         scores[name] = score(cases, model.mask_codec)
     plain = models.pop("bfloat16")
     for name, agreed in agreement(plain, models, cases).items():

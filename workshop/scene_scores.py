@@ -16,11 +16,12 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from paliglass.evaluation.cases import Case, Question, Score, ask
+from paliglass.evaluation.cases import Case, Question, Score
+from paliglass.evaluation.judge import answer
 from paliglass.evaluation.objects import (
     Matches,
     mask_overlaps,
-    masks_said,
+    masks_in,
     match_boxes,
     match_objects,
 )
@@ -93,7 +94,7 @@ def evaluate(
         def told(done: int, split: str = split, count: int = len(asked)) -> None:
             progress(split, done, count)
 
-        cases = ask(model, asked, batch_size=batch_size, progress=told)
+        cases = answer(model, asked, batch_size=batch_size, progress=told)
         answered[split] = cases
         scores[split] = _goals(split, score(cases, model.mask_codec), scores)
         if split == "reading" and (rival := read_by_rapidocr(cases)) is not None:
@@ -102,7 +103,7 @@ def evaluate(
                 for task, value in scores[split].items()
             }
         if split in ("test", "style", "photos"):
-            named = ask(model, list(_single_stickers(world, limit)), batch_size=batch_size)
+            named = answer(model, list(_single_stickers(world, limit)), batch_size=batch_size)
             scores[split]["naming"] = _naming(split, named, open_world("train"))
             answered[split] += named
     return scores, answered
@@ -163,7 +164,7 @@ def score(cases: Sequence[Case], codec: MaskCodec | None) -> Scores:
         for name, value in _score(cases, codec).items()
     }
     if "segment IoU" in found:
-        true = [replace(case, said=case.question.answers[0]) for case in cases]
+        true = [replace(case, prediction=case.question.references[0]) for case in cases]
         ceiling = _score(true, codec)["segment IoU"].score
         iou = found["segment IoU"]
         found["segment"] = replace(iou, score=iou.score / ceiling)
@@ -176,31 +177,31 @@ def _score(cases: Sequence[Case], codec: MaskCodec | None) -> Scores:
     values: dict[str, list[float]] = defaultdict(list)
     wrong = characters = 0
     for case in cases:
-        question, said = case.question, case.said
-        [truth] = question.answers
+        question, prediction = case.question, case.prediction
+        [truth] = question.references
         if question.task == "detect":
-            matches["detect"] += match_boxes(said, truth)
+            matches["detect"] += match_boxes(prediction, truth)
         elif question.task == "caption":
-            matches["caption"] += match_objects(said, truth, _singular())
+            matches["caption"] += match_objects(prediction, truth, _singular())
         elif question.task == "segment":
             label = question.prefix.partition(" ")[2]
             scene = question.about
             if codec is not None:
-                real = [(t.name, scene.mask(t)) for t in scene.objects if t.name == label]
-                mine = masks_said(said, codec, *scene.image.shape[:2])
-                values["segment IoU"] += mask_overlaps(mine, real)
+                targets = [(t.name, scene.mask(t)) for t in scene.objects if t.name == label]
+                predicted = masks_in(prediction, codec, *scene.image.shape[:2])
+                values["segment IoU"] += mask_overlaps(predicted, targets)
         elif question.task == "ocr":
             if not truth:  # nothing to read: silence is right, and no skill
-                values["silence"].append(exact(said, [truth]))
+                values["silence"].append(exact(prediction, [truth]))
                 continue
-            values["word" if is_word(truth) else "string"].append(exact(said, [truth]))
-            changes, length = character_errors(said, [truth])
+            values["word" if is_word(truth) else "string"].append(exact(prediction, [truth]))
+            changes, length = character_errors(prediction, [truth])
             wrong, characters = wrong + changes, characters + length
         else:
-            right = exact(said, [truth])
+            right = exact(prediction, [truth])
             values["answer"].append(right)
             values[f"answer: {_kind(question.prefix)}"].append(right)
-    found = {name: Score(match.f1, match.there) for name, match in matches.items()}
+    found = {name: Score(match.f1, match.targets) for name, match in matches.items()}
     found |= {name: Score(float(np.mean(v)), len(v)) for name, v in values.items() if v}
     if characters:
         found["character errors"] = Score(wrong / characters, characters)
@@ -220,8 +221,8 @@ def _one_answer(cases: Sequence[Case]) -> list[Case]:
         return _kind(case.question.prefix) if task == "answer" else task
 
     for case in cases:
-        answers[kind(case)][case.question.answers[0]] += 1
-    return [replace(case, said=answers[kind(case)].most_common(1)[0][0]) for case in cases]
+        answers[kind(case)][case.question.references[0]] += 1
+    return [replace(case, prediction=answers[kind(case)].most_common(1)[0][0]) for case in cases]
 
 
 def _goals(split: str, found: Scores, others: Mapping[str, Scores]) -> Scores:
@@ -239,10 +240,10 @@ def _naming(split: str, cases: Sequence[Case], known: World) -> Score:
 
     The baseline is told the box, and sees only that.
     """
-    truths = [case.question.answers[0] for case in cases]
+    truths = [case.question.references[0] for case in cases]
     nearest = PixelNeighbours(known.art)([_cut(case) for case in cases])
     baseline = float(np.mean([a == b for a, b in zip(nearest, truths, strict=True)]))
-    right = float(np.mean([exact(c.said, c.question.answers) for c in cases]))
+    right = float(np.mean([exact(c.prediction, c.question.references) for c in cases]))
     floor, target = GOALS.get((split, "naming"), (None, None))
     if split == "style":
         floor = baseline + ABOVE_PIXELS
@@ -268,5 +269,6 @@ def read_by_rapidocr(cases: Sequence[Case]) -> Scores | None:
         picture = Image.fromarray(np.asarray(case.question.picture))
         large = picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.BICUBIC)
         lines, _ = engine(np.asarray(large)[..., ::-1])
-        read.append(replace(case, said=" ".join(text for _, text, _ in lines or []).strip()))
+        text = " ".join(text for _, text, _ in lines or []).strip()
+        read.append(replace(case, prediction=text))
     return _score(read, None)

@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +21,11 @@ from PIL import Image
 
 from paliglass import load
 from paliglass.checkpoints.files import write_whole
-from paliglass.data.examples import Example, open_examples
+from paliglass.data.example import Example
+from paliglass.data.reading import open_examples
+from paliglass.evaluation.judge import answer, to_questions
+from paliglass.evaluation.metrics import overall
 from paliglass.evaluation.texts import exact
-from paliglass.training.finetune import score_answers
 from workshop.commands import CACHE, WorldCache, run
 from workshop.world import World
 
@@ -53,24 +54,14 @@ def write_examples(world: World, start: int, scenes: int, prompts: int, path: Pa
 
 def score(model: str, adapter: Path | None, examples: list[Example]) -> dict[str, float]:
     """Each task's score of a model on examples."""
-    paligemma = load(model, adapter=adapter, dtype="float32")
-    predictions = paligemma.generate(
-        [example.image for example in examples],
-        [example.prefix for example in examples],
-        max_new_tokens=96,
-        batch_size=32,
-    )
-    of_task = defaultdict(list)
-    for example, answer in zip(examples, predictions, strict=True):
-        of_task[example.prefix.split()[0]].append((example, answer))
+    questions = to_questions(examples)
+    cases = answer(load(model, adapter=adapter, dtype="float32"), questions, free=True)
     found = {}
     for task, title in TASKS.items():
-        pairs = of_task[task]
-        rights = [exact(answer, (example.suffix, *example.answers)) for example, answer in pairs]
+        some = [case for case in cases if case.question.task == task]
+        rights = [exact(case.prediction, case.question.references) for case in some]
         is_text = task != "detect"
-        found[title] = (
-            sum(rights) / len(rights) if is_text else score_answers(*zip(*pairs, strict=True))
-        )
+        found[title] = sum(rights) / len(rights) if is_text else overall(some, None)
     return found
 
 

@@ -8,14 +8,16 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from paliglass.tasks.boxes import Box
-from paliglass.tasks.results import Detection, Segment
+__all__ = ["PALETTE", "draw_objects", "label_colours"]
 
+Box = tuple[float, float, float, float]
+Mask = NDArray[np.bool_]
 Colour = tuple[int, int, int]
 Edges = tuple[int, int, int, int]
 
@@ -56,42 +58,59 @@ def label_colours(labels: Iterable[str]) -> dict[str, Colour]:
     return colours
 
 
-def draw_found(
+class _Object(NamedTuple):
+    """What is drawn: a name and, where it is told, a score; x0, y0, x1, y1 in pixels; a mask."""
+
+    label: str
+    box: Box
+    mask: Mask | None
+    score: float | None
+
+
+def draw_objects(
     picture: Image.Image,
-    found: Sequence[Detection | Segment],
+    labels: Sequence[str],
+    boxes: Sequence[Box],
+    masks: Sequence[Mask | None] | None = None,
+    scores: Sequence[float] | None = None,
     scale: int = 1,
-    scores: bool = True,
 ) -> Image.Image:
     """A copy of an upright picture with a frame, a tag and, where there is one, a mask for each.
 
     Frames have a dark rim, so that they show on any ground; masks are tinted and outlined. Lines
     and letters grow with the picture. Tags keep clear of each other where there is room, and are
-    left out where a picture is too small for letters; `scale` enlarges it first. `scores`: whether
-    tags tell them.
+    left out where a picture is too small for letters; `scale` enlarges it first.
+
+    Args:
+        labels, boxes: of N objects; x0, y0, x1, y1 in pixels of the picture.
+        masks: H × W of the picture, or None for an object without one.
+        scores: what the tags tell behind the labels; None for nothing.
     """
+    none = [None] * len(labels)
+    found = list(map(_Object, labels, boxes, masks or none, scores or none))
     drawn = picture.convert("RGB")
     if scale > 1:
         drawn = drawn.resize((drawn.width * scale, drawn.height * scale), Image.Resampling.LANCZOS)
-    colours = label_colours(item.label for item in found)
+    colours = label_colours(labels)
     line = max(1, round(min(drawn.size) / 220))
     # The large first, so that a small one is not buried.
     by_size = sorted(found, key=lambda item: -_area(item.box))
     for item in by_size:
-        if isinstance(item, Segment):
+        if item.mask is not None:
             drawn = _tint(drawn, item.mask, colours[item.label], line)
     draw = ImageDraw.Draw(drawn, "RGBA")
     for item in by_size:
         edges = _frame(item.box, scale, drawn.size)
-        quiet = isinstance(item, Segment)  # there the mask's outline speaks
+        quiet = item.mask is not None  # there the mask's outline speaks
         rim = max(1, line // 3)
         _rectangle(draw, edges, line + 2 * rim, (0, 0, 0, 70 if quiet else 150), grow=rim)
         _rectangle(draw, edges, max(1, line // 2) if quiet else line, (*colours[item.label], 255))
-    _draw_tags(drawn, draw, found, colours, scale, line, scores)
+    _draw_tags(drawn, draw, found, colours, scale, line)
     return drawn
 
 
 def _area(box: Box) -> float:
-    return (box.x1 - box.x0) * (box.y1 - box.y0)
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _frame(box: Box, scale: int, size: tuple[int, int]) -> Edges:
@@ -155,28 +174,27 @@ class _Tag:
 def _draw_tags(
     image: Image.Image,
     draw: ImageDraw.ImageDraw,
-    found: Sequence[Detection | Segment],
+    found: Sequence[_Object],
     colours: dict[str, Colour],
     scale: int,
     line: int,
-    scores: bool,
 ) -> None:
     side = min(image.size)
     if side < 3 * SMALLEST:
         return
     size = max(SMALLEST + 1, round(side / 26))
-    tags = _tags(found, colours, scale, image.size, size, scores)
+    tags = _tags(found, colours, scale, image.size, size)
     # Where tags would fill the picture, they are made smaller.
     while sum(t.width * t.height for t in tags) > 0.25 * image.width * image.height:
         if size == SMALLEST:
             break
         size = max(SMALLEST, round(size * 0.85))
-        tags = _tags(found, colours, scale, image.size, size, scores)
+        tags = _tags(found, colours, scale, image.size, size)
     frames = np.array([tag.edges for tag in tags], dtype=float).reshape(-1, 4)
     taken = np.zeros((0, 4))
     places = {}
     # Small boxes first: they have the fewest places that clearly belong to them.
-    for i in sorted(range(len(tags)), key=lambda i: _area(Box(*tags[i].edges))):
+    for i in sorted(range(len(tags)), key=lambda i: _area(tags[i].edges)):
         place = _place(tags[i], i, frames, taken, image.size, line)
         taken = np.vstack((taken, place))
         places[i] = place
@@ -194,17 +212,16 @@ def _draw_tags(
 
 
 def _tags(
-    found: Sequence[Detection | Segment],
+    found: Sequence[_Object],
     colours: dict[str, Colour],
     scale: int,
     picture: tuple[int, int],
     size: int,
-    scores: bool,
 ) -> list[_Tag]:
     tags = []
     for item in found:
         label = _drawable(item.label, size)
-        text = f"{label} {item.score:.2f}".strip() if scores else label
+        text = label if item.score is None else f"{label} {item.score:.2f}".strip()
         room = picture[0] - size
         while label and _length(text, size) > room:
             label = label[:-1].rstrip()

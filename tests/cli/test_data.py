@@ -42,3 +42,51 @@ def test_findings_name_file_and_line(cli: Cli) -> None:
     assert 'data.jsonl, line 2: lacks "prefix"' in broken.out
     assert broken.out.endswith("0 examples of 0 pictures\n2 findings\n")
     assert cli("data", "check", "nothing").code == 2
+
+
+def test_what_is_wrong_in_every_line_is_not_printed_for_each(cli: Cli) -> None:
+    picture("a.png")
+    line = {"image": "a.png", "prefix": "<image>ocr", "suffix": "A"}
+    Path("data.jsonl").write_text((json.dumps(line) + "\n") * 50)
+    result = cli("data", "check", "data.jsonl")
+    assert result.out.count("data.jsonl, line") == 20
+    assert "30 more: the prefix has" in result.out
+    assert "50 findings" in result.out
+    assert len(json.loads(cli("data", "check", "data.jsonl", "--json").out)["findings"]) == 50
+
+
+def test_one_wrong_line_does_not_end_the_check(cli: Cli) -> None:
+    picture("a.png")
+    good = {"image": "a.png", "prefix": "ocr", "suffix": "A"}
+    rows = [
+        {**good, "prefix": "detect ;"},
+        good,
+        {**good, "suffix": "half \ud800"},
+        {**good, "prefix": "<image> ocr <image>"},
+        {**good, "suffix": "x" * 20000},
+    ]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = cli("data", "check", "data.jsonl")
+    assert result.code == 1
+    assert "data.jsonl, line 1: the prefix 'detect ;' names nothing" in result.out
+    assert "data.jsonl, line 3: the suffix holds half a character" in result.out
+    assert "data.jsonl, line 4: the prefix holds <image>" in result.out
+    assert "data.jsonl, line 5: takes" in result.out
+    assert "2 examples of 1 pictures" in result.out
+
+
+def test_texts_from_files_do_not_steer_the_terminal(cli: Cli) -> None:
+    line = {"image": "a\x1b[31m.png", "prefix": "\x1b[2Jocr", "suffix": "A"}
+    Path("data.jsonl").write_text(json.dumps(line) + "\n")
+    result = cli("data", "check", "data.jsonl")
+    assert "\x1b" not in result.out
+    assert "a\\x1b[31m.png" in result.out
+
+
+def test_all_splits_of_a_folder_are_checked(cli: Cli) -> None:
+    for split in ("train", "valid"):
+        picture(f"set/{split}/a.png")
+        line = {"image": "a.png", "prefix": "ocr", "suffix": "A"}
+        Path(f"set/{split}/annotations.jsonl").write_text(json.dumps(line) + "\n")
+    result = cli("data", "check", "set")
+    assert result.out.startswith("2 examples of 2 pictures: ocr 2\n")

@@ -25,23 +25,57 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_ones_own_data_is_scored(cli: Cli, data: Path) -> None:
-    result = cli("eval", "--data", data, "--json", "--max-new-tokens", "6", "--html", "page.html")
+    result = cli(
+        "eval", "--data", data.name, "--json", "--max-new-tokens", "6", "--html", "page.html"
+    )
     assert result.code == 0, result.err
     found = json.loads(result.out)["data.jsonl"]
     assert found["caption: CIDEr"].keys() == {"score", "baseline", "floor", "target", "n"}
     assert found["caption: exact"]["n"] == 1
     assert Path("page.html").read_text().startswith("<!doctype html>")
-    table = cli("eval", "--data", data, "--limit", "1", "--max-new-tokens", "6")
+    table = cli("eval", "--data", data.name, "--limit", "1", "--max-new-tokens", "6")
     assert "caption: exact" in table.out
     assert "detect" not in table.out
 
 
-def test_wrong_flags_and_files_are_named(cli: Cli, data: Path) -> None:
+def test_wrong_files_are_named(cli: Cli, data: Path) -> None:
     data.write_text('{"image": "a.png"}\n')
-    broken = cli("eval", "--data", data)
+    broken = cli("eval", "--data", data.name)
     assert broken.code == 1
     assert "data.jsonl, line 1: lacks" in broken.err
     data.write_text('{"image": "gone.png", "prefix": "ocr", "suffix": "A"}\n')
-    gone = cli("eval", "--data", data)
+    gone = cli("eval", "--data", data.name)
     assert gone.code == 1
-    assert "gone.png" in gone.err
+    assert "data.jsonl, line 1: gone.png: no such file" in gone.err
+    assert "not one of the pictures could be read" in gone.err
+
+
+def test_one_missing_picture_does_not_end_it(cli: Cli, data: Path) -> None:
+    with data.open("a") as file:
+        file.write('{"image": "gone.png", "prefix": "ocr", "suffix": "A"}\n')
+        file.write('{"image": ["a.png", "gone.png"], "prefix": "ocr", "suffix": "A"}\n')
+    result = cli("eval", "--data", data.name, "--json", "--max-new-tokens", "6")
+    assert result.code == 1
+    assert json.loads(result.out)["data.jsonl"]["caption: exact"]["n"] == 1
+    assert "data.jsonl, line 3: gone.png" in result.err
+    assert "2 of 4 prompts have pictures that cannot be read" in result.err
+
+
+def test_what_is_cut_or_left_out_is_told(cli: Cli, data: Path) -> None:
+    with data.open("a") as file:
+        file.write('{"image": "a.png", "prefix": "ocr", "suffix": null}\n')
+        file.write('{"image": "a.png", "prefix": "ocr", "suffix": "A long text in letters"}\n')
+    result = cli("eval", "--data", data.name, "--max-new-tokens", "6")
+    assert result.code == 0, result.err
+    assert "1 left out, the first: data.jsonl, line 3: suffix is null" in result.err
+    assert "--max-new-tokens 6 cuts it" in result.err
+
+
+def test_names_from_files_are_no_markup(cli: Cli, data: Path) -> None:
+    rows = [{"image": "a.png", "prefix": "[/b]\x1b[31m [red]what", "suffix": "A"}]
+    path = data.with_name("[bold]x.jsonl")
+    path.write_text(json.dumps(rows[0]) + "\n")
+    result = cli("eval", "--data", path.name, "--max-new-tokens", "2")
+    assert result.code == 0, result.err
+    assert "[/b]\\x1b[31m: exact" in result.out
+    assert "[bold]x.jsonl" in result.out

@@ -9,7 +9,7 @@ from paliglass.evaluation.texts import (
     character_errors,
     cider,
     exact,
-    normalise_vqa,
+    normalize_vqa,
     vqa_accuracy,
     word_errors,
 )
@@ -32,7 +32,7 @@ from paliglass.evaluation.texts import (
     ],
 )
 def test_answers_are_compared_as_vqa_does(answer: str, expected: str) -> None:
-    assert normalise_vqa(answer) == expected
+    assert normalize_vqa(answer) == expected
 
 
 @pytest.mark.parametrize(("agree", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0)])

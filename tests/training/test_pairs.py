@@ -52,7 +52,7 @@ def test_lines_of_json_name_pictures_beside_the_file(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[1]", "is no JSON object"),
         ('{"image": "a.png"}', 'lacks "text"'),
-        ('{"image": 3, "text": "a"}', 'lacks "image"'),
+        ('{"image": 3, "text": "a"}', "image is 3; it must be text"),
         ('{"image": "a.png", "text": " "}', 'lacks "text"'),
     ],
 )

@@ -9,40 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
-from numpy.typing import NDArray
 from PIL import Image
+from tests.formats.shapes import disc
 
 from paliglass import Box
 from paliglass.errors import PaliglassError
-from paliglass.formats.rle import decode_rle, encode_rle, outlines
+from paliglass.formats.rle import decode_rle
 from paliglass.tasks.results import Answer, Detection, Found, Segment
-
-masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12))
-
-
-def disc(height: int = 60, width: int = 80, hole: bool = True) -> NDArray[np.bool_]:
-    y, x = np.mgrid[:height, :width]
-    radius = np.hypot(x - width / 2, y - height / 2)
-    return (radius < height / 2.5) & ~(hole & (radius < height / 8))
-
-
-def filled(polygons: list[list[tuple[int, int]]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Pixels whose centre lies in one of the polygons: a ray to the left crosses it oddly often."""
-    inside = np.zeros(shape, bool)
-    rows, columns = np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5
-    for polygon in polygons:
-        odd = np.zeros(shape, bool)
-        for (xa, ya), (xb, yb) in zip(polygon, polygon[1:] + polygon[:1], strict=True):
-            if xa == xb:
-                crossed = (rows > min(ya, yb)) & (rows < max(ya, yb))
-                odd ^= crossed[:, None] & (columns > xa)
-            else:
-                assert ya == yb
-        inside |= odd
-    return inside
 
 
 class TestAnswer:
@@ -65,54 +38,6 @@ class TestAnswer:
 
 
 class TestMasks:
-    @given(masks)
-    def test_run_lengths_come_back(self, mask) -> None:
-        assert (decode_rle(json.loads(json.dumps(encode_rle(mask)))) == mask).all()
-
-    @given(masks)
-    def test_run_lengths_are_cocos(self, mask) -> None:
-        coco = pytest.importorskip("faster_coco_eval.core.mask")
-        expected = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        counts = expected["counts"]
-        text = counts.decode() if isinstance(counts, bytes) else counts
-        assert encode_rle(mask) == {"size": list(expected["size"]), "counts": text}
-
-    def test_run_lengths_of_a_large_mask_are_cocos(self) -> None:
-        coco = pytest.importorskip("faster_coco_eval.core.mask")
-        mask = disc(1500, 1100)
-        counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-        text = counts.decode() if isinstance(counts, bytes) else counts
-        assert encode_rle(mask)["counts"] == text
-
-    @pytest.mark.parametrize("counts", ["", "0", "52", "o"])
-    def test_wrong_run_lengths_are_refused(self, counts) -> None:
-        with pytest.raises(ValueError, match="do not add up to 2 × 3 pixels"):
-            decode_rle({"size": [2, 3], "counts": counts})
-
-    @given(masks)
-    def test_outlines_fill_the_mask_again(self, mask) -> None:
-        polygons = outlines(mask)
-        assert (filled(polygons, mask.shape) == mask).all()
-        for polygon in polygons:
-            assert len(polygon) >= 4
-
-    @given(masks)
-    def test_coco_fills_the_outlines_alike(self, mask) -> None:
-        coco = pytest.importorskip("faster_coco_eval.core.mask")
-        polygons = [[float(v) for point in ring for v in point] for ring in outlines(mask)]
-        if polygons:
-            parts = coco.frPyObjects(polygons, *mask.shape)
-            assert (coco.decode(coco.merge(parts)).astype(bool) == mask).all()
-
-    def test_a_rectangle_has_four_corners_and_a_frame_ten(self) -> None:
-        mask = np.zeros((5, 6), bool)
-        mask[1:4, 1:5] = True
-        [corners] = outlines(mask)
-        assert sorted(corners) == [(1, 1), (1, 4), (5, 1), (5, 4)]
-        mask[2, 2:4] = False
-        [corners] = outlines(mask)
-        assert len(corners) == 4 + 4 + 2  # a seam has two ends, each passed twice
-
     def test_a_png_is_the_mask(self) -> None:
         import io
 
@@ -219,13 +144,3 @@ class TestFound:
     def test_another_pictures_results_are_not_drawn(self, boxes) -> None:
         with pytest.raises(PaliglassError, match="10 × 60 pixels"):
             boxes.draw(Image.new("RGB", (10, 60)))
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32))
-def test_outlines_of_smooth_masks(height: int, width: int, seed: int) -> None:
-    from PIL import Image
-
-    noise = np.random.default_rng(seed).random((3, 3))
-    smooth = Image.fromarray(noise.astype(np.float32)).resize((width, height))
-    mask = np.asarray(smooth) > 0.5
-    assert (filled(outlines(mask), mask.shape) == mask).all()

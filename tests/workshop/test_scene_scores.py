@@ -14,15 +14,16 @@ from workshop.world import World
 from workshop.world.art import Art
 
 from paliglass import PaliGemma
-from paliglass.evaluation.cases import Case, Question, Score, ask
+from paliglass.evaluation.cases import Case, Question, Score
+from paliglass.evaluation.judge import answer
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 
 LEFT = "<loc0000><loc0000><loc0512><loc0512> dog"
 GREY = np.full((64, 64, 3), 128, np.uint8)
 
 
-def case(prefix: str, said: str, truth: str) -> Case:
-    return Case(Question(GREY, prefix, (truth,)), said)
+def case(prefix: str, prediction: str, truth: str) -> Case:
+    return Case(Question(GREY, prefix, (truth,)), prediction)
 
 
 def test_scores_by_hand() -> None:
@@ -108,9 +109,9 @@ def test_answers_come_in_the_order_of_the_questions(model: PaliGemma) -> None:
     prefixes = ["detect dog", "caption en", "segment cap", "ocr"]
     questions = [Question(GREY, prefix, ("",)) for prefix in prefixes]
     counts: list[int] = []
-    cases = ask(model, questions, max_new_tokens=24, progress=counts.append)
+    cases = answer(model, questions, max_new_tokens=24, progress=counts.append)
     assert [case.question.prefix for case in cases] == prefixes
-    assert counts == [2, 4]
+    assert counts == [1, 2, 3, 4]
     for found in (cases[0], cases[2]):  # held to the grammar: whole boxes, or nothing
-        assert found.said == "" or found.objects
-        assert len(found.objects) == len([part for part in found.said.split(" ; ") if part])
+        assert found.prediction == "" or found.objects
+        assert len(found.objects) == len([part for part in found.prediction.split(" ; ") if part])

@@ -5,13 +5,20 @@ from __future__ import annotations
 import functools
 import json as json_text
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paliglass.cli.app import app, command
 from paliglass.cli.options import CocoTask
+from paliglass.cli.scores import printable, warn
+
+if TYPE_CHECKING:
+    from paliglass.data.checks import Report
+
+SHOWN = 20  # findings of the same words; --json has all
 
 data = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", help="Look at training data; see `paliglass data check --help`.")
@@ -30,22 +37,23 @@ def check(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Where COCO's or VQAv2's pictures are."),
     ] = None,
-    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = "detect",
+    task: Annotated[CocoTask, typer.Option(help="For boxes of COCO and YOLO.")] = "detect",
     sheet: Annotated[
         Path | None, typer.Option(dir_okay=False, help="A PNG to draw the first 24 examples to.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Validate a training set: what is in it, and every line that is wrong.
+    """Validate a data set: what is in it, and every line that is wrong, left out or odd.
 
-    Ends with exit code 1 where something is.
+    Of a folder with splits all are read. Ends with exit code 1 where something is found.
     """
     from paliglass.checkpoints.folder import load_tokenizer, read_config
     from paliglass.checkpoints.hub import locate
     from paliglass.checkpoints.processor import load_processor
     from paliglass.data.checks import check as look
     from paliglass.data.checks import contact_sheet
-    from paliglass.data.examples import open_examples
+    from paliglass.data.example import Findings
+    from paliglass.data.reading import open_examples
     from paliglass.model import CODEC
     from paliglass.modeling_mask_codec import MaskCodec
 
@@ -56,10 +64,9 @@ def check(
     codec = None
     if task == "segment" and (folder / CODEC).exists():
         codec = MaskCodec.load(folder / CODEC)
-    problems: list[tuple[str, str]] = []
-    examples = open_examples(source, images, task, codec, problems)
-    report = look(examples, processor, config.text_config.max_position_embeddings)
-    report.findings = problems + report.findings
+    findings = Findings()
+    examples = open_examples(source, images, task, codec, split="all", findings=findings)
+    report = look(examples, processor, config.text_config.max_position_embeddings, findings)
     if sheet is not None:
         unfinished = sheet.with_name(f".{sheet.name}.tmp")
         contact_sheet(examples[:24]).save(unfinished, format="PNG")
@@ -67,23 +74,37 @@ def check(
     if json:
         print(json_text.dumps(report.to_dict(), ensure_ascii=False))
     else:
-        for where, problem in report.findings:
-            print(f"{where}: {problem}")
-        tasks = ", ".join(f"{name} {count}" for name, count in report.tasks.most_common(8))
-        lengths = report.to_dict()
-        print(
-            f"{report.examples} examples of {report.pictures} pictures"
-            + (f": {tasks}" if tasks else "")
-        )
-        for name in ("prefix_tokens", "suffix_tokens"):
-            found = lengths[name]
-            title = name.replace("_", " ")
-            if found:
-                print(f"{title}: {found['least']} to {found['most']}, median {found['median']:g}")
-        count = len(report.findings)
-        print(f"{count} findings" if count else "nothing wrong found")
+        _show(report)
     if report.findings:
         raise typer.Exit(1)
+
+
+def _show(report: Report) -> None:
+    """The report for people: a line for each finding, then what there is."""
+    told: Counter[str] = Counter()
+    for found in report.findings:
+        told[found.problem] += 1
+        if told[found.problem] <= SHOWN:
+            print(printable(f"{found.where}: {found.problem}"))
+    for problem, count in told.items():
+        if count > SHOWN:
+            print(printable(f"{count - SHOWN} more: {problem}"))
+    tasks = ", ".join(f"{name} {count}" for name, count in report.tasks.most_common(8))
+    about = f"{report.examples} examples of {report.pictures} pictures"
+    print(printable(about + (f": {tasks}" if tasks else "")))
+    lengths = report.to_dict()
+    for name in ("prefix_tokens", "suffix_tokens"):
+        found = lengths[name]
+        title = name.replace("_", " ")
+        if found:
+            print(f"{title}: {found['least']} to {found['most']}, median {found['median']:g}")
+    count = len(report.findings)
+    left_out = len(report.findings.of("left out"))
+    print(
+        f"{count} findings" + (f", {left_out} left out of training" if left_out else "")
+        if count
+        else "nothing wrong found"
+    )
 
 
 @functools.partial(command, on=data)
@@ -109,5 +130,6 @@ def fetch(
 
     refuse_existing(out)
     stream = open_stream(name, config, split)
-    count = write(to_rows(stream, image, prefix, suffix, class_names(stream)), out, limit)
+    rows = to_rows(stream, image, prefix, suffix, class_names(stream))
+    count = write(rows, out, limit, tell=warn)
     print(f"{out}: {count} examples; look at them with: paliglass data check {out}")

@@ -8,14 +8,19 @@ from typing import Annotated
 
 import typer
 
-from paliglass.cli.app import command
+from paliglass.cli.app import command, complain, fail
 from paliglass.cli.options import MODEL_HELP, CocoTask, Dtype, Quantize
-from paliglass.cli.scores import print_scores, tell_progress
+from paliglass.cli.scores import print_scores, tell_progress, warn
 
 
 def evaluate(
     data: Annotated[
-        Path, typer.Option(exists=True, help="What `paliglass train finetune --data` takes.")
+        Path,
+        typer.Option(
+            exists=True,
+            help="What `paliglass train finetune --data` takes; of a folder with splits valid, val "
+            "or test.",
+        ),
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
@@ -27,27 +32,47 @@ def evaluate(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Where COCO's or VQAv2's pictures are."),
     ] = None,
-    task: Annotated[CocoTask, typer.Option(help="For COCO's boxes.")] = "detect",
+    task: Annotated[CocoTask, typer.Option(help="For boxes of COCO and YOLO.")] = "detect",
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Examples; all of them by default."),
     ] = None,
+    free: Annotated[
+        bool,
+        typer.Option(
+            "--free",
+            help="Let detect and segment say what they will, not boxes with the labels of the "
+            "prompt or, where the right answers have others, of the data.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
     quantize: Annotated[Quantize | None, typer.Option(help="Make the weights smaller.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The limit of an answer.")] = 128,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="The limit of an answer. [half again the longest right one]"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="A page of the scores and the worst answers to write."),
     ] = None,
 ) -> None:
-    """Score a model on your data: each prompt by the metric of its task."""
+    """Score a model on your data: each prompt by the metric of its task.
+
+    Prompts are read as in training: `<loc0001>` in one is the token. A picture that cannot be read
+    is named on stderr and the others go on; then the exit code is 1.
+    """
     from paliglass.checkpoints.files import write_whole
-    from paliglass.data.examples import open_examples
-    from paliglass.evaluation.cases import ask
-    from paliglass.evaluation.examples import score, to_questions
+    from paliglass.data.reading import open_examples
+    from paliglass.evaluation.judge import (
+        answer,
+        longest_reference,
+        refuse_unscorable,
+        to_questions,
+    )
+    from paliglass.evaluation.metrics import score
     from paliglass.evaluation.page import to_html
     from paliglass.model import load
 
@@ -59,17 +84,38 @@ def evaluate(
         quantize=quantize,
     )
     codec = loaded.mask_codec
-    questions = to_questions(open_examples(data, images, task, codec))[:limit]
-    cases = ask(
+    examples = open_examples(data, images, task, codec, split="held out", tell=warn)
+    everything = to_questions(examples)
+    questions = everything[:limit]
+    refuse_unscorable(questions, codec)
+    longest = longest_reference(loaded, questions)
+    if max_new_tokens is not None and longest > max_new_tokens:
+        warn(f"a right answer has {longest} tokens; --max-new-tokens {max_new_tokens} cuts it")
+    unread: list[str] = []
+
+    def complain_of(message: str) -> None:
+        unread.append(message)
+        complain(message)
+
+    cases = answer(
         loaded,
         questions,
+        free=free,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        among=everything,
         progress=lambda done: tell_progress(data.name, done, len(questions)),
+        complain=complain_of,
     )
+    if not cases:
+        fail("not one of the pictures could be read")
+    cut = sum(case.is_cut for case in cases)
+    if cut:
+        warn(f"{cut} of {len(cases)} answers were cut by the limit; raise --max-new-tokens")
     scores, answered = {data.name: score(cases, codec)}, {data.name: cases}
     if html is not None:
-        write_whole(html, to_html(f"How right is {model}?", scores, answered))
+        name = model if adapter is None else f"{adapter} on {model}"
+        write_whole(html, to_html(f"How right is {name}?", scores, answered))
     if json:
         found = {
             name: {task: value.to_dict() for task, value in rows.items()}
@@ -78,6 +124,8 @@ def evaluate(
         print(json_text.dumps(found, ensure_ascii=False))
     else:
         print_scores(scores)
+    if unread:
+        fail(f"{len(unread)} of {len(questions)} prompts have pictures that cannot be read")
 
 
 evaluate.__name__ = "eval"

@@ -77,7 +77,8 @@ class RunOptions:
     allow_special_tokens: Annotated[
         bool,
         typer.Option(
-            "--allow-special-tokens", help="Let <loc0001> and the like in a prompt be tokens."
+            "--allow-special-tokens",
+            help="Let <loc0001> and the like in a prompt be tokens, as they are in training data.",
         ),
     ] = False
 

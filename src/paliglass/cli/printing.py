@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from paliglass.cli.options import Format
 from paliglass.cli.screen import Screen
-from paliglass.formats.export import export, to_csv, to_line
+from paliglass.formats.csv_table import to_csv
+from paliglass.formats.export import export
+from paliglass.formats.jsonl import to_line
 from paliglass.tasks.results import Found
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paliglass.errors import PaliglassError
-from paliglass.formats.export import EXPORTS, export, to_line, write_files
+from paliglass.formats.export import EXPORTS, export, write_files
+from paliglass.formats.jsonl import to_line
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,7 +22,7 @@ from paliglass.cli.printing import Printer
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError
-from paliglass.formats.export import yolo_places
+from paliglass.formats.yolo import yolo_places
 from paliglass.tasks.results import Answer, Found, Segment
 
 if TYPE_CHECKING:

@@ -17,18 +17,30 @@ def tell_progress(name: str, done: int, count: int) -> None:
         print(f"\r{name}: {done} of {count} answered", end=end, file=sys.stderr, flush=True)
 
 
+def warn(message: str) -> None:
+    """One line on stderr about what a run goes on without."""
+    print(f"note: {printable(' '.join(message.split()))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """A text from a file on one line, without what steers a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
     """A table for each set of scores."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     for name, rows in scores.items():
-        table = Table("task", title=name, title_justify="left")
+        # `Text`: names come from files, and are no markup.
+        table = Table("task", title=Text(printable(name)), title_justify="left")
         for head in ("score", "baseline", "floor", "target", "n"):
             table.add_column(head, justify="right")
         for task, value in rows.items():
             figures = (value.score, value.baseline, value.floor, value.target)
             cells = ("" if figure is None else f"{figure:.3f}" for figure in figures)
-            table.add_row(task, *cells, str(value.n))
+            table.add_row(Text(printable(task)), *cells, str(value.n))
         console.print(table)

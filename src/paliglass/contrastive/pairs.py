@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,16 +28,24 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from paliglass.data.examples import parse_line
 from paliglass.errors import PaliglassError, PictureError
+from paliglass.formats.records import decode, parse_json, read_lines
 from paliglass.pictures import SUFFIXES, load_picture
 from paliglass.training.order import batch_indices, share_of
 
 if TYPE_CHECKING:
     from paliglass.contrastive.processing import ContrastiveProcessor
 
-TEXT_KEYS = ("text", "caption", "suffix")
 PIXELS, TEXTS = "pixels.npy", "texts.json"
+
+
+class PairLine(msgspec.Struct):
+    """A line of pairs.jsonl; the first of the three that is not empty is the text."""
+
+    image: str = ""
+    text: str | None = None
+    caption: str | None = None
+    suffix: str | None = None
 
 
 class Pair(NamedTuple):
@@ -169,28 +178,20 @@ def open_pairs(path: Path, size: int) -> PairSource:
 
 
 def _file_pairs(path: Path) -> list[tuple[Path, str]]:
-    pairs = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    pairs.append(_line_pair(line, f"{path}, line {number}", path.parent))
-    except UnicodeDecodeError:
-        raise PaliglassError(f"{path}: is no text in UTF-8; give JSON lines") from None
+    pairs = [_line_pair(line, where, path.parent) for where, line in read_lines(path)]
     if not pairs:
         raise PaliglassError(f"{path}: holds no pairs")
     return pairs
 
 
-def _line_pair(line: str, where: str, folder: Path) -> tuple[Path, str]:
+def _line_pair(text: str, where: str, folder: Path) -> tuple[Path, str]:
     example = '{"image": "dog.png", "text": "a dog"}'
-    data = parse_line(line, where, example)
-    image = data.get("image")
-    text = next((data[key] for key in TEXT_KEYS if key in data), None)
-    for name, value in (("image", image), ("text", text)):
-        if not isinstance(value, str) or not value.strip():
+    line = decode(parse_json(text, where, example), PairLine, where, example)
+    words = next((given for given in (line.text, line.caption, line.suffix) if given), "")
+    for name, value in (("image", line.image), ("text", words)):
+        if not value.strip():
             raise PaliglassError(f'{where}: lacks "{name}"; write {example}')
-    return folder / str(image), str(text)
+    return folder / line.image, words
 
 
 def _folder_pairs(folder: Path) -> list[tuple[Path, str]]:

@@ -7,19 +7,21 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from paliglass.data.examples import Example
-from paliglass.drawing import draw_found
+from paliglass.data.example import OBJECT_TASKS, SPECIAL_TOKENS_IN_PREFIX, Example, Findings
+from paliglass.drawing import draw_objects
 from paliglass.errors import PictureError, PromptError
 from paliglass.pictures import load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tasks.boxes import Box, parse_boxes
-from paliglass.tasks.prompts import split_labels
-from paliglass.tasks.results import Detection
+from paliglass.tasks.prompts import same_label, split_labels
+
+__all__ = ["Report", "check", "contact_sheet"]
 
 _CELL, _TEXT = 240, 66
 _TOKEN = re.compile(r"<(?:loc|seg)\d+>")
@@ -27,14 +29,14 @@ _TOKEN = re.compile(r"<(?:loc|seg)\d+>")
 
 @dataclass
 class Report:
-    """What a data set holds. findings: (file and line, what is wrong with it)."""
+    """What a data set holds."""
 
     examples: int = 0
     pictures: int = 0
     tasks: Counter[str] = field(default_factory=Counter)
     prefix_tokens: list[int] = field(default_factory=list)
     suffix_tokens: list[int] = field(default_factory=list)
-    findings: list[tuple[str, str]] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -44,7 +46,11 @@ class Report:
             "tasks": dict(self.tasks),
             "prefix_tokens": _range(self.prefix_tokens),
             "suffix_tokens": _range(self.suffix_tokens),
-            "findings": [{"where": where, "problem": what} for where, what in self.findings],
+            "left_out": len(self.findings.of("left out")),
+            "findings": [
+                {"where": found.where, "problem": found.problem, "severity": found.severity}
+                for found in self.findings
+            ],
         }
 
 
@@ -54,86 +60,91 @@ def _range(lengths: Sequence[int]) -> dict[str, float]:
     return {"least": min(lengths), "median": median(lengths), "most": max(lengths)}
 
 
-def check(examples: Sequence[Example], processor: PaliGemmaProcessor, room: int) -> Report:
+def check(
+    examples: Sequence[Example],
+    processor: PaliGemmaProcessor,
+    max_tokens: int,
+    found: Findings | None = None,
+) -> Report:
     """Reads every picture and every text.
 
-    room: tokens that the model has for a prompt with its picture and answer.
+    Args:
+        max_tokens: what the model takes of a prompt with its pictures and answer.
+        found: what reading the examples has found, which stands first in the report.
     """
-    report = Report(examples=len(examples))
-    seen: dict[Any, str | None] = {}
+    report = Report(examples=len(examples), findings=Findings(found or ()))
+    broken: dict[Path, str | None] = {}
     for example in examples:
-        report.tasks[example.prefix.split(" ", 1)[0]] += 1
-        if example.image not in seen:
-            seen[example.image] = _broken(example)
-        problems = [seen[example.image], *example.notes, *_wrong_words(example, processor, report)]
-        length = report.prefix_tokens[-1] + report.suffix_tokens[-1] + processor.num_image_tokens
-        if length > room:
-            problems.append(f"takes {length} tokens with its picture; the model has {room}")
-        report.findings += [(example.where, problem) for problem in problems if problem]
-    report.pictures = len(seen)
+        report.tasks[example.task] += 1
+        for image in example.images:
+            if image not in broken:
+                broken[image] = _fault(image)
+        for problem in filter(None, (broken[image] for image in example.images)):
+            report.findings.left_out(example.where, problem)
+        for problem in _odd_words(example, processor, max_tokens, report):
+            report.findings.odd(example.where, problem)
+    report.pictures = len(broken)
     return report
 
 
-def _broken(example: Example) -> str | None:
+def _fault(image: Path) -> str | None:
     try:
-        load_picture(example.image)
+        load_picture(image)
     except PictureError as error:
         return str(error)
     return None
 
 
-def _wrong_words(example: Example, processor: PaliGemmaProcessor, report: Report) -> list[str]:
+def _odd_words(
+    example: Example, processor: PaliGemmaProcessor, max_tokens: int, report: Report
+) -> list[str]:
     """Complaints about prefix and suffix; their lengths go into the report."""
     problems = []
     lengths = [0, 0]
     try:
-        lengths[0] = len(processor.encode_prefix(example.prefix, 0, allow_special_tokens=True))
+        lengths[0] = len(processor.encode_prefix(example.prefix, 0, SPECIAL_TOKENS_IN_PREFIX))
         lengths[1] = len(processor.encode_suffix(example.suffix))
     except PromptError as error:
         problems.append(str(error))
     report.prefix_tokens.append(lengths[0])
     report.suffix_tokens.append(lengths[1])
-    task, _, rest = example.prefix.partition(" ")
-    if task not in ("detect", "segment"):
-        if not example.suffix.strip() and task != "ocr":
-            problems.append("the suffix is empty")
+    total = sum(lengths) + len(example.images) * processor.num_image_tokens
+    if total > max_tokens:
+        problems.append(f"takes {total} tokens with its picture; the model has {max_tokens}")
+    if example.task not in OBJECT_TASKS:
         return problems
-    parts = [part for part in example.suffix.split(";") if part.strip()]
-    found = parse_boxes(example.suffix)
-    if len(found) != len(parts):
-        problems.append(
-            f"{len(parts) - len(found)} of {len(parts)} boxes cannot be read: each is <locY0>"
-            "<locX0><locY1><locX1> label, four digits, Y1 > Y0 and X1 > X0, with ; between them"
-        )
-    if task == "segment" and any(thing.codes is None for thing in found):
-        problems.append("a box without 16 <seg> tokens has no mask")
-    asked = split_labels(rest) if rest.strip() else []
-    strange = {thing.label for thing in found} - set(asked)
+    asked = split_labels(example.prefix.removeprefix(example.task), example.task)
+    said = {thing.label for thing in parse_boxes(example.suffix)}
+    strange = {label for label in said if not any(same_label(label, other) for other in asked)}
     if strange:
         problems.append(f"{', '.join(sorted(strange))}: in the suffix, but not asked for")
     if _TOKEN.search(example.prefix):
         problems.append("the prefix holds location or segment tokens")
+    if example.is_partial:
+        problems.append("nothing of it can be said, so a model does not learn it")
     return problems
 
 
 def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
-    """Pictures with their boxes drawn, prefix and suffix below; broken ones stay grey."""
+    """Pictures with their boxes drawn, prefix and suffix below; broken ones stay grey.
+
+    Of several pictures of a prompt the first is shown.
+    """
     rows = -(-len(examples) // columns)
     sheet = Image.new("RGB", (columns * _CELL, rows * (_CELL + _TEXT)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for i, example in enumerate(examples):
         x, y = i % columns * _CELL, i // columns * (_CELL + _TEXT)
         try:
-            picture = load_picture(example.image)
+            picture = load_picture(example.images[0])
         except PictureError:
             picture = Image.new("RGB", (_CELL, _CELL), (150, 150, 150))
         picture = ImageOps.contain(picture, (_CELL - 4, _CELL - 4))
-        found = [
-            Detection(t.label, _scaled(t.box, picture), 1.0) for t in parse_boxes(example.suffix)
-        ]
-        sheet.paste(draw_found(picture, found, scores=False), (x + 2, y + 2))
-        said = _TOKEN.sub("", example.suffix).strip()
-        lines = textwrap.wrap(f"{example.prefix}: {said}", 38, max_lines=4, placeholder=" …")
+        things = parse_boxes(example.suffix)
+        boxes = [_scaled(thing.box, picture) for thing in things]
+        sheet.paste(draw_objects(picture, [t.label for t in things], boxes), (x + 2, y + 2))
+        words = _TOKEN.sub("", example.suffix).strip()
+        lines = textwrap.wrap(f"{example.prefix}: {words}", 38, max_lines=4, placeholder=" …")
         draw.text((x + 3, y + _CELL), "\n".join(lines), fill="black", font=font, spacing=2)
     return sheet
 

@@ -6,16 +6,29 @@ Rows come one at a time, so a set of any size can be begun; what is kept is a fo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from paliglass.checkpoints.saving import new_folder
-from paliglass.errors import PaliglassError
+from paliglass.data.vqa import answer_text, most_frequent
+from paliglass.errors import PaliglassError, PictureError
+from paliglass.formats.jsonl import to_line
 from paliglass.pictures import load_picture
 from paliglass.tasks.prompts import answer_prompt, caption_prompt
+
+__all__ = [
+    "ANSWERS",
+    "CAPTIONS",
+    "FILE",
+    "IMAGES",
+    "LABELS",
+    "class_names",
+    "fetch",
+    "open_stream",
+    "to_rows",
+]
 
 FILE = "data.jsonl"
 IMAGES = ("image", "img", "picture", "jpg", "png")
@@ -71,14 +84,27 @@ def to_rows(
         for column in (picture, answer):
             if column not in row:
                 raise PaliglassError(f"there is no column {column!r}, but {', '.join(row)}")
-        value = row[answer]
-        if isinstance(value, int) and names and answer in names:
-            value = names[answer][value].replace("_", " ")
-        if isinstance(value, dict):  # as lists of a struct's members come
-            value = next(iter(value.values()))
-        right = value if isinstance(value, list) else [value]
-        right = [str(one["answer"] if isinstance(one, dict) else one) for one in right]
-        yield row[picture], _prompt(row, prefix, answer), right if len(right) > 1 else right[0]
+        yield row[picture], _prompt(row, prefix, answer), _right(row, answer, names)
+
+
+def _right(
+    row: Mapping[str, Any], column: str, names: Mapping[str, list[str]] | None
+) -> str | list[str]:
+    """A row's right answer, or several with the one to learn first; "" for none."""
+    value = row[column]
+    if names and column in names and isinstance(value, int):
+        known = names[column]
+        value = known[value].replace("_", " ") if 0 <= value < len(known) else None
+    if isinstance(value, dict):  # as lists of a struct's members come
+        value = value.get("answer", next(iter(value.values()), None))
+    given = value if isinstance(value, list | tuple) else [value]
+    texts = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in given)
+    right = [text for text in texts if text]
+    if column not in CAPTIONS and len(right) > 1:
+        told = answer_text(row.get("multiple_choice_answer"))
+        first = right.index(told if told in right else most_frequent(right))
+        right.insert(0, right.pop(first))
+    return right if len(right) > 1 else "".join(right)
 
 
 def _first(row: Mapping[str, Any], columns: Iterable[str], what: str) -> str:
@@ -102,24 +128,38 @@ def _prompt(row: Mapping[str, Any], prefix: str | None, answer: str) -> str:
 
 
 def fetch(
-    rows: Iterable[tuple[Any, str, str | list[str]]], folder: Path, limit: int | None = None
+    rows: Iterable[tuple[Any, str, str | list[str]]],
+    folder: Path,
+    limit: int | None = None,
+    tell: Callable[[str], object] = lambda message: None,
 ) -> int:
     """Writes rows as pictures and `data.jsonl`, whole or not at all; returns how many.
 
-    Raises PaliglassError where a row's picture cannot be read, or there are no rows.
+    A row without a picture that can be read, or without an answer, is left out; `tell` gets one
+    line about all of them. Raises PaliglassError where no row is left.
     """
+    left_out: list[str] = []
     with new_folder(folder) as target:
         lines = []
         for number, (picture, prefix, suffix) in enumerate(islice(rows, limit)):
             if isinstance(picture, dict):  # not decoded: {"bytes": …, "path": …}
                 picture = picture.get("bytes") or picture.get("path")
+            if picture is None or not suffix:
+                left_out.append(f"row {number} has no {'picture' if picture is None else 'answer'}")
+                continue
             name = f"{number:06}.png"
-            load_picture(picture).save(target / name, compress_level=1)
-            line = {"image": name, "prefix": prefix, "suffix": suffix}
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+            try:
+                load_picture(picture).save(target / name, compress_level=1)
+            except PictureError as error:
+                left_out.append(f"row {number}: {error}")
+                continue
+            lines.append(to_line({"image": name, "prefix": prefix, "suffix": suffix}) + "\n")
+        about = f"{len(left_out)} rows left out, the first: {left_out[0]}" if left_out else ""
         if not lines:
-            raise PaliglassError("the stream holds no rows")
+            raise PaliglassError("the stream holds no rows" + (f"; {about}" if about else ""))
         (target / FILE).write_text("".join(lines), encoding="utf-8")
+    if about:
+        tell(about)
     return len(lines)
 
 

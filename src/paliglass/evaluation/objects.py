@@ -14,28 +14,49 @@ from numpy.typing import NDArray
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
 from paliglass.tasks.masks import paste_mask
+from paliglass.tasks.prompts import same_label
+
+__all__ = [
+    "NUMBERS",
+    "Matches",
+    "intersection_over_union",
+    "mask_iou",
+    "mask_overlaps",
+    "masks_in",
+    "masks_of",
+    "match_boxes",
+    "match_objects",
+    "objects_named",
+    "pair_off",
+    "share_inside",
+]
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Things found, things claimed, things there; sums of them give a micro-averaged F1."""
+    """How many predictions match a target, how many there are, and how many targets.
 
-    found: int = 0
-    claimed: int = 0
-    there: int = 0
+    Sums of them give a micro-averaged F1.
+    """
+
+    matched: int = 0
+    predictions: int = 0
+    targets: int = 0
 
     def __add__(self, other: Matches) -> Matches:
         return Matches(
-            self.found + other.found, self.claimed + other.claimed, self.there + other.there
+            self.matched + other.matched,
+            self.predictions + other.predictions,
+            self.targets + other.targets,
         )
 
     @property
     def f1(self) -> float:
-        """2·found / (claimed + there): 1 where nothing is there and nothing is claimed."""
-        total = self.claimed + self.there
-        return 2 * self.found / total if total else 1.0
+        """2·matched / (predictions + targets): 1 where there are neither."""
+        total = self.predictions + self.targets
+        return 2 * self.matched / total if total else 1.0
 
 
 def intersection_over_union(a: Box, b: Box) -> float:
@@ -48,56 +69,76 @@ def intersection_over_union(a: Box, b: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def share_inside(box: Box, region: Box) -> float:
+    """The share of a box's area that lies in a region; in [0, 1]."""
+    width = min(box.x1, region.x1) - max(box.x0, region.x0)
+    height = min(box.y1, region.y1) - max(box.y0, region.y0)
+    area = (box.x1 - box.x0) * (box.y1 - box.y0)
+    return max(width, 0.0) * max(height, 0.0) / area if area > 0 else 0.0
+
+
 def pair_off(
     fits: Iterable[tuple[float, int, int]], threshold: float = 0.0
 ) -> dict[int, tuple[int, float]]:
-    """Claims and true things, the best fit first and nothing twice: true thing → (claim, fit).
+    """Predictions and targets, the best fit first and nothing twice: target → (prediction, fit).
 
-    fits: (fit, claim, true thing); those that are 0 or below `threshold` make no pair.
+    fits: (fit, prediction, target); those that are 0 or below `threshold` make no pair.
     """
     pairs: dict[int, tuple[int, float]] = {}
     used: set[int] = set()
-    for fit, mine, real in sorted(fits, reverse=True):
-        if fit > 0 and fit >= threshold and mine not in used and real not in pairs:
-            used.add(mine)
-            pairs[real] = mine, fit
+    for fit, prediction, target in sorted(fits, reverse=True):
+        if fit > 0 and fit >= threshold and prediction not in used and target not in pairs:
+            used.add(prediction)
+            pairs[target] = prediction, fit
     return pairs
 
 
-def match_boxes(answer: str, truth: str, threshold: float = 0.5) -> Matches:
-    """Boxes of `answer` that fit one of `truth`: the same label, IoU of at least `threshold`.
+def match_boxes(prediction: str, target: str, ignored: str = "", threshold: float = 0.5) -> Matches:
+    """Boxes that fit one of the target's: the same label, IoU of at least `threshold`.
 
-    Whatever stands between semicolons is a claim, a malformed box too.
+    Whatever stands between semicolons is a prediction, a malformed box too. ignored: regions, as
+    boxes with labels; what fits no target and lies in one, by a share of at least `threshold`,
+    counts neither way: COCO's rule for crowds.
     """
-    mine, real = parse_boxes(answer), parse_boxes(truth)
+    predicted, targets, regions = map(parse_boxes, (prediction, target, ignored))
     fits = (
         (intersection_over_union(a.box, b.box), i, j)
-        for i, a in enumerate(mine)
-        for j, b in enumerate(real)
-        if a.label == b.label
+        for i, a in enumerate(predicted)
+        for j, b in enumerate(targets)
+        if same_label(a.label, b.label)
     )
-    claims = sum(1 for part in answer.split(";") if part.strip())
-    return Matches(len(pair_off(fits, threshold)), max(claims, len(mine)), len(real))
+    pairs = pair_off(fits, threshold)
+    matched = {i for i, _ in pairs.values()}
+    excused = sum(
+        any(
+            same_label(a.label, region.label) and share_inside(a.box, region.box) >= threshold
+            for region in regions
+        )
+        for i, a in enumerate(predicted)
+        if i not in matched
+    )
+    parts = sum(1 for part in prediction.split(";") if part.strip())
+    return Matches(len(pairs), max(parts, len(predicted)) - excused, len(targets))
 
 
 Mask = NDArray[np.bool_]
 
 
 def mask_overlaps(
-    mine: Sequence[tuple[str, Mask]], real: Sequence[tuple[str, Mask]]
+    predicted: Sequence[tuple[str, Mask]], targets: Sequence[tuple[str, Mask]]
 ) -> list[float]:
-    """For each true thing the IoU of the claimed mask that answers to it; 0 where none does.
+    """For each target the IoU of the predicted mask that answers to it; 0 where none does.
 
     Both are (label, H × W) pairs; only masks with the same label answer to each other.
     """
     fits = (
         (mask_iou(a, b), i, j)
-        for i, (label, a) in enumerate(mine)
-        for j, (true_label, b) in enumerate(real)
-        if label == true_label
+        for i, (label, a) in enumerate(predicted)
+        for j, (target, b) in enumerate(targets)
+        if same_label(label, target)
     )
     pairs = pair_off(fits)
-    return [pairs[j][1] if j in pairs else 0.0 for j in range(len(real))]
+    return [pairs[j][1] if j in pairs else 0.0 for j in range(len(targets))]
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
@@ -121,13 +162,13 @@ def objects_named(caption: str, singular: Mapping[str, str]) -> Counter[str]:
     return named
 
 
-def match_objects(answer: str, truth: str, singular: Mapping[str, str]) -> Matches:
+def match_objects(prediction: str, target: str, singular: Mapping[str, str]) -> Matches:
     """Things that both captions name, as often as both do."""
-    claimed, there = objects_named(answer, singular), objects_named(truth, singular)
-    return Matches((claimed & there).total(), claimed.total(), there.total())
+    predicted, true = objects_named(prediction, singular), objects_named(target, singular)
+    return Matches((predicted & true).total(), predicted.total(), true.total())
 
 
-def masks_said(answer: str, codec: MaskCodec, height: int, width: int) -> list[tuple[str, Mask]]:
+def masks_in(answer: str, codec: MaskCodec, height: int, width: int) -> list[tuple[str, Mask]]:
     """The well-formed masks of an answer to `segment`: (label, H × W)."""
     found = [parsed for parsed in parse_boxes(answer) if parsed.codes is not None]
     labels = [parsed.label for parsed in found]
@@ -141,8 +182,10 @@ def masks_of(objects: Sequence[ParsedBox], codec: MaskCodec, height: int, width:
         if thing.codes is None:
             masks.append(np.zeros((height, width), np.bool_))
             continue
-        decoded = codec.decode(torch.tensor([thing.codes]))[0].numpy()
+        device = next(codec.parameters()).device
+        with torch.inference_mode():
+            decoded = codec.decode(torch.tensor([thing.codes], device=device))[0]
         x0, y0, x1, y1 = thing.box
         box = x0 * width, y0 * height, x1 * width, y1 * height
-        masks.append(paste_mask(decoded, box, height, width))
+        masks.append(paste_mask(decoded.float().cpu().numpy(), box, height, width))
     return masks

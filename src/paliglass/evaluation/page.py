@@ -1,4 +1,4 @@
-"""A page of scores and of the worst answers, in one HTML file."""
+"""A page of scores and of the worst predictions, in one HTML file."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.resources import files
+from typing import Any
 
+from jinja2 import Environment
+from markupsafe import Markup
 from PIL import Image
 
-from paliglass.evaluation.cases import OBJECT_TASKS, Case, Score
+from paliglass.data.example import OBJECT_TASKS
+from paliglass.drawing import draw_objects
+from paliglass.evaluation.cases import Case, Score
 from paliglass.evaluation.objects import match_boxes
 from paliglass.evaluation.texts import exact
 from paliglass.pictures import load_picture
-from paliglass.tasks.boxes import Box, parse_boxes
-from paliglass.tasks.results import Detection, Found
+from paliglass.tasks.boxes import parse_boxes
+
+__all__ = ["SIDE", "rightness", "to_html", "worst"]
 
 SIDE = 320  # pixels of the longer side of a picture in the page
 
 
 def rightness(case: Case) -> float:
-    """How right an answer is, in [0, 1]: F1 of boxes, or the exact text."""
-    if case.question.task in OBJECT_TASKS:
-        return match_boxes(case.said, case.question.answers[0]).f1
-    return exact(case.said, case.question.answers)
+    """How right a prediction is, in [0, 1]: F1 of boxes, or the exact text."""
+    question = case.question
+    if question.task in OBJECT_TASKS:
+        return match_boxes(case.prediction, question.references[0], question.ignored).f1
+    return exact(case.prediction, question.references)
 
 
 def worst(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
-    """For each task the wrong answers, the most wrong first, and of these the surest."""
+    """For each task the wrong predictions, the most wrong first, and of these the surest."""
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         if rightness(case) < 1:
@@ -46,53 +52,44 @@ def to_html(
     cases: Mapping[str, Sequence[Case]],
     count: int = 6,
 ) -> str:
-    """The page: each split's table, and `count` of the worst answers to each of its tasks."""
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{files('paliglass').joinpath('evaluation', 'page.css').read_text('utf-8')}"
-        f"</style></head><body><h1>{escape(title)}</h1>",
+    """The page: each split's table, and `count` of the worst predictions of each of its tasks."""
+    sections = [
+        {
+            "name": split,
+            "rows": [_row(task, value) for task, value in found.items()],
+            "worst": {
+                task: [_figure(case) for case in some]
+                for task, some in worst(cases[split], count).items()
+            },
+        }
+        for split, found in scores.items()
     ]
-    for split, found in scores.items():
-        parts.append(f"<section><h2>{escape(split)}</h2>{_table(found)}")
-        for task, some in worst(cases[split], count).items():
-            parts.append(f"<h3>{escape(task)}: surest of the wrong</h3><div class='cases'>")
-            parts += map(_figure, some)
-            parts.append("</div>")
-        parts.append("</section>")
-    return "".join([*parts, "</body></html>\n"])
+    environment = Environment(autoescape=True, keep_trailing_newline=True)
+    here = files("paliglass.evaluation")
+    template = environment.from_string(here.joinpath("page.html").read_text("utf-8"))
+    style = Markup(here.joinpath("page.css").read_text("utf-8"))
+    return template.render(title=title, style=style, sections=sections)
 
 
-def _table(found: Mapping[str, Score]) -> str:
-    heads = ("task", "score", "baseline", "floor", "target", "n")
-    rows = []
-    for task, value in found.items():
-        figures = (value.score, value.baseline, value.floor, value.target)
-        cells = [escape(task), *("" if v is None else f"{v:.3f}" for v in figures), str(value.n)]
-        missed = value.floor is not None and value.score < value.floor
-        kind = " class='missed'" if missed else ""
-        rows.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+def _row(task: str, value: Score) -> dict[str, Any]:
+    figures = (value.score, value.baseline, value.floor, value.target)
+    return {
+        "cells": [task, *("" if v is None else f"{v:.3f}" for v in figures), str(value.n)],
+        "missed": value.floor is not None and value.score < value.floor,
+    }
 
 
-def _figure(case: Case) -> str:
+def _figure(case: Case) -> dict[str, Any]:
     question = case.question
-    pictures = load_picture(question.picture)
-    shown = [pictures]
-    if question.task in OBJECT_TASKS:
-        shown = [_boxes(pictures, text) for text in (question.answers[0], case.said)]
-    images = "".join(f"<img alt='' src='{_data(picture)}'>" for picture in shown)
-    lines = [
-        ("asked", question.prefix),
-        ("right", " / ".join(dict.fromkeys(question.answers)) or "nothing"),
-        ("said", f"{case.said or 'nothing'} ({case.score:.2f})"),
-    ]
+    pictures = [load_picture(picture) for picture in question.pictures]
+    right, said = " / ".join(dict.fromkeys(question.references)), case.prediction
     if question.task in OBJECT_TASKS:  # the boxes are in the pictures, right first
-        lines = [lines[0], *((name, _labels(text)) for name, text in lines[1:])]
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in lines)
-    return f"<figure><div class='pictures'>{images}</div><dl>{rows}</dl></figure>"
+        pictures = [_boxes(pictures[0], text) for text in (question.references[0], said)]
+        right, said = _labels(question.references[0]), _labels(said)
+    else:
+        said = f"{said or 'nothing'} ({case.score:.2f})"
+    lines = [("asked", question.prefix), ("right", right or "nothing"), ("said", said)]
+    return {"pictures": [_data(picture) for picture in pictures], "lines": lines}
 
 
 def _labels(text: str) -> str:
@@ -101,13 +98,12 @@ def _labels(text: str) -> str:
 
 def _boxes(picture: Image.Image, answer: str) -> Image.Image:
     width, height = picture.size
-    found = []
-    for parsed in parse_boxes(answer):
-        x0, y0, x1, y1 = parsed.box
-        box = Box(x0 * width, y0 * height, x1 * width, y1 * height)
-        found.append(Detection(parsed.label, box, 1.0))
+    things = parse_boxes(answer)
+    boxes = [
+        (t.box.x0 * width, t.box.y0 * height, t.box.x1 * width, t.box.y1 * height) for t in things
+    ]
     scale = max(1, SIDE // max(picture.size))
-    return Found(found, width, height).draw(picture, scale, scores=False)
+    return draw_objects(picture, [thing.label for thing in things], boxes, scale=scale)
 
 
 def _data(picture: Image.Image) -> str:

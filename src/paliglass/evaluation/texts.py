@@ -10,6 +10,19 @@ from collections.abc import Sequence
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+__all__ = [
+    "ENOUGH",
+    "GRAMS",
+    "SPREAD",
+    "anls",
+    "character_errors",
+    "cider",
+    "exact",
+    "normalize_vqa",
+    "vqa_accuracy",
+    "word_errors",
+]
+
 GRAMS = 4  # CIDEr counts n-grams of one word up to so many
 SPREAD = 6.0  # CIDEr-D's tolerance for another length, in words
 ENOUGH = 3  # people who gave an answer, for it to be all right in VQA
@@ -41,12 +54,12 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}  # as it is there
 
 
-def exact(said: str, answers: Sequence[str]) -> float:
+def exact(prediction: str, references: Sequence[str]) -> float:
     """1 where it is one of the right answers, apart from spaces at its ends; else 0."""
-    return float(said.strip() in {answer.strip() for answer in answers})
+    return float(prediction.strip() in {reference.strip() for reference in references})
 
 
-def normalise_vqa(answer: str) -> str:
+def normalize_vqa(answer: str) -> str:
     """An answer as VQA's scorer compares it: lower case, digits, no articles or punctuation.
 
     The evaluation of VQA v2 (arXiv 1505.00468); contractions get their apostrophes.
@@ -64,61 +77,63 @@ def normalise_vqa(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_accuracy(said: str, answers: Sequence[str]) -> float:
-    """min(1, people who said so / 3), the mean over leaving each of them out (arXiv 1505.00468).
+def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """min(1, people who say so / 3), the mean over leaving each of them out (arXiv 1505.00468).
 
     VQA has ten answers a question. Where there are fewer than four, all the others must agree, and
     of one alone it is whether that is met.
     """
-    mine, real = normalise_vqa(said), [normalise_vqa(answer) for answer in answers]
-    if len(real) == 1:
-        return float(mine == real[0])
+    given = normalize_vqa(prediction)
+    right = [normalize_vqa(reference) for reference in references]
+    if len(right) == 1:
+        return float(given == right[0])
     shares = []
-    for left_out in range(len(real)):
-        agree = sum(mine == other for i, other in enumerate(real) if i != left_out)
-        shares.append(min(1.0, agree / min(ENOUGH, len(real) - 1)))
+    for left_out in range(len(right)):
+        agree = sum(given == other for i, other in enumerate(right) if i != left_out)
+        shares.append(min(1.0, agree / min(ENOUGH, len(right) - 1)))
     return sum(shares) / len(shares)
 
 
-def anls(said: str, answers: Sequence[str], threshold: float = 0.5) -> float:
+def anls(prediction: str, references: Sequence[str], threshold: float = 0.5) -> float:
     """1 − the share of characters to change, from the nearest answer; 0 from `threshold` on.
 
     Average normalised Levenshtein similarity is the mean of it (arXiv 1907.00490). Case is not
     told.
     """
-    mine = said.strip().lower()
+    given = prediction.strip().lower()
     changes = min(
-        Levenshtein.normalized_distance(mine, answer.strip().lower()) for answer in answers
+        Levenshtein.normalized_distance(given, reference.strip().lower())
+        for reference in references
     )
     return 1 - changes if changes < threshold else 0.0
 
 
-def character_errors(said: str, answers: Sequence[str]) -> tuple[int, int]:
+def character_errors(prediction: str, references: Sequence[str]) -> tuple[int, int]:
     """Characters to change for the nearest answer, and how many that has; sums give the rate."""
-    return min(_errors(said, answer) for answer in answers)
+    return min(_errors(prediction, reference) for reference in references)
 
 
-def word_errors(said: str, answers: Sequence[str]) -> tuple[int, int]:
+def word_errors(prediction: str, references: Sequence[str]) -> tuple[int, int]:
     """`character_errors` in words."""
-    return min(_errors(said.split(), answer.split()) for answer in answers)
+    return min(_errors(prediction.split(), reference.split()) for reference in references)
 
 
-def _errors(said: Sequence[str], answer: Sequence[str]) -> tuple[int, int]:
-    return Levenshtein.distance(said, answer), len(answer)
+def _errors(prediction: Sequence[str], reference: Sequence[str]) -> tuple[int, int]:
+    return Levenshtein.distance(prediction, reference), len(reference)
 
 
-def cider(said: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """CIDEr-D of each caption against its references (arXiv 1411.5726); the mean is the score.
 
     TF-IDF vectors of 1- to 4-grams, how rare an n-gram is taken from all pictures' references,
     clipped, with a penalty for another length, ×10. Of one picture alone all n-grams are equally
     rare, and the score is 0. Words are lower case without punctuation.
     """
-    references = [[_grams(text) for text in texts] for texts in answers]
+    counted = [[_grams(text) for text in texts] for texts in references]
     pictures: Counter[tuple[str, ...]] = Counter()
-    for texts in references:
+    for texts in counted:
         pictures.update({gram for grams in texts for gram in grams})
-    total = math.log(max(len(references), 1))
+    total = math.log(max(len(counted), 1))
 
     def vectors(grams: Counter[tuple[str, ...]]) -> list[dict[tuple[str, ...], float]]:
         found: list[dict[tuple[str, ...], float]] = [{} for _ in range(GRAMS)]
@@ -127,17 +142,15 @@ def cider(said: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
         return found
 
     scores = []
-    for text, texts in zip(said, references, strict=True):
-        grams = _grams(text)
-        mine = vectors(grams)
+    for prediction, texts in zip(predictions, counted, strict=True):
+        grams = _grams(prediction)
+        predicted = vectors(grams)
         alike = []
         for reference in texts:
-            theirs = vectors(reference)
             gap = _length(grams) - _length(reference)
             penalty = math.exp(-(gap**2) / (2 * SPREAD**2))
-            alike.append(
-                penalty * np.mean([_cosine(a, b) for a, b in zip(mine, theirs, strict=True)])
-            )
+            pairs = zip(predicted, vectors(reference), strict=True)
+            alike.append(penalty * np.mean([_cosine(a, b) for a, b in pairs]))
         scores.append(10 * float(np.mean(alike)))
     return scores
 
@@ -154,8 +167,8 @@ def _length(grams: Counter[tuple[str, ...]]) -> int:
     return sum(count for gram, count in grams.items() if len(gram) == 2)
 
 
-def _cosine(mine: dict[tuple[str, ...], float], theirs: dict[tuple[str, ...], float]) -> float:
+def _cosine(a: dict[tuple[str, ...], float], b: dict[tuple[str, ...], float]) -> float:
     """Cosine in which no n-gram counts more often than the reference has it."""
-    shared = sum(min(weight, theirs[g]) * theirs[g] for g, weight in mine.items() if g in theirs)
-    norms = math.hypot(*mine.values()) * math.hypot(*theirs.values())
+    shared = sum(min(weight, b[gram]) * b[gram] for gram, weight in a.items() if gram in b)
+    norms = math.hypot(*a.values()) * math.hypot(*b.values())
     return shared / norms if norms else 0.0

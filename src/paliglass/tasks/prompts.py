@@ -17,11 +17,12 @@ segment; the pre-trained ones all of them.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
 from paliglass.errors import PromptError
-from paliglass.tasks.boxes import Box, encode_box
+from paliglass.tasks.boxes import Box, clip_box, encode_box
 
 READ = "ocr"
 CaptionStyle = Literal["cap", "caption", "describe"]
@@ -41,14 +42,13 @@ def region_prompt(box: Box, width: int, height: int) -> str:
     Nothing in it is a user's text, so it is safe, and needed, to let its special tokens through:
     `allow_special_tokens=True`. Raises PromptError for a box without area in the picture.
     """
-    x0, x1 = (min(max(edge, 0), width) for edge in (box.x0, box.x1))
-    y0, y1 = (min(max(edge, 0), height) for edge in (box.y0, box.y1))
-    if not (x0 < x1 and y0 < y1):
+    part = clip_box(box, width, height)
+    if part is None:
         raise PromptError(
             f"the box {', '.join(f'{edge:g}' for edge in box)} has no area in a picture of "
             f"{width} × {height} pixels; give x0, y0, x1, y1 with x0 < x1 and y0 < y1"
         )
-    return f"caption {encode_box(Box(x0, y0, x1, y1), width, height)}"
+    return f"caption {encode_box(part, width, height)}"
 
 
 def answer_prompt(question: str, language: str = "en") -> str:
@@ -74,11 +74,26 @@ def segment_prompt(labels: str | Sequence[str]) -> str:
 def split_labels(labels: str | Sequence[str], task: str = "detect") -> list[str]:
     """Labels, each once, of a list or of a text with semicolons between them."""
     given = [labels] if isinstance(labels, str) else list(labels)
-    parts = [" ".join(part.split()) for label in given for part in label.split(";")]
+    parts = [one_label(part) for label in given for part in label.split(";")]
     unique = list(dict.fromkeys(part for part in parts if part))
     if not unique:
         raise PromptError(f"{task} needs at least one label, such as: {task} PICTURE dog")
     return unique
+
+
+def one_label(name: str) -> str:
+    """A label as prompts and answers have it: one blank between words, none at the ends."""
+    return " ".join(name.split())
+
+
+def same_label(a: str, b: str) -> bool:
+    """Whether two labels name the same: capitals, blanks and how accents are written aside."""
+    return label_key(a) == label_key(b)
+
+
+def label_key(name: str) -> str:
+    """Equal for labels that name the same; see `same_label`."""
+    return unicodedata.normalize("NFC", one_label(name)).casefold()
 
 
 def _language(code: str) -> str:

@@ -93,7 +93,7 @@ class Segment:
 
     def polygons(self) -> list[list[tuple[int, int]]]:
         """The mask's outlines along the edges of its pixels; see `outlines`."""
-        from paliglass.formats.rle import outlines
+        from paliglass.formats.polygons import outlines
 
         return outlines(self.mask)
 
@@ -147,7 +147,7 @@ class Found(list[T], Generic[T]):
         `scale` enlarges a small picture first, so that labels can be read; `scores`: whether labels
         tell them. Raises PictureError, or PaliglassError where the picture's size is another.
         """
-        from paliglass.drawing import draw_found
+        from paliglass.drawing import draw_objects
         from paliglass.pictures import load_picture
 
         image = load_picture(picture)
@@ -156,7 +156,14 @@ class Found(list[T], Generic[T]):
                 f"the picture has {image.width} × {image.height} pixels, the results are of one "
                 f"with {self.width} × {self.height}; give the picture they came from"
             )
-        return draw_found(image, self, scale, scores)
+        return draw_objects(
+            image,
+            [item.label for item in self],
+            [item.box for item in self],
+            [item.mask if isinstance(item, Segment) else None for item in self],
+            [item.score for item in self] if scores else None,
+            scale,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it."""
@@ -186,23 +193,20 @@ class Found(list[T], Generic[T]):
         id; without it, the labels in alphabetical order from 1. Raises PaliglassError for a label
         that has no category.
         """
+        from paliglass.formats.coco import annotation
+
         ids = self._classes(1) if categories is None else categories
-        annotations = []
-        for number, item in enumerate(self, first_id):
-            x0, y0, x1, y1 = item.box
-            annotation = {
-                "id": number,
-                "image_id": image_id,
-                "category_id": _class_of(item.label, ids),
-                "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-                "area": round((x1 - x0) * (y1 - y0), 2),
-                "iscrowd": 0,
-                "score": round(item.score, 4),
-            }
-            if isinstance(item, Segment):
-                annotation |= {"area": int(item.mask.sum()), "segmentation": item.rle()}
-            annotations.append(annotation)
-        return annotations
+        return [
+            annotation(
+                number,
+                image_id,
+                _class_of(item.label, ids),
+                item.box,
+                item.score,
+                item.mask if isinstance(item, Segment) else None,
+            )
+            for number, item in enumerate(self, first_id)
+        ]
 
     def to_yolo(self, class_names: Sequence[str]) -> list[str]:
         """Lines of a YOLO label file, in shares of the picture's width and height.
@@ -211,18 +215,20 @@ class Found(list[T], Generic[T]):
         polygon by seams without width. Scores have no place there. Raises PaliglassError for a
         label that is not among `class_names`.
         """
+        from paliglass.formats.yolo import to_line
+
         ids = {name: number for number, name in enumerate(class_names)}
-        lines = []
-        for item in self:
-            x0, y0, x1, y1 = item.box
-            pairs: list[tuple[float, float]] = [((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0, y1 - y0)]
-            if isinstance(item, Segment):
-                pairs = [*_one_ring(item.polygons())]
-            if not pairs:  # an empty mask
-                continue
-            shares = " ".join(f"{x / self.width:.6f} {y / self.height:.6f}" for x, y in pairs)
-            lines.append(f"{_class_of(item.label, ids)} {shares}")
-        return lines
+        lines = (
+            to_line(
+                _class_of(item.label, ids),
+                item.box,
+                self.width,
+                self.height,
+                item.mask if isinstance(item, Segment) else None,
+            )
+            for item in self
+        )
+        return [line for line in lines if line is not None]
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
         """For the supervision library: xyxy, mask, confidence, class_id, data["class_name"].
@@ -257,14 +263,3 @@ def _class_of(label: str, ids: Mapping[str, int]) -> int:
     if label not in ids:
         raise PaliglassError(f"{label!r} is not among the classes ({', '.join(ids)}); add it")
     return ids[label]
-
-
-def _one_ring(polygons: Sequence[Sequence[tuple[int, int]]]) -> list[tuple[int, int]]:
-    """Polygons as one: from each back to the first one's start, along seams without width."""
-    if len(polygons) < 2:
-        return list(polygons[0]) if polygons else []
-    start = polygons[0][0]
-    joined = [*polygons[0], start]
-    for polygon in polygons[1:]:
-        joined += [*polygon, polygon[0], start]
-    return joined

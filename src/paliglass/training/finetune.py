@@ -9,31 +9,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from paliglass.checkpoints import save_folder
 from paliglass.data.checks import contact_sheet
-from paliglass.data.examples import Example
-from paliglass.errors import PictureError
-from paliglass.evaluation.cases import OBJECT_TASKS
-from paliglass.evaluation.examples import ANSWERS, CAPTIONS, to_questions
-from paliglass.evaluation.objects import Matches, match_boxes
-from paliglass.evaluation.texts import cider, exact, vqa_accuracy
+from paliglass.data.example import Example
+from paliglass.data.reading import trainable
+from paliglass.data.rows import batches
+from paliglass.evaluation.cases import Case
+from paliglass.evaluation.judge import answer, to_questions
+from paliglass.evaluation.metrics import overall
 from paliglass.model import CODEC, PaliGemma
-from paliglass.pictures import load_picture
+from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training import loop
-from paliglass.training.finetuner import Batch, Finetuner
+from paliglass.training.finetuner import Finetuner
 from paliglass.training.loop import ProgressBar
 from paliglass.training.lora import save_lora
 from paliglass.training.order import batch_indices, share_of
@@ -41,106 +37,25 @@ from paliglass.training.runs import Run, append
 from paliglass.training.sharding import gather, gathered, gathered_model, restore
 
 
-class _Rows(Dataset[tuple[Example, Tensor, str]]):
-    """Example `index` with its pixels. A broken picture gives way to the next whole one."""
-
-    def __init__(self, examples: Sequence[Example], processor: PaliGemmaProcessor) -> None:
-        self.examples, self.processor = examples, processor
-
-    def __getitem__(self, index: int) -> tuple[Example, Tensor, str]:
-        broken = ""
-        for offset in range(len(self.examples)):
-            example = self.examples[(index + offset) % len(self.examples)]
-            try:
-                return example, self.processor.pixels(example.image), broken
-            except PictureError as error:
-                broken = broken or f"{example.where}: {error}"
-        raise PictureError(f"not one of the {len(self.examples)} pictures can be read: {broken}")
-
-    def collate(self, rows: list[tuple[Example, Tensor, str]]) -> tuple[Batch, list[str]]:
-        """Rows → a batch, and what was wrong."""
-        batch = self.processor.words(
-            [example.prefix for example, _, _ in rows],
-            [1] * len(rows),
-            [example.suffix for example, _, _ in rows],
-            allow_special_tokens=True,
-        )
-        batch["pixel_values"] = torch.stack([pixels for _, pixels, _ in rows])
-        return batch, [broken for _, _, broken in rows if broken]
-
-
-def batches(
-    examples: Sequence[Example],
-    processor: PaliGemmaProcessor,
-    order: Iterator[list[int]],
-    workers: int = 0,
-) -> Iterator[tuple[Batch, list[str]]]:
-    """Batches of the rows that `order` names, prepared by worker processes, and complaints."""
-    dataset = _Rows(examples, processor)
-    yield from DataLoader(
-        dataset,
-        batch_sampler=order,
-        collate_fn=dataset.collate,
-        num_workers=workers,
-    )
-
-
 @dataclass
 class Validation:
     """How a run is judged on the way.
 
     examples: held out. every: steps between looks. patience: looks without a better score before
-    the run ends; 0: none. answers: how many are answered in full, for score and samples.
+    the run ends; 0: none. answers: how many are answered in full, for score and samples. codec: for
+    the masks of `segment`, whose score is that of their boxes without it.
     """
 
     examples: Sequence[Example]
     every: int
     patience: int = 0
     answers: int = 64
-
-
-def score_answers(examples: Sequence[Example], said: Sequence[str]) -> float:
-    """0 … 1: the mean over the tasks that there are, each by its own metric.
-
-    F1 at IoU .5 over the boxes of `detect` and `segment`, a tenth of CIDEr for captions, VQA
-    accuracy for answers, the share right of the rest.
-    """
-    boxes: list[Matches] = []
-    texts: dict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
-    for example, answer in zip(examples, said, strict=True):
-        task = example.prefix.partition(" ")[0]
-        if task in OBJECT_TASKS:
-            boxes.append(match_boxes(answer, example.suffix))
-        else:
-            kind = "caption" if task in CAPTIONS else "answer" if task in ANSWERS else "other"
-            texts[kind].append((answer, example.answers or (example.suffix,)))
-    scores = [sum(boxes, Matches()).f1] if boxes else []
-    for kind, pairs in texts.items():
-        if kind == "caption":
-            found = [value / 10 for value in cider(*map(list, zip(*pairs, strict=True)))]
-        else:
-            found = [(vqa_accuracy if kind == "answer" else exact)(*pair) for pair in pairs]
-        scores.append(sum(found) / len(found))
-    return sum(scores) / len(scores)
-
-
-def _asked(validation: Validation) -> list[Example]:
-    """What is answered in full: each prompt about a picture once, and no broken pictures."""
-    asked = []
-    for question in to_questions(validation.examples):
-        with suppress(PictureError):
-            load_picture(question.picture)
-            path = Path(str(question.picture))
-            right = question.answers
-            asked.append(Example(path, question.prefix, right[0], "", right))
-        if len(asked) == validation.answers:
-            break
-    return asked
+    codec: MaskCodec | None = None
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
     """Tells data sets apart by their prompts, answers and pictures' names, wherever they lie."""
-    lines = (f"{e.image.name}\t{e.prefix}\t{e.suffix}\n" for e in examples)
+    lines = (f"{' '.join(i.name for i in e.images)}\t{e.prefix}\t{e.suffix}\n" for e in examples)
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode())
@@ -205,43 +120,50 @@ def _look(
 ) -> None:
     """Loss and answers on what was held out; keeps the weights if they are the best so far."""
     rows = trainer.rows
-    count = len(validation.examples)
+    examples = trainable(validation.examples)
+    count = len(examples)
     order = (list(range(i, min(i + rows, count))) for i in range(0, count, rows))
-    loss = trainer.mean_loss(b for b, _ in batches(validation.examples, processor, order))
-    asked = _asked(validation)
+    loss = trainer.mean_loss(b for b, _ in batches(examples, processor, order))
+    questions = to_questions(validation.examples)
     trainer.model.eval()
     with trainer.accelerator.autocast(), gathered(trainer.loss):
-        said = PaliGemma(trainer.model, processor).generate(
-            [example.image for example in asked],
-            [example.prefix for example in asked],
-            allow_special_tokens=True,
-            max_new_tokens=128,
+        cases = answer(
+            PaliGemma(trainer.model, processor, validation.codec),
+            questions[: validation.answers],
+            among=questions,
+            batch_size=8,
+            complain=lambda message: None,  # `mean_loss` passes over broken pictures too
         )
     trainer.model.train()
-    score = score_answers(asked, said) if asked else 0.0
+    score = overall(cases, validation.codec)
     better = [score, -loss] > state["best"]  # of equal scores, the lower loss
     state["waited"] = 0 if better else state["waited"] + 1
     learned = gather(trainer.learning, trainer.accelerator) if better else {}
     if trainer.accelerator.is_main_process:
         append(out / "log.jsonl", {"step": trainer.step, "held_out_loss": loss, "score": score})
-        for example, answer in list(zip(asked, said, strict=True))[:4]:
-            sample = {"image": str(example.image), "prefix": example.prefix}
-            sample |= {"suffix": example.suffix, "said": str(answer)}
+        for case in cases[:4]:
+            sample = {"image": str(case.question.pictures[0]), "prefix": case.question.prefix}
+            sample |= {"suffix": case.question.references[0], "prediction": case.prediction}
             append(out / "samples.jsonl", {"step": trainer.step, **sample})
-        if asked:
-            said_of = zip(asked[:8], said, strict=False)
+        if cases:
             (out / "samples").mkdir(exist_ok=True)
-            contact_sheet(
-                [replace(example, suffix=str(answer)) for example, answer in said_of]
-            ).save(out / "samples" / f"{trainer.step:06}.png")
+            contact_sheet([_shown(case) for case in cases[:8]]).save(
+                out / "samples" / f"{trainer.step:06}.png"
+            )
         if better:
             unfinished = out / ".best.safetensors.tmp"
             save_file(learned, unfinished)
             unfinished.replace(out / "best.safetensors")
     if better:
         state["best"] = [score, -loss]
-    first = f"{asked[0].prefix} → {said[0]}" if asked else ""
+    first = f"{cases[0].question.prefix} → {cases[0].prediction}" if cases else ""
     screen.say(f"step {trainer.step}: held-out loss {loss:.3f}, score {score:.3f}; {first}")
+
+
+def _shown(case: Case) -> Example:
+    """A case as an example whose suffix is the prediction."""
+    images = tuple(Path(str(picture)) for picture in case.question.pictures)
+    return Example(images, case.question.prefix, case.prediction, case.question.where)
 
 
 def save_result(

@@ -145,7 +145,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(finetuning: Trainin
     assert all(torch.equal(tensor, final[name]) for name, tensor in kept.items())
     assert len(list(Path("run/samples").glob("*.png"))) == 3
     samples = Path("run/samples.jsonl").read_text().splitlines()
-    assert json.loads(samples[0]).keys() >= {"step", "image", "prefix", "suffix"}
+    assert json.loads(samples[0]).keys() >= {"step", "image", "prefix", "suffix", "prediction"}
 
 
 def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
@@ -193,6 +193,43 @@ def test_broken_pictures_are_not_asked_about(finetuning: Training) -> None:
     Path("data/lime.png").write_bytes(b"")
     assert finetuning(validation="data/held_out.jsonl", every=8).code == 0
     assert len(Path("run/samples.jsonl").read_text().splitlines()) == 2
+
+
+def test_validation_and_eval_agree(cli: Cli, finetuning: Training) -> None:
+    """One file with several pictures for a prompt, location tokens in prompts, and odd ends."""
+    rows = [
+        {
+            "image": ["red.png", "lime.png"],
+            "prefix": "<image>answer en <loc0001>?",
+            "suffix": "red",
+        },
+        {"image": "blue.png", "prefix": "answer en <loc0002>?\n", "suffix": "blue"},
+        {"image": "blue.png", "prefix": "caption en", "suffix": None},
+        {"image": "gone.png", "prefix": "ocr", "suffix": "A"},
+    ]
+    path = Path("data/odd.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    result = finetuning(data=path, validation=path, every=30, steps=30, learning_rate=3e-3)
+    assert result.code == 0, result.err
+    assert "4 left out, the first: data/odd.jsonl, line 3: suffix is null" in result.err
+    judged = cli("eval", "--data", path, "--model", "run/model", "--json")
+    found = json.loads(judged.out)["odd.jsonl"]
+    assert found["answer: exact"]["n"] == 2
+    score = log("run")[-1]["score"]
+    assert score == pytest.approx(found["answer: VQA accuracy"]["score"], abs=1e-4)
+    assert score == 1  # learned by heart
+
+
+def test_crowds_alone_teach_nothing(finetuning: Training) -> None:
+    thing = {"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "iscrowd": 1}
+    data = {
+        "images": [{"id": 1, "file_name": "red.png", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [thing],
+    }
+    Path("data/coco.json").write_text(json.dumps(data))
+    result = finetuning(data="data/coco.json")
+    assert (result.code, "nothing that a model can say" in result.err) == (1, True)
 
 
 @pytest.mark.parametrize(

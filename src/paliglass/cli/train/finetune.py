@@ -11,6 +11,7 @@ import typer
 
 from paliglass.cli.app import command, complain
 from paliglass.cli.options import CocoTask
+from paliglass.cli.scores import warn
 from paliglass.cli.train.group import RunOptions, ShardOption, train, wants_shards
 from paliglass.training.recipes import FinetuneRecipe
 
@@ -91,7 +92,7 @@ def finetune(
         raise typer.BadParameter("say when to end: --steps or --epochs")
     from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.hub import locate
-    from paliglass.data.examples import open_examples
+    from paliglass.data.reading import open_examples, trainable
     from paliglass.errors import PaliglassError
     from paliglass.model import load
     from paliglass.training import finetune as training
@@ -114,9 +115,10 @@ def finetune(
         device = "cpu" if shard else accelerator.device
         base = load(learned.model, device=device, fast=False)
         codec = base.mask_codec if learned.task == "segment" else None
-        examples = open_examples(learned.data, learned.images, learned.task, codec)
+        how = learned.images, learned.task, codec
+        examples = trainable(open_examples(learned.data, *how, tell=warn))
         held_out = (
-            open_examples(learned.validation, learned.images, learned.task, codec)
+            open_examples(learned.validation, *how, split="held out", tell=warn)
             if learned.validation
             else []
         )
@@ -133,12 +135,13 @@ def finetune(
         run.record({**asdict(settings), **asdict(learned), "shard": shard})
         assert settings.steps is not None
         every = learned.every or max(1, settings.steps // 10)
+        validation = training.Validation(held_out, every, learned.patience, codec=base.mask_codec)
         training.train(
             trainer,
             base.processor,
             examples,
             run,
-            validation=training.Validation(held_out, every, learned.patience) if held_out else None,
+            validation=validation if held_out else None,
             **options.loop(),
         )
         training.save_result(trainer, base, run.result, learned.model, kept_as)

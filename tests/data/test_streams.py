@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset
 from tests.tiny import noise_picture
 
 from paliglass.cli import main
-from paliglass.data.examples import open_examples
+from paliglass.data.reading import open_examples
 from paliglass.data.streams import class_names, fetch, open_stream, to_rows
 from paliglass.errors import PaliglassError
 from paliglass.pictures import load_picture
@@ -62,14 +62,55 @@ def test_what_is_fetched_is_what_finetune_reads(tmp_path: Path) -> None:
     assert fetch(to_rows(stream), tmp_path / "out", limit=3) == 3
     examples = open_examples(tmp_path / "out")
     assert [example.suffix for example in examples] == ["picture 0", "picture 1", "picture 2"]
-    assert examples[0].image.is_file()
+    assert examples[0].images[0].is_file()
     with pytest.raises(PaliglassError, match="no rows"):
         fetch([], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_broken_picture_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(PaliglassError):
+@pytest.mark.parametrize(
+    ("value", "right"),
+    [
+        ([{"answer": "wolf"}, {"answer": "dog"}, {"answer": "dog"}], ["dog", "wolf", "dog"]),
+        ({"answer": ["wolf", "dog", "dog"], "answer_id": [1, 2, 3]}, ["dog", "wolf", "dog"]),
+        (["", None, "dog"], "dog"),
+        ([], ""),
+        (None, ""),
+        (float("nan"), ""),
+        ([None, {"answer": None}], ""),
+        (2, "2"),
+    ],
+)
+def test_answers_are_never_none(value: Any, right: Any) -> None:
+    [(_, found)] = rows_of({"image": PICTURE, "question": "what?", "answers": value})
+    assert found == right
+
+
+def test_the_answer_that_the_data_calls_likeliest_is_learned() -> None:
+    row = {"image": PICTURE, "question": "what?", "answers": ["dog", "dog", "wolf"]}
+    [(_, found)] = rows_of({**row, "multiple_choice_answer": "wolf"})
+    assert found == ["wolf", "dog", "dog"]
+
+
+def test_a_class_that_has_no_name_is_none() -> None:
+    assert rows_of({"image": PICTURE, "label": -1}, names={"label": ["cat"]})[0][1] == ""
+
+
+def test_rows_without_picture_or_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {"image": PICTURE, "question": "what?", "answers": ["dog"]},
+        {"image": None, "question": "what?", "answers": ["dog"]},
+        {"image": PICTURE, "question": "what?", "answers": []},
+        {"image": b"no picture", "question": "what?", "answers": ["dog"]},
+    ]
+    said: list[str] = []
+    assert fetch(to_rows(rows), tmp_path / "out", tell=said.append) == 1
+    assert said == ["3 rows left out, the first: row 1 has no picture"]
+    assert [e.suffix for e in open_examples(tmp_path / "out")] == ["dog"]
+
+
+def test_rows_of_which_none_is_left_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(PaliglassError, match="no rows; 1 rows left out, the first: row 0: "):
         fetch([(b"no picture", "ocr", "A")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -98,7 +139,7 @@ def test_what_the_hub_holds_is_streamed(tmp_path: Path) -> None:
     examples = open_examples(out)
     assert [example.suffix for example in examples] == ["hot dog", "no dog"]
     assert examples[0].prefix == "answer en what is this?"
-    assert load_picture(examples[0].image).size == PICTURE.size
+    assert load_picture(examples[0].images[0]).size == PICTURE.size
 
 
 def test_a_folder_of_pictures_is_streamed(tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tests.tiny import noise_picture
 
-from paliglass.data.examples import Example
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.cases import Case, Question
-from paliglass.evaluation.examples import average_precision, score, to_questions
+from paliglass.evaluation.metrics import average_precision, overall, score
 from paliglass.evaluation.page import rightness, to_html, worst
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.boxes import parse_boxes
@@ -21,24 +18,13 @@ CAT = "<loc0512><loc0512><loc1023><loc1023> cat"
 NEAR = "<loc0000><loc0000><loc0512><loc0460> dog"  # 90 % of the dog's box
 
 
-def case(prefix: str, said: str, *answers: str, scores: tuple[float, ...] = ()) -> Case:
-    parsed = parse_boxes(said)
+def case(
+    prefix: str, prediction: str, *answers: str, scores: tuple[float, ...] = (), ignored: str = ""
+) -> Case:
+    parsed = parse_boxes(prediction)
     objects = tuple(zip(parsed, scores or [0.9] * len(parsed), strict=True))
-    return Case(Question(noise_picture(40, 30), prefix, answers), said, 0.7, objects)
-
-
-def test_entries_about_one_picture_are_one_question() -> None:
-    path = Path("a.png")
-    examples = [
-        Example(path, "caption en", "a dog", "line 1"),
-        Example(path, "ocr", "STOP", "line 2"),
-        Example(path, "caption en", "one dog", "line 3"),
-        Example(path, "answer en what?", "dog", "line 4", answers=("dog", "hound")),
-    ]
-    questions = to_questions(examples)
-    assert [q.prefix for q in questions] == ["caption en", "ocr", "answer en what?"]
-    assert questions[0].answers == ("a dog", "one dog")
-    assert questions[2].answers == ("dog", "hound")
+    question = Question(noise_picture(40, 30), prefix, answers, ignored=ignored)
+    return Case(question, prediction, 0.7, objects)
 
 
 def test_each_task_has_its_metrics() -> None:
@@ -84,6 +70,66 @@ def test_average_precision_is_cocos() -> None:
     assert found[1] == pytest.approx(0.5)
     assert average_precision([case("detect", DOG, "")]) is None
     assert average_precision([case("detect", "", DOG)]) == (0.0, 0.0)
+
+
+CROWD = "<loc0000><loc0000><loc1023><loc0512> dog"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "f1"),
+    [
+        (DOG, "", 1.0),  # within the crowd: neither right nor wrong
+        ("", "", 1.0),
+        (f"{DOG} ; {CAT}", "", 0.0),  # the cat is nowhere
+        (f"{DOG} ; {CAT}", CAT, 1.0),
+        (f"{DOG} ; {NEAR}", DOG, 1.0),  # one is the dog, the other one of the crowd
+        (DOG.replace("dog", "cat"), "", 0.0),  # a crowd of dogs excuses no cat
+        ("<loc0000><loc0000><loc0512><loc1023> dog", "", 1.0),  # half of it
+        ("<loc0000><loc0300><loc0512><loc1023> dog", "", 0.0),  # less
+    ],
+)
+def test_crowds_count_by_cocos_rules(prediction: str, truth: str, f1: float) -> None:
+    found = score([case("detect dog ; cat", prediction, truth, ignored=CROWD)], None)
+    assert found["detect: F1"].score == f1
+    if truth and f1 == 1:
+        assert found["detect: AP50"].score == pytest.approx(1)
+    if not truth:
+        assert "detect: AP50" not in found  # there is nothing to find
+
+
+def test_a_find_in_a_crowd_does_not_cost_precision() -> None:
+    both = case("detect", f"{DOG} ; {CAT}", CAT, scores=(0.9, 0.2), ignored=CROWD)
+    found = average_precision([both])
+    assert found is not None
+    assert found[1] == pytest.approx(1)
+    alone = average_precision([case("detect", f"{DOG} ; {CAT}", CAT, scores=(0.9, 0.2))])
+    assert alone is not None
+    assert alone[1] == pytest.approx(1)  # dogs are another class, of which there is none
+
+
+def test_labels_meet_whatever_their_capitals_and_blanks() -> None:
+    found = score(
+        [case("detect Hot  Dog", DOG.replace("dog", "hot dog"), DOG.replace("dog", "Hot Dog"))],
+        None,
+    )
+    assert found["detect: F1"].score == 1
+    assert found["detect: AP50"].score == pytest.approx(1)
+
+
+def test_a_run_is_steered_by_one_figure() -> None:
+    texts = [case("answer en what?", "The dog.", *["dog"] * 3), case("ocr", "SHOP", "STOP")]
+    assert overall(texts, None) == 0.5
+    captions = [
+        case("caption en", "a dog runs", "a dog runs fast", "a dog"),
+        case("cap en", "a cow", "two cats sit"),
+    ]
+    assert 0.5 < overall([*captions, case("detect dog", DOG, DOG)], None) < 0.75
+    masked = DOG.replace(" dog", "<seg001>" * 16 + " dog")
+    segment = [case("segment dog", masked, masked)]
+    assert overall(segment, None) == 1  # of the boxes
+    torch.manual_seed(0)
+    assert overall(segment, MaskCodec(MaskCodecConfig(width=8)).eval()) == pytest.approx(1)
+    assert overall([], None) == 0
 
 
 def test_masks_need_a_codec() -> None:

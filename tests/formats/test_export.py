@@ -13,7 +13,10 @@ from PIL import Image
 from paliglass import Box, Detection
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.objects import Matches, match_boxes
-from paliglass.formats.export import export, to_coco, to_csv, write_files, yolo_places
+from paliglass.formats.coco import to_coco
+from paliglass.formats.csv_table import to_csv
+from paliglass.formats.export import class_names, export, write_files
+from paliglass.formats.yolo import yolo_places
 from paliglass.tasks.boxes import encode_box
 from paliglass.tasks.results import Found, Segment
 
@@ -86,8 +89,8 @@ def test_csv_has_a_line_for_each_thing(boxes) -> None:
 
 
 def test_coco_ids_do_not_depend_on_order(boxes) -> None:
-    coco = to_coco(boxes, ["dog", "bird"])
-    assert to_coco(boxes[::-1], ["dog", "bird"]) == coco
+    coco = to_coco(boxes, class_names(boxes, ["dog", "bird"]))
+    assert to_coco(boxes[::-1], class_names(boxes[::-1], ["dog", "bird"])) == coco
     assert {c["name"]: c["id"] for c in coco["categories"]} == {
         **{"dog": 1, "bird": 2, "apple, red": 3, "cat": 4},
     }
@@ -102,7 +105,7 @@ def test_coco_ids_do_not_depend_on_order(boxes) -> None:
 
 
 def test_coco_captions() -> None:
-    coco = to_coco(WORDS)
+    coco = to_coco(WORDS, [])
     assert coco["annotations"] == [
         {"id": 1, "image_id": 1, "caption": 'c, "d"', "score": 1.0},
         {"id": 2, "image_id": 2, "caption": "a\nb", "score": 0.5},
@@ -229,7 +232,7 @@ class TestScores:
                 for some in (Found.from_dict(mine), Found.from_dict(real))
             ]
             own += match_boxes(*texts)
-        assert own == Matches(found=3, claimed=4, there=3)
+        assert own == Matches(matched=3, predictions=4, targets=3)
         assert own.f1 == pytest.approx(6 / 7)
 
     def test_masks(self, score, segments) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image
 from tests.tiny import tiny_processor
 
 from paliglass.data.checks import check, contact_sheet
-from paliglass.data.examples import Example, open_examples
+from paliglass.data.example import Example, Findings
 
 PROCESSOR = tiny_processor()
 BOX = "<loc0000><loc0000><loc0512><loc0512>"
@@ -22,7 +21,7 @@ def example(tmp_path: Path) -> Callable[..., Example]:
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
 
     def make(prefix: str, suffix: str, image: str = "a.png") -> Example:
-        return Example(tmp_path / image, prefix, suffix, "data.jsonl, line 1")
+        return Example((tmp_path / image,), prefix, suffix, "data.jsonl, line 1")
 
     return make
 
@@ -46,11 +45,8 @@ def test_good_examples_have_no_findings(example: Callable[..., Example]) -> None
 @pytest.mark.parametrize(
     ("prefix", "suffix", "image", "problem"),
     [
-        ("caption en", " ", "a.png", "the suffix is empty"),
         ("caption en", "a dog", "none.png", "none.png"),
-        ("detect dog", f"{BOX} dog ; <loc9999> dog", "a.png", "1 of 2 boxes cannot be read"),
         ("detect dog", f"{BOX} cat", "a.png", "cat: in the suffix, but not asked for"),
-        ("segment dog", f"{BOX} dog", "a.png", "without 16 <seg> tokens"),
         ("detect dog <loc0000>", "", "a.png", "the prefix holds location"),
         ("caption en", "x" * 300, "a.png", "tokens with its picture; the model has 200"),
     ],
@@ -59,19 +55,34 @@ def test_what_is_wrong_is_found(
     example: Callable[..., Example], prefix: str, suffix: str, image: str, problem: str
 ) -> None:
     wrong = example(prefix, suffix, image)
-    ((where, said),) = check([wrong], PROCESSOR, 200).findings
-    assert where == "data.jsonl, line 1"
-    assert problem in said
+    (found,) = check([wrong], PROCESSOR, 200).findings
+    assert found.where == "data.jsonl, line 1"
+    assert problem in found.problem
     contact_sheet([wrong])
 
 
-def test_boxes_outside_are_found(tmp_path: Path) -> None:
-    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
-    coco = {
-        "images": [{"id": 7, "file_name": "a.png", "width": 200, "height": 100}],
-        "categories": [{"id": 1, "name": "dog"}],
-        "annotations": [{"image_id": 7, "category_id": 1, "bbox": [150, 0, 100, 50]}],
+def test_labels_meet_whatever_their_capitals(example: Callable[..., Example]) -> None:
+    assert not check([example("detect Hot  Dog", f"{BOX} hot dog")], PROCESSOR, 200).findings
+
+
+def test_every_picture_of_a_prompt_is_opened_and_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    paths = tuple(tmp_path / name for name in ("a.png", "b.png", "c.png"))
+    report = check([Example(paths, "caption en", "a dog", "line 1")], PROCESSOR, 40)
+    assert report.pictures == 3
+    problems = [found.problem for found in report.findings]
+    assert sum("no such file" in problem for problem in problems) == 2
+    assert "the model has 40" in problems[-1]  # 3 × 16 tokens of pictures
+
+
+def test_what_was_found_in_reading_stands_first(example: Callable[..., Example]) -> None:
+    found = Findings()
+    found.left_out("line 9", "has no area")
+    report = check([example("caption en", "a dog", "none.png")], PROCESSOR, 200, found)
+    assert [finding.where for finding in report.findings] == ["line 9", "data.jsonl, line 1"]
+    assert report.to_dict()["left_out"] == 2
+    assert report.to_dict()["findings"][0] == {
+        "where": "line 9",
+        "problem": "has no area",
+        "severity": "left out",
     }
-    (tmp_path / "coco.json").write_text(json.dumps(coco))
-    ((_, said),) = check(open_examples(tmp_path / "coco.json"), PROCESSOR, 200).findings
-    assert "annotations[0]: bbox [150, 0, 100, 50] leaves the picture of (200, 100)" in said
