@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,6 +31,7 @@ from paliglass.evaluation.texts import cider, exact, vqa_accuracy
 from paliglass.model import CODEC, PaliGemma
 from paliglass.pictures import load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.tensors import save_file
 from paliglass.training import loop
 from paliglass.training.finetuner import Batch, Finetuner
 from paliglass.training.loop import ProgressBar
@@ -235,9 +235,7 @@ def _look(
                 [replace(example, suffix=str(answer)) for example, answer in said_of]
             ).save(out / "samples" / f"{trainer.step:06}.png")
         if better:
-            unfinished = out / ".best.safetensors.tmp"
-            save_file(learned, unfinished)
-            unfinished.replace(out / "best.safetensors")
+            save_file(learned, out / "best.safetensors")
     if better:
         state["best"] = [score, -loss]
     first = f"{asked[0].prefix} → {said[0]}" if asked else ""
