@@ -149,7 +149,7 @@ def test_a_decoder_that_trips_is_a_broken_file(monkeypatch: pytest.MonkeyPatch) 
     def trip(_image: Image.Image) -> Image.Image:
         raise TypeError("'float' object cannot be interpreted as an integer")
 
-    monkeypatch.setattr("paliglass.pictures.ImageOps.exif_transpose", trip)
+    monkeypatch.setattr("paliglass.pictures._orientation", trip)
     with pytest.raises(PictureError, match="cannot be read"):
         load_picture(as_bytes(noise_picture()))
 
