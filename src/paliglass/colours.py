@@ -154,7 +154,7 @@ def _range(image: Image.Image, values: NDArray[Any], tags: Any) -> tuple[float, 
 
 def _row_blocks(values: NDArray[Any]) -> Iterator[slice]:
     """Some rows at a time, so that sums in floats take little memory."""
-    step = max(1, 1_000_000 // values.shape[1])
+    step = max(1, 250_000 // values.shape[1])
     return (slice(start, start + step) for start in range(0, values.shape[0], step))
 
 

@@ -163,7 +163,8 @@ def load_picture(source: Picture, frame: int | None = None) -> Image.Image:
         reason = error.strerror if error.filename is not None else error
         raise PictureError(f"{name}: cannot be read ({reason})") from None
     except Exception as error:  # decoders raise all kinds on broken files, MemoryError too
-        raise PictureError(f"{name}: cannot be read ({error or type(error).__name__})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PictureError(f"{name}: cannot be read ({reason})") from error
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:
@@ -198,7 +199,7 @@ def _name(source: object) -> str:
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str):
-        if source.startswith("data:"):
+        if _is_data_address(source):
             return "picture (data: address)"
         return source if len(source) <= 300 else f"{source[:100]}…"
     inner = getattr(source, "name", None)
@@ -215,7 +216,7 @@ def _load(source: Any, name: str, frame: int | None) -> Image.Image:
         if frame is not None:
             raise PictureError(f"{name}: frame is for files; an image or array is one picture")
         return to_rgb(source if isinstance(source, Image.Image) else _from_array(source), name)
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and _is_data_address(source):
         source = _from_data_address(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(source), name, frame)
@@ -252,6 +253,10 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def _is_data_address(text: str) -> bool:
+    return text[:5].lower() == "data:"
+
+
 def _from_data_address(address: str, name: str) -> bytes:
     """The bytes of `data:image/png;base64,iVBOR…` (RFC 2397)."""
     head, comma, body = address.partition(",")
@@ -280,8 +285,10 @@ def _from_file(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
         return to_rgb(_pdf_page(file, name, frame), name)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if (frame or 1) > 1:
-                _seek(image, cast("int", frame), name)
+            if frame is not None and frame > 1:
+                if frame > (count := getattr(image, "n_frames", 1)):
+                    raise PictureError(f"{name}: there is no frame {frame}, it has {count}")
+                image.seek(frame - 1)
             result = to_rgb(image, name)
             if frame is None and image.format != "MPO" and getattr(image, "is_animated", False):
                 result.info[IS_FIRST_OF_SEVERAL] = True
@@ -293,14 +300,6 @@ def _from_file(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
                     f"{name}: is {kind}, which is not read; save it as PNG or JPEG"
                 ) from None
         raise PictureError(f"{name}: is not a picture") from None
-
-
-def _seek(image: Image.Image, frame: int, name: str) -> None:
-    try:
-        image.seek(frame - 1)
-    except EOFError:
-        count = getattr(image, "n_frames", 1)
-        raise PictureError(f"{name}: there is no frame {frame}, it has {count}") from None
 
 
 def _pdf_page(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
