@@ -61,6 +61,11 @@ class PaliGemmaProcessor:
         self.image_mean = np.asarray(image_mean, dtype=np.float32)
         self.image_std = np.asarray(image_std, dtype=np.float32)
         self.resample = Image.Resampling(resample)
+        if not (np.isfinite(self.image_mean).all() and (self.image_std > 0).all()):
+            raise CheckpointError(
+                f"image_mean is {image_mean} and image_std {image_std}; they are numbers, the "
+                "latter above 0"
+            )
         if self.tokenizer.token_to_id(SEGMENT_TOKENS[-1]) is None:
             self.tokenizer.add_tokens([*LOCATION_TOKENS, *SEGMENT_TOKENS])
         if self.tokenizer.token_to_id(IMAGE_TOKEN) is None:
@@ -229,6 +234,15 @@ class PaliGemmaProcessor:
             [i for i in ids if i not in hidden], skip_special_tokens=False
         )
         return text
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the highest id of a word: rows that a table must have for them.
+
+        Words that fine-tuning added count, wherever in the table they lie.
+        """
+        added = self.tokenizer.get_added_tokens_decoder()
+        return max(self.tokenizer.get_vocab_size(), *(number + 1 for number in added))
 
     def is_byte(self, token_id: int) -> bool:
         """Whether an id stands for one byte, such as `<0x0A>`, of a text the vocabulary lacks."""

@@ -96,9 +96,8 @@ def with_adapter(
                 f"{where}: {key} is {weight.dtype} in this model; merge the adapter into the "
                 "checkpoint that was quantised (`paliglass convert --adapter … --quantize int8`)"
             )
-        merged = (weight.float() + scale * _product(parts, weight, layer, where)).to(
-            dtype or weight.dtype
-        )
+        update = _product(parts, weight, config["r"], layer, where)
+        merged = (weight.float() + scale * update).to(dtype or weight.dtype)
         if not is_finite(merged):
             raise CheckpointError(f"{where}: {layer} overflows {merged.dtype} with the adapter")
         yield name, key, merged
@@ -111,7 +110,9 @@ def with_adapter(
         )
 
 
-def _product(parts: dict[str, Tensor], weight: Tensor, layer: str, where: Path) -> Tensor:
+def _product(
+    parts: dict[str, Tensor], weight: Tensor, rank: int, layer: str, where: Path
+) -> Tensor:
     """B·A, of the weight's shape."""
     if parts.keys() != {"lora_A", "lora_B"}:
         raise CheckpointError(
@@ -124,6 +125,8 @@ def _product(parts: dict[str, Tensor], weight: Tensor, layer: str, where: Path) 
             f"{where}: {layer} is {list(weight.shape)} in this model, the adapter's "
             f"lora_B and lora_A are {list(up.shape)} and {list(down.shape)}"
         )
+    if len(down) != rank:
+        raise CheckpointError(f"{where}: {layer} is of rank {len(down)}, {CONFIG} says r {rank}")
     return up @ down
 
 
@@ -171,9 +174,9 @@ def _named_layers(config: dict[str, Any], path: Path) -> Callable[[str], bool]:
             number = re.search(r"\.(\d+)\.", ours)
             if number is None or int(number[1]) not in numbers:
                 return False
-        return any(
-            _matches(wanted, layer) and not _matches(left_out, layer)
-            for layer in (ours, transformers_name(ours))
+        names = ours, transformers_name(ours)
+        return any(_matches(wanted, n) for n in names) and not any(
+            _matches(left_out, n) for n in names
         )
 
     return is_named

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paliglass.checkpoints.files import require_readable
+from paliglass.checkpoints.hub import is_hub_id
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 
@@ -47,6 +51,8 @@ def model_card(
 ) -> str:
     """The card, Markdown with the hub's front matter.
 
+    What others have written, such as an adapter's base, stays on its line and in its cell.
+
     Args:
         name: the repository's or folder's.
         base: the model that it was made from.
@@ -57,32 +63,48 @@ def model_card(
     text, vision = config.text_config, config.vision_config
     front = {
         "license": licence,
-        "base_model": base if base and base.count("/") == 1 and not Path(base).exists() else None,
+        "base_model": base if base and is_hub_id(base) and not Path(base).exists() else None,
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
     }
     family = "PaliGemma 2" if text.model_type == "gemma2" else "PaliGemma"
     lines = [
         "---",
-        *(f"{key}: {value}" for key, value in front.items() if value is not None),
+        # A JSON string is one of YAML too, and ends where it ends.
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
         f"tags:\n- {family.lower().replace(' ', '')}\n---",
-        f"\n# {name.rpartition('/')[2]}\n",
+        f"\n# {_inline(name.rpartition('/')[2])}\n",
         f"A {family} for pictures of {vision.image_size} × {vision.image_size} pixels "
         f"({config.num_image_tokens} tokens), with a decoder of {text.num_hidden_layers} layers of "
-        f"width {text.hidden_size}" + (f", made from `{base}`.\n" if base else ".\n"),
-        _USE.format(name=name),
+        f"width {text.hidden_size}" + (f", made from `{_inline(base)}`.\n" if base else ".\n"),
+        _USE.format(name=_inline(name)),
     ]
     if settings:
         lines.append("## How it was fine-tuned\n\n| setting | |\n|---|---|")
-        lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in settings.items()]
+        lines += [
+            f"| {_cell(str(key).replace('_', ' '))} | {_cell(value)} |"
+            for key, value in settings.items()
+        ]
         lines.append("")
     if scores:
         lines.append("## Scores\n")
         for split, tasks in scores.items():
-            lines.append(f"| {split} | score | n |\n|---|---|---|")
-            lines += [f"| {task} | {row['score']} | {row['n']} |" for task, row in tasks.items()]
+            lines.append(f"| {_cell(split)} | score | n |\n|---|---|---|")
+            lines += [
+                f"| {_cell(task)} | {_cell(row['score'])} | {_cell(row['n'])} |"
+                for task, row in tasks.items()
+            ]
             lines.append("")
     return "\n".join(lines)
+
+
+def _inline(text: object) -> str:
+    """Text of one line that ends no quotation around it."""
+    return re.sub(r"[`\"]", "'", " ".join(str(text).split()))
+
+
+def _cell(text: object) -> str:
+    return re.sub(r"([|<\\])", r"\\\1", " ".join(str(text).split()))
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
@@ -115,10 +137,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     """A run's config.yaml. Raises PaliglassError where it is none."""
     import yaml
 
+    require_readable(path)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PaliglassError(f"{path}: is not YAML ({error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise PaliglassError(f"{path}: is not YAML ({reason})") from None
     if not isinstance(found, dict):
         raise PaliglassError(f"{path}: is no list of settings")
     return {key: value for key, value in found.items() if not str(value).startswith("/")}
