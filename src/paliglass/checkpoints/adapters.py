@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name, transformers_name
-from paliglass.checkpoints.tensors import is_finite, open_tensors, read_tensor
 from paliglass.errors import CheckpointError
+from paliglass.files import read_json
+from paliglass.tensors import is_finite, open_tensors, read_tensor
 
 __all__ = ["CONFIG", "PREFIX", "WEIGHTS", "base_model", "is_adapter", "with_adapter"]
 

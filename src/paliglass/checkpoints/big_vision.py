@@ -20,13 +20,13 @@ from torch import Tensor
 
 from paliglass.checkpoints.adapters import with_adapter
 from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, parse_dtype
-from paliglass.checkpoints.files import require_readable
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
-from paliglass.checkpoints.tensors import require_finite
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import CheckpointError
+from paliglass.files import require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.tensors import require_finite
 
 ENCODER = "img/Transformer/encoderblock/"
 ATTENTION = ENCODER + "MultiHeadDotProductAttention_0/"

@@ -15,14 +15,14 @@ from torch import Tensor
 from paliglass.checkpoints.adapters import base_model, is_adapter, with_adapter
 from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, parse_dtype
 from paliglass.checkpoints.config_json import paligemma_from_json
-from paliglass.checkpoints.files import read_json, require_readable
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
-from paliglass.checkpoints.tensors import open_tensors, read_tensor
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import read_json, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.tensors import open_tensors, read_tensor
 
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"

@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError
+from paliglass.files import read_json
 from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paliglass.checkpoints.files import require_readable
 from paliglass.checkpoints.hub import is_hub_id
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.files import require_readable
 
 CARD = "README.md"
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from paliglass.checkpoints.config_json import paligemma_to_json
-from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.folder import INDEX, INT8, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
-from paliglass.checkpoints.tensors import write_tensors
 from paliglass.errors import CheckpointError
+from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.tensors import write_tensors
 
 fcntl: ModuleType | None
 try:

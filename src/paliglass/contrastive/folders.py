@@ -23,7 +23,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.checkpoints.assembly import fill, parse_device, parse_dtype, weightless
-from paliglass.checkpoints.files import read_json, write_json
 from paliglass.checkpoints.folder import (
     load_model,
     load_tokenizer,
@@ -40,6 +39,7 @@ from paliglass.contrastive.encoders import VisionTransformer
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import read_json, write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 # (SiglipModel's prefix, ours); the first that fits holds, either way.

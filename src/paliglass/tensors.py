@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paliglass.checkpoints.files import replacing, require_readable
 from paliglass.errors import CheckpointError
+from paliglass.files import replacing, require_readable
 
 __all__ = ["is_finite", "open_tensors", "read_tensor", "require_finite", "write_tensors"]
 
