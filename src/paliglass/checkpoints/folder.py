@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,7 @@ def load_model(
         )
     quantize = quantize or stored
     sizes = tensor_sizes(folder)
-    layers = config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers
-    if layers > len(sizes):  # before a million of them are built
-        raise CheckpointError(
-            f"{folder}: config.json asks for {layers} layers, the weights are {len(sizes)} tensors"
-        )
+    require_layers(folder, [config.text_config, config.vision_config], len(sizes))
     require_memory(folder.name, sizes, wanted, target, quantize)
     tensors = read_tensors(folder)
     if adapter is not None:
@@ -93,6 +89,19 @@ def load_model(
     return assemble(
         config, tensors, str(folder), wanted, target, accelerate, quantize, is_quantized
     )
+
+
+def require_layers(folder: Path, configs: Sequence[object], num_tensors: int) -> None:
+    """Raises CheckpointError where a configuration has more layers than there are tensors.
+
+    Asked before the layers are built: a million of them would fill the memory.
+    """
+    layers = sum(getattr(config, "num_hidden_layers", 0) for config in configs)
+    layers += sum(sum(getattr(config, "depths", ())) for config in configs)
+    if layers > num_tensors:
+        raise CheckpointError(
+            f"{folder}: config.json asks for {layers} layers, the weights are {num_tensors} tensors"
+        )
 
 
 def read_config(folder: Path) -> PaliGemmaConfig:

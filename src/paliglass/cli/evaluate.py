@@ -45,11 +45,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model on your data: each prompt by the metric of its task."""
-    from paliglass.checkpoints.files import write_whole
+    from paliglass.checkpoints.hub import locate
+
+    locate(model)  # before torch is imported, which takes seconds
     from paliglass.data.examples import open_examples
     from paliglass.evaluation.cases import ask
     from paliglass.evaluation.examples import score, to_questions
     from paliglass.evaluation.page import to_html
+    from paliglass.files import write_whole
     from paliglass.model import load
 
     loaded = load(
