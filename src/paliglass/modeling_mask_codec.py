@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.files import require_readable
-from paliglass.tensors import open_tensors, read_tensor, require_finite, write_tensors
+from paliglass.tensors import open_tensors, read_tensor, require_finite, save_file
 
 __all__ = ["MASK_SIDE", "NUM_TOKENS", "MaskCodec", "MaskCodecConfig"]
 
@@ -216,7 +216,7 @@ class MaskCodec(nn.Module):
         path = Path(path)
         state = {key: value.to(dtype).contiguous() for key, value in self.state_dict().items()}
         about = {"config": json.dumps(dataclasses.asdict(self.config)), **(metadata or {})}
-        write_tensors(path, state, about)
+        save_file(state, path, about)
 
 
 def _require_codec(path: Path) -> None:

@@ -235,15 +235,6 @@ class PaliGemmaProcessor:
         )
         return text
 
-    @property
-    def num_ids(self) -> int:
-        """One more than the highest id of a word: rows that a table must have for them.
-
-        Words that fine-tuning added count, wherever in the table they lie.
-        """
-        added = self.tokenizer.get_added_tokens_decoder()
-        return max(self.tokenizer.get_vocab_size(), *(number + 1 for number in added))
-
     def is_byte(self, token_id: int) -> bool:
         """Whether an id stands for one byte, such as `<0x0A>`, of a text the vocabulary lacks."""
         token = self.tokenizer.id_to_token(token_id) or ""  # a table may have rows beyond the words

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file as save
 from torch import Tensor
 
 from paliglass.errors import CheckpointError
 from paliglass.files import replacing, require_readable
 
-__all__ = ["is_finite", "open_tensors", "read_tensor", "require_finite", "write_tensors"]
+__all__ = ["is_finite", "open_tensors", "read_tensor", "require_finite", "save_file"]
 
 # Integers of a dtype's width, and those that infinity and minus infinity read as.
 _INTEGERS = {
@@ -77,10 +77,10 @@ def require_finite(tensor: Tensor, where: str) -> None:
         raise CheckpointError(f"{where} holds {what}: the checkpoint is broken")
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+def save_file(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file, put in place in one step.
+    """safetensors' own `save_file`, the file put in place in one step, with the umask's mode.
 
     Raises CheckpointError where it cannot be written, or a tensor holds NaN or an infinity, as one
     does that was too large for float16.
@@ -93,6 +93,6 @@ def write_tensors(
             )
     with replacing(path) as unfinished:
         try:
-            save_file(dict(tensors), unfinished, dict(metadata) if metadata else None)
+            save(dict(tensors), unfinished, dict(metadata) if metadata else None)
         except SafetensorError as error:
             raise CheckpointError(f"{path}: cannot be written ({error})") from None

@@ -70,8 +70,7 @@ def model_card(
     family = "PaliGemma 2" if text.model_type == "gemma2" else "PaliGemma"
     lines = [
         "---",
-        # A JSON string is one of YAML too, and ends where it ends.
-        *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
+        *(f"{key}: {_scalar(value)}" for key, value in front.items() if value is not None),
         f"tags:\n- {family.lower().replace(' ', '')}\n---",
         f"\n# {_inline(name.rpartition('/')[2])}\n",
         f"A {family} for pictures of {vision.image_size} × {vision.image_size} pixels "
@@ -96,6 +95,13 @@ def model_card(
             ]
             lines.append("")
     return "\n".join(lines)
+
+
+def _scalar(text: str) -> str:
+    """A string in YAML: plain where nothing in it means anything there, else in JSON's quotes."""
+    plain = re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII)
+    words = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+    return text if plain and text.lower() not in words else json.dumps(text)
 
 
 def _inline(text: object) -> str:

@@ -23,7 +23,7 @@ from paliglass.errors import CheckpointError
 from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.tensors import write_tensors
+from paliglass.tensors import save_file
 
 fcntl: ModuleType | None
 try:
@@ -123,12 +123,12 @@ def write_weights(target: Path, state: dict[str, Tensor]) -> None:
     shards = _shards(state)
     total = sum(tensor.nbytes for tensor in state.values())
     if len(shards) == 1:
-        write_tensors(target / "model.safetensors", state, {"format": "pt"})
+        save_file(state, target / "model.safetensors", {"format": "pt"})
     else:
         weight_map = {}
         for i, names in enumerate(shards, 1):
             file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-            write_tensors(target / file, {name: state[name] for name in names}, {"format": "pt"})
+            save_file({name: state[name] for name in names}, target / file, {"format": "pt"})
             weight_map.update(dict.fromkeys(names, file))
         metadata = {"total_size": total}
         write_json(target / INDEX, {"metadata": metadata, "weight_map": weight_map})

@@ -189,7 +189,6 @@ def search(
 
 def _keep(index: Index, path: Path) -> None:
     """Saves an index where that can be done; what was found is worth showing all the same."""
-    is_new = not path.exists()
     try:
         index.save(path)
     except OSError as error:
@@ -198,9 +197,6 @@ def _keep(index: Index, path: Path) -> None:
             "will be made anew; --index FILE keeps it elsewhere",
             file=sys.stderr,
         )
-    else:
-        if is_new:
-            print(f"paliglass: the index is kept in {printable(str(path))}", file=sys.stderr)
 
 
 @command

@@ -22,7 +22,7 @@ from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, PaliglassError, PictureError
 from paliglass.files import require_readable
 from paliglass.pictures import load_picture
-from paliglass.tensors import open_tensors, read_tensor, write_tensors
+from paliglass.tensors import open_tensors, read_tensor, save_file
 
 Stamp = tuple[int, int]
 
@@ -47,7 +47,7 @@ class Index:
         data = {"model": self.model, "names": self.names, "words": self.words}
         metadata = {"index": json.dumps({**data, "stamps": self.stamps})}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {"images": self.images, "texts": self.texts}, metadata)
+        save_file({"images": self.images, "texts": self.texts}, path, metadata)
 
     @classmethod
     def load(cls, path: Path, width: int | None = None) -> Index:
