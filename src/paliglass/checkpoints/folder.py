@@ -215,8 +215,9 @@ def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
 def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
     """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
 
-    Raises CheckpointError where one holds NaN or an infinity. That reads the file once, 0.4 s for
-    the 6 GB of a 3B model in memory already; most of it is read soon after anyhow.
+    Raises CheckpointError where one holds NaN or an infinity. To know, the file is read once: half
+    a second of one core for the 6 GB of a 3B model that are in memory already. What does not fit
+    the memory is let go of again, as ever with mapped files.
 
     Each large tensor has a mapping of its own, which goes when the tensor goes: who keeps none of
     them never has more than one in memory. The largest, the table, comes first in its shard.
