@@ -14,7 +14,7 @@ from typing import Any
 
 from paliglass.errors import CheckpointError, PaliglassError
 
-__all__ = ["read_json", "replacing", "require_readable", "write_json", "write_whole"]
+__all__ = ["read_json", "reason", "replacing", "require_readable", "write_json", "write_whole"]
 
 MAX_JSON = 100_000_000  # bytes
 
@@ -89,10 +89,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise CheckpointError(f"{path}: is not JSON of settings (too deeply nested)") from None
     except ValueError as error:  # what is no UTF-8, no JSON or no number
-        raise CheckpointError(f"{path}: is not JSON ({error})") from None
+        raise CheckpointError(f"{path}: is not JSON ({reason(error)})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: is not a JSON object")
     return data
+
+
+def reason(error: Exception) -> str:
+    """What another library says, on one line and not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _finite(text: str) -> float:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from paliglass.errors import CheckpointError, ConfigError
-from paliglass.files import require_readable
+from paliglass.files import reason, require_readable
 from paliglass.tensors import open_tensors, read_tensor, require_finite, save_file
 
 __all__ = ["MASK_SIDE", "NUM_TOKENS", "MaskCodec", "MaskCodecConfig"]
@@ -148,8 +148,8 @@ class MaskCodec(nn.Module):
                     tensors[name] = torch.from_numpy(arrays[key]).float()
         except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
             raise CheckpointError(
-                f"{path}: is not the .npz file of a mask codec ({error}); the official one is "
-                "vae-oid.npz"
+                f"{path}: is not the .npz file of a mask codec ({reason(error)}); the official one "
+                "is vae-oid.npz"
             ) from None
         for key in ("codebook", "decoder.0.weight"):
             if key not in tensors or tensors[key].ndim < 2:
@@ -172,7 +172,9 @@ class MaskCodec(nn.Module):
                 sizes = config["width"], config["embedding_dim"], config["num_codes"]
                 tensors = {key: read_tensor(file, key, path).float() for key in file.keys()}
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: its metadata is not a mask codec's ({error})") from None
+            raise CheckpointError(
+                f"{path}: its metadata is not a mask codec's ({reason(error)})"
+            ) from None
         return cls._filled(sizes, tensors, path)
 
     @classmethod

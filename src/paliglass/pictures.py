@@ -31,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 
 from paliglass.colours import IS_FIRST_OF_SEVERAL, MAX_PIXELS, to_rgb
 from paliglass.errors import PictureError
+from paliglass.files import reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,11 +161,10 @@ def load_picture(source: Picture, frame: int | None = None) -> Image.Image:
     except Image.DecompressionBombError:
         raise PictureError(f"{name}: too many pixels; scale the picture down first") from None
     except OSError as error:
-        reason = error.strerror if error.filename is not None else error
-        raise PictureError(f"{name}: cannot be read ({reason})") from None
+        why = error.strerror if error.filename is not None else reason(error)
+        raise PictureError(f"{name}: cannot be read ({why})") from None
     except Exception as error:  # decoders raise all kinds on broken files, MemoryError too
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(f"{name}: cannot be read ({reason})") from error
+        raise PictureError(f"{name}: cannot be read ({reason(error)})") from error
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:

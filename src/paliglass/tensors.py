@@ -13,7 +13,7 @@ from safetensors.torch import save_file as save
 from torch import Tensor
 
 from paliglass.errors import CheckpointError
-from paliglass.files import replacing, require_readable
+from paliglass.files import reason, replacing, require_readable
 
 __all__ = ["is_finite", "open_tensors", "read_tensor", "require_finite", "save_file"]
 
@@ -34,7 +34,7 @@ def open_tensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: is truncated or not safetensors ({error}); copy or download it again"
+            f"{path}: is truncated or not safetensors ({reason(error)}); copy or download it again"
         ) from None
 
 
@@ -46,7 +46,7 @@ def read_tensor(file: Any, key: str, path: Path) -> Tensor:
     try:
         tensor: Tensor = file.get_tensor(key)
     except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {key} cannot be read ({error})") from None
+        raise CheckpointError(f"{path}: {key} cannot be read ({reason(error)})") from None
     require_finite(tensor, f"{path}: {key}")
     return tensor
 
@@ -95,4 +95,4 @@ def save_file(
         try:
             save(dict(tensors), unfinished, dict(metadata) if metadata else None)
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error})") from None
+            raise CheckpointError(f"{path}: cannot be written ({reason(error)})") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -23,8 +22,8 @@ from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, p
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
-from paliglass.errors import CheckpointError
-from paliglass.files import require_readable
+from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import require_finite
 
@@ -33,12 +32,6 @@ ATTENTION = ENCODER + "MultiHeadDotProductAttention_0/"
 LAYERS = "llm/layers/"
 
 MAX_LAYERS = 1000  # the largest published has 46
-
-# What zipfile and numpy raise on files that are none of theirs, or damaged, or encrypted.
-_BROKEN = (
-    *(OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError),
-    *(OverflowError, NotImplementedError, zipfile.BadZipFile),
-)
 
 
 def load_big_vision(
@@ -86,13 +79,14 @@ class _Arrays:
         try:
             with zipfile.ZipFile(path):  # of a broken archive np.load would leave the file open
                 self._file = np.load(path, allow_pickle=False)
-        except _BROKEN as error:
-            raise CheckpointError(f"{path}: is not a big_vision .npz ({error})") from None
+        except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
+            raise CheckpointError(f"{path}: is not a big_vision .npz ({reason(error)})") from None
         try:
             headers = {_strip(key): self._header(key) for key in self._file.files}
-        except (*_BROKEN, AttributeError) as error:
-            self._file.close()
-            raise CheckpointError(f"{path}: is not a big_vision .npz ({error})") from None
+        except Exception as error:
+            if hasattr(self._file, "close"):
+                self._file.close()
+            raise CheckpointError(f"{path}: is not a big_vision .npz ({reason(error)})") from None
         self.shapes = {name: shape for name, (shape, _) in headers.items()}
         self.sizes = [(math.prod(shape), size) for shape, size in headers.values()]
         self._keys = {_strip(key): key for key in self._file.files}
@@ -132,8 +126,8 @@ class _Arrays:
                 tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             else:
                 tensor = torch.from_numpy(array)
-        except (*_BROKEN, TypeError, zlib.error) as error:
-            raise CheckpointError(f"{self.path}: {name} cannot be read ({error})") from None
+        except Exception as error:
+            raise CheckpointError(f"{self.path}: {name} cannot be read ({reason(error)})") from None
         require_finite(tensor, f"{self.path}: {name}")
         return tensor
 
@@ -173,8 +167,14 @@ def infer_config(
             num_key_value_heads=kv[2] if kv else heads,
             head_dim=head_dim,
         )
-    except (KeyError, ValueError) as error:
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    except KeyError as error:
         raise CheckpointError(f"{source}: is not a PaliGemma .npz, it lacks {error}") from None
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{source}: is not a PaliGemma .npz, an array has another shape ({error})"
+        ) from None
     if LAYERS + "post_ffw_norm/scale" in shapes:
         published = GemmaConfig.gemma2_2b()
         text = dataclasses.replace(

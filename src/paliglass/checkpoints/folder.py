@@ -20,7 +20,7 @@ from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
-from paliglass.files import read_json, require_readable
+from paliglass.files import read_json, reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import open_tensors, read_tensor
 
@@ -165,7 +165,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exceptions
-        raise CheckpointError(f"{path}: is not a tokenizer ({error})") from None
+        raise CheckpointError(f"{path}: is not a tokenizer ({reason(error)})") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from paliglass.checkpoints.hub import is_hub_id
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
-from paliglass.files import require_readable
+from paliglass.files import reason, require_readable
 
 CARD = "README.md"
 
@@ -98,10 +97,13 @@ def model_card(
 
 
 def _scalar(text: str) -> str:
-    """A string in YAML: plain where nothing in it means anything there, else in JSON's quotes."""
+    """A string in YAML: plain where nothing in it means anything there, else in quotes."""
     plain = re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII)
     words = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-    return text if plain and text.lower() not in words else json.dumps(text)
+    if plain and text.lower() not in words:
+        return text
+    safe = (c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(safe)}"'
 
 
 def _inline(text: object) -> str:
@@ -147,8 +149,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise PaliglassError(f"{path}: is not YAML ({reason})") from None
+        raise PaliglassError(f"{path}: is not YAML ({reason(error)})") from None
     if not isinstance(found, dict):
         raise PaliglassError(f"{path}: is no list of settings")
     return {key: value for key, value in found.items() if not str(value).startswith("/")}

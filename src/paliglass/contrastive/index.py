@@ -64,21 +64,24 @@ class Index:
                 images, texts = (read_tensor(file, name, path) for name in ("images", "texts"))
             stamps = [(int(time), int(size)) for time, size in data["stamps"]]
             index = cls(data["model"], data["names"], stamps, images, data["words"], texts)
+            if not all(isinstance(t, str) for t in (index.model, *index.names, *index.words)):
+                raise TypeError
         except (CheckpointError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PaliglassError(f"{path}: is no index of paliglass; delete it") from error
-        texts_given = [index.model, *index.names, *index.words]
-        if not all(isinstance(text, str) for text in texts_given):
-            raise PaliglassError(f"{path}: is no index of paliglass; delete it")
-        if len(index.names) != len(images) or len(index.stamps) != len(images):
-            raise PaliglassError(f"{path}: names and embeddings differ in number; delete it")
         for tensor, count in ((images, len(index.names)), (texts, len(index.words))):
-            is_good = tensor.is_floating_point() and tensor.ndim == 2 and len(tensor) == count
+            is_good = tensor.is_floating_point() and tensor.ndim == 2
             if not is_good or (count and width not in (None, tensor.shape[1])):
                 raise PaliglassError(f"{path}: is an index of another shape; delete it")
+            if len(tensor) != count:
+                raise PaliglassError(f"{path}: names and embeddings differ in number; delete it")
+        if len(stamps) != len(images):
+            raise PaliglassError(f"{path}: names and embeddings differ in number; delete it")
         return index
 
     def search(self, query: Tensor, most: int) -> list[tuple[str, float]]:
         """The pictures nearest to a vector of D, best first, with their cosines."""
+        if not self.names:
+            return []
         cosines = self.images @ query
         best = cosines.topk(min(most, len(self.names)))
         return [
