@@ -8,7 +8,6 @@ import inspect
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -16,7 +15,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import typer
 
 from paliglass import __version__
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, printable
 
 app = typer.Typer(
     help="PaliGemma in clear glass: run it, train it, and see through it.",
@@ -110,25 +109,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def complain(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    print(f"error: {printable(message)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    r"""Text as one line that a terminal shows and does not obey.
-
-    Names of files and keys may hold a terminal's own codes, or turn the line's direction round.
-    """
-    line = " ".join(text.split())
-    return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) == "Cc" or character in _BIDIRECTIONAL
-        else character
-        for character in line
-    )
-
-
-# Embeddings, overrides and isolates of direction.
-_BIDIRECTIONAL = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 @contextmanager

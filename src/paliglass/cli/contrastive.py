@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paliglass.cli.app import command, fail, printable
+from paliglass.cli.app import command, fail
 from paliglass.cli.options import Dtype
 from paliglass.cli.pictures import open_picture, picture_names
 from paliglass.cli.screen import Screen
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -183,7 +183,7 @@ def search(
                     json_text.dumps({"file": shown, "score": round(score, 4)}, ensure_ascii=False)
                 )
             else:
-                print(f"{score:.3f}\t{shown}")
+                print(f"{score:.3f}\t{printable(shown) if sys.stdout.isatty() else shown}")
     encoder.finish(len(names))
 
 

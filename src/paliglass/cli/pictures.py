@@ -11,9 +11,8 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from paliglass.cli.app import printable
 from paliglass.cli.results import STDIN, identity, is_drawing
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, printable
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from paliglass.cli.app import complain, printable
+from paliglass.cli.app import complain
+from paliglass.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -107,7 +108,7 @@ class Screen:
         if self._bar is None:
             complain(message)
         else:
-            line = f"error: {printable(message)}"
+            line = f"error: {printable(' '.join(message.split()))}"
             self._bar[0].console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def advance(self, pictures: int = 1) -> None:
