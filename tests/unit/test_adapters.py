@@ -13,8 +13,16 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_config, tiny_model
 from torch import Tensor
 
-from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, base_model, with_adapter
+from paliglass.checkpoints.adapters import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    base_model,
+    with_adapter,
+    with_base,
+)
 from paliglass.checkpoints.folder import read_config
+from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD, transformers_name
 from paliglass.errors import CheckpointError
 
@@ -259,6 +267,21 @@ def test_an_adapter_names_its_base(tmp_path: Path, name: str) -> None:
     assert base_model(folder) == name
     with pytest.raises(CheckpointError, match=r"is an adapter of .*, not a model"):
         read_config(folder)
+
+
+def test_an_adapter_in_the_place_of_a_model_stands_for_both(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", [], base_model_name_or_path="mini")
+    assert with_base(folder) == (locate("mini"), folder)
+    assert with_base(locate("mini")) == (locate("mini"), None)
+    assert with_base(locate("mini"), folder) == (locate("mini"), folder)
+    with pytest.raises(CheckpointError, match="is an adapter itself"):
+        with_base(folder, folder)
+    second = adapter(tmp_path / "b", [], base_model_name_or_path=str(folder))
+    with pytest.raises(CheckpointError, match="is an adapter itself"):
+        with_base(second)
+    lost = adapter(tmp_path / "c", [], base_model_name_or_path="/gone/away")
+    with pytest.raises(CheckpointError, match=r"is an adapter of /gone/away; .*no such folder"):
+        with_base(lost)
 
 
 @pytest.mark.parametrize("name", [None, "", 3, ["a"], {"a": 1}])

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name, transformers_name
 from paliglass.errors import CheckpointError
 from paliglass.files import read_json
 from paliglass.tensors import is_finite, open_tensors, read_tensor
 
-__all__ = ["CONFIG", "PREFIX", "WEIGHTS", "base_model", "is_adapter", "with_adapter"]
+__all__ = ["CONFIG", "PREFIX", "WEIGHTS", "base_model", "is_adapter", "with_adapter", "with_base"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -60,6 +61,24 @@ def base_model(folder: Path) -> str:
             "and this folder as its adapter"
         )
     return name
+
+
+def with_base(model: Path, adapter: str | Path | None = None) -> tuple[Path, str | Path | None]:
+    """(model, adapter) of what was named as a model: an adapter's folder stands for both.
+
+    Raises CheckpointError where the adapter does not tell its base, where that is not there, and
+    for an adapter of an adapter.
+    """
+    if not is_adapter(model):
+        return model, adapter
+    base = base_model(model)
+    try:
+        folder = locate(base)
+    except CheckpointError as error:
+        raise CheckpointError(f"{model}: is an adapter of {base}; {error}") from None
+    if adapter is not None or is_adapter(folder):
+        raise CheckpointError(f"{model}: is an adapter itself; merge one first (convert --adapter)")
+    return folder, model
 
 
 def with_adapter(
