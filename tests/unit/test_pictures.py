@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import os
+import re
 import struct
 import unicodedata
 import urllib.parse
@@ -24,6 +25,7 @@ from tests.tiny import noise_picture
 
 from paliglass.errors import PictureError
 from paliglass.pictures import (
+    FORMATS,
     IS_FIRST_OF_SEVERAL,
     MAX_PIXELS,
     SUFFIXES,
@@ -358,6 +360,14 @@ def test_every_format_that_is_named_is_opened() -> None:
     image = Image.new("RGB", (16, 16), RED)
     for kind in ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "MPO"):
         assert load_picture(as_bytes(image, kind)).size == (16, 16)
+
+
+def test_the_page_names_every_format_that_is_opened() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\.[a-z0-9]+\b", page.partition("## What becomes")[0])) >= SUFFIXES
+    for name in FORMATS:
+        assert name.replace("JPEG2000", "JPEG 2000").lower() in page.lower()
+    assert f"{MAX_PIXELS:,}" in page
 
 
 def test_a_folder_has_no_suffix_of_both_kinds() -> None:
