@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+# Embeddings, overrides and isolates of writing direction.
+_DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows and does not obey, on one line: `\n` for a line break.
+
+    Names of files and of tensors may hold a terminal's own codes, or turn a line's direction round.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _DIRECTIONS
+        else character
+        for character in text
+    )
+
 
 class PaliglassError(Exception):
     """Something the user can put right. The command line prints its message and exits with 1."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CheckpointError(PaliglassError):

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,11 +21,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import reason, require_readable
+from paliglass.tensors import open_tensors, read_tensor, require_finite, save_file
 
 __all__ = ["MASK_SIDE", "NUM_TOKENS", "MaskCodec", "MaskCodecConfig"]
 
@@ -123,7 +121,15 @@ class MaskCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes B × 16 → masks B × 64 × 64 in about [−1, 1]: inside where above 0."""
+        """Codes B × 16 → masks B × 64 × 64 in about [−1, 1]: inside where above 0.
+
+        Raises CheckpointError for a code that the codebook has no vector for.
+        """
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.config.num_codes:
+            raise CheckpointError(
+                f"the mask codec has {self.config.num_codes} codes, and is asked for another "
+                f"({int(codes.min())} … {int(codes.max())}): it is not this model's"
+            )
         return self.reconstruct(self.codebook[codes.reshape(-1, GRID, GRID)])
 
     @classmethod
@@ -134,15 +140,16 @@ class MaskCodec(nn.Module):
         arrays are never opened.
         """
         tensors: dict[str, Tensor] = {}
+        _require_codec(Path(path))
         try:
             with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
                 for key in arrays.files:
                     name = "codebook" if key == _OFFICIAL_CODEBOOK else key
                     tensors[name] = torch.from_numpy(arrays[key]).float()
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
             raise CheckpointError(
-                f"{path}: is not the .npz file of a mask codec ({error}); the official one is "
-                "vae-oid.npz"
+                f"{path}: is not the .npz file of a mask codec ({reason(error)}); the official one "
+                "is vae-oid.npz"
             ) from None
         for key in ("codebook", "decoder.0.weight"):
             if key not in tensors or tensors[key].ndim < 2:
@@ -157,17 +164,17 @@ class MaskCodec(nn.Module):
 
         Raises CheckpointError: not such a file, keys missing, left over or wrongly shaped.
         """
+        path = Path(path)
+        _require_codec(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+            with open_tensors(path) as file:
                 config = json.loads((file.metadata() or {})["config"])
-            sizes = config["width"], config["embedding_dim"], config["num_codes"]
-        except (SafetensorError, OSError) as error:
+                sizes = config["width"], config["embedding_dim"], config["num_codes"]
+                tensors = {key: read_tensor(file, key, path).float() for key in file.keys()}
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{path}: is missing, truncated or not safetensors ({error})"
+                f"{path}: its metadata is not a mask codec's ({reason(error)})"
             ) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: its metadata is not a mask codec's ({error})") from None
         return cls._filled(sizes, tensors, path)
 
     @classmethod
@@ -189,6 +196,7 @@ class MaskCodec(nn.Module):
             if keys:
                 raise CheckpointError(f"{path}: {word} {', '.join(sorted(keys))}")
         for key, tensor in tensors.items():
+            require_finite(tensor, f"{path}: {key}")
             if tensor.shape != expected[key].shape:
                 raise CheckpointError(
                     f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
@@ -210,6 +218,10 @@ class MaskCodec(nn.Module):
         path = Path(path)
         state = {key: value.to(dtype).contiguous() for key, value in self.state_dict().items()}
         about = {"config": json.dumps(dataclasses.asdict(self.config)), **(metadata or {})}
-        unfinished = path.with_name(f".{path.name}.tmp")
-        save_file(state, unfinished, about)
-        os.replace(unfinished, path)
+        save_file(state, path, about)
+
+
+def _require_codec(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path}: is missing")
+    require_readable(path)

@@ -61,6 +61,11 @@ class PaliGemmaProcessor:
         self.image_mean = np.asarray(image_mean, dtype=np.float32)
         self.image_std = np.asarray(image_std, dtype=np.float32)
         self.resample = Image.Resampling(resample)
+        if not (np.isfinite(self.image_mean).all() and (self.image_std > 0).all()):
+            raise CheckpointError(
+                f"image_mean is {image_mean} and image_std {image_std}; they are numbers, the "
+                "latter above 0"
+            )
         if self.tokenizer.token_to_id(SEGMENT_TOKENS[-1]) is None:
             self.tokenizer.add_tokens([*LOCATION_TOKENS, *SEGMENT_TOKENS])
         if self.tokenizer.token_to_id(IMAGE_TOKEN) is None:

@@ -18,8 +18,12 @@ SOURCE = Path(paliglass.__file__).parent
 # from itself. The README's tree is printed from it.
 ORDER = {
     "errors": "what a user can cause is one line: the cause and the mend",
+    "files": "JSON read with an error that names the file; anything written whole or not",
+    "tensors": "safetensors files, their numbers checked",
     "config": "the shapes: SigLipConfig, GemmaConfig, PaliGemmaConfig, PRESETS",
+    "colours": "what Pillow has opened -> 8-bit sRGB, upright, over white",
     "pictures": "whatever you call a picture -> upright RGB",
+    "fetching": "a picture behind an https address, for who opts in",
     "layers": "attention, rotary positions, masks, norms, the cache, the loss",
     "modeling_siglip": "patches -> contextual patch embeddings",
     "modeling_gemma": "the decoder, Gemma and Gemma 2",

@@ -1,7 +1,22 @@
 """Checkpoints in and out: transformers folders, hub repositories, big_vision .npz files."""
 
-from paliglass.checkpoints.big_vision import load_big_vision
-from paliglass.checkpoints.folder import load_hf_model
-from paliglass.checkpoints.saving import save_folder
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paliglass.checkpoints.big_vision import load_big_vision
+    from paliglass.checkpoints.folder import load_hf_model
+    from paliglass.checkpoints.saving import save_folder
 
 __all__ = ["load_big_vision", "load_hf_model", "save_folder"]
+
+# Imported on first use: who asks where a model lies, or writes a file, need not wait for torch.
+_PLACES = {"load_big_vision": "big_vision", "load_hf_model": "folder", "save_folder": "saving"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -23,12 +22,16 @@ from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, p
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.memory import require_memory
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
-from paliglass.errors import CheckpointError
+from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.tensors import require_finite
 
 ENCODER = "img/Transformer/encoderblock/"
 ATTENTION = ENCODER + "MultiHeadDotProductAttention_0/"
 LAYERS = "llm/layers/"
+
+MAX_LAYERS = 1000  # the largest published has 46
 
 
 def load_big_vision(
@@ -72,14 +75,20 @@ class _Arrays:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_readable(path)
         try:
             with zipfile.ZipFile(path):  # of a broken archive np.load would leave the file open
                 self._file = np.load(path, allow_pickle=False)
+        except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
+            raise CheckpointError(f"{path}: is not a big_vision .npz ({reason(error)})") from None
+        try:
             headers = {_strip(key): self._header(key) for key in self._file.files}
-            self.shapes = {name: shape for name, (shape, _) in headers.items()}
-            self.sizes = [(math.prod(shape), size) for shape, size in headers.values()]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path}: is not a big_vision .npz ({error})") from None
+        except Exception as error:
+            if hasattr(self._file, "close"):
+                self._file.close()
+            raise CheckpointError(f"{path}: is not a big_vision .npz ({reason(error)})") from None
+        self.shapes = {name: shape for name, (shape, _) in headers.items()}
+        self.sizes = [(math.prod(shape), size) for shape, size in headers.values()]
         self._keys = {_strip(key): key for key in self._file.files}
         self.unread = set(self._keys)
 
@@ -90,8 +99,12 @@ class _Arrays:
         self._file.close()
 
     def _header(self, key: str) -> tuple[tuple[int, ...], int]:
-        """An array's shape and bytes per number from its header, without its data."""
-        with self._file.zip.open(key + ".npy") as member:
+        """An array's shape and bytes per number from its header, without its data.
+
+        Raises ValueError where the file has not the bytes that the shape claims.
+        """
+        entry = self._file.zip.getinfo(key + ".npy")
+        with self._file.zip.open(entry) as member:
             version = np.lib.format.read_magic(member)
             read = (
                 np.lib.format.read_array_header_1_0
@@ -99,6 +112,8 @@ class _Arrays:
                 else np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = read(member)
+            if member.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+                raise ValueError(f"{key} is not as large as its shape {shape} says")
             return shape, dtype.itemsize
 
     def __getitem__(self, name: str) -> Tensor:
@@ -108,10 +123,13 @@ class _Arrays:
         try:
             array = self._file[self._keys[name]]
             if array.dtype.kind == "V" and array.dtype.itemsize == 2:
-                return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            return torch.from_numpy(array)
-        except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise CheckpointError(f"{self.path}: {name} cannot be read ({error})") from None
+                tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            else:
+                tensor = torch.from_numpy(array)
+        except Exception as error:
+            raise CheckpointError(f"{self.path}: {name} cannot be read ({reason(error)})") from None
+        require_finite(tensor, f"{self.path}: {name}")
+        return tensor
 
 
 def _strip(key: str) -> str:
@@ -129,6 +147,8 @@ def infer_config(
         vocab, width = shapes["llm/embedder/input_embedding"]
         layers, heads, head_dim, _ = shapes[LAYERS + "attn/attn_vec_einsum/w"]
         kv = shapes.get(LAYERS + "attn/kv_einsum/w")
+        if max(layers, vision_layers) > MAX_LAYERS:  # before a million of them are built
+            raise CheckpointError(f"{source}: claims to have {max(layers, vision_layers)} layers")
         vision = SigLipConfig(
             hidden_size=vision_width,
             intermediate_size=shapes[ENCODER + "MlpBlock_0/Dense_0/kernel"][-1],
@@ -147,8 +167,14 @@ def infer_config(
             num_key_value_heads=kv[2] if kv else heads,
             head_dim=head_dim,
         )
-    except (KeyError, ValueError) as error:
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    except KeyError as error:
         raise CheckpointError(f"{source}: is not a PaliGemma .npz, it lacks {error}") from None
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{source}: is not a PaliGemma .npz, an array has another shape ({error})"
+        ) from None
     if LAYERS + "post_ffw_norm/scale" in shapes:
         published = GemmaConfig.gemma2_2b()
         text = dataclasses.replace(

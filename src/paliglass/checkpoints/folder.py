@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from paliglass.checkpoints.adapters import with_adapter
+from paliglass.checkpoints.adapters import base_model, is_adapter, with_adapter
 from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, parse_dtype
 from paliglass.checkpoints.config_json import paligemma_from_json
-from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name
 from paliglass.checkpoints.memory import require_memory
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import read_json, reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.tensors import open_tensors, read_tensor
 
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 QUANTIZATION = "quantization_config"
 INT8 = {"quant_method": "paliglass", "bits": 8, "scale": "row"}
 LARGE = 1 << 20  # numbers of a tensor that is worth a mapping of its own
@@ -51,7 +52,8 @@ def load_hf_model(
     Raises CheckpointError, ConfigError: what is wrong, where, and what to do.
     """
     folder = locate(model_path)
-    return load_model(folder, device, dtype, **overrides), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)  # before the weights, which take longer to read
+    return load_model(folder, device, dtype, **overrides), tokenizer
 
 
 def load_model(
@@ -77,7 +79,9 @@ def load_model(
             "checkpoint that it was made from, or this one with paliglass.load"
         )
     quantize = quantize or stored
-    require_memory(folder.name, tensor_sizes(folder), wanted, target, quantize)
+    sizes = tensor_sizes(folder)
+    require_layers(folder, [config.text_config, config.vision_config], len(sizes))
+    require_memory(folder.name, sizes, wanted, target, quantize)
     tensors = read_tensors(folder)
     if adapter is not None:
         tensors = with_adapter(tensors, locate(adapter), wanted)
@@ -87,15 +91,51 @@ def load_model(
     )
 
 
+def require_layers(folder: Path, configs: Sequence[object], num_tensors: int) -> None:
+    """Raises CheckpointError where a configuration has more layers than there are tensors.
+
+    Asked before the layers are built: a million of them would fill the memory.
+    """
+    layers = sum(getattr(config, "num_hidden_layers", 0) for config in configs)
+    layers += sum(sum(getattr(config, "depths", ())) for config in configs)
+    if layers > num_tensors:
+        raise CheckpointError(
+            f"{folder}: config.json asks for {layers} layers, the weights are {num_tensors} tensors"
+        )
+
+
 def read_config(folder: Path) -> PaliGemmaConfig:
-    """config.json, checked."""
+    """config.json, checked, with the end tokens of generation_config.json where it has some."""
     path = folder / "config.json"
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"{folder}: is an adapter of {base_model(folder)}, not a model; name that as the model "
+            "and this folder as its adapter"
+        )
     data = read_json(path)
     data.pop(QUANTIZATION, None)  # see `quantization`
     try:
-        return paligemma_from_json(data)
+        config = paligemma_from_json(data)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+    ends = _end_tokens(folder / GENERATION, config.text_config.vocab_size)
+    return config if ends is None else config.replace(eos_token_id=ends)
+
+
+def _end_tokens(path: Path, vocab_size: int) -> int | tuple[int, ...] | None:
+    """What ends an answer, where the file says it: it decides over config.json in transformers."""
+    if not path.is_file():
+        return None
+    found = read_json(path).get("eos_token_id")
+    if found is None:
+        return None
+    ids = found if isinstance(found, list) else [found]
+    if not ids or not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        raise CheckpointError(
+            f"{path}: eos_token_id is {found!r}; it must be a token's id below {vocab_size}, or a "
+            "list of such"
+        )
+    return ids[0] if len(ids) == 1 else tuple(ids)
 
 
 def quantization(folder: Path) -> str | None:
@@ -116,15 +156,16 @@ def quantization(folder: Path) -> str | None:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """A folder's tokenizer.json, or the file itself."""
     path = folder / "tokenizer.json" if folder.is_dir() else folder
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"{path.parent}: there is no {path.name} (a sentencepiece tokenizer.model alone is not "
             "read; transformers' AutoTokenizer.save_pretrained writes the other)"
         )
+    require_readable(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exceptions
-        raise CheckpointError(f"{path}: is not a tokenizer ({error})") from None
+        raise CheckpointError(f"{path}: is not a tokenizer ({reason(error)})") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -153,40 +194,39 @@ def weight_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder}: there is no {', '.join(absent)}")
 
 
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: is truncated or not safetensors ({error}); copy or download it again"
-        ) from None
-
-
 def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
-    """(how many numbers, bytes of each) of every tensor, from the headers; the tied head not."""
-    sizes = []
+    """(how many numbers, bytes of each) of every tensor, from the headers.
+
+    The tied matrix counts once, whether it is there as table, as head or as both.
+    """
+    sizes = {}
     for file in weight_files(folder):
-        with _open(file) as shard:
+        with open_tensors(file) as shard:
             for key in shard.keys():
-                if module_name(key) != HEAD:
-                    part = shard.get_slice(key)
-                    bits = re.search(r"\d+", part.get_dtype())  # F32, BF16, I8; BOOL has none
-                    stored = int(bits[0]) // 8 if bits else 1
-                    sizes.append((math.prod(part.get_shape()), stored))
-    return sizes
+                part = shard.get_slice(key)
+                bits = re.search(r"\d+", part.get_dtype())  # F32, BF16, I8; BOOL has none
+                stored = int(bits[0]) // 8 if bits else 1
+                sizes[module_name(key)] = math.prod(part.get_shape()), stored
+    if EMBEDDING in sizes:
+        sizes.pop(HEAD, None)
+    return list(sizes.values())
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
     """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
 
+    Raises CheckpointError where one holds NaN or an infinity. To know, the file is read once: half
+    a second of one core for the 6 GB of a 3B model that are in memory already. What does not fit
+    the memory is let go of again, as ever with mapped files.
+
     Each large tensor has a mapping of its own, which goes when the tensor goes: who keeps none of
     them never has more than one in memory. The largest, the table, comes first in its shard.
     """
     for file in weight_files(folder):
-        with _open(file) as shard:
+        with open_tensors(file) as shard:
             for key in sorted(shard.keys(), key=lambda key: module_name(key) != EMBEDDING):
                 if math.prod(shard.get_slice(key).get_shape()) < LARGE:
-                    yield module_name(key), key, shard.get_tensor(key)
+                    yield module_name(key), key, read_tensor(shard, key, file)
                 else:
-                    with _open(file) as own:
-                        yield module_name(key), key, own.get_tensor(key)
+                    with open_tensors(file) as own:
+                        yield module_name(key), key, read_tensor(own, key, file)

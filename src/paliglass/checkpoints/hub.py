@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,11 @@ SHIPPED = {"mini": _PACKAGE / "mini", "mini-dual": _PACKAGE / "mini_dual"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 NEEDED = ("*.json", "*.safetensors")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be a repository's on the hub, owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
@@ -27,14 +33,39 @@ def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
     if str(model) in SHIPPED:
         return SHIPPED[str(model)]
     path = Path(model).expanduser()
-    if path.exists():
+    try:
+        exists = path.exists()
+        parts = _parts(path)
+    except (OSError, ValueError) as error:  # no right to look there, or a name none can have
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{str(model)[:200]}: cannot be opened ({reason})") from None
+    if parts:
+        whole = parts[0].with_suffix("")
+        if whole != path or not exists:
+            raise CheckpointError(
+                f"{path}: comes in {len(parts)} parts; join them: "
+                f"cat {' '.join(part.name for part in parts)} > {whole.name}"
+            )
+    if exists:
         return path
-    if _HUB_ID.fullmatch(str(model)) and path.suffix != ".npz":
+    if is_hub_id(str(model)) and path.suffix != ".npz":
         return download(str(model), files)
     raise CheckpointError(
         f"{model}: no such folder (give one with config.json and model.safetensors, a big_vision "
         f".npz, a hub id like google/paligemma2-3b-mix-224, or {' or '.join(SHIPPED)})"
     )
+
+
+def _parts(path: Path) -> list[Path]:
+    """The pieces, in order, of an .npz that is in pieces, named itself or by one of them."""
+    match = re.fullmatch(r"(.+\.npz)(\.part\d+)?", path.name)
+    if match is None or not path.parent.is_dir():
+        return []
+    numbers = {}
+    for part in path.parent.glob(f"{glob.escape(match[1])}.part*"):
+        if number := re.fullmatch(r"\.part(\d+)", part.suffix):
+            numbers[int(number[1])] = part
+    return [numbers[number] for number in sorted(numbers)]
 
 
 def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:

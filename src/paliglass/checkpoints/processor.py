@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError
+from paliglass.files import read_json
 from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
 
 
@@ -31,9 +31,12 @@ def load_processor(folder: Path, config: PaliGemmaConfig) -> PaliGemmaProcessor:
 def make_processor(
     tokenizer: Tokenizer, config: PaliGemmaConfig, source: Path, **settings: Any
 ) -> PaliGemmaProcessor:
-    """A processor whose `<image>` is the model's; `source` is named where it is not."""
+    """A processor whose words are the model's; `source` is named where they are not."""
     side = config.vision_config.image_size
-    processor = PaliGemmaProcessor(tokenizer, config.num_image_tokens, side, **settings)
+    try:
+        processor = PaliGemmaProcessor(tokenizer, config.num_image_tokens, side, **settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
     if processor.image_token_id != config.image_token_index:
         raise CheckpointError(
             f"{source}: the tokenizer's {IMAGE_TOKEN} is {processor.image_token_id}, the model's "
@@ -45,25 +48,28 @@ def make_processor(
 def picture_settings(folder: Path, side: int) -> dict[str, Any]:
     """image_mean, image_std and resample of a folder, where it has them; the rest is checked.
 
-    side: the model's square, in pixels.
+    side: the model's square, in pixels. Raises CheckpointError naming file and setting.
     """
     path = folder / "preprocessor_config.json"
     data: Any = {}
-    if path.is_file():
+    if path.exists():
         data = read_json(path)
-    elif (folder / "processor_config.json").is_file():  # where transformers 5 puts it
+    elif (folder / "processor_config.json").exists():  # where transformers 5 puts it
         path = folder / "processor_config.json"
         data = read_json(path).get("image_processor", {})
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: image_processor is {data!r}; it is a JSON object")
     square = {"height": side, "width": side}
+    factor = data.get("rescale_factor", 1 / 255)
     fixed = {
         "do_resize": data.get("do_resize", True) is True,
         "do_rescale": data.get("do_rescale", True) is True,
         "do_normalize": data.get("do_normalize", True) is True,
-        "rescale_factor": math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6),
+        "rescale_factor": _is_number(factor) and math.isclose(factor, 1 / 255, rel_tol=1e-6),
         "size": data.get("size", square) == square,
-        "resample": data.get("resample", 3) in range(6),
-        "image_mean": _is_colour(data.get("image_mean", [0.5] * 3)),
-        "image_std": _is_colour(data.get("image_std", [0.5] * 3)),
+        "resample": type(data.get("resample", 3)) is int and data.get("resample", 3) in range(6),
+        "image_mean": _is_colour(data.get("image_mean", [0.5] * 3), lowest=-1e3),
+        "image_std": _is_colour(data.get("image_std", [0.5] * 3), lowest=1e-3),
     }
     for key, good in fixed.items():
         if not good:
@@ -74,11 +80,16 @@ def picture_settings(folder: Path, side: int) -> dict[str, Any]:
     return {key: data[key] for key in ("image_mean", "image_std", "resample") if key in data}
 
 
-def _is_colour(value: object) -> bool:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_colour(value: object, lowest: float) -> bool:
+    """Three numbers that are no less than `lowest`, nor beyond all sense: then float32 has them."""
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(isinstance(v, int | float) for v in value)
+        and all(_is_number(v) and lowest <= v <= 1e3 for v in value)
     )
 
 

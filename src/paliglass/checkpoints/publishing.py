@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paliglass.checkpoints.hub import is_hub_id
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.files import reason, require_readable
 
 CARD = "README.md"
 
@@ -47,6 +50,8 @@ def model_card(
 ) -> str:
     """The card, Markdown with the hub's front matter.
 
+    What others have written, such as an adapter's base, stays on its line and in its cell.
+
     Args:
         name: the repository's or folder's.
         base: the model that it was made from.
@@ -57,32 +62,65 @@ def model_card(
     text, vision = config.text_config, config.vision_config
     front = {
         "license": licence,
-        "base_model": base if base and base.count("/") == 1 and not Path(base).exists() else None,
+        "base_model": base if base and is_hub_id(base) and not Path(base).exists() else None,
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
     }
     family = "PaliGemma 2" if text.model_type == "gemma2" else "PaliGemma"
     lines = [
         "---",
-        *(f"{key}: {value}" for key, value in front.items() if value is not None),
+        *(f"{key}: {_scalar(value)}" for key, value in front.items() if value is not None),
         f"tags:\n- {family.lower().replace(' ', '')}\n---",
-        f"\n# {name.rpartition('/')[2]}\n",
+        f"\n# {_inline(name.rpartition('/')[2])}\n",
         f"A {family} for pictures of {vision.image_size} × {vision.image_size} pixels "
         f"({config.num_image_tokens} tokens), with a decoder of {text.num_hidden_layers} layers of "
-        f"width {text.hidden_size}" + (f", made from `{base}`.\n" if base else ".\n"),
-        _USE.format(name=name),
+        f"width {text.hidden_size}" + (f", made from `{_inline(base)}`.\n" if base else ".\n"),
+        _USE.format(name=_inline(name)),
     ]
     if settings:
         lines.append("## How it was fine-tuned\n\n| setting | |\n|---|---|")
-        lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in settings.items()]
+        lines += [
+            f"| {_cell(str(key).replace('_', ' '))} | {_cell(value)} |"
+            for key, value in settings.items()
+        ]
         lines.append("")
     if scores:
-        lines.append("## Scores\n")
-        for split, tasks in scores.items():
-            lines.append(f"| {split} | score | n |\n|---|---|---|")
-            lines += [f"| {task} | {row['score']} | {row['n']} |" for task, row in tasks.items()]
-            lines.append("")
+        try:
+            lines += _score_table(scores)
+        except (TypeError, KeyError, AttributeError):
+            raise PaliglassError("the scores are not what `paliglass eval --json` prints") from None
     return "\n".join(lines)
+
+
+def _score_table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    lines = ["## Scores\n"]
+    for split, tasks in scores.items():
+        lines.append(f"| {_cell(split)} | score | n |\n|---|---|---|")
+        lines += [
+            f"| {_cell(task)} | {_cell(row['score'])} | {_cell(row['n'])} |"
+            for task, row in tasks.items()
+        ]
+        lines.append("")
+    return lines
+
+
+def _scalar(text: str) -> str:
+    """A string in YAML: plain where nothing in it means anything there, else in quotes."""
+    plain = re.fullmatch(r"[A-Za-z][\w./-]*", text, re.ASCII)
+    words = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+    if plain and text.lower() not in words:
+        return text
+    safe = (c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(safe)}"'
+
+
+def _inline(text: object) -> str:
+    """Text of one line that ends no quotation around it."""
+    return re.sub(r"[`\"]", "'", " ".join(str(text).split()))
+
+
+def _cell(text: object) -> str:
+    return re.sub(r"([|<\\])", r"\\\1", " ".join(str(text).split()))
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
@@ -115,10 +153,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     """A run's config.yaml. Raises PaliglassError where it is none."""
     import yaml
 
+    require_readable(path)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PaliglassError(f"{path}: is not YAML ({error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PaliglassError(f"{path}: is not YAML ({reason(error)})") from None
     if not isinstance(found, dict):
         raise PaliglassError(f"{path}: is no list of settings")
     return {key: value for key, value in found.items() if not str(value).startswith("/")}

@@ -2,47 +2,86 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from paliglass.checkpoints.config_json import paligemma_to_json
-from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.folder import INDEX, INT8, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
 from paliglass.errors import CheckpointError
+from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.tensors import save_file
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 CHECKSUMS = "checksums.json"
 MAX_SHARD_BYTES = 5_000_000_000
+UNFINISHED = ".unfinished"
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which appears under its name only when the block has ended well.
 
+    Until then it lies beside it, hidden. What a process that was killed has left there of an
+    earlier try is removed.
+
     Raises CheckpointError where something is there already: nothing is overwritten.
     """
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    pattern = f".{glob.escape(folder.name[:40])}.*{UNFINISHED}"
+    for left in folder.parent.glob(pattern):
+        with _locked(left) as is_ours:
+            if is_ours:  # whoever made it holds it no longer
+                shutil.rmtree(left, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name[:40]}.{secrets.token_hex(8)}{UNFINISHED}")
+    unfinished.mkdir()  # raises where somebody has put something there
     try:
-        yield unfinished
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        os.replace(unfinished, folder)
+        with _locked(unfinished):
+            yield unfinished
+            os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether this process holds the lock of a folder in the block; a dead process holds none."""
+    if fcntl is None:  # Windows: nothing is taken for abandoned there
+        yield False
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = True
+    except OSError:
+        is_ours = False
+    try:
+        yield is_ours
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import typer
 
 from paliglass import __version__
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, printable
 
 app = typer.Typer(
     help="PaliGemma in clear glass: run it, train it, and see through it.",
@@ -114,7 +114,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def complain(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 @contextmanager

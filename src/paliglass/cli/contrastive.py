@@ -15,7 +15,7 @@ from paliglass.cli.app import command, fail
 from paliglass.cli.options import Dtype
 from paliglass.cli.pictures import open_picture, picture_names
 from paliglass.cli.screen import Screen
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,10 +62,11 @@ class Dual:
 
     def __init__(self, options: DualOptions) -> None:
         from paliglass.checkpoints.hub import locate
+
+        folder = locate(options.model)  # before torch is imported, which takes seconds
         from paliglass.contrastive.folders import load_contrastive
         from paliglass.contrastive.index import fingerprint
 
-        folder = locate(options.model)
         self.batch_size = options.batch_size
         self.model: ContrastiveModel
         self.processor: ContrastiveProcessor
@@ -102,7 +103,7 @@ class Dual:
         """The pictures that arguments stand for; an empty folder is named on stderr."""
         names, complaints = picture_names(arguments, recursive)
         for complaint in complaints:
-            print(f"paliglass: {complaint}", file=sys.stderr)
+            print(f"paliglass: {printable(complaint)}", file=sys.stderr)
         self.empty += len(complaints)
         return names
 
@@ -124,9 +125,9 @@ def embed(
     dual: DualOptions,
 ) -> None:
     """Write pictures (and texts) as vectors of one space, where what belongs together is near."""
+    encoder = Dual(dual)
     from paliglass.contrastive.index import embed_words
 
-    encoder = Dual(dual)
     names = encoder.pictures(pictures, recursive)
     index = encoder.index(names)
     if text:
@@ -157,21 +158,22 @@ def search(
 
     The folder's index is kept; only pictures that are new or have changed are encoded again.
     """
-    from paliglass.contrastive.index import Index, embed_words
-
     if not folder.is_dir():
         raise PictureError(f"{folder}: is no folder")
     encoder = Dual(dual)
+    from paliglass.contrastive.index import Index, embed_words
+
     names = [os.path.abspath(name) for name in encoder.pictures([str(folder)], recursive)]
     path = folder / INDEX if index is None else index
-    known = Index.load(path) if path.exists() else None
+    width = encoder.model.config.projection_dim
+    known = Index.load(path, encoder.fingerprint, width) if path.exists() else None
     now = encoder.index(names, known)
     if known is None or (known.model, known.names, known.stamps) != (
         now.model,
         now.names,
         now.stamps,
     ):
-        now.save(path)
+        _keep(now, path)
     if now.names:
         query = embed_words(encoder.model, encoder.processor, [text])[0]
         for name, score in now.search(query, top):
@@ -181,8 +183,20 @@ def search(
                     json_text.dumps({"file": shown, "score": round(score, 4)}, ensure_ascii=False)
                 )
             else:
-                print(f"{score:.3f}\t{shown}")
+                print(f"{score:.3f}\t{printable(shown) if sys.stdout.isatty() else shown}")
     encoder.finish(len(names))
+
+
+def _keep(index: Index, path: Path) -> None:
+    """Saves an index where that can be done; what was found is worth showing all the same."""
+    try:
+        index.save(path)
+    except OSError as error:
+        print(
+            f"paliglass: {printable(str(path))}: the index cannot be kept ({error.strerror}), and "
+            "will be made anew; --index FILE keeps it elsewhere",
+            file=sys.stderr,
+        )
 
 
 @command
@@ -213,14 +227,14 @@ def classify(
     A model trained with CLIP's loss shares 1 out among the labels; one trained with SigLIP's gives
     each label its own probability.
     """
-    from paliglass.contrastive.zero_shot import TEMPLATES
-    from paliglass.contrastive.zero_shot import classify as probabilities
-
     *pictures, last = arguments
     labels = list(dict.fromkeys(part.strip() for part in last.split(";") if part.strip()))
     if not pictures or not labels:
         raise typer.BadParameter('give pictures, then the labels: classify PICTURE "dog ; cat"')
     encoder = Dual(dual)
+    from paliglass.contrastive.zero_shot import TEMPLATES
+    from paliglass.contrastive.zero_shot import classify as probabilities
+
     names = encoder.pictures(pictures, recursive)
     with Screen(len(names)) as screen:
         for name in names:
@@ -258,21 +272,21 @@ def similarity(
 
     The numbers are cosines.
     """
-    from paliglass.contrastive.index import embed_words
-
     if not text:
         raise typer.BadParameter("give the texts: --text, once for each")
     encoder = Dual(dual)
+    from paliglass.contrastive.index import embed_words
+
     names = encoder.pictures(pictures, recursive)
     index = encoder.index(names)
     if index.names:
         cosines = (index.images @ embed_words(encoder.model, encoder.processor, text).T).tolist()
         if out is not None:
             from paliglass.contrastive.drawing import similarity_picture
+            from paliglass.files import replacing
 
-            unfinished = out.with_name(f".{out.name}.tmp")
-            similarity_picture(index.names, text, cosines).save(unfinished, format="PNG")
-            os.replace(unfinished, out)
+            with replacing(out) as unfinished:
+                similarity_picture(index.names, text, cosines).save(unfinished, format="PNG")
         if json:
             for name, row in zip(index.names, cosines, strict=True):
                 values = dict(zip(text, (round(value, 4) for value in row), strict=True))

@@ -64,7 +64,9 @@ def evaluate(
     Prompts are read as in training: `<loc0001>` in one is the token. A picture that cannot be read
     is named on stderr and the others go on; then the exit code is 1.
     """
-    from paliglass.checkpoints.files import write_whole
+    from paliglass.checkpoints.hub import locate
+
+    locate(model)  # before torch is imported, which takes seconds
     from paliglass.data.reading import open_examples
     from paliglass.evaluation.judge import (
         answer,
@@ -74,6 +76,7 @@ def evaluate(
     )
     from paliglass.evaluation.metrics import score
     from paliglass.evaluation.page import to_html
+    from paliglass.files import write_whole
     from paliglass.model import load
 
     loaded = load(

@@ -39,21 +39,23 @@ def export(
 
     The card tells the settings of the fine-tuning run that the model, or its adapter, lies in.
     """
-    from paliglass.checkpoints.adapters import CONFIG
-    from paliglass.checkpoints.files import read_json
     from paliglass.checkpoints.hub import locate
+
+    made = locate(source if adapter is None else adapter)  # before torch is imported
+    from paliglass.checkpoints.adapters import CONFIG
     from paliglass.checkpoints.publishing import CARD, model_card, read_settings
     from paliglass.checkpoints.publishing import push as upload
     from paliglass.checkpoints.saving import refuse_existing, save_folder
+    from paliglass.files import read_json
     from paliglass.model import load
 
     refuse_existing(target)
     found = None if scores is None else read_json(scores)
     model = load(source, device="cpu", dtype=dtype, adapter=adapter, fast=False)
-    made = locate(source if adapter is None else adapter)
     run = made.parent / "config.yaml"
     if base is None and adapter is not None:
-        base = read_json(made / CONFIG).get("base_model_name_or_path") or source
+        named = read_json(made / CONFIG).get("base_model_name_or_path")
+        base = named if isinstance(named, str) and named else source
     card = model_card(
         push or target.name,
         model.model.config,

@@ -161,6 +161,7 @@ def convert(
 ) -> None:
     """Write any checkpoint as a folder in transformers' layout, whole or not at all."""
     overrides = dict(map(_setting, settings or []))
+    _locate(source, adapter)
     from paliglass.checkpoints.saving import refuse_existing, save_folder
     from paliglass.model import load
 
@@ -175,6 +176,15 @@ def convert(
 
     hint = "" if quantize else f"; check it with: paliglass verify {target}"
     print(f"{target}: {gigabytes(size)}{hint}")
+
+
+def _locate(*names: str | None) -> None:
+    """Raises CheckpointError where one is not there, before torch is imported: that takes long."""
+    from paliglass.checkpoints.hub import locate
+
+    for name in names:
+        if name is not None:
+            locate(name)
 
 
 def companions(source: str) -> dict[str, bytes]:
@@ -211,6 +221,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare every layer's output with transformers', and the weights with their checksums."""
+    _locate(model, against)
     from paliglass.inspect.verify import verify as compare
 
     report = compare(model, against)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from paliglass.cli.results import STDIN, identity, is_drawing
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,34 +26,64 @@ def picture_names(arguments: Sequence[str], recursive: bool = False) -> tuple[li
 
     A folder stands for its own pictures, sorted; with `recursive` also for those in its folders,
     save what an earlier run drew. A pattern that the shell left alone means what it means in a
-    shell. Files need not exist. A folder without pictures is complained of.
+    shell, though a file that links lead to by several ways is one. Files need not exist.
+    Complained of are folders without pictures, pictures in them of formats that are not read, and
+    folders in them that cannot be opened.
     """
     names: dict[str, str] = {}
-    complaints = []
+    complaints: list[str] = []
     for argument in arguments:
         is_name = argument == STDIN or os.path.exists(argument)
-        matches = [] if is_name else sorted(glob.glob(argument, recursive=True))
+        matches = [] if is_name else _once(sorted(glob.glob(argument, recursive=True)))
         for name in matches or [argument]:
-            files = _folder(Path(name), recursive) if os.path.isdir(name) else [name]
-            if not files:
-                hint = "" if recursive else "; --recursive looks into its folders"
-                complaints.append(f"{name}: holds no pictures ({_suffixes()}){hint}")
+            files = [name]
+            if os.path.isdir(name):
+                files, others = _folder(Path(name), recursive)
+                complaints += others
+                if not files and not others:
+                    hint = "" if recursive else "; --recursive looks into its folders"
+                    complaints.append(f"{name}: holds no pictures ({_suffixes()}){hint}")
             for file in files:
                 names.setdefault(identity(file), file)
     return list(names.values()), complaints
 
 
-def _folder(folder: Path, recursive: bool) -> list[str]:
-    from paliglass.pictures import SUFFIXES
+def _once(names: Iterable[str]) -> list[str]:
+    """Each file once: `**` follows a link to a folder around it time and again."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(os.path.realpath(name), name)
+    return list(found.values())
 
-    return [
+
+def _folder(folder: Path, recursive: bool) -> tuple[list[str], list[str]]:
+    """(the pictures in a folder, what to complain of)."""
+    from paliglass.pictures import SUFFIXES, UNREAD_SUFFIXES
+
+    problems: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be opened ({error.strerror})")
+
+    paths: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        paths += [Path(place, name) for name in files if not name.startswith(".")]
+    suffixes = {path: path.suffix.lower() for path in sorted(paths)}
+    for suffix, count in Counter(s for s in suffixes.values() if s in UNREAD_SUFFIXES).items():
+        those = "picture is" if count == 1 else "pictures are"
+        problems.append(
+            f"{folder}: {count} {suffix} {those} left out, the format is not read; save as PNG or "
+            "JPEG"
+        )
+    found = [
         str(path)
-        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path, suffix in suffixes.items()
+        if suffix in SUFFIXES
         and not (path.parent != folder and is_drawing(path))
         and path.is_file()
     ]
+    return found, problems
 
 
 def _suffixes() -> str:
@@ -74,6 +104,19 @@ def open_picture(name: str) -> Image.Image:
         return load_picture(sys.stdin.buffer.read())
     except PictureError as error:
         raise PictureError(f"standard input: {str(error).partition(': ')[2]}") from None
+
+
+def tell_first_frames(names: Sequence[str]) -> None:
+    """Says on stderr of which files only the first of several frames or pages was looked at."""
+    if names:
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print(
+            printable(
+                f"note: {some}: only the first frame or page was looked at; the next is "
+                f"{names[0]}#2"
+            ),
+            file=sys.stderr,
+        )
 
 
 def work_ahead(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paliglass.cli.options import Format
 from paliglass.cli.screen import Screen
+from paliglass.errors import printable
 from paliglass.formats.csv_table import to_csv
 from paliglass.formats.export import export
 from paliglass.formats.jsonl import to_line
@@ -74,6 +75,8 @@ def _preview(screen: Screen, image: Image.Image, found: Found[Any]) -> None:
 
 def _show(screen: Screen, name: str | None, result: str | Found[Any]) -> None:
     """One result for people, or in columns for programs. name: None where there is one picture."""
+    if name is not None and sys.stdout.isatty():
+        name = printable(name)  # it may hold a terminal's own codes
     if isinstance(result, str):
         # With a name it is a table of lines, so an answer must stay on its line.
         line = result.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

@@ -17,7 +17,12 @@ import typer
 
 from paliglass.cli.app import fail
 from paliglass.cli.options import OutputOptions, RunOptions
-from paliglass.cli.pictures import open_picture, picture_names, work_ahead
+from paliglass.cli.pictures import (
+    open_picture,
+    picture_names,
+    tell_first_frames,
+    work_ahead,
+)
 from paliglass.cli.printing import Printer
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
@@ -56,6 +61,11 @@ class Job:
 
 def load_model(run: RunOptions, mask_codec: Path | None = None) -> PaliGemma:
     """The model that the options name."""
+    from paliglass.checkpoints.hub import locate
+
+    for name in (run.model, run.adapter):
+        if name is not None:
+            locate(name)  # before torch is imported, which takes seconds
     from paliglass.model import load
 
     more: dict[str, Any] = {} if mask_codec is None else {"mask_codec": mask_codec}
@@ -109,6 +119,7 @@ def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptio
                 printer.finish()
             if results is not None and output.written != "text":
                 results.export(output.written, list(job.labels))
+    tell_first_frames(sorted(screen.first_frames))
     if output.resume and not todo and names:
         print(f"all {len(names)} pictures are in {output.out}/{FILE} already", file=sys.stderr)
     if done < len(todo):
@@ -135,8 +146,16 @@ def _answers(
     Threads read and prepare the next pictures while the model runs. The picture itself is kept
     where it will be drawn on: what the model needs of it is much smaller.
     """
+    from paliglass.pictures import IS_FIRST_OF_SEVERAL
+
+    def opened(name: str) -> Image.Image:
+        image = open_picture(name)
+        if image.info.get(IS_FIRST_OF_SEVERAL):
+            screen.first_frames.append(name)
+        return image
+
     waiting = iter(todo)
-    in_turn = ((item, partial(open_picture, item[1])) for item in waiting)
+    in_turn = ((item, partial(opened, item[1])) for item in waiting)
     first = next(_readable(in_turn, screen), None)
     if first is None:
         return
@@ -149,7 +168,7 @@ def _answers(
         return model.processor.prepare(image), image if is_drawn else None
 
     def ready(item: tuple[int, str]) -> tuple[PreparedPicture, Image.Image | None]:
-        return prepare(open_picture(item[1]))
+        return prepare(opened(item[1]))
 
     threads = min(os.cpu_count() or 1, MAX_THREADS)
     pool = ThreadPoolExecutor(threads)  # starts none before there is a second picture

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from paliglass.cli.app import complain
+from paliglass.errors import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,6 +23,7 @@ class Screen:
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.first_frames: list[str] = []  # files of whose frames only the first was looked at
         self._bar: tuple[Progress, TaskID] | None = None
         self._start = 0.0
         self._pictures = 0
@@ -106,7 +108,7 @@ class Screen:
         if self._bar is None:
             complain(message)
         else:
-            line = f"error: {' '.join(message.split())}"
+            line = f"error: {printable(' '.join(message.split()))}"
             self._bar[0].console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def advance(self, pictures: int = 1) -> None:

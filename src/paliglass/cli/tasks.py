@@ -19,7 +19,7 @@ from paliglass.cli.options import (
     PicturesAndText,
     RunOptions,
 )
-from paliglass.cli.pictures import open_picture
+from paliglass.cli.pictures import open_picture, tell_first_frames
 from paliglass.cli.results import STDIN
 from paliglass.cli.runner import Job, load_model, run_job
 from paliglass.tasks.prompts import (
@@ -157,6 +157,7 @@ def _answer(
     plain = output.printed == "text" and output.out is None
     if plain and is_file and sys.stdout.isatty():
         image = open_picture(arguments[0])
+        tell_first_frames([arguments[0]] if image.info else [])
         for piece in load_model(run).generate(image, prompt, stream=True, **run.options()):
             print(piece, end="", flush=True)
         print()

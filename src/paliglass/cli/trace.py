@@ -34,7 +34,10 @@ def trace(
     The page shows the patches, the attention of each layer and head, the answer forming from layer
     to layer, the mask, the cache, and what else might have been said. It needs nothing but itself.
     """
+    from paliglass.checkpoints.hub import locate
+
     image = open_picture(picture)
+    locate(model)  # before torch is imported, which takes seconds
     from paliglass.formats.export import write_files
     from paliglass.inspect.trace_page import to_html, trace_answer
     from paliglass.model import load

@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.checkpoints.assembly import fill, parse_device, parse_dtype, weightless
-from paliglass.checkpoints.files import read_json, write_json
 from paliglass.checkpoints.folder import (
     load_model,
     load_tokenizer,
     read_tensors,
+    require_layers,
     tensor_sizes,
 )
 from paliglass.checkpoints.hub import locate
@@ -40,6 +40,7 @@ from paliglass.contrastive.encoders import VisionTransformer
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, ConfigError
+from paliglass.files import read_json, write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 # (SiglipModel's prefix, ours); the first that fits holds, either way.
@@ -73,8 +74,9 @@ def load_contrastive(
     Raises CheckpointError: what is wrong, where, and what to do.
     """
     folder = locate(model_path)
-    model = _load_model(folder, device, dtype)
-    return model, _load_processor(folder, model.config)
+    config = _read_config(folder)
+    processor = _load_processor(folder, config)  # before the weights, which take longer to read
+    return _load_model(folder, config, device, dtype), processor
 
 
 def save_contrastive(
@@ -141,7 +143,8 @@ def initialise_vision_tower(
 
     Raises CheckpointError naming the setting in which the two towers differ.
     """
-    model = _load_model(locate(model_path), "cpu", None)
+    folder = locate(model_path)
+    model = _load_model(folder, _read_config(folder), "cpu", None)
     weights = vision_weights(model)
     _same_tower(model_path, model.config.image, paligemma.config.vision_config)
     paligemma.vision_tower.load_state_dict(weights)
@@ -171,16 +174,24 @@ def _same_tower(source: str | Path, theirs: Tower, ours: Tower) -> None:
             )
 
 
-def _load_model(
-    folder: Path, device: str | torch.device, dtype: str | torch.dtype | None
-) -> ContrastiveModel:
-    target, wanted = parse_device(device), parse_dtype(dtype)
+def _read_config(folder: Path) -> ContrastiveConfig:
     path = folder / "config.json"
     try:
-        config = ContrastiveConfig.from_dict(read_json(path))
+        return ContrastiveConfig.from_dict(read_json(path))
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    require_memory(folder.name, tensor_sizes(folder), wanted, target)
+
+
+def _load_model(
+    folder: Path,
+    config: ContrastiveConfig,
+    device: str | torch.device,
+    dtype: str | torch.dtype | None,
+) -> ContrastiveModel:
+    target, wanted = parse_device(device), parse_dtype(dtype)
+    sizes = tensor_sizes(folder)
+    require_layers(folder, [config.image, config.text], len(sizes))
+    require_memory(folder.name, sizes, wanted, target)
     with weightless():
         model = ContrastiveModel(config)
     fill(model, _tensors(folder, config), str(folder), wanted, target)
@@ -221,8 +232,11 @@ def _load_processor(folder: Path, config: ContrastiveConfig) -> ContrastiveProce
         data = read_json(path)
         for name in ("pad_token", "eos_token"):
             token = data.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise CheckpointError(f"{path}: {name} is {token!r}; it is a word")
             if token is not None:
-                settings[name] = token["content"] if isinstance(token, dict) else token
+                settings[name] = token
         settings["canonical"] = data.get("tokenizer_class") == "SiglipTokenizer"
     side = config.image.image_size
     return ContrastiveProcessor(

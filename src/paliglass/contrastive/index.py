@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
-from paliglass.errors import PaliglassError, PictureError
+from paliglass.errors import CheckpointError, PaliglassError, PictureError
+from paliglass.files import require_readable
 from paliglass.pictures import load_picture
+from paliglass.tensors import open_tensors, read_tensor, save_file
 
 Stamp = tuple[int, int]
 
@@ -43,31 +43,51 @@ class Index:
     texts: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     def save(self, path: Path) -> None:
-        """Puts the file in place in one step."""
+        """Puts the file in place in one step. Raises OSError where there is no right to."""
         data = {"model": self.model, "names": self.names, "words": self.words}
         metadata = {"index": json.dumps({**data, "stamps": self.stamps})}
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({"images": self.images, "texts": self.texts}, unfinished, metadata)
-        os.replace(unfinished, path)
+        save_file({"images": self.images, "texts": self.texts}, path, metadata)
 
     @classmethod
-    def load(cls, path: Path) -> Index:
-        """Reads what `save` wrote. Raises PaliglassError where it is something else."""
+    def load(cls, path: Path, model: str | None = None, width: int | None = None) -> Index:
+        """Reads what `save` wrote.
+
+        model, width: fingerprint and D of who is to search in it; another model's may differ.
+
+        Raises PaliglassError where it is something else, or cannot be read.
+        """
+        require_readable(path)
         try:
-            with safe_open(path, "pt") as file:
+            with open_tensors(path) as file:
                 data = json.loads(file.metadata()["index"])
-                images, texts = file.get_tensor("images"), file.get_tensor("texts")
+                images, texts = (read_tensor(file, name, path) for name in ("images", "texts"))
             stamps = [(int(time), int(size)) for time, size in data["stamps"]]
             index = cls(data["model"], data["names"], stamps, images, data["words"], texts)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(t, str) for t in (index.model, *index.names, *index.words)):
+                raise TypeError
+        except (CheckpointError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise PaliglassError(f"{path}: is no index of paliglass; delete it") from error
-        if len(index.names) != len(images) or len(index.stamps) != len(images):
+        width = width if index.model == model else None
+        for tensor, count in ((images, len(index.names)), (texts, len(index.words))):
+            is_good = tensor.is_floating_point() and tensor.ndim == 2
+            if not is_good or (count and width not in (None, tensor.shape[1])):
+                raise PaliglassError(f"{path}: is an index of another shape; delete it")
+            if len(tensor) != count:
+                raise PaliglassError(f"{path}: names and embeddings differ in number; delete it")
+        if len(stamps) != len(images):
             raise PaliglassError(f"{path}: names and embeddings differ in number; delete it")
         return index
 
     def search(self, query: Tensor, most: int) -> list[tuple[str, float]]:
         """The pictures nearest to a vector of D, best first, with their cosines."""
+        if not self.names:
+            return []
+        if self.images.shape[1] != len(query):
+            raise PaliglassError(
+                f"the index has {self.images.shape[1]} numbers a picture, the text {len(query)}: "
+                "they are of two models"
+            )
         cosines = self.images @ query
         best = cosines.topk(min(most, len(self.names)))
         return [

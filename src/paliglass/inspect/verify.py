@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paliglass.checkpoints.files import read_json
 from paliglass.checkpoints.folder import (
     load_model,
     quantization,
@@ -34,6 +33,7 @@ from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.saving import CHECKSUMS, digest
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.files import read_json
 
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the layer's largest output (float32 rounding piles up

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from paliglass.checkpoints import save_folder
 from paliglass.data.checks import contact_sheet
@@ -28,6 +27,7 @@ from paliglass.evaluation.metrics import overall
 from paliglass.model import CODEC, PaliGemma
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.tensors import save_file
 from paliglass.training import loop
 from paliglass.training.finetuner import Finetuner
 from paliglass.training.loop import ProgressBar
@@ -151,9 +151,7 @@ def _look(
                 out / "samples" / f"{trainer.step:06}.png"
             )
         if better:
-            unfinished = out / ".best.safetensors.tmp"
-            save_file(learned, unfinished)
-            unfinished.replace(out / "best.safetensors")
+            save_file(learned, out / "best.safetensors")
     if better:
         state["best"] = [score, -loss]
     first = f"{cases[0].question.prefix} → {cases[0].prediction}" if cases else ""

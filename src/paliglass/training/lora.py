@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
@@ -19,6 +18,7 @@ from paliglass.checkpoints.layouts import transformers_name
 from paliglass.checkpoints.saving import new_folder
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.tensors import save_file
 from paliglass.training.recipes import FinetuneRecipe
 
 # The layers' names here and in transformers; peft holds the whole name against it.

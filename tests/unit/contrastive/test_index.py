@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from paliglass.contrastive.index import Index, build, fingerprint
@@ -90,6 +92,54 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "index").write_bytes(content)
     with pytest.raises(PaliglassError, match="is no index of paliglass"):
         Index.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": torch.zeros(3)},
+        {"images": torch.zeros(3, 3, 1)},
+        {"images": torch.zeros(3, 4)},
+        {"images": torch.zeros(2, 3)},
+        {"images": torch.zeros(3, 3, dtype=torch.int64)},
+        {"images": torch.full((3, 3), float("nan"))},
+        {"texts": torch.zeros(1, 3)},
+        {"texts": torch.zeros(0)},
+    ],
+)
+def test_an_index_of_another_shape_is_refused(
+    names: list[str], tmp_path: Path, changes: dict[str, Tensor]
+) -> None:
+    build("m", names, Encoder()).save(tmp_path / "index")
+    assert Index.load(tmp_path / "index", "m", 3).names == names
+    with safe_open(tmp_path / "index", "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in ("images", "texts")}
+    save_file(tensors | changes, tmp_path / "index", metadata)
+    with pytest.raises(PaliglassError, match=r"index: .*; delete it$"):
+        Index.load(tmp_path / "index", "m", 3)
+
+
+def test_an_unreadable_index_is_not_called_none(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("m", names, Encoder()).save(tmp_path / "index")
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PaliglassError, match=r"index: cannot be read \(Permission denied\)"):
+        Index.load(tmp_path / "index")
+
+
+def test_an_empty_index_finds_nothing() -> None:
+    assert Index("m").search(torch.ones(3), 5) == []
+
+
+def test_a_text_of_another_model_is_refused(names: list[str]) -> None:
+    with pytest.raises(PaliglassError, match="they are of two models"):
+        build("m", names, Encoder()).search(torch.ones(4), 5)
 
 
 def test_a_fingerprint_tells_weights_apart(tmp_path: Path) -> None:

@@ -170,6 +170,36 @@ def test_a_missing_tensor_is_named(codec: MaskCodec, tmp_path: Path) -> None:
         MaskCodec.load(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(
+    codec: MaskCodec, tmp_path: Path, value: float
+) -> None:
+    path = tmp_path / "codec.safetensors"
+    codec.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    state["codebook"][3, 1] = value
+    save_file(state, path, metadata)
+    with pytest.raises(CheckpointError, match=r"codebook holds"):
+        MaskCodec.load(path)
+    arrays = official(codec)
+    arrays["_vq_vae._embedding"] = state["codebook"].numpy()
+    np.savez(tmp_path / "vae.npz", **arrays)
+    with pytest.raises(CheckpointError, match=r"codebook holds"):
+        MaskCodec.from_npz(tmp_path / "vae.npz")
+
+
+@pytest.mark.parametrize("code", [5, 31, 127, -1])
+def test_a_code_beyond_the_codebook_is_refused(code: int) -> None:
+    small = MaskCodec(MaskCodecConfig(width=8, embedding_dim=2, num_codes=5))
+    codes = torch.zeros(2, 16, dtype=torch.long)
+    small.decode(codes + 4)
+    codes[1, 7] = code
+    with pytest.raises(CheckpointError, match="the mask codec has 5 codes"):
+        small.decode(codes)
+
+
 def test_sizes_must_be_possible() -> None:
     with pytest.raises(ConfigError, match="width is 12; it must be a multiple of 8"):
         MaskCodecConfig(width=12)

@@ -1,0 +1,190 @@
+"""What a user names: nothing is passed over in silence, and no name speaks to the terminal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.cli.helpers import Result, picture
+from tests.tiny import tiny_tokenizer
+from tests.tiny_dual import CONFIGS, dual_model
+
+from paliglass.cli.pictures import picture_names
+from paliglass.contrastive.folders import save_contrastive
+
+Cli = Callable[..., Result]
+
+
+def gif(path: str) -> None:
+    first, *others = (Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue"))
+    first.save(path, save_all=True, append_images=others)
+
+
+def test_pictures_of_formats_that_are_not_read_are_named_and_counted(cli: Cli) -> None:
+    picture("d/a.png")
+    for name in ("b.HEIC", "c.heic", "e.svg", "notes.txt"):
+        Path("d", name).write_bytes(b"x")
+    result = cli("caption", "d", "--json")
+    assert [record["file"] for record in result.records()] == ["d/a.png"]
+    assert result.code == 1
+    assert "d: 2 .heic pictures are left out" in result.err
+    assert "d: 1 .svg picture is left out" in result.err
+    assert "txt" not in result.err
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "a.avif", "a.apng", "a.pgm", "a.jp2"])
+def test_every_suffix_of_what_is_read_counts(name: str) -> None:
+    Path("d", name).parent.mkdir()
+    Path("d", name).touch()
+    assert picture_names(["d"]) == ([f"d/{name}"], [])
+
+
+def test_a_folder_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture("d/a.png")
+    picture("d/locked/b.png")
+    real = os.scandir
+
+    def scandir(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    names, complaints = picture_names(["d"], recursive=True)
+    assert names == ["d/a.png"]
+    assert complaints == ["d/locked: cannot be opened (Permission denied)"]
+    assert picture_names(["d"]) == (["d/a.png"], [])
+
+
+def test_a_link_to_its_own_folder_makes_no_second_picture() -> None:
+    picture("d/a.png")
+    Path("d/again").symlink_to(Path("d").absolute())
+    assert picture_names(["d/**/*.png"]) == (["d/a.png"], [])
+    assert picture_names(["d"], recursive=True) == (["d/a.png"], [])
+
+
+def test_of_several_frames_the_first_is_taken_and_that_is_said(cli: Cli) -> None:
+    gif("movie.gif")
+    picture("a.png")
+    result = cli("caption", "movie.gif", "a.png", "--json")
+    assert result.code == 0
+    assert result.err == (
+        "note: movie.gif: only the first frame or page was looked at; the next is movie.gif#2\n"
+    )
+    picture("red.png", "red")
+    picture("blue.png", "blue")
+    answers = [
+        cli("caption", name).out for name in ("movie.gif#1", "red.png", "movie.gif#3", "blue.png")
+    ]
+    assert answers[0] == answers[1]
+    assert answers[2] == answers[3]
+    named = cli("caption", "movie.gif#3")
+    assert (named.code, named.err) == (0, "")
+    missing = cli("caption", "movie.gif#4")
+    assert missing.code == 1
+    assert "movie.gif#4: there is no frame 4, it has 3" in missing.err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_do_not_speak_to_the_terminal(cli: Cli, terminal: bool) -> None:
+    name = "a\x1b[31m\u202eb\r.png"
+    Path(name).write_bytes(b"no picture")
+    err = cli("caption", name, "gone\x1b]0;title\x07.png", terminal=terminal).err
+    assert r"a\x1b[31m\u202eb\r.png: is not a picture" in err
+    assert r"gone\x1b]0;title\x07.png: no such file" in err
+    assert "\x1b[31m" not in err
+    assert "\x07" not in err
+
+
+def test_keys_of_a_checkpoint_do_not_speak_to_the_terminal(cli: Cli, model_folder: Path) -> None:
+    import shutil
+
+    shutil.copytree(model_folder, "spoilt")
+    state = load_file("spoilt/model.safetensors")
+    save_file({**state, "\x1b[2Jevil\n": torch.zeros(1)}, "spoilt/model.safetensors")
+    picture("a.png")
+    result = cli("caption", "a.png", "--model", "spoilt")
+    assert result.code == 1
+    assert r"\x1b[2Jevil\n" in result.err
+    assert "\x1b" not in result.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("caption", "a.png", "--model", "nano"),
+        ("caption", "a.png", "--adapter", "nano"),
+        ("detect", "a.png", "dog", "-m", "nano"),
+        ("trace", "a.png", "-m", "nano"),
+        ("convert", "nano", "new"),
+        ("export", "nano", "new"),
+        ("verify", "nano"),
+        ("eval", "--data", ".", "-m", "nano"),
+        ("embed", "a.png", "--out", "x", "-m", "nano"),
+        ("search", ".", "dog", "-m", "nano"),
+        ("classify", "a.png", "dog", "-m", "nano"),
+        ("similarity", "a.png", "-t", "dog", "-m", "nano"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_model_that_is_not_there_is_missed_before_torch_is_imported(
+    command: tuple[str, ...],
+) -> None:
+    picture("a.png")
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None  # to import it raises\n"
+        "from paliglass.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nano: no such folder"), done.stderr
+
+
+@pytest.fixture
+def photos(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("dual") / "siglip"
+    save_contrastive(dual_model(CONFIGS["siglip"]), folder, tiny_tokenizer())
+    monkeypatch.setenv("PALIGLASS_DUAL_MODEL", str(folder))
+    for colour in ("red", "lime"):
+        picture(f"photos/{colour}.png", colour)
+    return Path("photos")
+
+
+def test_search_in_a_folder_that_takes_no_index_shows_what_it_found(
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", "photos/.paliglass")
+
+    expected = cli("search", photos, "a dog", "--index", "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        result = cli("search", photos, "a dog")
+    assert (result.code, result.out) == (0, expected.out)
+    assert "cannot be kept (Permission denied)" in result.err
+    assert "--index FILE" in result.err
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (2,), (2, 3, 4), (3, 32)])
+def test_an_index_of_another_shape_is_refused(
+    cli: Cli, photos: Path, shape: tuple[int, ...]
+) -> None:
+    cli("search", photos, "a dog", "--index", "kept")
+    from safetensors import safe_open
+
+    with safe_open("kept", "pt") as file:
+        metadata = file.metadata()
+    save_file({"images": torch.zeros(shape), "texts": torch.zeros(0, 0)}, "kept", metadata)
+    result = cli("search", photos, "a dog", "--index", "kept")
+    assert result.code == 1
+    assert result.err.startswith("error: kept: ")
+    assert "delete it" in result.err
