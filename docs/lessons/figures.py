@@ -52,7 +52,7 @@ STYLE = """
 
 
 class Drawing:
-    """An SVG under way. Lengths in pixels of a drawing 680 wide."""
+    """An SVG under way. Lengths in pixels; at most 400 wide, all of its text is read on a phone."""
 
     def __init__(self, height: float, width: float = 680) -> None:
         self.width, self.height = width, height
@@ -100,6 +100,16 @@ class Drawing:
                 self.rect(*place, "faint")
                 if abs(value) / most > 0.01:
                     self.rect(*place, "blue" if value > 0 else "orange", min(1, abs(value) / most))
+
+    def legend(self, x: float, y: float, most: str, least: str = "0", kind: str = "blue") -> None:
+        """A heat map's scale, 120 wide and 28 tall: from `least`, with a `kind` of its own, to `most`."""
+        steps = 15
+        for i in range(steps):
+            value = 2 * i / (steps - 1) - 1 if least != "0" else i / (steps - 1)
+            self.rect(x + 8 * i, y, 7.5, 12, "faint")
+            self.rect(x + 8 * i, y, 7.5, 12, kind if value > 0 else "orange", abs(value))
+        self.text(x, y + 25, least, "small soft", "start")
+        self.text(x + 120, y + 25, most, "small soft", "end")
 
     def curve(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -227,15 +237,22 @@ def patches(name: str) -> None:
     with paliglass.trace(m, layers=[0]) as t:
         m.caption(SCENE)
     vectors = t.pictures[0].patch_embeddings
-    draw = Drawing(290)
-    draw.picture(10, 30, 240, scene())
+    most = float(vectors.abs().quantile(0.98))
+    draw = Drawing(370, 400)
+    draw.text(70, 18, "128 × 128 pixels", "soft")
+    draw.text(70, 34, "in 64 patches", "soft")
+    draw.picture(6, 130, 128, scene())
     for i in range(9):
-        draw.parts.append(f'<path stroke="#fff" d="M{10 + 30 * i} 30v240M10 {30 + 30 * i}h240"/>')
-    draw.text(130, 20, "128 × 128 pixels, patches of 16 × 16", "soft")
-    draw.arrow(262, 150, 300, 150)
-    draw.text(490, 20, "64 vectors, one a patch (48 of their 192 numbers)", "soft")
-    draw.heat(310, 30, vectors[::2, ::4], 7.5, most=float(vectors.abs().quantile(0.98)))
-    draw.text(306, 44, "", "small soft")
+        draw.parts.append(f'<path stroke="#fff" d="M{6 + 16 * i} 130v128M6 {130 + 16 * i}h128"/>')
+    draw.arrow(139, 194, 156, 194)
+    draw.text(290, 18, f"64 vectors of {vectors.shape[1]} numbers", "soft")
+    draw.text(290, 34, "a row is a patch; every 4th number", "soft small")
+    draw.heat(182, 42, vectors[:, ::4], 4.5, most=most)
+    for patch in (0, 15, 31, 47, 63):
+        draw.text(178, 42 + 4.5 * patch + 7, str(patch), "small soft", "end")
+    for place in (0, 24, 47):
+        draw.text(184 + 4.5 * place, 345, str(4 * place), "small soft", "end" if place else "start")
+    draw.legend(10, 330, f"+{most:.1f}", f"−{most:.1f}")
     draw.save(name)
 
 
@@ -243,21 +260,25 @@ def positions(name: str) -> None:
     m = mini()
     table = m.model.vision_tower.vision_model.embeddings.position_embedding.weight.detach().float()
     unit = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
-    draw = Drawing(300)
-    draw.text(150, 18, "sinusoidal: position ↓, channel →", "soft")
+    draw = Drawing(424, 400)
+    draw.text(200, 18, "sinusoidal: a row is a position, a column a channel", "soft")
     place = torch.arange(30)[:, None].float()
     speed = 10000.0 ** (-torch.arange(16).float() / 16)
     table = torch.stack((torch.sin(place * speed), torch.cos(place * speed)), -1).flatten(1)
-    draw.heat(10, 28, table, 8.8)
-    draw.text(500, 18, "learned (mini): whom a patch's vector resembles", "soft")
+    draw.heat(84, 28, table, 7.4)
+    for row in (0, 10, 20, 29):
+        draw.text(80, 28 + 7.4 * row + 9, str(row), "small soft", "end")
+    draw.text(200, 278, "learned (mini): the vectors that a patch's own resembles", "soft")
     for i, patch in enumerate((9, 20, 35, 62)):
-        x, y = 345 + 165 * (i % 2), 28 + 134 * (i // 2)
-        draw.heat(x, y, (unit @ unit[patch]).reshape(8, 8), 15.5, most=1)
+        x, y, cell = 12 + 96 * i, 290.0, 11
+        draw.heat(x, y, (unit @ unit[patch]).reshape(8, 8), cell, most=1)
         row, column = divmod(patch, 8)
         draw.parts.append(
-            f'<rect x="{x + 15.5 * column}" y="{y + 15.5 * row}" width="14.5" height="14.5" '
-            'fill="none" class="s-green" stroke-width="2.5"/>'
+            f'<rect x="{x + cell * column}" y="{y + cell * row}" width="{cell - 1}" '
+            f'height="{cell - 1}" fill="none" class="s-green" stroke-width="2.5"/>'
         )
+    draw.legend(84, 392, "+1", "−1")
+    draw.text(214, 402, "value above, cosine below", "soft small", "start")
     draw.save(name)
 
 
@@ -265,18 +286,22 @@ def norms(name: str) -> None:
     torch.manual_seed(3)
     x = torch.randn(5, 6) * torch.tensor([0.5, 1, 2, 1, 0.7, 1.5]) + torch.linspace(-1, 2, 6)
     rows = [
-        ("input", x, ""),
-        ("BatchNorm", (x - x.mean(0)) / x.std(0), "each column"),
-        ("LayerNorm", (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "each row"),
+        ("input", x, "a row is a token"),
+        ("BatchNorm", (x - x.mean(0)) / x.std(0, correction=0), "each column"),
+        (
+            "LayerNorm",
+            (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True),
+            "each row",
+        ),
         ("RMSNorm", x / x.square().mean(1, keepdim=True).sqrt(), "each row, no mean"),
     ]
-    draw = Drawing(370)
+    draw = Drawing(660, 400)
     for i, (title, values, how) in enumerate(rows):
-        left = 14 + 168 * i
-        draw.text(left + 72, 18, title, "strong")
-        draw.heat(left, 28, values, 24, most=3)
-        draw.text(left + 72, 164, how, "soft small")
-    draw.text(86, 164, "a row is a token", "soft small")
+        left, top = 28 + 200 * (i % 2), 18 + 166 * (i // 2)
+        draw.text(left + 72, top, title, "strong")
+        draw.heat(left, top + 10, values, 24, most=3)
+        draw.text(left + 72, top + 146, how, "soft small")
+    draw.legend(140, 346, "+3", "−3")
     train, test = torch.randn(60) * 0.5 + 0.5, torch.randn(60) * 0.3
 
     def fit(points: Tensor, weights: Tensor) -> tuple[float, float]:
@@ -293,9 +318,9 @@ def norms(name: str) -> None:
     lines = ((fit(train, torch.ones(60)), "s-grey"), (fit(train, weights), "s-orange"))
     place = draw.plot(
         14,
-        196,
-        400,
-        160,
+        392,
+        372,
+        150,
         (-1, 1.6, -0.9, 1.5),
         (xs.tolist(), (xs**3 - xs).tolist(), "s-blue"),
         *((xs.tolist(), (slope * xs + start).tolist(), kind) for (slope, start), kind in lines),
@@ -308,13 +333,13 @@ def norms(name: str) -> None:
     for i, (words, kind) in enumerate(
         (
             ("the truth", "blue"),
-            ("training inputs, and their line", "grey"),
+            ("training inputs, and the line fitted to them", "grey"),
             ("test inputs", "green"),
-            ("the line, weighted for them", "orange"),
+            ("the line, weighted for the test inputs", "orange"),
         )
     ):
-        draw.rect(440, 214 + 26 * i, 12, 12, kind)
-        draw.text(460, 224 + 26 * i, words, "", "start")
+        draw.rect(14, 562 + 24 * i, 12, 12, kind)
+        draw.text(34, 572 + 24 * i, words, "", "start")
     draw.save(name)
 
 
@@ -340,17 +365,27 @@ def softmax(name: str) -> None:
     draw.save(name)
 
 
+MAP_ALPHA = 0.6  # of a map's fullest patch: what lies below stays visible
+
+
 def over_picture(
-    draw: Drawing, x: float, y: float, edge: float, weights: Tensor, mark: int | None = None
+    draw: Drawing,
+    x: float,
+    y: float,
+    edge: float,
+    weights: Tensor,
+    most: float,
+    mark: int | None = None,
 ) -> None:
-    """The scene under a veil that is thin where the weights are large; one patch framed."""
+    """The scene, paler, its patches coloured by their weights, the fullest at `most`; one framed."""
     side = weights.shape[0]
-    seen = (weights / weights.max()).sqrt()
-    veil = torch.zeros(side, side, 4)
-    veil[..., :3] = torch.tensor([12, 14, 28])
-    veil[..., 3] = 235 * (1 - seen)
-    draw.picture(x, y, edge, scene(96))
-    draw.picture(x, y, edge, Image.fromarray(veil.round().byte().numpy()))
+    colour = torch.zeros(side, side, 4)
+    colour[..., :3] = torch.tensor([208, 0, 80])
+    colour[..., 3] = 255 * MAP_ALPHA * (weights / most).clamp(0, 1)
+    plain = scene(96)
+    pale = Image.blend(plain.convert("L").convert("RGB"), plain, 0.4)
+    draw.picture(x, y, edge, Image.blend(pale, Image.new("RGB", pale.size, "white"), 0.25))
+    draw.picture(x, y, edge, Image.fromarray(colour.round().byte().numpy()))
     if mark is None:
         return
     cell = edge / side
@@ -361,16 +396,32 @@ def over_picture(
     )
 
 
+def map_scale(draw: Drawing, y: float, most: str, words: str) -> None:
+    """The scale of `over_picture`'s colour, and what it is of."""
+    for i in range(15):
+        draw.parts.append(f'<rect x="{12 + 8 * i}" y="{y}" width="8" height="12" fill="#ccc"/>')
+        draw.parts.append(
+            f'<rect x="{12 + 8 * i}" y="{y}" width="8" height="12" fill="#d00050" '
+            f'fill-opacity="{MAP_ALPHA * i / 14:.2f}"/>'
+        )
+    draw.text(12, y + 25, "0", "small soft", "start")
+    draw.text(132, y + 25, most, "small soft", "end")
+    draw.text(144, y + 11, words, "small soft", "start")
+
+
 def attention(name: str) -> None:
     m = mini()
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     mark = 2 * 8 + 2
     weights = t.pictures[0].attention(-1)[:, mark].reshape(4, 8, 8)
-    draw = Drawing(196)
+    most = weights.max().item()
+    draw = Drawing(466, 400)
     for head in range(4):
-        draw.text(90 + 167 * head, 18, f"head {head}", "strong")
-        over_picture(draw, 12 + 167 * head, 28, 155, weights[head], mark)
+        x, y = 12 + 192 * (head % 2), 26 + 212 * (head // 2)
+        draw.text(x + 92, y - 8, f"head {head}", "strong")
+        over_picture(draw, x, y, 184, weights[head], most, mark)
+    map_scale(draw, 432, f"{100 * most:.0f} %", "of a head's attention; its sum is 100 %")
     draw.save(name)
 
 
@@ -408,21 +459,16 @@ def vit(name: str) -> None:
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     picture, mark = t.pictures[0], 3 * 8 + 2
-    draw = Drawing(196)
+    draw = Drawing(466, 400)
     shown = [picture.names[i] for i in (0, 2, 4, 6)]
     for i, layer in enumerate(shown):
         hidden = picture.hidden(layer)
         unit = torch.nn.functional.normalize(hidden - hidden.mean(0), dim=-1)
         title = "patches" if not i else f"after layer {layer.split('.')[-1]}"
-        draw.text(90 + 167 * i, 18, title, "strong")
-        over_picture(
-            draw,
-            12 + 167 * i,
-            28,
-            155,
-            (unit @ unit[mark]).clamp(min=0).square().reshape(8, 8),
-            mark,
-        )
+        x, y = 12 + 192 * (i % 2), 26 + 212 * (i // 2)
+        draw.text(x + 92, y - 8, title, "strong")
+        over_picture(draw, x, y, 184, (unit @ unit[mark]).reshape(8, 8), 1, mark)
+    map_scale(draw, 432, "1", "cosine with the framed patch (below 0: as 0)")
     draw.save(name)
 
 
@@ -543,79 +589,96 @@ def tokens(name: str) -> None:
     m = mini()
     ids = m.processor.encode_prefix("detect tractor")[62:]
     answer = m.processor.encode_suffix(str(m.generate(SCENE, "detect tractor")))
-    draw = Drawing(300)
-    for line, (title, row) in enumerate((("prompt", ids), ("answer", answer))):
-        x, y = 15.0, 30 + 74 * line
+    draw = Drawing(452, 400)
+    spelled = [
+        m.processor.tokenizer.id_to_token(i).replace("▁", "").replace("\n", "\\n")
+        for i in (*ids, *answer)
+    ]
+    for top, title, some, words in (
+        (30, "prompt", ids, spelled[: len(ids)]),
+        (106, "answer", answer, spelled[len(ids) :]),
+    ):
+        x, y = 8.0, float(top)
         draw.text(x, y - 10, title, "soft", "start")
-        for token in row:
-            word = m.processor.tokenizer.id_to_token(token).replace("▁", "").replace("\n", "\\n")
-            wide = 16 + 7.4 * len(word)
+        for token, word in zip(some, words, strict=True):
+            wide = 10 + 6.7 * len(word)
+            if x + wide > 396:
+                x, y = 8.0, y + 54
             kind = "orange" if word.startswith("<loc") else "blue" if word == "<image>" else "faint"
             draw.rect(x, y, wide, 26, kind, 0.45 if kind != "faint" else 1)
             draw.text(x + wide / 2, y + 17, word, "mono small")
-            draw.text(x + wide / 2, y + 42, str(token), "soft small")
-            x += wide + 6
-            if word == "<image>" and x < 90:
-                draw.text(x + 12, y + 17, "…", "soft")
-                x += 30
+            draw.text(x + wide / 2, y + 40, str(token), "soft small")
+            x += wide + 5
+    edge, left, top = 200.0, 150.0, 236.0
     [found] = m.detect(SCENE, "tractor")
     whole = Image.open(SCENE)
-    scale = 112 / whole.height
-    draw.picture(440, 180, 112 * whole.width / whole.height, scene(112), 112)
-    x0, y0, x1, y1 = (edge * scale for edge in found.box)
-    draw.parts.append(
-        f'<rect x="{440 + x0:.0f}" y="{180 + y0:.0f}" width="{x1 - x0:.0f}" height="{y1 - y0:.0f}" '
-        'fill="none" class="s-orange" stroke-width="3"/>'
-    )
-    draw.text(15, 215, "y0 x0 y1 x1, each in 1023rds of the picture:", "", "start")
-    draw.text(15, 240, "a box is four words, said like any others", "soft", "start")
+    draw.picture(left, top, edge, scene(128))
+    for side, place in zip(
+        ("x0", "y0", "x1", "y1"),
+        (e / s * edge for e, s in zip(found.box, (*whole.size, *whole.size), strict=True)),
+        strict=True,
+    ):
+        if side[0] == "x":
+            line = f"M{left + place:.0f} {top - 6}v{edge + 6:.0f}"
+            draw.text(left + place, top - 10, side, "mono small")
+        else:
+            line = f"M{left - 6} {top + place:.0f}h{edge + 6:.0f}"
+            draw.text(left - 10, top + place + 4, side, "mono small", "end")
+        draw.parts.append(f'<path class="s-orange" stroke-width="2.5" d="{line}"/>')
+    for i, words in enumerate(("a box is four", "tokens, y0 x0 y1", "x1, each in", "1023rds of the", "picture")):
+        draw.text(8, 290 + 18 * i, words, "soft", "start")
     draw.save(name)
 
 
 def rope(name: str) -> None:
-    draw = Drawing(330)
+    draw = Drawing(0, 400)
     positions = torch.arange(0, 6)[None]
-    cos, sin = rotary_cos_sin(positions, 8, 10000.0**0.55, torch.float32)
-    pair = apply_rotary(torch.tensor([1.0] * 4 + [0.0] * 4).expand(1, 1, 6, 8), cos, sin)[0, 0]
+    cos, sin = rotary_cos_sin(positions, 16, 10000.0, torch.float32)
+    pair = apply_rotary(torch.tensor([1.0] * 8 + [0.0] * 8).expand(1, 1, 6, 16), cos, sin)[0, 0]
+    draw.text(200, 18, "three pairs of channels at positions 0 … 5", "soft")
     for i in range(3):
-        x, y, radius = 75 + 125 * i, 90, 48
+        x, y, radius = 70 + 130 * i, 92, 46
         draw.parts.append(f'<circle class="line" cx="{x}" cy="{y}" r="{radius}"/>')
         for p in range(6):
-            a, b = pair[p, i].item(), pair[p, i + 4].item()
+            a, b = pair[p, i].item(), pair[p, i + 8].item()
             draw.parts.append(
                 f'<path class="s-blue" stroke-opacity="{1 - 0.14 * p:.2f}" stroke-width="2.5" '
                 f'd="M{x} {y}L{x + radius * a:.1f} {y - radius * b:.1f}"/>'
             )
             if i < 2 or p in (0, 5):  # the slowest stand too close for a number each
-                draw.text(x + 1.22 * radius * a, y + 4 - 1.22 * radius * b, str(p), "small soft")
-        draw.text(x, 172, ("fast pair", "slower", "slower still")[i], "soft")
-    draw.text(200, 20, "one pair of channels at positions 0 … 5", "soft")
-    draw.text(545, 20, "q·k by distance, equal q and k", "soft")
-    far = torch.arange(0, 61)[None]
-    ones = torch.ones(1, 1, 61, 256)
-    turned = apply_rotary(ones, *rotary_cos_sin(far, 256, 10000.0, torch.float32))[0, 0]
-    scores = (turned @ turned[0] / 256).tolist()
-    draw.plot(425, 34, 240, 130, (0, 60, 0, 1), (list(range(61)), scores, "s-blue"))
-    draw.text(545, 182, "0 … 60 tokens apart, head_dim 256", "small soft")
+                draw.text(x + 1.24 * radius * a, y + 4 - 1.24 * radius * b, str(p), "small soft")
+        draw.text(x, 172, ("1 radian a token", "0.32", "0.1")[i], "soft small")
     m = mini()
     with paliglass.trace(m) as t:
         m.caption(SCENE)
-    key = t.rows[0].key(0)[0]
-    draw.text(
-        15,
-        212,
-        "mini's keys after RoPE: a column is a token, a row a channel; the upper ones turn fastest",
-        "soft",
-        "start",
-    )
-    draw.heat(
-        15,
-        222,
-        key[:, :24].T.contiguous(),
-        650 / len(key) if len(key) > 70 else 9,
-        most=float(key[:, :24].abs().quantile(0.97)),
-    )
-    draw.height = 222 + 24 * (650 / len(key)) + 8
+    row = t.rows[0]
+    draw.text(200, 202, "mean score of two patches by their distance in tokens", "soft")
+    apart = list(range(33))
+    curves = []
+    for layer, kind in ((1, "s-blue"), (2, "s-orange")):
+        query, key = row.query(layer)[:, row.is_picture], row.key(layer)[:, row.is_picture]
+        scores = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).mean(0)
+        curves.append((apart, [scores.diagonal(-d).mean().item() for d in apart], kind))
+    values = [score for _, scores, _ in curves for score in scores]
+    place = draw.plot(36, 212, 350, 130, (0, 32, min(values), max(values)), *curves)
+    for d in (0, 8, 16, 24, 32):
+        x, y = place(d, min(values))
+        draw.text(x, y + 15, str(d), "small soft")
+        draw.parts.append(f'<path class="line" stroke-dasharray="2 4" d="M{x:.1f} 212V{y:.1f}"/>')
+    for score in (0, 5):
+        draw.text(30, place(0, score)[1] + 4, str(score), "small soft", "end")
+    for i, (words, kind) in enumerate((("layer 1", "blue"), ("layer 2", "orange"))):
+        draw.rect(36 + 70 * i, 368, 11, 11, kind)
+        draw.text(52 + 70 * i, 378, words, "small", "start")
+    draw.text(180, 378, "of mini's decoder; a row of patches is 8", "small soft", "start")
+    key = row.key(0)[0][:, :24]
+    most = float(key.abs().quantile(0.97))
+    wide = 380 / len(key)
+    draw.text(200, 406, "mini's keys after RoPE: a column is a token, a row a", "soft")
+    draw.text(200, 423, "channel; the upper ones turn fastest", "soft")
+    draw.heat(10, 432, key.T.contiguous(), wide, most=most)
+    draw.height = 432 + 24 * wide + 44
+    draw.legend(140, draw.height - 34, f"+{most:.0f}", f"−{most:.0f}")
     draw.save(name)
 
 
@@ -673,26 +736,19 @@ def cache(name: str) -> None:
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     passes = t.rows[0].passes
-    draw = Drawing(230)
-    for i, (title, kept) in enumerate((("without a cache", False), ("with one", True))):
-        left, each = 20 + 340 * i, 300 / len(passes)
-        draw.text(left + 150, 20, title, "strong")
-        total = 0
-        for step in range(len(passes)):
-            seen = sum(passes[: step + 1])
-            new = passes[step] if kept else seen
-            total += new
-            x, tall = left + each * step, 140 * seen / sum(passes)
-            draw.rect(x, 180 - tall, each - 3, tall, "faint")
-            done = max(140 * new / sum(passes), 2.5)
-            draw.rect(x, 180 - done, each - 3, done, "blue" if not step else "orange")
-        draw.text(left + 150, 202, f"{total} tokens computed", "soft")
-    draw.text(
-        340,
-        224,
-        "mini's caption of the test picture: the prompt, then one bar for each word",
-        "small soft",
-    )
+    draw = Drawing(432, 400)
+    steps = range(1, len(passes) + 1)
+    without = [sum(sum(passes[:i]) for i in range(1, step + 1)) for step in steps]
+    kept = [sum(passes[:step]) for step in steps]
+    each, most = 380 / len(passes), without[-1]
+    for top, title, totals in ((26, "without a cache", without), (228, "with one", kept)):
+        draw.text(200, top - 8, title, "strong")
+        for i, total in enumerate(totals):
+            x, tall = 10 + each * i, 150 * total / most
+            draw.rect(x, top + 166 - tall, each - 3, tall, "blue" if not i else "orange")
+            draw.text(x + each / 2 - 1.5, top + 161 - tall, str(total), "small soft")
+    draw.text(200, 408, "tokens computed up to each word of mini's caption;", "soft")
+    draw.text(200, 426, "blue: the prompt and the first word", "soft")
     draw.save(name)
 
 
@@ -702,28 +758,31 @@ def _spelled(token: str, blank: str = "▁") -> str:
 
 
 def sampling(name: str) -> None:
+    """Of all steps of an answer the one at which mini was least sure."""
     m = mini()
     with paliglass.trace(m) as t:
-        m.caption(SCENE)
-    logits = t.rows[0].logits(t.rows[0].answer)[0]
-    best = logits.topk(7)
+        m.generate(SCENE, "detect tractor")
+    every = t.rows[0].logits(t.rows[0].answer)
+    step = int(every.softmax(-1).max(-1).values.argmin())
+    logits = every[step]
+    best = logits.topk(6)
     words = [_spelled(m.processor.tokenizer.id_to_token(i)) for i in best.indices.tolist()]
-    draw = Drawing(250)
+    draw = Drawing(588, 400)
     for i, temperature in enumerate((0.5, 1.0, 2.0)):
-        left = 20 + 225 * i
-        draw.text(left + 95, 20, f"temperature {temperature:g}", "strong")
-        shares = (logits / temperature).softmax(-1)[best.indices].tolist()
+        top = 18 + 178 * i
+        draw.text(230, top, f"temperature {temperature:g}", "strong")
+        probabilities = (logits / temperature).softmax(-1)
+        shares = probabilities[best.indices].tolist()
         reached = 0.0
         for j, (word, share) in enumerate(zip(words, shares, strict=True)):
-            y = 36 + 26 * j
-            draw.text(left + 56, y + 15, word, "small", "end")
-            draw.rect(left + 62, y, 100, 20, "faint")
-            draw.rect(left + 62, y, max(100 * share, 0.6), 20, "blue" if reached < 0.9 else "grey")
-            draw.text(left + 196, y + 15, f"{share:.2f}", "small soft", "end")
+            y = top + 10 + 24 * j
+            draw.text(90, y + 15, word, "small mono", "end")
+            draw.rect(98, y, 240, 19, "faint")
+            draw.rect(98, y, max(240 * share, 0.6), 19, "blue" if reached < 0.9 else "grey")
+            draw.text(384, y + 15, f"{share:.2f}", "small soft", "end")
             reached += share
-    draw.text(
-        340, 240, "mini's first word about the test picture; blue is what top-p 0.9 keeps", "soft"
-    )
+    draw.text(200, 554, f"mini, asked to `detect tractor`: its token {step + 1}, the least sure", "soft")
+    draw.text(200, 574, "of its answer; blue is what top-p 0.9 keeps", "soft")
     draw.save(name)
 
 
@@ -770,7 +829,7 @@ def decoder(name: str) -> None:
             kind = "blue" if best.id == final[i] else "orange"
             draw.rect(x, y, each - 4, 30, kind, 0.55 * best.probability)
             draw.text(x + each / 2 - 2, y + 20, _spelled(spell(best.id), "") or "▁", "small")
-    draw.text(340, 20, "blue: the word that is said in the end; the fuller, the surer", "soft")
+    draw.text(340, 20, "blue: the word that is said in the end; the stronger, the likelier", "soft")
     draw.save(name)
 
 
@@ -785,26 +844,20 @@ def fine_tuning(name: str) -> None:
     lora = lesson["model"].language_model.model.layers[1].self_attn.q_proj
     weight = lora.linear.weight.detach()
     left, right = lora.B.detach()[:48], lora.A.detach()[:, :48]
-    draw = Drawing(226)
-    for x, values, title in (
-        (15, left, "B"),
-        (60, right, "A"),
-        (264, left @ right, "the change"),
-        (502, weight[:48, :48], "W, frozen"),
+    draw = Drawing(262, 400)
+    for x, y, values in (
+        (22, 66, left),
+        (48, 36, right),
+        (48, 66, left @ right),
+        (238, 66, weight[:48, :48]),
     ):
-        wide = 3.4
-        draw.text(x + values.shape[1] * wide / 2, 20, title, "strong")
-        draw.heat(x, 34, values, wide, most=float(values.abs().quantile(0.98)))
-    for x, sign in ((44, "·"), (243, "=")):
-        draw.text(x, 120, sign, "strong")
-    draw.text(464, 104, "added to", "soft small")
-    draw.arrow(440, 116, 488, 116)
-    draw.text(
-        340,
-        218,
-        "48 × 48 weights of a query projection of mini; each part on a scale of its own",
-        "soft",
-    )
+        draw.heat(x, y, values, 3.2, most=float(values.abs().quantile(0.98)))
+    draw.text(28, 58, "B", "strong")
+    draw.text(125, 28, "A", "strong")
+    draw.text(125, 238, "B · A, the change", "strong")
+    draw.text(315, 238, "W, frozen", "strong")
+    draw.text(220, 148, "+", "strong")
+    draw.text(200, 256, "48 × 48 weights of mini; each part on its own scale", "soft small")
     draw.save(name)
 
 
@@ -813,25 +866,23 @@ def int8(name: str) -> None:
     row = weight[7][:56]
     scale = weight[7].abs().max() / 127
     rounded = (row / scale).round() * scale
-    draw = Drawing(270)
-    most = row.abs().max().item()
+    draw = Drawing(330, 400)
+    most, half = row.abs().max().item(), scale.item() / 2
     for title, values, y, full in (
-        (
-            "56 weights of a row (blue and orange), in steps of 1/127 of the largest",
-            rounded,
-            34,
-            most,
-        ),
-        ("what is lost by rounding, on the same scale", rounded - row, 150, most),
+        ("56 weights of a row, in steps of 1/127 of its largest", rounded, 40, most),
+        (f"what rounding loses, {most / half:.0f} × magnified", rounded - row, 184, half),
     ):
-        draw.text(15, y - 14, title, "soft", "start")
-        draw.parts.append(f'<path class="line" d="M15 {y + 46}H665"/>')
+        draw.text(8, y - 18, title, "soft", "start")
+        draw.parts.append(f'<path class="line" d="M8 {y + 52}H392"/>')
         for i, value in enumerate(values.tolist()):
-            tall = 46 * abs(value) / full
-            top = y + 46 - tall if value > 0 else y + 46
-            draw.rect(15 + 11.6 * i, top, 9.6, max(tall, 0.4), "blue" if value > 0 else "orange")
+            tall = 52 * abs(value) / full
+            top = y + 52 - tall if value > 0 else y + 52
+            draw.rect(8 + 6.85 * i, top, 5.6, max(tall, 0.4), "blue" if value > 0 else "orange")
+    for y in (184, 288):
+        draw.parts.append(f'<path class="line" stroke-dasharray="3 4" d="M8 {y}H392"/>')
+    draw.text(392, 180, "half a step", "small soft", "end")
     error = ((rounded - row).norm() / row.norm()).item()
-    draw.text(340, 262, f"error of the row: {100 * error:.1f} % of its length", "soft")
+    draw.text(200, 318, f"error of the row: {100 * error:.1f} % of its length", "soft")
     draw.save(name)
 
 
@@ -843,32 +894,29 @@ def detection(name: str) -> None:
     first = m.processor.token_id("<loc0000>")
     shares = row.logits(row.answer)[:4].softmax(-1)[:, first : first + 1024]
     looks = row.picture_attention(positions=row.answer)[:4, 0]
+    most = looks.max().item()
     [found] = parse_boxes(answer)
-    box, edge = found.box, 150
-    draw = Drawing(284)
+    box, edge = found.box, 180
+    draw = Drawing(640, 400)
     for i, (side, share) in enumerate(
         (("y0", box.y0), ("x0", box.x0), ("y1", box.y1), ("x1", box.x1))
     ):
-        left = 12 + 167 * i
-        draw.text(left + edge / 2, 18, f"{side}: <loc{round(share * 1023):04}>", "mono")
-        over_picture(draw, left, 28, edge, looks[i])
+        left, top = 12 + 196 * (i % 2), 28.0 + 286 * (i // 2)
+        draw.text(left + edge / 2, top - 10, f"{side}: <loc{round(share * 1023):04}>", "mono")
+        over_picture(draw, left, top, edge, looks[i], most)
         place = share * edge
-        line = f"M{left} {28 + place}h{edge}" if side[0] == "y" else f"M{left + place} 28v{edge}"
-        draw.parts.append(f'<path class="s-orange" stroke-width="2.5" d="{line}"/>')
-        draw.parts.append(f'<path class="line" d="M{left} 244h{edge}"/>')
+        line = f"M{left} {top + place}h{edge}" if side[0] == "y" else f"M{left + place} {top}v{edge}"
+        draw.parts.append(f'<path class="s-blue" stroke-width="2.5" d="{line}"/>')
+        floor = top + edge + 64
+        draw.parts.append(f'<path class="line" d="M{left} {floor}h{edge}"/>')
         bins = shares[i].reshape(64, 16).sum(-1)
         for j, part in enumerate(bins.tolist()):
             if part > 0.002:
-                tall = 52 * part / bins.max().item()
-                draw.rect(left + edge / 64 * j, 244 - tall, 2.3, tall, "blue")
-        draw.text(left, 258, "0", "small soft", "start")
-        draw.text(left + edge, 258, "1023", "small soft", "end")
-    draw.text(
-        340,
-        278,
-        "above: where mini looks as it says each edge; below: how sure it is of the place",
-        "soft",
-    )
+                draw.rect(left + edge / 64 * j, floor - 52 * part, 2.8, 52 * part, "blue")
+        draw.text(left, floor + 14, "0", "small soft", "start")
+        draw.text(left + edge, floor + 14, "1023", "small soft", "end")
+    map_scale(draw, 596, f"{100 * most:.0f} %", "of its attention (mean of heads and layers)")
+    draw.text(144, 625, "bars: probability of the place, full height 1", "small soft", "start")
     draw.save(name)
 
 
