@@ -41,7 +41,7 @@ bench: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/lessons/figures.py
 	$(BIN)/python docs/architecture.py
-	$(BIN)/cog -r -I docs README.md
+	$(BIN)/cog -r -I docs README.md docs/commands.md
 	$(BIN)/cog -r -I docs/lessons -p "from sources import show" docs/lessons/*.md
 
 # Trains the shipped models from nothing (about five and a half hours on two cores; the artwork comes

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from paliglass.model import PaliGemma, load
     from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
     from paliglass.processing_paligemma import PaliGemmaProcessor
+    from paliglass.tasks.answering import parse_answer
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "load",
     "load_big_vision",
     "load_hf_model",
+    "parse_answer",
     "trace",
 ]
 
@@ -55,6 +57,7 @@ _NEEDS_TORCH = {
     "load": "paliglass.model",
     "load_big_vision": "paliglass.checkpoints",
     "load_hf_model": "paliglass.checkpoints",
+    "parse_answer": "paliglass.tasks.answering",
     "trace": "paliglass.inspect.tracing",
 }
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 
+from paliglass.checkpoints.assembly import skeleton
 from paliglass.checkpoints.big_vision import load_big_vision
 from paliglass.checkpoints.folder import load_model, load_tokenizer
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.fast import accelerate
-from paliglass.generation import Completion, Request, complete, run
+from paliglass.generation import Completion, FinishReason, Request, complete, run
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, PreparedPicture, picture_rows
@@ -214,7 +216,8 @@ class PaliGemma:
                 no, "number" for digits. The score is then the probability of the answer among
                 those, and no calibration is applied to it.
 
-        Raises PromptError for no or an empty choice, or one longer than max_new_tokens.
+        Raises PromptError for an empty question, for no or an empty choice, or one longer than
+        max_new_tokens.
         """
         if isinstance(question, str):
             return self._answer(self.ask_task(question, language, choices), image, options)
@@ -325,8 +328,8 @@ class PaliGemma:
         the task is named.
 
         Args:
-            stream: for one picture and one prompt, an iterator over the answer's pieces as they
-                come.
+            stream: for one picture and one prompt, a generator of the answer's pieces as they come,
+                which returns the finish_reason.
             task: what the prompts ask for: "caption", "answer" or "ocr".
 
         Raises PictureError, PromptError, ValueError.
@@ -341,12 +344,30 @@ class PaliGemma:
             return self._answer(self.text_task(prompts, task), images, options)
         return self._answer_pairs([self.text_task(p, task) for p in prompts], images, options)
 
+    def __repr__(self) -> str:
+        config, network = self.model.config, self.model
+        text = config.text_config
+        # Counted by its shapes: quantized matrices are no parameters.
+        numbers = sum(parameter.numel() for parameter in skeleton(config).parameters())
+        side = config.vision_config.image_size
+        masks = ", segment" if self.mask_codec is not None else ""
+        return (
+            f"PaliGemma{' 2' if text.has_post_norms else ''}: {_short(numbers)} parameters, "
+            f"computes in {str(network.dtype).removeprefix('torch.')} on {network.device}\n"
+            f"  sees {side} × {side} pixels as {config.num_image_tokens} tokens; "
+            f"{text.num_hidden_layers} layers of width {text.hidden_size}; "
+            f"{config.real_vocab_size:,} words\n"
+            f"  caption, ask, read, detect{masks}, generate"
+        )
+
     def caption_task(self, language: str = "en", style: CaptionStyle = "caption") -> TextTask:
         return self.text_task(caption_prompt(language, style), "caption")
 
     def ask_task(
         self, question: str, language: str = "en", choices: Choices = None
     ) -> TextTask | WordTask:
+        if not question.strip():
+            raise PromptError("the question is empty")
         prompt = answer_prompt(question, language)
         if choices is None:
             return self.text_task(prompt, "answer")
@@ -436,15 +457,32 @@ class PaliGemma:
         return [result for result, _ in self.answer(jobs, how)]
 
     def _prepared(self, images: Pictures) -> list[list[PreparedPicture]]:
-        return [[self.processor.prepare(p) for p in row] for row in picture_rows(images)]
+        return [[self._prepare(picture) for picture in row] for row in picture_rows(images)]
 
-    def _pieces(self, request: Request) -> Iterator[str]:
+    def _prepare(self, picture: Picture) -> PreparedPicture:
+        """Prepared, and with the picture itself (most often a path) for results to draw on."""
+        if isinstance(picture, PreparedPicture):
+            return picture
+        return replace(self.processor.prepare(picture), source=picture)
+
+    def _pieces(self, request: Request) -> Generator[str, None, FinishReason]:
         text = TextStream(self.processor)
+        reason: FinishReason | None = None
         for event in run(self.model, self.processor, [request], 1):
-            if piece := text.add(event.token):
+            reason = event.finish_reason
+            if reason != "stop" and (piece := text.add(event.token)):
                 yield piece
         if rest := text.end():
             yield rest
+        return reason or "stop"
+
+
+def _short(number: int) -> str:
+    """2923466480 → "2.92 B"."""
+    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return str(number)
 
 
 def _is_list(images: object) -> bool:

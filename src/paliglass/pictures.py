@@ -60,10 +60,13 @@ class PreparedPicture:
     """A picture as the model takes it; see `PaliGemmaProcessor.prepare`.
 
     pixels: 3 × S × S. size: width and height of the upright picture, to which coordinates refer.
+    source: what the picture was made of, for results to be drawn on, where somebody holds that
+    anyway.
     """
 
     pixels: Tensor
     size: tuple[int, int]
+    source: Any = None
 
     @cached_property
     def digest(self) -> bytes:

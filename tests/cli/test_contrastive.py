@@ -61,7 +61,8 @@ def test_search_gives_the_best_first_and_keeps_its_index(cli: Cli, photos: Path)
     assert scores == sorted(scores, reverse=True)
     index = photos / ".paliglass" / "index.safetensors"
     before = index.stat()
-    assert cli("search", photos, "a dog", "--json") == first
+    assert first.err.startswith(f"note: the index is kept in {index}; ")
+    assert cli("search", photos, "a dog", "--json") == (0, first.out, "")
     assert index.stat().st_mtime_ns == before.st_mtime_ns
     assert cli("search", photos, "a dog", "--top", "1").out == (
         f"{scores[0]:.3f}\t{records[0]['file']}\n"

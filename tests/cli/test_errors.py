@@ -79,7 +79,7 @@ def test_an_absent_device_is_one_line(cli):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PaliglassError("two\nlines"), "error: two lines\n"),
+        (PaliglassError("two\nlines"), "error: two\\nlines\n"),
         (MemoryError(), "error: the memory is full; a smaller --batch-size,"),
         (torch.OutOfMemoryError("CUDA out of memory."), "error: the memory is full;"),
         (RuntimeError("[enforce fail] can't allocate memory: …"), "error: the memory is full;"),
@@ -93,7 +93,7 @@ def test_whatever_happens_is_one_line(cli, monkeypatch, error, said):
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(PaliGemma, "generate", fails)
+    monkeypatch.setattr(PaliGemma, "answer", fails)
     picture("a.png")
     result = cli("caption", "a.png")
     assert result.code == (130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -105,7 +105,7 @@ def test_debug_shows_where_it_happened(monkeypatch):
     def fails(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(PaliGemma, "generate", fails)
+    monkeypatch.setattr(PaliGemma, "answer", fails)
     picture("a.png")
     with pytest.raises(ZeroDivisionError):
         main(["caption", "a.png", "--debug"])

@@ -29,7 +29,6 @@ class Fake:
     def __init__(self, segments: bool = False) -> None:
         self.asked: list[dict] = []
         self.processor = tiny_processor()
-        self.generated_tokens = 0
         self.items = [
             Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875),
             Detection("a cat", Box(0, 0, 5, 5), 0.25),
@@ -37,19 +36,27 @@ class Fake:
         if segments:
             self.items = [Segment(i.label, i.box, MASK, i.score) for i in self.items]
 
-    def find(self, images, labels, **options):
-        self.asked.append({"labels": labels, **options})
-        blue = [image.pixels[:, 0, 0].tolist() == [-1, -1, 1] for image in images]
-        return [Found([] if b else self.items, *i.size) for b, i in zip(blue, images, strict=True)]
+    def find_task(self, labels, free, min_score):
+        self.asked.append({"labels": labels, "free": free})
 
-    detect = segment = find
+        def result(image):
+            is_blue = image.pixels[:, 0, 0].tolist() == [-1, -1, 1]
+            return Found([] if is_blue else self.items, *image.size).above(min_score)
 
-    def ask(self, images, question, language, *, choices, **options):
+        return result
+
+    detect_task = segment_task = find_task
+
+    def ask_task(self, question, language, choices):
         self.asked.append({"question": question, "language": language, "choices": choices})
-        return [Answer(choices[0], 0.75) for _ in images]
+        return lambda image: Answer(choices[0], 0.75)
 
-    def generate(self, images, prompt, **options):
-        return [Answer("two dogs", 0.5) for _ in images]
+    def text_task(self, prompt, calibrated):
+        return lambda image: Answer("two dogs", 0.5)
+
+    def answer(self, jobs, options):
+        for _, task, [image] in jobs:
+            yield task(image), 3
 
 
 @pytest.fixture
@@ -143,7 +150,7 @@ def test_min_score_leaves_out_the_less_sure(cli, model, pictures):
 def test_free_reaches_the_model(cli, model, pictures):
     cli("detect", "a.png", "dog", "--free")
     cli("detect", "a.png", "dog")
-    assert ["free" in asked for asked in model.asked] == [True, False]
+    assert [asked["free"] for asked in model.asked] == [True, False]
 
 
 def test_ask_among_choices(cli, model, pictures):

@@ -173,14 +173,14 @@ class TestVerify:
 
 
 def test_info_plans_the_memory_of_training(cli: Callable[..., Result]) -> None:
-    result = cli("info", "paligemma2-28b-896", "--train", "--json")
+    result = cli("info", "paligemma2-28b-896", "--training", "--json")
     plans = json.loads(result.out)["training_bytes"]
     whole = plans["all"]
     assert set(whole) == {"1", "2", "4", "8"}
     assert whole["1"]["total"] > 400e9  # float32 weights, gradients and two moments of 28 billion
     assert whole["8"]["total"] < 80e9
     assert plans["LoRA, rank 16"]["1"]["total"] < 80e9
-    table = cli("info", "paligemma-3b-224", "--train", "--rows", "2")
+    table = cli("info", "paligemma-3b-224", "--training", "--rows", "2")
     assert "2 rows a GPU" in table.out
     assert "training_bytes" not in cli("info", "paligemma-3b-224", "--json").out
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.cli.helpers import picture, results
+from tests.cli.helpers import finds, picture, results
 
 from paliglass import Box, Detection
 from paliglass.cli.pictures import open_picture
 from paliglass.model import PaliGemma
+from paliglass.tasks.answering import TextTask
+from paliglass.tasks.results import Answer
 
 
 @pytest.fixture
@@ -29,8 +31,20 @@ def opened(monkeypatch):
         names.append(name)
         return open_picture(name)
 
-    monkeypatch.setattr("paliglass.cli.tasks.open_picture", spy)
+    monkeypatch.setattr("paliglass.cli.runner.open_picture", spy)
     return names
+
+
+def fails_at_third(answer):
+    """`PaliGemma.answer` that is interrupted when two results are out."""
+
+    def fails(self, jobs, options):
+        for number, result in enumerate(answer(self, jobs, options)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield result
+
+    return fails
 
 
 def files(records):
@@ -82,7 +96,7 @@ def test_resume_with_nothing_left_loads_no_model(cli, pictures, monkeypatch):
     monkeypatch.setattr("paliglass.model.load", None)
     result = cli("caption", "d", "--out", "o", "--resume")
     assert (result.code, result.out) == (0, "")
-    assert result.err == "all 5 pictures are in o/results.jsonl already\n"
+    assert result.err == "note: all 5 pictures are in o/results.jsonl already\n"
 
 
 def test_resume_of_another_job_is_refused(cli, pictures):
@@ -105,18 +119,11 @@ def test_a_damaged_line_is_named(cli, pictures):
 
 
 def test_an_error_in_the_middle_keeps_what_was_done(cli, pictures, monkeypatch):
-    answer = PaliGemma.generate
-    calls = []
-
-    def fails_at_third(self, images, prompts, **options):
-        calls.append(images)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return answer(self, images, prompts, **options)
-
-    monkeypatch.setattr(PaliGemma, "generate", fails_at_third)
+    answer = PaliGemma.answer
+    monkeypatch.setattr(PaliGemma, "answer", fails_at_third(answer))
     result = cli("caption", "d", "--out", "o", "--batch-size", "1")
     assert result.code == 130
+    monkeypatch.setattr(PaliGemma, "answer", answer)
     hint = "2 of 5 pictures done, results are in o; --resume goes on"
     assert result.err == f"error: interrupted; {hint}\n"
     assert files(results("o")) == pictures[:2]
@@ -125,10 +132,7 @@ def test_an_error_in_the_middle_keeps_what_was_done(cli, pictures, monkeypatch):
 
 
 def test_drawings_are_named_after_pictures_and_none_is_overwritten(cli, monkeypatch):
-    def detect(self, images, labels, **options):
-        return [[Detection("x", Box(2, 2, 20, 20), 0.5)] for _ in images]
-
-    monkeypatch.setattr(PaliGemma, "detect", detect)
+    finds(monkeypatch, Detection("x", Box(2, 2, 20, 20), 0.5))
     picture("a/one.png", "red", (64, 48))
     picture("b/one.png", "blue", (32, 24))
     picture("b/two.jpg", "lime", (32, 24))
@@ -159,7 +163,7 @@ def test_names_that_are_no_text_resume(cli, opened):
 
 def test_answers_keep_their_letters(cli, pictures, monkeypatch):
     answer = 'ein Hündchen\n\t"犬" \\n'
-    monkeypatch.setattr(PaliGemma, "generate", lambda self, images, prompts, **_: [answer])
+    monkeypatch.setattr(TextTask, "result", lambda *_: Answer(answer, 0.5))
     cli("read", pictures[0], "--out", "o")
     text = Path("o/results.jsonl").read_text(encoding="utf-8")
     assert json.loads(text)["answer"] == answer
@@ -256,10 +260,7 @@ class TestExports:
 
     @pytest.fixture(autouse=True)
     def finds(self, monkeypatch):
-        def detect(self, images, labels, **options):
-            return [[Detection("x", Box(2, 2, 20, 20), 0.5)] for _ in images]
-
-        monkeypatch.setattr(PaliGemma, "detect", detect)
+        finds(monkeypatch, Detection("x", Box(2, 2, 20, 20), 0.5))
 
     def test_coco_of_two_runs_is_that_of_one(self, cli, pictures):
         assert cli("detect", "d", "x", "--out", "one", "--format", "coco").code == 0
@@ -277,16 +278,7 @@ class TestExports:
         assert Path("o/labels/0.txt").read_text() == "0 0.550000 0.366667 0.900000 0.600000\n"
 
     def test_what_was_done_before_an_interrupt_is_there(self, cli, pictures, monkeypatch):
-        detect = PaliGemma.detect
-        calls = []
-
-        def fails_at_third(self, images, labels, **options):
-            calls.append(images)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return detect(self, images, labels, **options)
-
-        monkeypatch.setattr(PaliGemma, "detect", fails_at_third)
+        monkeypatch.setattr(PaliGemma, "answer", fails_at_third(PaliGemma.answer))
         run = ("detect", "d", "x", "--out", "o", "--format", "csv", "--batch-size", "1")
         assert cli(*run).code == 130
         assert Path("o/results.csv").read_text().count("\n") == 3
@@ -312,15 +304,15 @@ class TestExports:
         assert Path("d", taken).read_text() == "mine"
 
     def test_a_run_killed_before_its_first_picture_can_go_on(self, cli, pictures, monkeypatch):
-        detect = PaliGemma.detect
+        answer = PaliGemma.answer
 
         def fails(*_, **__):
             raise KeyboardInterrupt
 
         for format in ("coco", "jsonl"):
             run = ("detect", "d", "x", "--out", format, "--format", format)
-            monkeypatch.setattr(PaliGemma, "detect", fails)
+            monkeypatch.setattr(PaliGemma, "answer", fails)
             assert cli(*run).code == 130
-            monkeypatch.setattr(PaliGemma, "detect", detect)
+            monkeypatch.setattr(PaliGemma, "answer", answer)
             assert cli(*run, "--resume").code == 0
             assert len(results(format)) == 5

@@ -32,7 +32,7 @@ def slow(monkeypatch):
         time.sleep(0.3 - 0.05 * int(Path(name).stem))
         return open_picture(name)
 
-    monkeypatch.setattr("paliglass.cli.tasks.open_picture", read)
+    monkeypatch.setattr("paliglass.cli.runner.open_picture", read)
     return threads
 
 
@@ -71,10 +71,12 @@ def test_a_broken_picture_is_named_in_its_turn(cli, pictures, slow):
 
 
 def test_an_interrupt_leaves_no_thread(cli, pictures, slow, monkeypatch):
-    def interrupted(*_, **__):
+    def interrupted(model, jobs, options):
+        for _ in zip(range(3), jobs, strict=False):
+            pass
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PaliGemma, "generate", interrupted)
+    monkeypatch.setattr(PaliGemma, "answer", interrupted)
     assert cli("caption", "d", "--batch-size", "2").code == 130
     assert len(slow) > 2
     assert not workers()
@@ -105,8 +107,8 @@ def test_prepared_pictures_are_answered_like_the_files(model_folder, pictures):
 def test_speed_is_told_at_a_terminal_where_there_are_several(cli, pictures):
     shown = cli("caption", "d", terminal=True).err
     assert re.search(r"6/6.*pictures/s, \d+ tokens/s", shown)
-    told = r"6 pictures in \d+\.\d s: (\d+\.\d) pictures/s, (\d+) tokens/s\n$"
-    speed = re.search(told, shown)
+    told = r"6 pictures in \d+\.\d s: (\d+\.\d) pictures/s, (\d+) tokens/s$"
+    speed = re.search(told, shown, re.MULTILINE)
     assert speed
     assert float(speed[1]) > 0
     assert "tokens/s" not in cli("caption", "d").err
@@ -115,10 +117,19 @@ def test_speed_is_told_at_a_terminal_where_there_are_several(cli, pictures):
 
 def test_tokens_are_counted_without_padding(model_folder, pictures):
     from paliglass import load
+    from paliglass.tasks.answering import GenerationOptions
 
     model = load(model_folder)
-    done = model.complete(pictures, ["a", "b c d", "e", "f g", "h", "i"], max_new_tokens=9)
-    assert model.generated_tokens == sum(len(answer.ids) + answer.ended for answer in done)
-    pieces = list(model.generate(pictures[0], "a", stream=True, max_new_tokens=5))
-    assert pieces
-    assert 0 < model.generated_tokens - sum(len(a.ids) + a.ended for a in done) <= 5
+    prepared = [model.processor.prepare(name) for name in pictures]
+    jobs = [
+        (number, model.text_task(prompt), [picture])
+        for number, (prompt, picture) in enumerate(
+            zip(("a", "b c d", "e", "f"), prepared[:4], strict=True)
+        )
+    ]
+    options = GenerationOptions(max_new_tokens=9)
+    requests = [task.requests(group, options, number)[0] for number, task, group in jobs]
+    done = list(model.complete(requests))
+    told = [tokens for _, tokens in model.answer(jobs, options)]
+    assert told == [len(some.ids) + (some.finish_reason == "stop") for some in done]
+    assert len(set(map(len, (r.prompt for r in requests)))) > 1  # else there would be no padding

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.cli import helpers
 from tests.cli.helpers import picture
 
 from paliglass import Box, Detection, load
-from paliglass.model import PaliGemma
+from paliglass.cli.messages import harmless
 
 FOUND = [
     Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875),
@@ -21,14 +22,7 @@ FOUND = [
 @pytest.fixture
 def finds(monkeypatch):
     """Makes detect find two things in every picture that is not blue."""
-    asked = []
-
-    def detect(self, images, labels, **options):
-        asked.append(labels)
-        return [[] if image.pixels[:, 0, 0].tolist() == [-1, -1, 1] else FOUND for image in images]
-
-    monkeypatch.setattr(PaliGemma, "detect", detect)
-    return asked
+    return helpers.finds(monkeypatch, *FOUND, in_blue=False)
 
 
 def test_every_task_prints_what_the_library_answers(cli, model_folder):
@@ -39,7 +33,7 @@ def test_every_task_prints_what_the_library_answers(cli, model_folder):
         ("caption", "a.png"): model.caption("a.png", **options),
         ("caption", "a.png", "--lang", "de"): model.caption("a.png", "de", **options),
         ("ask", "a.png", "what is it?"): model.ask("a.png", "what is it?", **options),
-        ("ask", "a.png", "-q", "what?", "--lang", "fr"): model.ask(
+        ("ask", "a.png", "--question", "what?", "--lang", "fr"): model.ask(
             "a.png", "what?", "fr", **options
         ),
         ("read", "a.png"): model.read("a.png", **options),
@@ -48,8 +42,9 @@ def test_every_task_prints_what_the_library_answers(cli, model_folder):
     }
     assert len(set(expected.values())) > 3  # else the comparison would say little
     for arguments, answer in expected.items():
-        assert cli(*arguments) == (0, answer + "\n", ""), arguments
-        assert cli(*arguments, terminal=True).out == answer + "\n", arguments
+        note = helpers.CUT.format("a.png") if answer.finish_reason == "length" else ""
+        assert cli(*arguments) == (0, answer + "\n", note), arguments
+        assert cli(*arguments, terminal=True).out == harmless(answer) + "\n", arguments
 
 
 def test_several_pictures_give_a_line_each(cli, model_folder):
@@ -82,7 +77,7 @@ def test_json_is_one_object_a_line(cli, model_folder):
             "answer": load(model_folder).ask(name, "why?", max_new_tokens=6),
         }
         assert {key: record[key] for key in expected} == expected
-        assert record.keys() - expected.keys() <= {"score"}
+        assert record.keys() - expected.keys() == {"score", "finish_reason"}
 
 
 def test_detect_prints_columns_a_table_or_json(cli, finds):
@@ -165,7 +160,7 @@ class TestPictures:
     def test_standard_input(self, cli):
         path = picture("a.png")
         piped = cli("caption", "-", stdin=path.read_bytes())
-        assert piped == cli("caption", "a.png")
+        assert piped[:2] == cli("caption", "a.png")[:2]
         broken = cli("caption", "-", stdin=b"no picture")
         assert broken.code == 1
         assert "standard input: is not a picture" in broken.err
@@ -191,7 +186,7 @@ class TestPictures:
         Path("short.png").write_bytes(Path("a.png").read_bytes()[:60])
         names = ["a.png", "empty.png", "text.png", "gone.png", "short.png", "z.png"]
         for batch_size in ("1", "3", "8"):
-            result = cli("caption", *names, "--json", "--batch-size", batch_size)
+            result = cli("caption", *names, "--json", "--batch-size", batch_size, "--quiet")
             assert result.code == 1
             assert self.names(result) == ["a.png", "z.png"]
             lines = result.err.splitlines()
@@ -212,7 +207,8 @@ class TestPictures:
         assert [record["file"] for record in cli("caption", *names, "--json").records()] == names
         assert "2/2" in shown.err
         assert "2/2" not in shown.out
-        assert cli("caption", *names).err == ""
+        assert cli("caption", *names, "--quiet", terminal=True).err == ""
+        assert "2/2" not in cli("caption", *names).err
 
 
 def test_the_score_of_a_text_is_the_one_that_python_gives(cli):

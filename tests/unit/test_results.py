@@ -24,7 +24,10 @@ class TestAnswer:
         assert answer == "two dogs"
         assert hash(answer) == hash("two dogs")
         assert {"two dogs": 1}[answer] == 1
-        assert answer.to_dict() == {"answer": "two dogs", "score": 0.8765}
+        told = {"answer": "two dogs", "score": 0.8765, "finish_reason": "stop"}
+        assert answer.to_dict() == told
+        cut = Answer("two dogs", 0.87654, "length")
+        assert cut.to_dict() == {**told, "finish_reason": "length"}
         assert json.dumps(answer) == '"two dogs"'
 
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])

@@ -182,6 +182,8 @@ def fill(
             )
         path, _, leaf = name.rpartition(".")
         own = buffers.get(name)
+        if own is not None and own.is_floating_point and tensor.is_floating_point():
+            own = own if tensor.dtype == own else None  # a norm's statistics, as its parameters
         if tensor.dtype != own if own else not tensor.is_floating_point() or tensor.itemsize < 2:
             raise CheckpointError(
                 f"{source}: {key} is {tensor.dtype}; of quantised checkpoints, only PaliGemmas "

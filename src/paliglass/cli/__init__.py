@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from paliglass.cli.app import app
+from paliglass.cli.help import Group
+from paliglass.cli.messages import complain, has_complained
 
 __all__ = ["app", "main"]
 
-# Each adds its commands, in the order in which help lists them.
 for _name in (
     *("tasks", "contrastive", "models", "trace", "lab", "learn", "serve"),
     *("train", "data", "evaluate", "export", "bench"),
 ):
     import_module(f"paliglass.cli.{_name}")
+for _group in app.registered_groups:
+    _group.cls = Group
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,4 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Always ends in SystemExit: 0 done, 1 failed, 2 bad usage, 130 interrupted.
     """
-    app(args=arguments, prog_name="paliglass")
+    _open_closed_streams()
+    try:
+        app(args=arguments, prog_name="paliglass")
+    except SystemExit as ending:
+        if ending.code == 130 and not has_complained():  # before the command began
+            complain("interrupted")
+        raise
+
+
+def _open_closed_streams() -> None:
+    """Who closed a stream (`>&-`) wants nothing of it; a file must not get its number either."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -1,26 +1,34 @@
-"""The application, and what every command has: `--debug`, and errors of one line."""
+"""The application, and what every command has: errors of one line, `--quiet`, `--verbose`."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from paliglass import __version__
-from paliglass.errors import PaliglassError, printable
+from paliglass.cli.help import GENERAL, Command, Group
+from paliglass.cli.messages import complain, set_level
+from paliglass.errors import PaliglassError
+
+__all__ = ["app", "clear_errors", "command", "complain", "explain", "fail"]
 
 app = typer.Typer(
+    cls=Group,
     help="PaliGemma in clear glass: run it, train it, and see through it.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # `help` lays it out
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -37,27 +45,48 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version.",
+            rich_help_panel=GENERAL,
         ),
     ] = False,
 ) -> None:
-    """PaliGemma in clear glass: run it, train it, and see through it."""
+    """PaliGemma in clear glass: run it, train it, and see through it.
+
+    `paliglass COMMAND --help` tells what a command takes. Exit codes: 0 done; 1 failed, or some
+    pictures could not be read; 2 bad usage; 130 interrupted.
+    """
 
 
-DEBUG = inspect.Parameter(
-    "debug",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=False,
-    annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
-)
+@dataclasses.dataclass(frozen=True)
+class MessageOptions:
+    """What is said on the way."""
+
+    panel = GENERAL
+
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also what is loaded, how, and how fast.")
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise typer.BadParameter("--quiet and --verbose: choose one")
+        set_level("quiet" if self.quiet else "verbose" if self.verbose else "normal")
 
 
 def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..., None]:
     """Makes a function a command of the application, or of the group `on`.
 
     A parameter whose type is a dataclass stands for all its fields, so that commands can share
-    options. A field's metadata are what `typer.Option` takes, for classes that must not know of
-    it. Errors become one line on stderr and an exit code; see `clear_errors`.
+    options; a class attribute `panel` is their title in the help. A field's metadata are what
+    `typer.Option` takes, for classes that must not know of it. Errors become one line on stderr
+    and an exit code; see `clear_errors`.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {
@@ -71,21 +100,24 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
             if group is None
             else _field_parameters(group)
         )
-    parameters.append(DEBUG)
+    parameters += _field_parameters(MessageOptions)
+
+    def take(group: Any, values: dict[str, Any]) -> Any:
+        return group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
 
     @functools.wraps(function)
-    def guarded(debug: bool, **values: Any) -> None:
-        with clear_errors(debug):
+    def guarded(**values: Any) -> None:
+        messages = take(MessageOptions, values)
+        with clear_errors(messages.debug):
             for name, group in groups.items():
-                fields = [field.name for field in dataclasses.fields(group)]
-                values[name] = group(**{field: values.pop(field) for field in fields})
+                values[name] = take(group, values)
             function(**values)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [parameter.replace(kind=keyword) for parameter in parameters]
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    on.command()(guarded)
+    on.command(cls=Command)(guarded)
     return function
 
 
@@ -101,20 +133,33 @@ def _field_parameters(group: Any) -> list[inspect.Parameter]:
             default = field.default_factory()
         elif default is dataclasses.MISSING:
             default = inspect.Parameter.empty
+        hint = _in_panel(hint, _panel_of(group, field.name))
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hint))
     return parameters
+
+
+def _panel_of(group: Any, field: str) -> str | None:
+    """The title of the class that the field was defined in."""
+    definer = next(c for c in group.__mro__ if field in inspect.get_annotations(c))
+    return getattr(definer, "panel", None)
+
+
+def _in_panel(hint: Any, panel: str | None) -> Any:
+    """Annotated[…, option] with the option under a title, if it has none of its own."""
+    options = (some for some in getattr(hint, "__metadata__", ()) if isinstance(some, OptionInfo))
+    option = next(options, None)
+    if panel is None or option is None or option.rich_help_panel:
+        return hint
+    option = copy.copy(option)
+    option.rich_help_panel = panel
+    return Annotated[hint.__origin__, option]
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Ends the command with one line on stderr."""
     complain(message)
     raise typer.Exit(code)
-
-
-def complain(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 @contextmanager
@@ -134,9 +179,9 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         fail("interrupted" + "".join(f"; {hint}" for hint in interrupt.args), 130)
     except BrokenPipeError:
-        # Nobody reads on. Python would complain again when it flushes at exit.
+        # Whoever read on, as `head`, has had enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
+        raise typer.Exit() from None
     except Exception as error:
         if debug:
             raise
@@ -148,6 +193,8 @@ def explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, PaliglassError):
         return text
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _missing(error.name.partition(".")[0])
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return (
             "the memory is full; a smaller --batch-size, --dtype bfloat16 or a smaller model "
@@ -156,3 +203,24 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
+
+
+def _missing(module: str) -> str:
+    """What to install for a module; which extra has it, the package's own metadata tell."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    name = {"yaml": "pyyaml", "PIL": "pillow"}.get(module, module)
+    try:
+        required = requires("paliglass") or []
+    except PackageNotFoundError:
+        required = []
+    extras = []
+    for line in required:
+        package = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        if package.replace("-", "_").lower() == name.lower().replace("-", "_"):
+            match = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+            extras.append(match[1] if match else "")
+    own = sorted(set(extras) - {"test", "dev"}, key=lambda extra: (extra != "train", extra))
+    if own:  # "" is every installation: this one is damaged
+        name = f"paliglass[{own[0]}]" if own[0] else "paliglass"
+    return f"this needs {module}, which is not installed: pip install '{name}'"

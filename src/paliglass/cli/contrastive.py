@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.options import Dtype
+from paliglass.cli.messages import complain, note, waiting
+from paliglass.cli.options import (
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    JsonLines,
+    Overwrite,
+    RecursiveOption,
+    refuse_existing_file,
+)
 from paliglass.cli.pictures import open_picture, picture_names
+from paliglass.cli.results import STDIN
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError, printable
 
@@ -36,12 +46,8 @@ Pictures = Annotated[
         help="Files, folders, or quoted patterns like 'photos/*.jpg'.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Look for pictures in folders of folders.")
-]
 Texts = Annotated[
-    list[str] | None, typer.Option("--text", "-t", help="A text; repeatable.", show_default=False)
+    list[str] | None, typer.Option("--text", "-t", help="A text.", show_default=False)
 ]
 
 
@@ -49,12 +55,17 @@ Texts = Annotated[
 class DualOptions:
     """Which dual encoder, and how it is run."""
 
+    panel = "Model"
+
     model: Annotated[
-        str, typer.Option("--model", "-m", envvar="PALIGLASS_DUAL_MODEL", help=MODEL_HELP)
+        str,
+        typer.Option(
+            "--model", "-m", metavar="NAME", envvar="PALIGLASS_DUAL_MODEL", help=MODEL_HELP
+        ),
     ] = "mini-dual"
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto"
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 32
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    batch_size: BatchSizeOption = 32
 
 
 class Dual:
@@ -64,14 +75,15 @@ class Dual:
         from paliglass.checkpoints.hub import locate
 
         folder = locate(options.model)  # before torch is imported, which takes seconds
-        from paliglass.contrastive.folders import load_contrastive
-        from paliglass.contrastive.index import fingerprint
-
         self.batch_size = options.batch_size
         self.model: ContrastiveModel
         self.processor: ContrastiveProcessor
-        self.model, self.processor = load_contrastive(folder, options.device, options.dtype)
-        self.fingerprint = fingerprint(folder)
+        with waiting(f"loading {options.model}"):
+            from paliglass.contrastive.folders import load_contrastive
+            from paliglass.contrastive.index import fingerprint
+
+            self.model, self.processor = load_contrastive(folder, options.device, options.dtype)
+            self.fingerprint = fingerprint(folder)
         self.failures = 0
         self.empty = 0
 
@@ -103,7 +115,7 @@ class Dual:
         """The pictures that arguments stand for; an empty folder is named on stderr."""
         names, complaints = picture_names(arguments, recursive)
         for complaint in complaints:
-            print(f"paliglass: {printable(complaint)}", file=sys.stderr)
+            complain(complaint)
         self.empty += len(complaints)
         return names
 
@@ -119,12 +131,26 @@ class Dual:
 def embed(
     pictures: Pictures,
     *,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The safetensors file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", dir_okay=False, metavar="FILE", help="The .safetensors file to write."
+        ),
+    ],
+    overwrite: Overwrite = False,
     text: Texts = None,
-    recursive: Recursive = False,
+    recursive: RecursiveOption = False,
     dual: DualOptions,
 ) -> None:
-    """Write pictures (and texts) as vectors of one space, where what belongs together is near."""
+    """Write pictures (and texts) as vectors of one space, where what belongs together is near.
+
+    The file has `images` (N × D) and `texts` (M × D), of unit length, and in its metadata whose
+    they are.
+    """
+    if out.suffix not in ("", ".safetensors"):
+        raise typer.BadParameter(f"--out {out}: embed writes .safetensors files, not {out.suffix}")
+    _refuse_stdin(pictures)
+    refuse_existing_file(out, overwrite)
     encoder = Dual(dual)
     from paliglass.contrastive.index import embed_words
 
@@ -140,6 +166,11 @@ def embed(
     encoder.finish(len(names))
 
 
+def _refuse_stdin(pictures: list[str]) -> None:
+    if STDIN in pictures:
+        raise typer.BadParameter("- : these pictures have names; give a file for standard input")
+
+
 @command
 def search(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
@@ -148,10 +179,12 @@ def search(
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 10,
     index: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Where the index is kept. [FOLDER/.paliglass]"),
+        typer.Option(
+            dir_okay=False, help="Where the index is kept.", show_default="FOLDER/.paliglass"
+        ),
     ] = None,
-    recursive: Recursive = False,
-    json: Json = False,
+    recursive: RecursiveOption = False,
+    json: JsonLines = False,
     dual: DualOptions,
 ) -> None:
     """Find the pictures that a text describes: paliglass search FOLDER "a red apple".
@@ -189,14 +222,17 @@ def search(
 
 def _keep(index: Index, path: Path) -> None:
     """Saves an index where that can be done; what was found is worth showing all the same."""
+    is_new = not path.exists()
     try:
         index.save(path)
     except OSError as error:
-        print(
-            f"paliglass: {printable(str(path))}: the index cannot be kept ({error.strerror}), and "
-            "will be made anew; --index FILE keeps it elsewhere",
-            file=sys.stderr,
+        note(
+            f"{path}: the index cannot be kept ({error.strerror}) and will be made anew; "
+            "--index FILE keeps it elsewhere"
         )
+    else:
+        if is_new:
+            note(f"the index is kept in {path}; --index FILE keeps it elsewhere")
 
 
 @command
@@ -206,20 +242,24 @@ def classify(
         typer.Argument(
             metavar="PICTURE|LABELS",
             show_default=False,
-            help="Files, folders, quoted patterns, or - for standard input; last the labels, "
-            "separated by ; .",
+            help="Files, folders, quoted patterns, or - for standard input. The last one is the "
+            "labels with ; between them, unless --label gives them.",
         ),
     ],
     *,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", help="What it may be.", show_default=False),
+    ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help='What stands around a label, as "a picture of a {}"; repeatable.',
+            help='What stands around a label, as "a picture of a {}".',
             show_default=False,
         ),
     ] = None,
-    recursive: Recursive = False,
-    json: Json = False,
+    recursive: RecursiveOption = False,
+    json: JsonLines = False,
     dual: DualOptions,
 ) -> None:
     """Say which label fits, of any: paliglass classify PICTURE "dog ; cat".
@@ -227,8 +267,13 @@ def classify(
     A model trained with CLIP's loss shares 1 out among the labels; one trained with SigLIP's gives
     each label its own probability.
     """
-    *pictures, last = arguments
-    labels = list(dict.fromkeys(part.strip() for part in last.split(";") if part.strip()))
+    pictures = arguments
+    if label is None:
+        *pictures, last = arguments
+        label = [last]
+    labels = list(
+        dict.fromkeys(part.strip() for some in label for part in some.split(";") if part.strip())
+    )
     if not pictures or not labels:
         raise typer.BadParameter('give pictures, then the labels: classify PICTURE "dog ; cat"')
     encoder = Dual(dual)
@@ -253,7 +298,8 @@ def classify(
                 screen.answer(json_text.dumps(record, ensure_ascii=False))
             else:
                 answer = ", ".join(f"{label} {value:.3f}" for label, value in found.items())
-                screen.answer(answer if len(names) == 1 else f"{name}\t{answer}")
+                shown = printable(name) if sys.stdout.isatty() else name
+                screen.answer(answer if len(names) == 1 else f"{shown}\t{answer}")
             screen.advance()
     encoder.finish(len(names))
 
@@ -263,9 +309,12 @@ def similarity(
     pictures: Pictures,
     *,
     text: Texts = None,
-    out: Annotated[Path | None, typer.Option(dir_okay=False, help="A PNG to draw it to.")] = None,
-    recursive: Recursive = False,
-    json: Json = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", dir_okay=False, help="A PNG to draw it to.")
+    ] = None,
+    overwrite: Overwrite = False,
+    recursive: RecursiveOption = False,
+    json: JsonLines = False,
     dual: DualOptions,
 ) -> None:
     """Compare every picture with every text: the matrix that contrastive training looks at.
@@ -274,6 +323,9 @@ def similarity(
     """
     if not text:
         raise typer.BadParameter("give the texts: --text, once for each")
+    _refuse_stdin(pictures)
+    if out is not None:
+        refuse_existing_file(out, overwrite)
     encoder = Dual(dual)
     from paliglass.contrastive.index import embed_words
 
@@ -287,6 +339,7 @@ def similarity(
 
             with replacing(out) as unfinished:
                 similarity_picture(index.names, text, cosines).save(unfinished, format="PNG")
+            note(f"drawn: {out}")
         if json:
             for name, row in zip(index.names, cosines, strict=True):
                 values = dict(zip(text, (round(value, 4) for value in row), strict=True))
@@ -300,6 +353,6 @@ def similarity(
             for words in text:
                 table.add_column(Text(words), justify="right")
             for name, row in zip(index.names, cosines, strict=True):
-                table.add_row(Text(name), *(f"{value:.3f}" for value in row))
+                table.add_row(Text(printable(name)), *(f"{value:.3f}" for value in row))
             Console().print(table)
     encoder.finish(len(names))

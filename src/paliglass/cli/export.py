@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
+from paliglass.cli.messages import waiting
 from paliglass.cli.models import companions
-from paliglass.cli.options import MODEL_HELP, Dtype
+from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption
 
 
 @command
 def export(
     source: Annotated[str, typer.Argument(help=MODEL_HELP)],
     target: Annotated[Path, typer.Argument(help="The new folder.")],
-    adapter: Annotated[
-        str | None, typer.Option(help="A LoRA adapter to merge: a folder or a hub id.")
-    ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
+    *,
+    adapter: AdapterOption = None,
+    dtype: DtypeOption = "auto",
     base: Annotated[
         str | None, typer.Option(help="The model that it was made from, for the card.")
     ] = None,
@@ -51,7 +51,8 @@ def export(
 
     refuse_existing(target)
     found = None if scores is None else read_json(scores)
-    model = load(source, device="cpu", dtype=dtype, adapter=adapter, fast=False)
+    with waiting(f"loading {source}"):
+        model = load(source, device="cpu", dtype=dtype, adapter=adapter, fast=False)
     run = made.parent / "config.yaml"
     if base is None and adapter is not None:
         named = read_json(made / CONFIG).get("base_model_name_or_path")
@@ -68,4 +69,6 @@ def export(
     save_folder(model.model, target, model.processor, files)
     print(target)
     if push is not None:
-        print(upload(target, push, private))
+        with waiting(f"uploading to {push}"):
+            place = upload(target, push, private)
+        print(place)

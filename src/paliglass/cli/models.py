@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
+from paliglass.cli.messages import waiting
+from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption, JsonObject, Quantize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,26 +20,28 @@ if TYPE_CHECKING:
     from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.recipes import Part
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
 
 @command
 def info(
     model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a preset, as paligemma-3b-224.")],
-    train: Annotated[
-        bool, typer.Option("--train", help="Also what fine-tuning takes of each GPU's memory.")
+    training: Annotated[
+        bool, typer.Option("--training", help="Also what fine-tuning takes of each GPU's memory.")
     ] = False,
-    rows: Annotated[int, typer.Option(min=1, help="With --train: rows on a GPU at once.")] = 1,
-    json: Json = False,
+    rows: Annotated[int, typer.Option(min=1, help="With --training: rows on a GPU at once.")] = 1,
+    json: JsonObject = False,
 ) -> None:
-    """Tell a model's sizes and the memory it needs, without loading its weights."""
+    """Tell a model's sizes and the memory it needs, without loading its weights.
+
+    Also how its matrices are multiplied on this machine's processor, and so what is fast here.
+    """
     from paliglass.inspect.info import read_info
 
     found = read_info(model)
-    plans = _training_plans(found, rows) if train else {}
+    here = _on_this_processor()
+    plans = _training_plans(found, rows) if training else {}
     if json:
-        told = {"model": model, **found.to_dict()}
-        if train:
+        told = {"model": model, **found.to_dict(), "on_this_processor": here}
+        if training:
             told["training_bytes"] = {
                 how: {str(gpus): plan.to_dict() for gpus, plan in of.items()}
                 for how, of in plans.items()
@@ -50,10 +53,12 @@ def info(
     from rich.text import Text
 
     table = Table(title=Text(model), title_justify="left", show_header=False)
-    for name, value in _info_rows(found):
+    about = _info_rows(found)
+    about += [(f"{how} on this CPU", "; ".join(lines)) for how, lines in here.items()]
+    for name, value in about:
         table.add_row(name, value)
     Console().print(table)
-    if train:
+    if training:
         Console().print(_plan_table(plans, rows))
 
 
@@ -64,6 +69,16 @@ WAYS: dict[str, tuple[Part, int]] = {
     "LoRA, rank 16": ("decoder", 16),
 }
 GPUS = (1, 2, 4, 8)
+
+
+def _on_this_processor() -> dict[str, list[str]]:
+    """What speed there is in each form of the weights."""
+    import torch
+
+    from paliglass.fast import METHODS, explain
+
+    told = {"bfloat16": explain(torch.bfloat16)}
+    return told | {method: explain(torch.bfloat16, method) for method in METHODS}
 
 
 def _training_plans(info: ModelInfo, rows: int) -> dict[str, dict[int, MemoryPlan]]:
@@ -138,7 +153,8 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
 def convert(
     source: Annotated[str, typer.Argument(help=MODEL_HELP)],
     target: Annotated[Path, typer.Argument(help="The new folder.")],
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
+    *,
+    dtype: DtypeOption = "auto",
     quantize: Annotated[
         Quantize | None,
         typer.Option(help="Make the weights smaller; only paliglass reads such a folder."),
@@ -147,9 +163,7 @@ def convert(
         Path | None,
         typer.Option(exists=True, help="For an .npz: a tokenizer.json or its folder."),
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="A LoRA adapter to merge: a folder or a hub id.")
-    ] = None,
+    adapter: AdapterOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -169,8 +183,10 @@ def convert(
     how: dict[str, Any] = {"dtype": dtype, "tokenizer": tokenizer, "adapter": adapter}
     if quantize is not None:
         how["quantize"] = quantize
-    model = load(source, device="cpu", fast=False, **how, **overrides)
-    save_folder(model.model, target, model.processor, companions(source))
+    with waiting(f"loading {source}"):
+        model = load(source, device="cpu", fast=False, **how, **overrides)
+    with waiting(f"writing {target}"):
+        save_folder(model.model, target, model.processor, companions(source))
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes
 
@@ -218,22 +234,23 @@ def verify(
     against: Annotated[
         str | None, typer.Option(help="What transformers is to load instead of MODEL.")
     ] = None,
-    json: Json = False,
+    json: JsonObject = False,
 ) -> None:
     """Compare every layer's output with transformers', and the weights with their checksums."""
     _locate(model, against)
     from paliglass.inspect.verify import verify as compare
 
-    report = compare(model, against)
+    with waiting(f"comparing {model} with transformers"):
+        report = compare(model, against)
     if json:
         print(json_text.dumps(report.to_dict()))
     else:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title="largest differences from transformers", title_justify="left")
-        table.add_column("layer")
-        for column in ("difference", "largest output", ""):
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("largest difference from transformers")
+        for column in ("difference", "of up to", ""):
             table.add_column(column, justify="right")
         for row in report.rows:
             verdict = "ok" if row.ok else "[bold red]DIFFERS[/]"

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from paliglass.errors import PaliglassError
+
 if TYPE_CHECKING:
+    from paliglass.model import PaliGemma
     from paliglass.tasks.answering import GenerationOptions, Options
 
 MODEL_HELP = "mini, a folder, a hub id like google/paligemma2-3b-mix-224, or a big_vision .npz."
-
+DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps."
+MIN_SCORE = 0.05
+"""Below this, what is found is next to never right: what a label that is not there brings."""
 
 CocoTask = Literal["detect", "segment"]
 """What COCO's boxes and masks are made into."""
@@ -23,46 +28,105 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["int8"]
 """Ways of making weights smaller."""
 
+CocoTask = Literal["detect", "segment"]
+"""What COCO's boxes and masks are made into."""
+
 Format = Literal["text", "json", "jsonl", "csv", "coco", "yolo"]
 """How results are written; text is for people, and in columns for programs."""
 
+PICTURES_HELP = (
+    "Files, folders, quoted patterns like 'photos/*.jpg', a frame or page like 'film.gif#3', or - "
+    "for standard input."
+)
 Pictures = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="PICTURE",
-        show_default=False,
-        help="Files, folders, quoted patterns like 'photos/*.jpg', or - for standard input.",
-    ),
+    list[str], typer.Argument(metavar="PICTURE", show_default=False, help=PICTURES_HELP)
 ]
 PicturesAndText = Annotated[
     list[str],
     typer.Argument(
         metavar="PICTURE|TEXT",
         show_default=False,
-        help="Files, folders, quoted patterns like 'photos/*.jpg', or - for standard input. The "
-        "last one is the text, unless an option gives that.",
+        help=f"{PICTURES_HELP} The last one is the text, unless an option gives that.",
     ),
 ]
-Language = Annotated[str, typer.Option("--lang", help="ISO code of the answer's language.")]
+Language = Annotated[
+    str, typer.Option("--lang", metavar="CODE", help="ISO 639 code of the answer's language.")
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="What to convert the weights to.")]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A LoRA adapter of the model: a folder or a hub id."),
+]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help=DEVICE_HELP)]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures that run together.")]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="The answer's limit.")]
+RecursiveOption = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Look for pictures in folders of folders.")
+]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the file of --out where there is one.")
+]
+
+
+def refuse_existing_file(path: Path, overwrite: bool) -> None:
+    """Raises PaliglassError where a file would be replaced that nobody said to replace."""
+    if path.exists() and not overwrite:
+        raise PaliglassError(
+            f"{path}: exists already; --overwrite replaces it, --out names another"
+        )
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """How the model is run."""
+class LoadOptions:
+    """Which model."""
+
+    panel = "Model"
 
     model: Annotated[
-        str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
+        str,
+        typer.Option("--model", "-m", metavar="NAME", envvar="PALIGLASS_MODEL", help=MODEL_HELP),
     ] = "mini"
-    adapter: Annotated[
-        str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
-    ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto"
+    adapter: AdapterOption = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+
+    def load(self, **more: Any) -> PaliGemma:
+        """Loads it; what is not there is said before torch is imported, which takes seconds."""
+        from paliglass.checkpoints.hub import locate
+
+        for name in (self.model, self.adapter):
+            if name is not None:
+                locate(name)
+        from paliglass.model import load
+
+        return load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, **more)
+
+
+@dataclass(frozen=True)
+class ModelOptions(LoadOptions):
+    """Which model, and how it is run."""
+
+    panel = "Model"
+
     quantize: Annotated[
         Quantize | None, typer.Option(help="Make the weights smaller, and on most CPUs faster.")
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 8
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The answer's limit.")] = 256
+    batch_size: BatchSizeOption = 8
+
+    def load(self, **more: Any) -> PaliGemma:
+        quantize = {} if self.quantize is None else {"quantize": self.quantize}
+        return super().load(**quantize, **more)
+
+
+@dataclass(frozen=True)
+class RunOptions(ModelOptions):
+    """Which model, and how it answers."""
+
+    panel = "Answer"
+
+    max_new_tokens: MaxNewTokensOption = 256
     temperature: Annotated[
         float, typer.Option(min=0, help="0 takes the likeliest token, 1 samples as trained.")
     ] = 0.0
@@ -122,22 +186,32 @@ class RunOptions:
 class OutputOptions:
     """Which pictures are meant and where the answers go."""
 
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False
+    panel = "Pictures and results"
+
+    together: Annotated[
+        bool, typer.Option("--together", help="Ask once about all pictures, not about each.")
+    ] = False
+    recursive: RecursiveOption = False
+    json: JsonLines = False
     format: Annotated[
         Format,
         typer.Option(
-            help="Of what is printed; with --out, of files written there beside results.jsonl."
+            "--format",
+            "-f",
+            help="Of what is printed; with --out, of files written there beside results.jsonl.",
         ),
     ] = "text"
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder for results.jsonl, drawn pictures and masks."),
+        typer.Option(
+            "--out",
+            "-o",
+            file_okay=False,
+            help="Folder for results.jsonl, drawn pictures and masks; one with results is refused.",
+        ),
     ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out: skip the pictures it has.")
-    ] = False
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Look for pictures in folders of folders.")
     ] = False
 
     def __post_init__(self) -> None:
@@ -157,7 +231,7 @@ class OutputOptions:
 
     @property
     def written(self) -> Format:
-        """The format of --out beside results.jsonl, or TEXT."""
+        """The format of --out beside results.jsonl; "text" is none."""
         return "text" if self.out is None or self.format == "jsonl" else self.format
 
 
@@ -165,13 +239,19 @@ class OutputOptions:
 class FindOptions:
     """What detect and segment have in common."""
 
+    panel = "What to find"
+
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", "-l", help="What to find, if not the last argument; repeatable."),
+        typer.Option(
+            "--label",
+            "-l",
+            help="What to find, if not the last argument. A comma is part of a label; ; parts two.",
+        ),
     ] = None
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out what is less sure than this.")
-    ] = 0.0
+    ] = MIN_SCORE
     free: Annotated[
         bool, typer.Option("--free", help="Let the model write what it likes, and parse that.")
     ] = False

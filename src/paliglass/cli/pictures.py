@@ -11,8 +11,9 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from paliglass.cli.messages import note
 from paliglass.cli.results import STDIN, identity, is_drawing
-from paliglass.errors import PictureError, printable
+from paliglass.errors import PictureError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,13 +111,7 @@ def tell_first_frames(names: Sequence[str]) -> None:
     """Says on stderr of which files only the first of several frames or pages was looked at."""
     if names:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        print(
-            printable(
-                f"note: {some}: only the first frame or page was looked at; the next is "
-                f"{names[0]}#2"
-            ),
-            file=sys.stderr,
-        )
+        note(f"{some}: only the first frame or page was looked at; the next is {names[0]}#2")
 
 
 def work_ahead(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from paliglass.cli.messages import harmless
 from paliglass.cli.options import Format
 from paliglass.cli.screen import Screen
 from paliglass.errors import printable
@@ -75,13 +76,16 @@ def _preview(screen: Screen, image: Image.Image, found: Found[Any]) -> None:
 
 def _show(screen: Screen, name: str | None, result: str | Found[Any]) -> None:
     """One result for people, or in columns for programs. name: None where there is one picture."""
-    if name is not None and sys.stdout.isatty():
-        name = printable(name)  # it may hold a terminal's own codes
+    at_terminal = sys.stdout.isatty()
+    if at_terminal and name is not None:
+        name = printable(name)
     if isinstance(result, str):
         # With a name it is a table of lines, so an answer must stay on its line.
         line = result.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+        if at_terminal:
+            result, line = harmless(result), printable(line)
         screen.answer(result if name is None else f"{name}\t{line}")
-    elif sys.stdout.isatty():
+    elif at_terminal:
         screen.answer(_table(name, result) if result else f"{name or 'picture'}: nothing found")
     else:
         for found in result:
@@ -100,5 +104,5 @@ def _table(name: str | None, detections: Found[Any]) -> Table:
         table.add_column(column, justify="right")
     for found in detections:
         edges = (f"{edge:.0f}" for edge in found.box)
-        table.add_row(Text(found.label), f"{found.score:.2f}", *edges)
+        table.add_row(Text(harmless(found.label)), f"{found.score:.2f}", *edges)
     return table

@@ -22,9 +22,9 @@ DRAWINGS = "drawings"
 MASKS = "masks"
 
 
-def identity(name: str) -> str:
-    """Equal for two names of one picture."""
-    return name if name == STDIN else os.path.abspath(name)
+def identity(*names: str) -> str:
+    """Equal for two names of one picture, or of the same pictures in the same order."""
+    return "\n".join(name if name == STDIN else os.path.abspath(name) for name in names)
 
 
 def is_drawing(path: Path) -> bool:
@@ -103,7 +103,8 @@ class Results:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 record = json.loads(line)
-                self.done.add(identity(record["file"]))
+                first = record["file"]
+                self.done.add(identity(*record.get("files", [first])))
             except (ValueError, KeyError, TypeError):
                 raise PaliglassError(
                     f"{self.path}: line {number} is not a result; mend or remove the line"
@@ -162,6 +163,12 @@ class Results:
         with self.path.open("rb") as lines:
             records = [json.loads(line) for line in lines]
         write_files(self.folder, export(records, format, labels))
+
+    def contents(self) -> str:
+        """What lies in the folder for a user to look at: "results.jsonl, drawings/, masks/"."""
+        known = [FILE, f"{DRAWINGS}/", f"{MASKS}/"]
+        known += [name for names in EXPORTS.values() for name in names]
+        return ", ".join(name for name in dict.fromkeys(known) if (self.folder / name).exists())
 
     def close(self) -> None:
         self._file.close()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from paliglass.cli.app import fail
-from paliglass.cli.options import OutputOptions, RunOptions
+from paliglass.cli.messages import detail, level, note, waiting
+from paliglass.cli.options import ModelOptions, OutputOptions, RunOptions
 from paliglass.cli.pictures import (
     open_picture,
     picture_names,
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from paliglass.tasks.answering import Task
 
 T = TypeVar("T")
+Group = tuple[str, ...]  # the pictures of one prompt; one, save with --together
+Numbered = tuple[int, Group]
 
 MAX_THREADS = 8  # that read pictures; more would seldom be faster, and each holds a whole picture
 
@@ -47,7 +49,8 @@ class Job:
     """What is done with pictures.
 
     task: of a model, what it is asked about each picture. settings: what else than the prompt
-    decides about the results. labels: what is looked for.
+    decides about the results. labels: what is looked for. min_score: what is found is left out
+    below it.
     """
 
     name: str
@@ -57,21 +60,27 @@ class Job:
     labels: tuple[str, ...] = ()
     preview: bool = False
     mask_codec: Path | None = None
+    min_score: float = 0.0
 
 
-def load_model(run: RunOptions, mask_codec: Path | None = None) -> PaliGemma:
-    """The model that the options name."""
-    from paliglass.checkpoints.hub import locate
+def load_model(
+    run: ModelOptions,
+    mask_codec: Path | None = None,
+    waiting: Callable[[str], AbstractContextManager[None]] = waiting,
+) -> PaliGemma:
+    """The model that the options name; what is not there is said before torch is imported.
 
-    for name in (run.model, run.adapter):
-        if name is not None:
-            locate(name)  # before torch is imported, which takes seconds
-    from paliglass.model import load
+    waiting: shows that it takes its time.
+    """
+    more = {} if mask_codec is None else {"mask_codec": mask_codec}
+    with waiting(f"loading {run.model}"):
+        model = run.load(**more)
+    if level() == "verbose":
+        from paliglass.fast import explain
 
-    more: dict[str, Any] = {} if mask_codec is None else {"mask_codec": mask_codec}
-    if run.quantize is not None:
-        more["quantize"] = run.quantize
-    return load(run.model, device=run.device, dtype=run.dtype, adapter=run.adapter, **more)
+        for line in [*repr(model).splitlines(), *explain(model.model.dtype, run.quantize)]:
+            detail(line)
+    return model
 
 
 def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptions) -> None:
@@ -81,51 +90,91 @@ def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptio
     """
     names, complaints = picture_names(arguments, output.recursive)
     single = names == arguments and len(names) == 1
+    groups = [tuple(names)] if output.together and names else [(name,) for name in names]
     _check(job, names, output)
     about = {"task": job.name, "prompt": job.prompt, "model": run.model}
     with ExitStack() as stack:
         results = None
-        todo = list(enumerate(names))
+        todo = list(enumerate(groups))
         if output.out is not None:
             whole = {**about, **job.settings, **run.settings(), "format": output.format}
             results = Results(output.out, whole, output.resume)
             stack.enter_context(closing(results))
-            todo = [(i, name) for i, name in todo if identity(name) not in results.done]
-        screen = stack.enter_context(Screen(len(names)))
+            todo = [(i, group) for i, group in todo if identity(*group) not in results.done]
+        screen = stack.enter_context(Screen(len(groups), keeps_on=results is not None))
         for complaint in complaints:
             screen.complain(complaint)
-        screen.advance(len(names) - len(todo))
+        screen.advance(len(groups) - len(todo))
         printer = Printer(screen, output.printed, job.labels, job.preview, named=not single)
-        done = 0
+        remarks = Remarks(job, run.max_new_tokens)
         ended = False
         is_drawn = bool(job.labels) and (output.out is not None or job.preview)
         answers = stack.enter_context(closing(_answers(job, todo, run, is_drawn, screen)))
         try:
-            for name, image, result in answers:
-                record = {"file": name, **about, **_fields(result)}
+            for group, image, result in answers:
+                files = {"file": group[0]} | ({"files": list(group)} if group[1:] else {})
+                record = {**files, **about, **result.to_dict()}
                 if results is not None:
                     results.append(record, *_pictures(job, image, result))
                 printer.show(record, image, result)
+                remarks.add(" ".join(group), result)
                 screen.advance()
-                done += 1
         except KeyboardInterrupt:
             kept = f", results are in {output.out}; --resume goes on" if output.out else ""
-            raise KeyboardInterrupt(f"{done} of {len(todo)} pictures done{kept}") from None
+            done = f"{remarks.count} of {len(todo)} pictures done"
+            raise KeyboardInterrupt(f"{done}{kept}") from None
         else:
             ended = True
         finally:
             # Of a run that was cut short too: what was done, and the exit code tells.
-            if done or ended:
+            if remarks.count or ended:
                 printer.finish()
             if results is not None and output.written != "text":
                 results.export(output.written, list(job.labels))
     tell_first_frames(sorted(screen.first_frames))
+    remarks.tell()
+    if results is not None and remarks.count:
+        note(f"{output.out}: {results.contents()}")
     if output.resume and not todo and names:
-        print(f"all {len(names)} pictures are in {output.out}/{FILE} already", file=sys.stderr)
-    if done < len(todo):
-        fail(f"{len(todo) - done} of {len(todo)} pictures could not be read")
+        note(f"all {len(names)} pictures are in {output.out}/{FILE} already")
+    if remarks.count < len(todo):
+        fail(f"{len(todo) - remarks.count} of {len(todo)} pictures could not be read")
     if complaints:
         raise typer.Exit(1)
+
+
+class Remarks:
+    """What is worth saying about results when all are there: empty, cut or with nothing found."""
+
+    def __init__(self, job: Job, max_new_tokens: int) -> None:
+        self.job, self.max_new_tokens = job, max_new_tokens
+        self.count = 0
+        self.empty: list[str] = []
+        self.cut: list[str] = []
+
+    def add(self, name: str, result: Answer | Found[Any]) -> None:
+        self.count += 1
+        if not result:  # an empty text, or an empty list
+            self.empty.append(name)
+        if result.finish_reason == "length":
+            self.cut.append(name)
+
+    def tell(self) -> None:
+        if self.empty:
+            what = "nothing found" if self.job.labels else "the answer is empty"
+            if least := self.job.min_score:
+                what += f" with a score of {least:g} or more; --min-score 0 shows all"
+            note(f"{self._which(self.empty)}: {what}")
+        if self.cut:
+            limit = f"{self.max_new_tokens} token" + ("s" if self.max_new_tokens > 1 else "")
+            note(
+                f"{self._which(self.cut)}: the answer was cut after {limit}; "
+                "--max-new-tokens allows more"
+            )
+
+    def _which(self, names: list[str]) -> str:
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return some if self.count == 1 else f"{len(names)} of {self.count} pictures ({some})"
 
 
 def _check(job: Job, names: list[str], output: OutputOptions) -> None:
@@ -139,9 +188,9 @@ def _check(job: Job, names: list[str], output: OutputOptions) -> None:
 
 
 def _answers(
-    job: Job, todo: list[tuple[int, str]], run: RunOptions, is_drawn: bool, screen: Screen
-) -> Generator[tuple[str, Image.Image | None, Any]]:
-    """(name, picture, result) of each that can be read, in order; complains of the others.
+    job: Job, todo: list[Numbered], run: RunOptions, is_drawn: bool, screen: Screen
+) -> Generator[tuple[Group, Image.Image | None, Any]]:
+    """(names, first picture, result) of each that can be read, in order; complains of the others.
 
     Threads read and prepare the next pictures while the model runs. The picture itself is kept
     where it will be drawn on: what the model needs of it is much smaller.
@@ -154,40 +203,45 @@ def _answers(
             screen.first_frames.append(name)
         return image
 
-    waiting = iter(todo)
-    in_turn = ((item, partial(opened, item[1])) for item in waiting)
+    unread = iter(todo)
+    in_turn = (
+        (item, partial(lambda group: [opened(name) for name in group], item[1])) for item in unread
+    )
     first = next(_readable(in_turn, screen), None)
     if first is None:
         return
     # Loaded late: when no picture can be read, nobody should wait for a model.
-    model = load_model(run, job.mask_codec)
+    model = load_model(run, job.mask_codec, screen.waiting)
     task = job.task(model)
     screen.start_clock()
 
-    def prepare(image: Image.Image) -> tuple[PreparedPicture, Image.Image | None]:
-        return model.processor.prepare(image), image if is_drawn else None
+    def prepare(
+        images: Sequence[Image.Image],
+    ) -> tuple[list[PreparedPicture], Image.Image | None]:
+        prepared = [model.processor.prepare(image) for image in images]
+        return prepared, images[0] if is_drawn else None
 
-    def ready(item: tuple[int, str]) -> tuple[PreparedPicture, Image.Image | None]:
-        return prepare(opened(item[1]))
+    def ready(item: Numbered) -> tuple[list[PreparedPicture], Image.Image | None]:
+        return prepare([opened(name) for name in item[1]])
 
     threads = min(os.cpu_count() or 1, MAX_THREADS)
     pool = ThreadPoolExecutor(threads)  # starts none before there is a second picture
-    under_way: deque[tuple[str, Image.Image | None]] = deque()
+    under_way: deque[tuple[Group, Image.Image | None]] = deque()
 
     def asked() -> Iterator[tuple[int, Task[Any], list[PreparedPicture]]]:
         nonlocal first
         assert first is not None
-        number, name, image = first
+        number, group, images = first
         first = None  # it may be large
-        prepared, kept = prepare(image)
-        del image
-        under_way.append((name, kept))
-        yield number, task, [prepared]
-        ahead = work_ahead(pool, ready, waiting, run.batch_size + threads)
+        prepared, kept = prepare(images)
+        del images
+        under_way.append((group, kept))
+        yield number, task, prepared
+        ahead = work_ahead(pool, ready, unread, run.batch_size + threads)
         others = _readable(((item, future.result) for item, future in ahead), screen)
-        for number, name, (prepared, kept) in others:
-            under_way.append((name, kept))
-            yield number, task, [prepared]
+        for number, group, (prepared, kept) in others:
+            under_way.append((group, kept))
+            yield number, task, prepared
 
     try:
         for result, tokens in model.answer(asked(), run.generation()):
@@ -198,30 +252,24 @@ def _answers(
 
 
 def _readable(
-    readers: Iterable[tuple[tuple[int, str], Callable[[], T]]], screen: Screen
-) -> Iterator[tuple[int, str, T]]:
-    """(number, name, what was read) of pictures that can be read; complains of the others."""
-    for (number, name), read in readers:
+    readers: Iterable[tuple[Numbered, Callable[[], T]]], screen: Screen
+) -> Iterator[tuple[int, Group, T]]:
+    """(number, names, what was read) of pictures that can be read; complains of the others."""
+    for (number, group), read in readers:
         try:
             result = read()
         except PictureError as error:
             screen.complain(str(error))
             screen.advance()
         else:
-            yield number, name, result
-
-
-def _fields(result: str | Found[Any]) -> dict[str, Any]:
-    if isinstance(result, Answer | Found):
-        return result.to_dict()
-    return {"answer": result}
+            yield number, group, result
 
 
 def _pictures(
-    job: Job, image: Image.Image | None, result: str | Found[Any]
+    job: Job, image: Image.Image | None, result: Answer | Found[Any]
 ) -> tuple[Image.Image | None, list[Image.Image] | None]:
     """(drawing, masks), where a result has them."""
-    if image is None or isinstance(result, str):
+    if image is None or isinstance(result, Answer):
         return None, None
     masks = [item.mask_image() for item in result if isinstance(item, Segment)]
     return result.draw(image), masks if job.name == "segment" else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from paliglass.cli.app import complain
-from paliglass.errors import printable
+from paliglass.cli.messages import complain, detail, level, one_line, waiting
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 class Screen:
     """Shows a progress bar while its block runs, and how fast it went when it has ended.
 
-    For several pictures and at a terminal only.
+    For several pictures and at a terminal only. keeps_on: whether there is a reason to go on when
+    nobody reads stdout any more, as a file that is written too.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, keeps_on: bool = False) -> None:
+        self.total, self.keeps_on = total, keeps_on
         self.first_frames: list[str] = []  # files of whose frames only the first was looked at
         self._bar: tuple[Progress, TaskID] | None = None
         self._start = 0.0
@@ -30,7 +33,7 @@ class Screen:
         self._tokens = 0
 
     def __enter__(self) -> Self:
-        if self.total > 1 and sys.stderr.isatty():
+        if self.total > 1 and level() != "quiet" and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
                 MofNCompleteColumn,
@@ -60,13 +63,31 @@ class Screen:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        shown = self._bar is not None
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
-            if self._pictures > 1 and error is None:
-                seconds = time.perf_counter() - self._start
-                told = f"{self._pictures} pictures in {seconds:.1f} s: {self._speed(seconds)}"
+        if self._pictures and error is None and (shown or level() == "verbose"):
+            seconds = time.perf_counter() - self._start
+            told = f"{self._pictures} pictures in {seconds:.1f} s: {self._speed(seconds)}"
+            if not shown:
+                detail(told)
+            elif self._pictures > 1:
                 print(told, file=sys.stderr)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Shows that the block is under way; see `messages.waiting`."""
+        if self._bar is None:
+            with waiting(what):
+                yield
+            return
+        from rich.markup import escape
+
+        bar, task = self._bar
+        bar.update(task, description=escape(one_line(what)))
+        yield
+        bar.update(task, description="pictures")
 
     def start_clock(self) -> None:
         """From here on speed is measured: the model is there."""
@@ -85,6 +106,14 @@ class Screen:
 
     def answer(self, text: str | Table) -> None:
         """Prints to stdout; at a terminal, above the bar."""
+        try:
+            self._answer(text)
+        except BrokenPipeError:
+            if not self.keeps_on:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _answer(self, text: str | Table) -> None:
         if self._bar is not None and sys.stdout.isatty():
             self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif isinstance(text, str):
@@ -108,7 +137,7 @@ class Screen:
         if self._bar is None:
             complain(message)
         else:
-            line = f"error: {printable(' '.join(message.split()))}"
+            line = f"error: {one_line(message)}"
             self._bar[0].console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def advance(self, pictures: int = 1) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paliglass.cli.app import command
+from paliglass.cli.messages import harmless, note
 from paliglass.cli.options import (
     FindOptions,
     Language,
@@ -21,7 +22,7 @@ from paliglass.cli.options import (
 )
 from paliglass.cli.pictures import open_picture, tell_first_frames
 from paliglass.cli.results import STDIN
-from paliglass.cli.runner import Job, load_model, run_job
+from paliglass.cli.runner import Job, Remarks, load_model, run_job
 from paliglass.tasks.prompts import (
     READ,
     CaptionStyle,
@@ -31,8 +32,10 @@ from paliglass.tasks.prompts import (
     segment_prompt,
     split_labels,
 )
+from paliglass.tasks.results import Answer
 
 if TYPE_CHECKING:
+    from paliglass.generation import FinishReason
     from paliglass.tasks.confidence import Task as CalibratedTask
 
 # Of which task a command's scores are; `generate` could be any.
@@ -60,11 +63,11 @@ def ask(
     pictures: PicturesAndText,
     *,
     question: Annotated[
-        str | None, typer.Option("--question", "-q", help="The question, if not the last argument.")
+        str | None, typer.Option("--question", help="The question, if not the last argument.")
     ] = None,
     choice: Annotated[
         list[str] | None,
-        typer.Option("--choice", "-c", help="An answer to choose from; repeat it for each."),
+        typer.Option("--choice", "-c", help="One of the answers to choose from."),
     ] = None,
     lang: Language = "en",
     run: RunOptions,
@@ -72,9 +75,12 @@ def ask(
 ) -> None:
     """Answer a question: paliglass ask PICTURE "what is on the left?".
 
-    With --choice yes --choice no, the answer is one of these.
+    With --choice yes --choice no, the answer is one of these. With --together, the question is
+    about all pictures at once: paliglass ask --together A.png B.png "what differs?".
     """
     pictures, question = _split(pictures, question, "a question", "--question")
+    if not question.strip():
+        raise typer.BadParameter("the question is empty")
     prompt = answer_prompt(question, lang)
     if not choice:
         return _answer("ask", pictures, prompt, run, output)
@@ -114,8 +120,8 @@ def segment(
 ) -> None:
     """Find things pixel by pixel: paliglass segment PICTURE "dog ; apple".
 
-    With --out, each picture is saved with its masks drawn, and each mask as a PNG; --json has
-    them in COCO's run lengths.
+    With --out, each picture is saved with its masks drawn, and each mask as a PNG; --json has them
+    in COCO's run lengths.
     """
     _find("segment", segment_prompt, pictures, find, run, output, mask_codec)
 
@@ -155,15 +161,31 @@ def _answer(
     """A task that is answered in words; at a terminal, a single picture's come one by one."""
     is_file = len(arguments) == 1 and (arguments[0] == STDIN or os.path.isfile(arguments[0]))
     plain = output.printed == "text" and output.out is None
+    job = Job(name, prompt, lambda m: m.text_task(prompt, CALIBRATED.get(name)), {})
     if plain and is_file and sys.stdout.isatty():
-        image = open_picture(arguments[0])
-        tell_first_frames([arguments[0]] if image.info else [])
-        for piece in load_model(run).generate(image, prompt, stream=True, **run.options()):
-            print(piece, end="", flush=True)
-        print()
+        _stream(job, arguments[0], run)
     else:
-        job = Job(name, prompt, lambda m: m.text_task(prompt, CALIBRATED.get(name)), {})
         run_job(job, arguments, run, output)
+
+
+def _stream(job: Job, picture: str, run: RunOptions) -> None:
+    image = open_picture(picture)
+    tell_first_frames([picture] if image.info else [])
+    pieces = load_model(run).generate(image, job.prompt, stream=True, **run.options())
+    said: list[str] = []
+    reason: FinishReason = "stop"
+
+    def told() -> Iterator[str]:
+        nonlocal reason
+        reason = yield from pieces
+
+    for piece in told():
+        said.append(piece)
+        print(harmless(piece), end="", flush=True)
+    print()
+    remarks = Remarks(job, run.max_new_tokens)
+    remarks.add(picture, Answer("".join(said), 1, reason))
+    remarks.tell()
 
 
 def _find(
@@ -181,6 +203,10 @@ def _find(
         pictures, text = _split(pictures, None, "what to find", "--label")
         labels = [text]
     labels = split_labels(labels, name)
+    for label in labels:
+        if "," in label:
+            parts = " ; ".join(part.strip() for part in label.split(",") if part.strip())
+            note(f'"{label}" is one label; several are written "{parts}"')
     if find.preview and output.printed != "text":
         raise typer.BadParameter("--preview is for people; leave out --json or --format")
     settings = {"labels": labels, "min_score": find.min_score, "free": find.free}
@@ -194,5 +220,6 @@ def _find(
         tuple(labels),
         find.preview,
         mask_codec,
+        find.min_score,
     )
     run_job(job, pictures, run, output)

@@ -3,47 +3,52 @@
 from __future__ import annotations
 
 import json as json_text
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paliglass.cli.app import command
-from paliglass.cli.options import MODEL_HELP, Dtype
+from paliglass.cli.messages import harmless, waiting
+from paliglass.cli.options import (
+    JsonObject,
+    LoadOptions,
+    MaxNewTokensOption,
+    Overwrite,
+    refuse_existing_file,
+)
 from paliglass.cli.pictures import open_picture
 
 
 @command
 def trace(
     picture: Annotated[str, typer.Argument(help="A file, or - for standard input.")],
+    *,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask.")] = "caption en",
     out: Annotated[Path, typer.Option("--out", "-o", dir_okay=False, help="The page.")] = Path(
         "trace.html"
     ),
-    model: Annotated[
-        str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
-    ] = "mini",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The answer's limit.")] = 64,
+    overwrite: Overwrite = False,
+    max_new_tokens: MaxNewTokensOption = 64,
     candidates: Annotated[int, typer.Option(min=1, help="Words to show for each step.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonObject = False,
+    load: LoadOptions,
 ) -> None:
     """See where a model looked for each word: paliglass trace PICTURE --out trace.html.
 
     The page shows the patches, the attention of each layer and head, the answer forming from layer
     to layer, the mask, the cache, and what else might have been said. It needs nothing but itself.
     """
-    from paliglass.checkpoints.hub import locate
-
+    refuse_existing_file(out, overwrite)
     image = open_picture(picture)
-    locate(model)  # before torch is imported, which takes seconds
+    with waiting(f"loading {load.model}"):
+        model = load.load()
     from paliglass.formats.export import write_files
     from paliglass.inspect.trace_page import to_html, trace_answer
-    from paliglass.model import load
 
-    loaded = load(model, device=device, dtype=dtype)
-    answer = trace_answer(loaded, image, prompt, model, max_new_tokens)
+    with waiting("answering"):
+        answer = trace_answer(model, image, prompt, load.model, max_new_tokens)
     write_files(out.parent, {out.name: to_html(answer, candidates)})
     if json:
         steps = [
@@ -55,5 +60,5 @@ def trace(
         ]
         print(json_text.dumps({"answer": answer.text, "page": str(out), "steps": steps}))
     else:
-        print(answer.text)
+        print(harmless(answer.text) if sys.stdout.isatty() else answer.text)
         print(f"{out}: {len(answer.words)} words, {len(answer.row)} tokens")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 import torch
 
@@ -37,6 +37,7 @@ __all__ = [
     "Task",
     "TextTask",
     "WordTask",
+    "parse_answer",
     "parse_objects",
 ]
 
@@ -245,7 +246,7 @@ class DetectTask(_ObjectTask[Found[Detection]]):
             Detection(parsed.label, _in_pixels(parsed.box, size), score)
             for parsed, score in self._scored(done, self.grammar, "detect")
         )
-        return Found(found, *size, done.finish_reason)
+        return Found(found, *size, done.finish_reason, pictures[0].source)
 
 
 class SegmentTask(_ObjectTask[Found[Segment]]):
@@ -282,25 +283,63 @@ class SegmentTask(_ObjectTask[Found[Segment]]):
     def result(
         self, pictures: Sequence[PreparedPicture], completions: Sequence[Completion]
     ) -> Found[Segment]:
-        size = width, height = pictures[0].size
+        size = pictures[0].size
         scored = [
-            (parsed, score)
+            pair
             for done, grammar in zip(completions, self.grammars, strict=True)
-            for parsed, score in self._scored(done, grammar, "segment")
-            if parsed.codes is not None
+            for pair in self._scored(done, grammar, "segment")
+            if pair[0].codes is not None
         ]
-        segments = []
-        if scored:
-            device = next(self.codec.parameters()).device
-            codes = torch.tensor([parsed.codes for parsed, _ in scored], device=device)
-            with torch.inference_mode():
-                masks = self.codec.decode(codes).float().cpu().numpy()
-            for (parsed, score), mask in zip(scored, masks, strict=True):
-                box = _in_pixels(parsed.box, size)
-                whole = paste_mask(mask, box, height, width)
-                segments.append(Segment(parsed.label, box, whole, score))
+        segments = _to_segments(scored, size, self.codec)
         was_cut = any(done.finish_reason == "length" for done in completions)
-        return Found(segments, *size, "length" if was_cut else "stop")
+        return Found(segments, *size, "length" if was_cut else "stop", pictures[0].source)
+
+
+def _to_segments(
+    scored: Sequence[tuple[ParsedBox, float]], size: tuple[int, int], codec: MaskCodec
+) -> list[Segment]:
+    """Boxes with codes → masks of a picture of that size; all are decoded together."""
+    if not scored:
+        return []
+    device = next(codec.parameters()).device
+    codes = torch.tensor([parsed.codes for parsed, _ in scored], device=device)
+    with torch.inference_mode():
+        masks = codec.decode(codes).float().cpu().numpy()
+    segments = []
+    for (parsed, score), mask in zip(scored, masks, strict=True):
+        box = _in_pixels(parsed.box, size)
+        whole = paste_mask(mask, box, size[1], size[0])
+        segments.append(Segment(parsed.label, box, whole, score))
+    return segments
+
+
+def parse_answer(
+    text: str, size: tuple[int, int], mask_codec: MaskCodec | None = None, picture: Any = None
+) -> Found[Any]:
+    """A raw answer to `detect` or `segment`, of any PaliGemma anywhere → boxes and masks in pixels.
+
+        parse_answer("<loc0256><loc0128><loc0768><loc0896> cat", (640, 480))
+
+    Never raises for what the text holds: what is no whole box is passed over.
+
+    Args:
+        text: `<loc0000>` ×4, for masks `<seg000>` ×16, and a label, with ` ; ` between them.
+        size: width and height of the upright picture.
+        mask_codec: what turns codes into masks, as a loaded model's `mask_codec`, or
+            `MaskCodec.from_npz("vae-oid.npz")`. Without it, or where it has not such codes, objects
+            are boxes only.
+        picture: for `draw()` and notebooks.
+
+    Scores are 1: a text does not tell how sure the model was.
+    """
+    found: list[Detection | Segment] = []
+    for parsed in parse_boxes(text):
+        codes = parsed.codes
+        if codes is None or mask_codec is None or max(codes) >= mask_codec.config.num_codes:
+            found.append(Detection(parsed.label, _in_pixels(parsed.box, size), 1.0))
+        else:
+            found += _to_segments([(parsed, 1.0)], size, mask_codec)
+    return Found(found, *size, picture=picture)
 
 
 def parse_objects(

@@ -16,13 +16,13 @@ segment; the pre-trained ones all of them.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
 from paliglass.errors import PromptError
 from paliglass.tasks.boxes import Box, clip_box, encode_box
+from paliglass.tasks.languages import is_language
 
 READ = "ocr"
 CaptionStyle = Literal["cap", "caption", "describe"]
@@ -97,7 +97,6 @@ def label_key(name: str) -> str:
 
 
 def _language(code: str) -> str:
-    """Checks that a code looks like one (en, fil, zh-Hans): a model answers to nonsense too."""
-    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
-        raise PromptError(f"{code!r} is no language code; give one like en, de or zh")
+    if not is_language(code):
+        raise PromptError(f"{code!r} is no language code; give one like en, de or zh (ISO 639)")
     return code

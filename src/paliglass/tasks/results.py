@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from paliglass.errors import PaliglassError
 from paliglass.tasks.boxes import Box
 
-# numpy, Pillow and supervision are imported where they are used: `import paliglass` is to be quick.
+# numpy, pandas and the like are imported where they are used: `import paliglass` is to be quick.
 if TYPE_CHECKING:
     import numpy as np
+    import pandas
     import supervision
     from numpy.typing import NDArray
     from PIL import Image
@@ -40,8 +42,14 @@ class Answer(str):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; the score to 1/10 000."""
-        found = {"answer": str(self), "score": round(self.score, 4)}
-        return found | ({"finish_reason": "length"} if self.finish_reason == "length" else {})
+        score = round(self.score, 4)
+        return {"answer": str(self), "score": score, "finish_reason": self.finish_reason}
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        cut = ", cut at the limit" if self.finish_reason == "length" else ""
+        text = escape(str(self)).replace("\n", "<br>")
+        return f"<div>{text} <small>(score {self.score:.2f}{cut})</small></div>"
 
 
 @dataclass(frozen=True)
@@ -109,11 +117,16 @@ class Segment:
         self.mask_image().save(buffer, format="PNG")
         return buffer.getvalue()
 
+    def _repr_png_(self) -> bytes:
+        """As a notebook shows it."""
+        return self.mask_png()
+
     def to_dict(self) -> dict[str, Any]:
         """As `Detection.to_dict`, with the mask in COCO's run lengths."""
         return {**Detection(self.label, self.box, self.score).to_dict(), "mask": self.rle()}
 
 
+_EDGES = ("x0", "y0", "x1", "y1")
 T = TypeVar("T", bound=Detection | Segment)
 
 
@@ -121,7 +134,8 @@ class Found(list[T], Generic[T]):
     """What was found in one picture: a list of `Detection` or of `Segment`.
 
     width, height: of the upright picture, in pixels. finish_reason: "length" where the limit cut
-    the answer, so that there may be more; else "stop".
+    the answer, so that there may be more; else "stop". picture: what was looked in, as it was
+    given, to be drawn on; None where it is not known any more.
     """
 
     def __init__(
@@ -130,23 +144,57 @@ class Found(list[T], Generic[T]):
         width: int,
         height: int,
         finish_reason: FinishReason = "stop",
+        picture: Any = None,
     ) -> None:
         super().__init__(items)
         self.width = width
         self.height = height
         self.finish_reason = finish_reason
+        self.picture = picture
+
+    @property
+    def labels(self) -> list[str]:
+        return [item.label for item in self]
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """N."""
+        import numpy as np
+
+        return np.array([item.score for item in self], dtype=np.float32)
+
+    @property
+    def xyxy(self) -> NDArray[np.float32]:
+        """The boxes, N × 4: x0, y0, x1, y1 in pixels."""
+        import numpy as np
+
+        return np.array([item.box for item in self], dtype=np.float32).reshape(-1, 4)
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """N × H × W, of `Segment`s. Raises PaliglassError for boxes without a mask."""
+        import numpy as np
+
+        masks = [item.mask for item in self if isinstance(item, Segment)]
+        if len(masks) < len(self):
+            raise PaliglassError("these have boxes and no masks; segment gives both")
+        return np.array(masks, dtype=bool).reshape(-1, self.height, self.width)
 
     def above(self, min_score: float) -> Found[T]:
         """Those whose score is at least `min_score`."""
         kept = [item for item in self if item.score >= min_score]
-        return Found(kept, self.width, self.height, self.finish_reason)
+        return Found(kept, self.width, self.height, self.finish_reason, self.picture)
 
-    def draw(self, picture: Any, scale: int = 1, scores: bool = True) -> Image.Image:
-        """The picture (a path, a PIL image, bytes or an array) with all of it drawn in.
+    def draw(self, picture: Any = None, scale: int = 1, scores: bool = True) -> Image.Image:
+        """The picture (by default the one that was looked in) with all of it drawn in.
 
         `scale` enlarges a small picture first, so that labels can be read; `scores`: whether labels
-        tell them. Raises PictureError, or PaliglassError where the picture's size is another.
+        tell them. Raises PictureError, or PaliglassError where the picture's size is another, or
+        where none is known.
         """
+        picture = self.picture if picture is None else picture
+        if picture is None:
+            raise PaliglassError("these results do not know their picture: draw(picture)")
         from paliglass.drawing import draw_objects
         from paliglass.pictures import load_picture
 
@@ -165,10 +213,63 @@ class Found(list[T], Generic[T]):
             scale,
         )
 
+    def show(self, picture: Any = None, scale: int = 1) -> None:
+        """Shows the drawn picture: in the notebook, or in the system's viewer of pictures."""
+        from paliglass.formats.notebook import show
+
+        show(self.draw(picture, scale))
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the drawn picture, where it is known, and a table."""
+        from paliglass.formats.notebook import image_tag, table
+
+        drawn = self._drawn()
+        rows = [
+            (item.label, f"{item.score:.2f}", *(f"{edge:.0f}" for edge in item.box))
+            for item in self
+        ]
+        found = table(("label", "score", *_EDGES), rows) if rows else "nothing found"
+        return found if drawn is None else image_tag(drawn) + found
+
+    def _repr_png_(self) -> bytes | None:
+        """As a frontend shows it that takes no HTML."""
+        from paliglass.formats.notebook import to_png
+
+        drawn = self._drawn()
+        return None if drawn is None else to_png(drawn)
+
+    def _drawn(self) -> Image.Image | None:
+        """The drawn picture, where it is known and still there."""
+        try:
+            return self.draw()
+        except PaliglassError:
+            return None
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each: label, score, x0, y0, x1, y1, and a mask's area in pixels.
+
+        Raises PaliglassError where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise PaliglassError("to_pandas needs pandas: pip install pandas") from None
+        rows = [
+            {"label": item.label, "score": item.score}
+            | dict(zip(_EDGES, item.box, strict=True))
+            | ({"area": int(item.mask.sum())} if isinstance(item, Segment) else {})
+            for item in self
+        ]
+        return pandas.DataFrame(rows, columns=None if rows else ["label", "score", *_EDGES])
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it."""
-        detections = [item.to_dict() for item in self]
-        return {"width": self.width, "height": self.height, "detections": detections}
+        return {
+            "width": self.width,
+            "height": self.height,
+            "finish_reason": self.finish_reason,
+            "detections": [item.to_dict() for item in self],
+        }
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> Found[Any]:
@@ -182,7 +283,8 @@ class Found(list[T], Generic[T]):
                 found.append(Segment(label, box, decode_rle(item["mask"]), score))
             else:
                 found.append(Detection(label, box, score))
-        return Found(found, record["width"], record["height"])
+        reason = record.get("finish_reason", "stop")
+        return Found(found, record["width"], record["height"], reason)
 
     def to_coco(
         self, image_id: int = 1, categories: Mapping[str, int] | None = None, first_id: int = 1
@@ -247,9 +349,9 @@ class Found(list[T], Generic[T]):
         ids = self._classes(0) if class_names is None else {n: i for i, n in enumerate(class_names)}
         masks = [item.mask for item in self if isinstance(item, Segment)]
         return supervision.Detections(
-            xyxy=np.array([item.box for item in self], dtype=np.float32).reshape(-1, 4),
+            xyxy=self.xyxy,
             mask=np.stack(masks) if masks else None,
-            confidence=np.array([item.score for item in self], dtype=np.float32),
+            confidence=self.scores,
             class_id=np.array([_class_of(item.label, ids) for item in self], dtype=int),
             data={"class_name": np.array([item.label for item in self], dtype=str)},
         )

@@ -1,0 +1,89 @@
+"""What is said on stderr beside the answers: errors, notes, details, and that something is loading.
+
+Notes are left out with `--quiet`, details told with `--verbose`; errors are always told.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from paliglass.errors import printable
+
+Level = Literal["quiet", "normal", "verbose"]
+
+_level: Level = "normal"
+_has_complained = False
+
+
+def set_level(level: Level) -> None:
+    """From here on; a process runs one command."""
+    global _level
+    _level = level
+
+
+def level() -> Level:
+    """What `set_level` said last."""
+    return _level
+
+
+def complain(message: str) -> None:
+    """An error, in one line whatever the message holds."""
+    global _has_complained
+    _has_complained = True
+    print(f"error: {one_line(message)}", file=sys.stderr)
+
+
+def has_complained() -> bool:
+    """Whether this process has named an error."""
+    return _has_complained
+
+
+def note(message: str) -> None:
+    """What a user would want to know, though nothing went wrong."""
+    if _level != "quiet":
+        print(f"note: {one_line(message)}", file=sys.stderr)
+
+
+def detail(message: str) -> None:
+    """What helps to find out why something is as it is."""
+    if _level == "verbose":
+        print(f"detail: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(message: str) -> str:
+    """A message in one line that a terminal shows and does not obey."""
+    return printable(" ".join(message.split()))
+
+
+def harmless(text: str) -> str:
+    """Text of several lines that a terminal shows and does not obey; see `errors.printable`."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Shows at a terminal that the block is under way, and for how long; `what`: "loading mini"."""
+    start = time.perf_counter()
+    if _level == "quiet" or not sys.stderr.isatty():
+        yield
+    else:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as progress:
+            progress.add_task(escape(one_line(what)), total=None)
+            yield
+    detail(f"{what}: {time.perf_counter() - start:.1f} s")
