@@ -487,11 +487,7 @@ class RunningBatch:
                 log_probs[i] = score
         for row, token, log_prob in zip(rows, ids, log_probs, strict=True):
             if math.isnan(log_prob):
-                raise PaliglassError(
-                    "the model's numbers are not finite: they overflowed, or a weight is broken "
-                    f"(it computes in {str(self.model.dtype).removeprefix('torch.')}; bfloat16 "
-                    "and float32 reach further than float16)"
-                )
+                raise PaliglassError(_not_finite(self.model))
             row.append(token, log_prob, self.ends)
 
     def _extend(self) -> None:
@@ -546,3 +542,13 @@ class RunningBatch:
         if image < logits.shape[-1]:
             logits[..., image] = -torch.inf
         return logits
+
+
+def _not_finite(model: PaliGemmaForConditionalGeneration) -> str:
+    """Why a model's numbers are no numbers any more."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            return f"weight {name} holds NaN or an infinity: the checkpoint is broken"
+    dtype = str(model.dtype).removeprefix("torch.")
+    mend = ": use bfloat16 or float32" if dtype == "float16" else ", though its weights are finite"
+    return f"the model's numbers overflowed in {dtype}{mend}"

@@ -411,8 +411,20 @@ def test_numbers_that_are_none_are_an_error_not_an_answer(
         model.language_model.model.layers[1].mlp.down_proj.weight[3, 3] = torch.nan
     choice = ChoiceGrammar(PROCESSOR, YES_NO).start() if constrained else None
     request = ask(constraint=choice, sampling=Sampling(temperature))
-    with pytest.raises(PaliglassError, match=r"not finite.*bfloat16"):
+    with pytest.raises(PaliglassError, match=r"weight .*layers\.1\.mlp\.down_proj.* holds NaN"):
         answers(model, [request])
+
+
+def test_an_overflow_says_what_reaches_further() -> None:
+    model = tiny_model(worded_config())
+    with torch.no_grad():
+        for layer in model.language_model.model.layers:
+            layer.mlp.down_proj.weight *= 2e5
+            layer.self_attn.o_proj.weight *= 2e5
+    model.half()
+    if all(weight.isfinite().all() for weight in model.parameters()):
+        with pytest.raises(PaliglassError, match=r"overflowed in float16: use bfloat16 or float32"):
+            answers(model, [ask()])
 
 
 def test_a_cancelled_request_says_no_more_and_the_others_go_on() -> None:

@@ -28,9 +28,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["int8"]
 """Ways of making weights smaller."""
 
-CocoTask = Literal["detect", "segment"]
-"""What COCO's boxes and masks are made into."""
-
 Format = Literal["text", "json", "jsonl", "csv", "coco", "yolo"]
 """How results are written; text is for people, and in columns for programs."""
 
