@@ -422,9 +422,9 @@ def test_an_overflow_says_what_reaches_further() -> None:
             layer.mlp.down_proj.weight *= 2e5
             layer.self_attn.o_proj.weight *= 2e5
     model.half()
-    if all(weight.isfinite().all() for weight in model.parameters()):
-        with pytest.raises(PaliglassError, match=r"overflowed in float16: use bfloat16 or float32"):
-            answers(model, [ask()])
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    with pytest.raises(PaliglassError, match=r"overflowed in float16: use bfloat16 or float32"):
+        answers(model, [ask()])
 
 
 def test_a_cancelled_request_says_no_more_and_the_others_go_on() -> None:
