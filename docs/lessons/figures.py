@@ -102,7 +102,7 @@ class Drawing:
                     self.rect(*place, "blue" if value > 0 else "orange", min(1, abs(value) / most))
 
     def legend(self, x: float, y: float, most: str, least: str = "0", kind: str = "blue") -> None:
-        """A heat map's scale, 120 wide and 28 tall: from `least`, with a `kind` of its own, to `most`."""
+        """A heat map's scale, 120 wide and 28 tall; from 0, or from orange to `kind`."""
         steps = 15
         for i in range(steps):
             value = 2 * i / (steps - 1) - 1 if least != "0" else i / (steps - 1)
@@ -377,7 +377,7 @@ def over_picture(
     most: float,
     mark: int | None = None,
 ) -> None:
-    """The scene, paler, its patches coloured by their weights, the fullest at `most`; one framed."""
+    """The scene, paler, its patches coloured by weight, the strongest at `most`; one framed."""
     side = weights.shape[0]
     colour = torch.zeros(side, side, 4)
     colour[..., :3] = torch.tensor([208, 0, 80])
@@ -625,7 +625,9 @@ def tokens(name: str) -> None:
             line = f"M{left - 6} {top + place:.0f}h{edge + 6:.0f}"
             draw.text(left - 10, top + place + 4, side, "mono small", "end")
         draw.parts.append(f'<path class="s-orange" stroke-width="2.5" d="{line}"/>')
-    for i, words in enumerate(("a box is four", "tokens, y0 x0 y1", "x1, each in", "1023rds of the", "picture")):
+    for i, words in enumerate(
+        ("a box is four", "tokens, y0 x0 y1", "x1, each in", "1023rds of the", "picture")
+    ):
         draw.text(8, 290 + 18 * i, words, "soft", "start")
     draw.save(name)
 
@@ -781,7 +783,9 @@ def sampling(name: str) -> None:
             draw.rect(98, y, max(240 * share, 0.6), 19, "blue" if reached < 0.9 else "grey")
             draw.text(384, y + 15, f"{share:.2f}", "small soft", "end")
             reached += share
-    draw.text(200, 554, f"mini, asked to `detect tractor`: its token {step + 1}, the least sure", "soft")
+    draw.text(
+        200, 554, f"mini, asked to `detect tractor`: its token {step + 1}, the least sure", "soft"
+    )
     draw.text(200, 574, "of its answer; blue is what top-p 0.9 keeps", "soft")
     draw.save(name)
 
@@ -905,7 +909,9 @@ def detection(name: str) -> None:
         draw.text(left + edge / 2, top - 10, f"{side}: <loc{round(share * 1023):04}>", "mono")
         over_picture(draw, left, top, edge, looks[i], most)
         place = share * edge
-        line = f"M{left} {top + place}h{edge}" if side[0] == "y" else f"M{left + place} {top}v{edge}"
+        line = (
+            f"M{left} {top + place}h{edge}" if side[0] == "y" else f"M{left + place} {top}v{edge}"
+        )
         draw.parts.append(f'<path class="s-blue" stroke-width="2.5" d="{line}"/>')
         floor = top + edge + 64
         draw.parts.append(f'<path class="line" d="M{left} {floor}h{edge}"/>')
