@@ -47,13 +47,29 @@ def shapes(config: PaliGemmaConfig, words: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+COLOURS = """<style>
+  .vision { fill: #cfe1f5; stroke: #2f6fb7 } .words { fill: #d3ebda; stroke: #3c8d5a }
+  .answer { fill: #fbe0c1; stroke: #d9822b }
+  @media (prefers-color-scheme: dark) {
+    .vision { fill: #1d3a5a } .words { fill: #1f4630 } .answer { fill: #56391a }
+  }
+</style>"""
+
+
 class Plan(Drawing):
     """A drawing of boxes, and arrows that say what flows."""
 
-    def flow(self, x: float, y: float, shape: tuple[int, ...] | str, length: float = 30) -> None:
+    def __init__(self, height: float) -> None:
+        super().__init__(height, 680)
+        self.parts.append(COLOURS)
+
+    def flow(self, x: float, y: float, shape: tuple[int, ...] | str = "", length: int = 30) -> None:
         self.arrow(x, y, x, y + length)
         words = shape if isinstance(shape, str) else " × ".join(f"{n:,}" for n in shape)
         self.text(x + 9, y + length / 2 + 4, words, "small mono", "start")
+
+    def line(self, path: str, kind: str = "line") -> None:
+        self.parts.append(f'<path class="{kind}" fill="none" stroke-width="1.5" d="{path}"/>')
 
     def block(self, x: float, y: float, w: float, h: float, title: str) -> None:
         """The outline of what is repeated."""
@@ -64,11 +80,12 @@ class Plan(Drawing):
         self.text(x + w - 10, y + 17, title, "small strong", "end")
 
     def skip(self, x: float, y0: float, y1: float, out: float) -> None:
-        """A connection that goes round: from y0 to y1."""
-        self.parts.append(
-            f'<path class="line" stroke-width="1.5" d="M{x} {y0}H{out}V{y1}H{x - 7}"/>'
-        )
-        self.text(x, y1 + 5, "⊕", "strong")
+        """A connection that leaves the stream at y0, goes round by `out` and is added at y1."""
+        self.parts.append(f'<circle cx="{x}" cy="{y0}" r="2.5" class="grey"/>')
+        self.line(f"M{x} {y0}H{out}V{y1}H{x - 20}")
+        self.arrow(x - 22, y1, x - 10, y1)
+        self.parts.append(f'<circle class="box" cx="{x}" cy="{y1}" r="9"/>')
+        self.line(f"M{x - 5} {y1}h10M{x} {y1 - 5}v10")
 
 
 def draw(config: PaliGemmaConfig, path: Path) -> None:
@@ -76,97 +93,130 @@ def draw(config: PaliGemmaConfig, path: Path) -> None:
     vision, text = config.vision_config, config.text_config
     shape = shapes(config, WORDS)
     tower, decoder = "vision_tower.vision_model.", "language_model.model."
-    plan = Plan(1150)
-    left, right, w = 20, 372, 288
+    plan = Plan(1352)
+    left, right, w = 20, 352, 288
     a, b = left + w / 2, right + w / 2
-    patch, heads = vision.patch_size, vision.num_attention_heads
+    for x, kind in ((150, "vision"), (270, "words"), (390, "answer")):
+        plan.rect(x, 8, 16, 14, kind)
+        plan.text(x + 24, 20, kind, "small", "start")
 
-    plan.label(left, 10, w, 44, "a picture\nof any size, squashed to a square", "faint")
-    plan.label(right, 10, w, 44, "a prompt\n<image> … <image> <bos> caption en \\n", "faint")
-    plan.flow(a, 56, (1, 3, vision.image_size, vision.image_size))
-    plan.flow(b, 56, f"1 × {vision.num_patches} + {WORDS} ids")
-    plan.label(left, 88, w, 44, f"embeddings\npatches of {patch} × {patch} → vectors, + positions")
-    plan.label(
-        right, 88, w, 44, f"embed_tokens\n{text.vocab_size:,} × {text.hidden_size:,}, times √D"
-    )
-    plan.flow(a, 134, shape[f"{tower}embeddings"])
-    plan.block(left, 166, w, 232, f"encoder layer × {vision.num_hidden_layers}")
-    inner, wide = left + 34, w - 54
-    plan.label(inner, 192, wide, 26, "LayerNorm")
-    plan.label(inner, 222, wide, 44, f"self_attn\n{heads} heads of {vision.head_dim}, no mask")
-    plan.skip(a, 180, 278, left + 14)
-    plan.label(inner, 290, wide, 26, "LayerNorm")
-    middle = vision.intermediate_size
-    plan.label(
-        inner,
-        320,
-        wide,
-        44,
-        f"mlp\n{vision.hidden_size:,} → {middle:,} → {vision.hidden_size:,}, GELU",
-    )
-    plan.skip(a, 282, 378, left + 14)
-    plan.flow(a, 400, shape[f"{tower}encoder"])
-    plan.label(left, 432, w, 26, "post_layernorm")
-    plan.flow(a, 460, shape[f"{tower}post_layernorm"])
+    plan.label(left, 34, w, 44, "a picture\nof any size, squashed to a square", "vision")
+    plan.label(right, 34, w, 44, "a prompt\n<image> … <image> <bos> caption en \\n", "words")
+    plan.flow(a, 80, (1, 3, vision.image_size, vision.image_size))
+    plan.flow(b, 80, f"1 × {vision.num_patches} + {WORDS} ids")
+    patch = vision.patch_size
     plan.label(
         left,
-        492,
+        112,
         w,
         44,
-        f"multi_modal_projector\n{vision.hidden_size:,} → {text.hidden_size:,}",
+        f"embeddings\npatches of {patch} × {patch} → vectors, + positions",
+        "vision",
     )
-    plan.flow(a, 538, shape["multi_modal_projector"])
-    plan.flow(b, 134, shape[f"{decoder}embed_tokens"], 434)
+    plan.label(
+        right,
+        112,
+        w,
+        44,
+        f"embed_tokens\n{text.vocab_size:,} × {text.hidden_size:,}, times √D",
+        "words",
+    )
+    plan.flow(a, 158, shape[f"{tower}embeddings"])
+    _encoder_layer(plan, config, left, w, 190)
+    plan.flow(a, 504, shape[f"{tower}encoder"])
+    plan.label(left, 536, w, 26, "post_layernorm", "vision")
+    plan.flow(a, 564, shape[f"{tower}post_layernorm"])
+    widths = f"{vision.hidden_size:,} → {text.hidden_size:,}"
+    plan.label(left, 596, w, 44, f"multi_modal_projector\n{widths}", "vision")
+    plan.flow(a, 642, shape["multi_modal_projector"])
+    plan.flow(b, 158, shape[f"{decoder}embed_tokens"], 514)
+
     full = right + w - left
+    c = left + 230.0  # where the decoder's stream runs
+    plan.rect(left, 674, full / 2, 30, "vision")
+    plan.rect(left + full / 2, 674, full / 2, 30, "words")
+    merged = "merge: the picture's vectors in the places of <image>"
+    plan.text(left + full / 2, 694, merged, "strong")
+    plan.flow(c, 706, shape[f"{decoder}layers.0"])
+    _decoder_layer(plan, config, left, full, c, 738)
+    plan.flow(c, 1132, shape[f"{decoder}layers.0"])
+    plan.label(left, 1164, full, 26, "norm: RMSNorm")
+    plan.flow(c, 1192, f"1 × 1 × {text.hidden_size:,}, the last position alone")
     plan.label(
-        left, 570, full, 30, "merge: the picture's vectors in the places of <image>", "faint"
+        left, 1224, full, 44, "lm_head\nthe embedding table once more (tied weights)", "answer"
     )
-    c = left + full / 2
-    plan.flow(c, 602, shape[f"{decoder}layers.0"])
-    plan.block(left, 634, full, 290, f"decoder layer × {text.num_hidden_layers}")
-    inner, wide = left + 40, full - 60
-    plan.label(inner, 660, wide, 26, "RMSNorm")
-    third = (wide - 20) / 3
-    query = " × ".join(map(str, shape[f"{decoder}layers.0.self_attn.q_proj"]))
-    key = " × ".join(map(str, shape[f"{decoder}layers.0.self_attn.k_proj"]))
-    plan.label(inner, 692, third, 44, f"q_proj, RoPE\n{query}")
-    plan.label(inner + third + 10, 692, third, 44, f"k_proj, RoPE → cache\n{key}")
-    plan.label(inner + 2 * third + 20, 692, third, 44, f"v_proj → cache\n{key}")
-    group = text.num_attention_heads // text.num_key_value_heads
-    plan.label(
-        inner,
-        742,
-        wide,
-        44,
-        f"attention under the prefix-LM mask, o_proj\n{text.num_attention_heads} query heads of "
-        f"{text.head_dim}, {group} to a key head",
-    )
-    plan.skip(c, 648, 798, left + 18)
-    plan.label(inner, 810, wide, 26, "RMSNorm")
-    plan.label(
-        inner,
-        842,
-        wide,
-        44,
-        f"mlp, GeGLU\ngelu(gate) · up: {text.hidden_size:,} → {text.intermediate_size:,}, "
-        f"down: → {text.hidden_size:,}",
-    )
-    plan.skip(c, 802, 904, left + 18)
-    plan.flow(c, 926, shape[f"{decoder}layers.0"])
-    plan.label(left, 958, full, 26, "norm: RMSNorm")
-    plan.flow(c, 986, shape[f"{decoder}norm"])
-    plan.label(left, 1018, full, 44, "lm_head\nthe embedding table once more (tied weights)")
-    plan.flow(c, 1064, shape["language_model.lm_head"])
-    plan.label(
-        left,
-        1096,
-        full,
-        44,
-        "softmax of the last row, temperature, top-k, top-p → the next token\n"
-        "which goes back to embed_tokens, alone: the cache remembers the rest",
-        "faint",
+    plan.flow(c, 1270, f"1 × 1 × {text.vocab_size:,} logits")
+    plan.label(left, 1302, full, 44, "softmax, temperature, top-k, top-p\nthe next token", "answer")
+    plan.line(f"M{left + full} 1324H666V134H656", "s-orange")
+    plan.arrow(656, 134, right + w + 2, 134, "s-orange")
+    plan.parts.append(
+        '<text class="small orange" text-anchor="middle" '
+        'transform="translate(677 430) rotate(-90)">'
+        "the next token goes in alone: the cache holds all others</text>"
     )
     plan.write(path)
+
+
+def _encoder_layer(plan: Plan, config: PaliGemmaConfig, left: float, w: float, top: float) -> None:
+    """312 tall."""
+    vision, a = config.vision_config, left + w / 2
+    plan.block(left, top, w, 312, f"encoder layer × {vision.num_hidden_layers}")
+    inner, wide = left + 34, w - 54
+    heads = f"{vision.num_attention_heads} heads of {vision.head_dim}, no mask"
+    width, middle = vision.hidden_size, vision.intermediate_size
+    for y, name, words in (
+        (top, "layer_norm1", f"self_attn\n{heads}"),
+        (top + 154, "layer_norm2", f"mlp\n{width:,} → {middle:,} → {width:,}, GELU"),
+    ):
+        plan.flow(a, y, "", 28)
+        plan.label(inner, y + 30, wide, 26, name, "vision")
+        plan.flow(a, y + 56, "", 14)
+        plan.label(inner, y + 72, wide, 44, words, "vision")
+        plan.flow(a, y + 116, "", 14)
+        plan.skip(a, y + 10, y + 140, left + 14)
+    plan.line(f"M{a} {top + 149}v6M{a} {top + 303}v9")
+
+
+def _decoder_layer(
+    plan: Plan, config: PaliGemmaConfig, left: float, full: float, c: float, top: float
+) -> None:
+    """392 tall. Keys and values pass through the cache at its right."""
+    text, shape = config.text_config, shapes(config, WORDS)
+    name = "language_model.model.layers.0.self_attn."
+    query = " × ".join(map(str, shape[f"{name}q_proj"]))
+    key = " × ".join(map(str, shape[f"{name}k_proj"]))
+    plan.block(left, top, full, 392, f"decoder layer × {text.num_hidden_layers}")
+    inner, wide = left + 34, 400
+    half = (wide - 10) / 2
+    plan.flow(c, top, "", 28)
+    plan.label(inner, top + 30, wide, 26, "input_layernorm: RMSNorm")
+    for x, words in (
+        (inner, f"q_proj, RoPE\n{query}"),
+        (inner + half + 10, f"k_proj, RoPE; v_proj\n{key} each"),
+    ):
+        plan.flow(x + half / 2, top + 56, "", 14)
+        plan.label(x, top + 72, half, 44, words)
+    plan.flow(inner + half / 2, top + 116, "", 34)
+    cache, box = inner + wide + 44, 120
+    plan.label(cache, top + 72, box, 124, "KV cache\nkeys and values\nof all tokens so far")
+    plan.arrow(inner + wide, top + 94, cache - 2, top + 94)
+    plan.text((inner + wide + cache) / 2, top + 87, "new", "small soft")
+    plan.arrow(cache, top + 174, inner + wide + 2, top + 174)
+    plan.text((inner + wide + cache) / 2, top + 167, "all", "small soft")
+    group = text.num_attention_heads // text.num_key_value_heads
+    heads = f"{text.num_attention_heads} query heads of {text.head_dim}, {group} to a key head"
+    plan.label(inner, top + 152, wide, 44, f"attention under the prefix-LM mask, o_proj\n{heads}")
+    plan.flow(c, top + 196, "", 14)
+    plan.skip(c, top + 10, top + 220, left + 16)
+    plan.flow(c, top + 229, "", 27)
+    plan.label(inner, top + 258, wide, 26, "post_attention_layernorm: RMSNorm")
+    plan.flow(c, top + 284, "", 14)
+    width, middle = text.hidden_size, text.intermediate_size
+    gated = f"gelu(gate) · up: {width:,} → {middle:,}, down: → {width:,}"
+    plan.label(inner, top + 300, wide, 44, f"mlp, GeGLU\n{gated}")
+    plan.flow(c, top + 344, "", 14)
+    plan.skip(c, top + 238, top + 368, left + 16)
+    plan.line(f"M{c} {top + 377}v15")
 
 
 if __name__ == "__main__":

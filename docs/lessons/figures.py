@@ -102,7 +102,7 @@ class Drawing:
                     self.rect(*place, "blue" if value > 0 else "orange", min(1, abs(value) / most))
 
     def legend(self, x: float, y: float, most: str, least: str = "0", kind: str = "blue") -> None:
-        """A heat map's scale, 120 wide and 28 tall: from `least`, with a `kind` of its own, to `most`."""
+        """A heat map's scale, 120 wide and 28 tall; from 0, or from orange to `kind`."""
         steps = 15
         for i in range(steps):
             value = 2 * i / (steps - 1) - 1 if least != "0" else i / (steps - 1)
@@ -377,7 +377,7 @@ def over_picture(
     most: float,
     mark: int | None = None,
 ) -> None:
-    """The scene, paler, its patches coloured by their weights, the fullest at `most`; one framed."""
+    """The scene, paler, its patches coloured by weight, the strongest at `most`; one framed."""
     side = weights.shape[0]
     colour = torch.zeros(side, side, 4)
     colour[..., :3] = torch.tensor([208, 0, 80])
