@@ -177,6 +177,15 @@ def test_wrong_rows_are_named(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in f"{found.where}: {found.problem}"
 
 
+def test_pictures_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        paint(tmp_path / name / "a.png", (4, 4))
+    (tmp_path / "dog" / "b.heic").write_bytes(b"")
+    examples, (found,) = look(tmp_path)
+    assert len(examples) == 2
+    assert (found.where, found.severity) == (str(tmp_path / "dog" / "b.heic"), "left out")
+
+
 def test_figures_may_be_classes(tmp_path: Path) -> None:
     for name in ("0", "1"):
         paint(tmp_path / name / "a.png", (4, 4))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 from tests.data.files import paint
 
-from paliglass.data.pictures import Frame, Header, compare, find_file, read_header
+from paliglass.data.pictures import Frame, Header, compare, named_file, read_header
 from paliglass.tasks.boxes import Box
 
 
@@ -76,8 +76,8 @@ def test_what_is_no_picture_has_no_header(tmp_path: Path, data: bytes) -> None:
 def test_a_name_that_is_a_file_means_that_file(tmp_path: Path) -> None:
     for name in ("a.png", "b/a.png", "b\\a.png"):
         paint(tmp_path / name, (4, 4))
-    assert find_file(tmp_path, "b\\a.png") == tmp_path / "b\\a.png"
+    assert named_file(tmp_path, "b\\a.png") == tmp_path / "b\\a.png"
     (tmp_path / "b\\a.png").unlink()
-    assert find_file(tmp_path, "b\\a.png") == tmp_path / "b" / "a.png"
+    assert named_file(tmp_path, "b\\a.png") == tmp_path / "b" / "a.png"
     for name in ("gone.png", "a\x00b", "x" * 5000, ""):
-        assert find_file(tmp_path, name) == tmp_path / name
+        assert named_file(tmp_path, name) == tmp_path / name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json as json_text
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,8 @@ import typer
 
 from paliglass.cli.app import app, command
 from paliglass.cli.options import CocoTask
-from paliglass.cli.scores import printable, warn
+from paliglass.cli.scores import warn
+from paliglass.errors import printable
 
 if TYPE_CHECKING:
     from paliglass.data.checks import Report
@@ -54,6 +54,7 @@ def check(
     from paliglass.data.checks import contact_sheet
     from paliglass.data.example import Findings
     from paliglass.data.reading import open_examples
+    from paliglass.files import replacing
     from paliglass.model import CODEC
     from paliglass.modeling_mask_codec import MaskCodec
 
@@ -68,9 +69,8 @@ def check(
     examples = open_examples(source, images, task, codec, split="all", findings=findings)
     report = look(examples, processor, config.text_config.max_position_embeddings, findings)
     if sheet is not None:
-        unfinished = sheet.with_name(f".{sheet.name}.tmp")
-        contact_sheet(examples[:24]).save(unfinished, format="PNG")
-        os.replace(unfinished, sheet)
+        with replacing(sheet) as unfinished:
+            contact_sheet(examples[:24]).save(unfinished, format="PNG")
     if json:
         print(json_text.dumps(report.to_dict(), ensure_ascii=False))
     else:

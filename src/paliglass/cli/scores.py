@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from paliglass.errors import printable
+
 if TYPE_CHECKING:
     from paliglass.evaluation.cases import Score
 
@@ -20,11 +22,6 @@ def tell_progress(name: str, done: int, count: int) -> None:
 def warn(message: str) -> None:
     """One line on stderr about what a run goes on without."""
     print(f"note: {printable(' '.join(message.split()))}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """A text from a file on one line, without what steers a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:

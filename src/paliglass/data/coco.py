@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from paliglass.data.example import Example, Findings
 from paliglass.data.labels import to_labels
 from paliglass.data.masks import MaskEncoder
-from paliglass.data.pictures import Frame, compare, find_file, read_header
+from paliglass.data.pictures import Frame, compare, named_file, read_header
 from paliglass.errors import PaliglassError
 from paliglass.formats import coco
 from paliglass.formats.polygons import fill_polygons
@@ -122,7 +122,7 @@ def _pictures(
                 raise PaliglassError(
                     f"{where}: {size[0]} × {size[1]} pixels are more than {MAX_PIXELS:,}"
                 )
-            file = find_file(folder, image.file_name)
+            file = named_file(folder, image.file_name)
             other = pictures.get(key)
             if other is not None and (other.path, other.size) != (file, size):
                 raise PaliglassError(f"{where}: id {key} is that of {other.where} too")
@@ -303,7 +303,7 @@ def _captions(
     for where, value in coco.entries(path, content, "images"):
         with findings.at(where):
             image = decode(value, coco.CocoFile, where)
-            file = find_file(folder, image.file_name)
+            file = named_file(folder, image.file_name)
             other, first = files.setdefault(key_of(image.id), (file, where))
             if other != file:
                 raise PaliglassError(f"{where}: id {image.id} is that of {first} too")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from paliglass.errors import PaliglassError, PromptError
+from paliglass.errors import PaliglassError, PromptError, printable
 from paliglass.tasks.boxes import encode_box, parse_boxes
 from paliglass.tasks.prompts import split_labels
 
@@ -111,7 +111,7 @@ class Findings(list[Finding]):
         try:
             yield
         except PaliglassError as error:
-            self.wrong(where, str(error).removeprefix(f"{where}: "))
+            self.wrong(where, str(error).removeprefix(printable(f"{where}: ")))
 
     def of(self, severity: Severity) -> list[Finding]:
         return [finding for finding in self if finding.severity == severity]

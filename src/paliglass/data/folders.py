@@ -25,7 +25,7 @@ from paliglass.data.imagefolder import read_metadata
 from paliglass.data.yolo import read_yolo
 from paliglass.errors import PaliglassError
 from paliglass.formats.records import read_json
-from paliglass.pictures import SUFFIXES
+from paliglass.pictures import SUFFIXES, UNREAD_SUFFIXES
 from paliglass.tasks.prompts import answer_prompt
 
 if TYPE_CHECKING:
@@ -160,7 +160,11 @@ def _classes(folder: Path, findings: Findings) -> Iterator[Example]:
     classes: dict[str, list[Path]] = {}
     for entry in _visible(folder):
         if entry.is_dir():
-            files = [file for file in _visible(entry) if file.suffix.lower() in SUFFIXES]
+            visible = _visible(entry)
+            for file in visible:
+                if file.suffix.lower() in UNREAD_SUFFIXES:
+                    findings.left_out(str(file), "is a picture of a format that is not read")
+            files = [file for file in visible if file.suffix.lower() in SUFFIXES]
             if files:
                 classes[entry.name] = files
     if not classes:

@@ -18,7 +18,7 @@ from typing import Any
 
 from paliglass.data.example import Example, Findings
 from paliglass.data.labels import to_labels
-from paliglass.data.pictures import find_file, read_header
+from paliglass.data.pictures import named_file, read_header
 from paliglass.errors import PaliglassError
 from paliglass.formats.csv_table import read_rows
 from paliglass.formats.jsonl import Metadata, Objects
@@ -44,7 +44,7 @@ def read_metadata(path: Path, findings: Findings) -> Iterator[Example]:
             if not name:
                 findings.left_out(where, "lacks file_name")
                 continue
-            image = find_file(path.parent, name)
+            image = named_file(path.parent, name)
             if row.objects is not None:
                 header = read_header(image)
                 if header is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from paliglass.data.example import Example, Findings
 from paliglass.data.masks import MaskEncoder
-from paliglass.data.pictures import find_file
+from paliglass.data.pictures import named_file
 from paliglass.errors import PaliglassError
 from paliglass.formats.jsonl import EXAMPLE, ExampleLine, ResultLine
 from paliglass.formats.records import decode, parse_json, read_lines
@@ -50,7 +50,7 @@ def read_examples(path: Path, findings: Findings) -> Iterator[Example]:
             if not suffix and isinstance(line.suffix, list):
                 findings.left_out(where, "suffix is a list without an answer")
                 continue
-            images = tuple(find_file(path.parent, name) for name in names)
+            images = tuple(named_file(path.parent, name) for name in names)
             yield Example(images, line.prefix, suffix, where, answers)
     if empty:
         raise PaliglassError(f"{path}: holds no examples; a line is {EXAMPLE}")
@@ -69,7 +69,7 @@ def read_results(path: Path, findings: Findings, codec: MaskCodec | None) -> Ite
     codes = encoder.finish()
     for where, line, parts in lines:
         image = Path(line.file)
-        image = image if image.exists() else find_file(path.parent, line.file)
+        image = image if image.exists() else named_file(path.parent, line.file)
         if parts is None:
             if line.answer is None:
                 findings.left_out(where, "answer is null")

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from paliglass.pictures import MAX_PIXELS
 from paliglass.tasks.boxes import Box
 
-__all__ = ["Frame", "Header", "compare", "find_file", "read_header"]
+__all__ = ["Frame", "Header", "compare", "named_file", "read_header"]
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
@@ -30,11 +30,12 @@ _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
 }
 
 
-def find_file(folder: Path, name: str) -> Path:
+def named_file(folder: Path, name: str) -> Path:
     """The file that a name in an annotation file means, whether it exists or not.
 
     Windows' backslashes are taken for slashes, and letters with accents for the same whether
-    written as one character or two (NFC, NFD), where the name as it stands is no file.
+    written as one character or two (NFC, NFD), where the name as it stands is no file. Four names
+    are tried, and no folder is searched, for of a large set many pictures may be missing.
     """
     path = folder / name
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from paliglass.data.example import Example, Findings
 from paliglass.data.labels import to_labels
 from paliglass.data.masks import MaskEncoder
-from paliglass.data.pictures import find_file, read_header
+from paliglass.data.pictures import named_file, read_header
 from paliglass.errors import PaliglassError
 from paliglass.formats.polygons import fill_polygons
 from paliglass.formats.records import read_lines, read_text
@@ -66,7 +66,7 @@ def read_yolo(
     found = []
     for picture in _pictures(sources, path):
         file = label_file(picture)
-        file = find_file(file.parent, file.name)
+        file = named_file(file.parent, file.name)
         parts, ignored = _read_labels(file, picture, labels, task, encoder, findings)
         found.append((picture, file, parts, ignored))
     codes = encoder.finish()
@@ -115,7 +115,7 @@ def _pictures(sources: Iterable[Path], path: Path) -> list[Path]:
             pictures += sorted(file for file in files if not file.name.startswith("."))
         else:
             lines = (line.strip() for _, line in read_lines(source))
-            pictures += [find_file(source.parent, line) for line in lines]
+            pictures += [named_file(source.parent, line) for line in lines]
     if not pictures:
         raise PaliglassError(f"{path}: there are no pictures in {', '.join(map(str, sources))}")
     return pictures

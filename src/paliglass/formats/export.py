@@ -7,12 +7,12 @@ with its score, or width, height and detections as `Found.to_dict` has them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paliglass.errors import PaliglassError
+from paliglass.files import replacing
 from paliglass.formats.coco import to_coco
 from paliglass.formats.csv_table import to_csv
 from paliglass.formats.jsonl import to_line
@@ -66,7 +66,6 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name[:200]}.tmp")
-        # Bytes of a file name that are no text stay what they are in JSON.
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            # Bytes of a file name that are no text stay what they are in JSON.
+            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
