@@ -6,7 +6,10 @@
 - offline lists, folders, streaming, grammars and a server read the same events
 - a request's answer does not depend on who else is in the batch, nor on when it joined: its
   random numbers are its own, and a row sees its own slots of the cache alone
-- a picture goes through the vision tower once for all prompts about it that are near in time
+- a picture goes through the vision tower once for all prompts about it that are near in time, and
+  a prompt that several ask at once through the decoder once
+- all of a prompt sees all of it, so that its keys and values serve the very same prompt about the
+  very same pictures, and no other: a batch may keep them for that
 - what a constraint leaves no choice about costs no step of its own: forced tokens go through the
   decoder together with the decision before them
 """
@@ -18,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +40,7 @@ __all__ = [
     "Completion",
     "Event",
     "FinishReason",
+    "LRUCache",
     "Request",
     "RunningBatch",
     "complete",
@@ -47,6 +51,8 @@ MAX_NEW_TOKENS = 256
 FinishReason = Literal["stop", "length"]
 UNLIMITED = 1 << 62  # tokens
 FEATURE_BYTES = 1 << 28  # of pictures' features that are kept for further prompts
+K = TypeVar("K")
+V = TypeVar("V")
 LIKE_LENGTH = 1.1  # prompts are padded to one length where the longest is at most so much longer
 
 
@@ -56,7 +62,8 @@ class Request:
 
     seed: of this request's own random numbers, an int or several; None takes fresh ones.
     max_new_tokens: of the answer, the end not counted. allow_special_tokens: whether `<loc0001>`
-    and the like in the prompt are tokens, not text.
+    and the like in the prompt are tokens, not text. num_alternatives: how many of the likeliest
+    tokens each event tells of; under a constraint, none.
     """
 
     prompt: str
@@ -66,18 +73,21 @@ class Request:
     seed: int | tuple[int, ...] | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
     allow_special_tokens: bool = False
+    num_alternatives: int = 0
 
 
 class Event(NamedTuple):
     """A request's next token, with its log-probability in nats.
 
-    finish_reason: of an answer's last event. With "stop" the token is an end token.
+    finish_reason: of an answer's last event. With "stop" the token is an end token. alternatives:
+    the likeliest tokens at this place with theirs, the likeliest first; see `Request`.
     """
 
     request: Request
     token: int
     log_prob: float
     finish_reason: FinishReason | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -155,6 +165,47 @@ def complete(
             yield completions.pop(first)
 
 
+class LRUCache(Generic[K, V]):
+    """Values by their keys; those used longest ago are let go of beyond `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: K) -> V:
+        self._entries.move_to_end(key)
+        return self._entries[key][0]
+
+    def put(self, key: K, value: V, num_bytes: int) -> None:
+        """Adds a value, which stays at least until `trim`."""
+        _, before = self._entries.pop(key, (None, 0))
+        self._entries[key] = value, num_bytes
+        self.num_bytes += num_bytes - before
+
+    def trim(self) -> None:
+        """Keeps to the bound."""
+        while self.num_bytes > self.max_bytes:
+            _, (_, num_bytes) = self._entries.popitem(last=False)
+            self.num_bytes -= num_bytes
+
+
+class _Prefix(NamedTuple):
+    """A prompt that has been through the decoder: one row's cache, and 1 × D, what came out last."""
+
+    cache: KVCache
+    last: Tensor
+
+
+PrefixKey = tuple[tuple[bytes, ...], tuple[int, ...]]
+"""The pictures' digests and the prompt's ids: all that a prompt's keys and values depend on."""
+
+
 @dataclass(eq=False)
 class _Row:
     """An answer under way.
@@ -170,6 +221,7 @@ class _Row:
     state: Constraint | None
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    alternatives: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     pending_scores: set[int] = field(default_factory=set)
     num_run: int = 0
     num_told: int = 0
@@ -217,7 +269,8 @@ class _Row:
             self.num_told += 1
             last = self.num_told == len(self.ids)
             reason = self.finish_reason if last else None
-            yield Event(self.request, self.ids[i], self.log_probs[i], reason)
+            others = self.alternatives.get(i, ())
+            yield Event(self.request, self.ids[i], self.log_probs[i], reason, others)
 
 
 class RunningBatch:
@@ -225,10 +278,18 @@ class RunningBatch:
 
     `len(batch)` is the number of its rows. Methods raise PaliglassError where the model's numbers
     are no numbers any more, as after an overflow in float16.
+
+    feature_bytes: how much of pictures' features is kept for further prompts about them.
+    prefix_bytes: how much of whole prompts' keys and values, for the same prompt asked again.
     """
 
     def __init__(
-        self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
+        self,
+        model: PaliGemmaForConditionalGeneration,
+        processor: PaliGemmaProcessor,
+        *,
+        feature_bytes: int = FEATURE_BYTES,
+        prefix_bytes: int = 0,
     ) -> None:
         self.model, self.processor = model, processor
         config = model.config
@@ -238,30 +299,54 @@ class RunningBatch:
         self._rows: list[_Row] = []
         self._cache: KVCache | None = None
         self._last: Tensor = torch.empty(0)  # B × D, what came out at each row's newest token
-        self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.features: LRUCache[bytes, Tensor] = LRUCache(feature_bytes)
+        self.prefixes: LRUCache[PrefixKey, _Prefix] = LRUCache(prefix_bytes)
 
     def __len__(self) -> int:
         return sum(not row.is_done for row in self._rows)
 
+    def check(self, request: Request) -> int:
+        """The number of its prompt's tokens. Raises PromptError where `admit` would.
+
+        Reads what never changes, so that any thread may ask.
+        """
+        ids = self._encode_prompt(request)
+        self._new_row(request, len(ids))
+        return len(ids)
+
     @torch.inference_mode()
-    def admit(self, requests: Sequence[Request]) -> None:
+    def admit(self, requests: Sequence[Request]) -> list[bool]:
         """Prefills requests' prompts; they take part from the next `step` on.
 
-        Raises PromptError, and admits none, where a prompt or the limit leaves too little room.
+        Returns which prompts were known and did not have to be run. Raises PromptError, and admits
+        none, where a prompt or the limit leaves too little room.
         """
         prompts = [self._encode_prompt(request) for request in requests]
         rows = [
             self._new_row(request, len(ids)) for request, ids in zip(requests, prompts, strict=True)
         ]
-        self._encode_pictures([picture for request in requests for picture in request.pictures])
-        order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+        keys = [
+            (tuple(picture.digest for picture in request.pictures), tuple(ids))
+            for request, ids in zip(requests, prompts, strict=True)
+        ]
+        known = [key in self.prefixes for key in keys]
+        new = [i for i, is_known in enumerate(known) if not is_known]
+        self._encode_pictures([picture for i in new for picture in requests[i].pictures])
+        order = sorted(new, key=lambda i: len(prompts[i]))
         while order:
             longest = LIKE_LENGTH * len(prompts[order[0]])
             group = [i for i in order if len(prompts[i]) <= longest]
             order = order[len(group) :]
             group.sort()  # in the order in which they came
-            self._prefill([rows[i] for i in group], [prompts[i] for i in group])
-        self._forget_pictures()
+            self._prefill([rows[i] for i in group], [keys[i] for i in group])
+        for row, key, is_known in zip(rows, keys, known, strict=True):
+            if is_known:
+                cache, last = self.prefixes[key]
+                self._keep_running(cache.copy_rows([0]), last)
+                self._rows.append(row)
+        self.features.trim()
+        self.prefixes.trim()
+        return known
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -301,11 +386,13 @@ class RunningBatch:
             )
         return _Row(request, np.random.default_rng(request.seed), budget, state)
 
-    def _prefill(self, rows: Sequence[_Row], prompts: Sequence[list[int]]) -> None:
+    def _prefill(self, rows: Sequence[_Row], keys: Sequence[PrefixKey]) -> None:
+        """Runs prompts of about one length together, and each only once."""
         device = self.model.device
-        batch = self.processor.pad(prompts)
-        features = [self._features[p.digest] for row in rows for p in row.request.pictures]
-        cache = self.model.new_cache(len(rows), batch["input_ids"].shape[1] + KVCache.GROWTH)
+        distinct = list(dict.fromkeys(keys))
+        batch = self.processor.pad([ids for _, ids in distinct])
+        features = [self.features[digest] for digests, _ in distinct for digest in digests]
+        cache = self.model.new_cache(len(distinct), batch["input_ids"].shape[1] + KVCache.GROWTH)
         last = self.model.prefill(
             batch["input_ids"].to(device),
             attention_mask=batch["attention_mask"].to(device),
@@ -313,25 +400,27 @@ class RunningBatch:
             kv_cache=cache,
             last_only=True,
         )
+        if self.prefixes.max_bytes:
+            for i, key in enumerate(distinct):
+                kept = _Prefix(cache.copy_rows([i]), last[i : i + 1].clone())
+                self.prefixes.put(key, kept, kept.cache.num_bytes + kept.last.nbytes)
+        if len(distinct) < len(keys):
+            which = [distinct.index(key) for key in keys]
+            cache, last = cache.copy_rows(which), last[which]
         self._keep_running(cache, last)
         self._rows += rows
 
     def _encode_pictures(self, pictures: Sequence[PreparedPicture]) -> None:
         """Sends those that are not known through the vision tower, together and each once."""
-        known = self._features
-        new = {p.digest: p.pixels for p in pictures if p.digest not in known}
+        new = {p.digest: p.pixels for p in pictures if p.digest not in self.features}
+        for picture in pictures:
+            if picture.digest not in new:
+                _ = self.features[picture.digest]  # used now
         if new:
             pixels = torch.stack(list(new.values())).to(self.model.device)
             encoded = self.model.get_image_features(pixels)
-            known.update((digest, some.clone()) for digest, some in zip(new, encoded, strict=True))
-        for picture in pictures:
-            known.move_to_end(picture.digest)
-
-    def _forget_pictures(self) -> None:
-        """Lets go of those asked about longest ago, beyond `FEATURE_BYTES`."""
-        known = self._features
-        while len(known) > 1 and sum(some.nbytes for some in known.values()) > FEATURE_BYTES:
-            known.popitem(last=False)
+            for digest, features in zip(new, encoded, strict=True):
+                self.features.put(digest, features.clone(), features.nbytes)
 
     def _keep_running(self, new: KVCache | None = None, last: Tensor | None = None) -> None:
         """Lets go of the rows that are done, and takes in new ones behind the others."""
@@ -353,6 +442,7 @@ class RunningBatch:
         if free:
             logits = self._logits(self._last[free])
             self._choose(free, logits)
+            self._note_alternatives(free, logits)
         if held:
             states = [(self._rows[i].state, self._rows[i].budget) for i in held]
             allowed = [state.allowed(budget) for state, budget in states if state is not None]
@@ -360,6 +450,17 @@ class RunningBatch:
             hidden = self._last[held]
             logits = self.model.language_model.logits(hidden, columns).float()
             self._choose(held, logits.masked_fill(~mask, -torch.inf), columns, allowed)
+
+    def _note_alternatives(self, which: Sequence[int], logits: Tensor) -> None:
+        """Notes the likeliest of N × V at the tokens just chosen, where requests want to know."""
+        rows = [self._rows[i] for i in which]
+        most = max(row.request.num_alternatives for row in rows)
+        if most:
+            values, ids = logits.log_softmax(-1).topk(min(most, logits.shape[-1]))
+            found = zip(rows, ids.tolist(), values.tolist(), strict=True)
+            for row, tokens, log_probs in found:
+                pairs = list(zip(tokens, log_probs, strict=True))[: row.request.num_alternatives]
+                row.alternatives[len(row.ids) - 1] = tuple(pairs)
 
     def _choose(
         self,

@@ -14,7 +14,15 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from paliglass.errors import PaliglassError, PromptError
-from paliglass.generation import Completion, Request, RunningBatch, complete, run
+from paliglass.generation import (
+    Completion,
+    Event,
+    LRUCache,
+    Request,
+    RunningBatch,
+    complete,
+    run,
+)
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.sampling import Sampling
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, NumberGrammar, ObjectGrammar
@@ -160,12 +168,115 @@ def test_a_picture_that_several_ask_about_goes_through_the_vision_tower_once() -
     assert seen == [2, 1]
 
 
-def test_features_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paliglass.generation.FEATURE_BYTES", 3 * 16 * 48 * 4)
-    batch = RunningBatch(tiny_model(ENDLESS), PROCESSOR)
+def test_features_are_kept_within_a_bound() -> None:
+    batch = RunningBatch(tiny_model(ENDLESS), PROCESSOR, feature_bytes=3 * 16 * 48 * 4)
     for picture in range(6):
         batch.admit([ask("a", picture)])
-    assert len(batch._features) == 3
+    assert len(batch.features) == 3
+    assert batch.features.num_bytes == 3 * 16 * 48 * 4
+
+
+def all_events(batch: RunningBatch) -> list[Event]:
+    events = []
+    while len(batch):
+        events += batch.step()
+    return events
+
+
+@pytest.mark.parametrize("decoder", [{}, GEMMA2], ids=["gemma", "gemma2"])
+def test_a_prompt_asked_again_is_not_run_again_and_says_the_same(decoder: dict[str, Any]) -> None:
+    """Alone, among others, and while its first asker is still speaking."""
+    model = tiny_model(worded_config(eos_token_id=NEVER, **decoder))
+    one, other = ask("a", 0, max_new_tokens=9), ask("bb", 1, max_new_tokens=9)
+    expected = [done.ids for done in answers(model, [one, other])]
+    batch = RunningBatch(model, PROCESSOR, prefix_bytes=1 << 20)
+    assert batch.admit([one]) == [False]
+    events = batch.step()
+    prefills: list[int] = []
+    model.language_model.model.layers[0].register_forward_hook(
+        lambda _m, inputs, _o: prefills.append(len(inputs[0])) if inputs[0].shape[1] > 1 else None
+    )
+    again = ask("a", 0, max_new_tokens=9)
+    assert batch.admit([again, other]) == [True, False]
+    later = ask("a", 0, max_new_tokens=9)
+    events += batch.step()
+    assert batch.admit([later]) == [True]
+    events += all_events(batch)
+    assert prefills == [1]
+    for request, ids in zip(
+        [one, again, later, other], [*expected[:1] * 3, expected[1]], strict=True
+    ):
+        assert [e.token for e in events if e.request is request] == ids
+
+
+def test_another_picture_or_prompt_is_not_taken_for_the_same() -> None:
+    batch = RunningBatch(tiny_model(ENDLESS), PROCESSOR, prefix_bytes=1 << 20)
+    asked = [ask("a", 0), ask("a", 1), ask("b", 0), ask("a", 0, 1), ask("a", 1, 0), ask("a", 0)]
+    assert [batch.admit([request]) for request in asked] == [[False]] * 5 + [[True]]
+
+
+def test_a_prompt_that_several_ask_at_once_is_run_once() -> None:
+    model = tiny_model(ENDLESS)
+    sampling = Sampling(1.5)
+    several = [ask("a", sampling=sampling, seed=i, max_new_tokens=6) for i in range(3)]
+    alone = [answers(model, [request])[0].ids for request in several]
+    rows: list[int] = []
+    model.language_model.model.layers[0].register_forward_hook(
+        lambda _m, inputs, _o: rows.append(len(inputs[0]))
+    )
+    assert [done.ids for done in answers(model, several)] == alone
+    assert rows == [1, 3, 3, 3, 3, 3]
+
+
+def test_prompts_are_kept_within_a_bound() -> None:
+    model = tiny_model(ENDLESS)
+    whole = RunningBatch(model, PROCESSOR, prefix_bytes=1 << 20)
+    whole.admit([ask("a")])
+    size = whole.prefixes.num_bytes
+    batch = RunningBatch(model, PROCESSOR, prefix_bytes=2 * size)
+    for prompt in "abcb":
+        batch.admit([ask(prompt)])
+    assert batch.prefixes.num_bytes <= 2 * size
+    assert [batch.admit([ask(prompt)]) for prompt in "bca"] == [[True], [True], [False]]
+    none = RunningBatch(model, PROCESSOR)
+    none.admit([ask("a")])
+    assert len(none.prefixes) == 0
+
+
+def test_what_is_let_go_of_was_used_longest_ago() -> None:
+    cache: LRUCache[str, int] = LRUCache(10)
+    for i, key in enumerate("abc"):
+        cache.put(key, i, 4)
+    assert cache["a"] == 0
+    cache.trim()
+    assert ("a" in cache, "b" in cache, "c" in cache) == (True, False, True)
+    cache.put("a", 7, 1)
+    assert (cache["a"], cache.num_bytes) == (7, 5)
+
+
+def test_check_tells_of_a_request_what_admitting_it_would() -> None:
+    model = tiny_model(worded_config(max_position_embeddings=100))
+    batch = RunningBatch(model, PROCESSOR)
+    assert batch.check(ask()) == batch_of(ask())["input_ids"].shape[1]
+    for bad in (ask(max_new_tokens=0), ask("a" * 100)):
+        with pytest.raises(PromptError) as checked:
+            batch.check(bad)
+        with pytest.raises(PromptError) as admitted:
+            batch.admit([bad])
+        assert str(checked.value) == str(admitted.value)
+
+
+def test_alternatives_are_the_likeliest_tokens_of_a_full_pass() -> None:
+    model = tiny_model(ENDLESS)
+    batch = RunningBatch(model, PROCESSOR)
+    request = ask(num_alternatives=3, sampling=Sampling(2.0), seed=1, max_new_tokens=5)
+    batch.admit([request, ask("b", 1, max_new_tokens=4), ask("c", num_alternatives=1)])
+    events = [e for e in all_events(batch) if e.request is request]
+    log_probs = uncached_logits(model, request, [e.token for e in events])[:-1].log_softmax(-1)
+    for event, row in zip(events, log_probs, strict=True):
+        values, ids = row.topk(3)
+        assert [token for token, _ in event.alternatives] == ids.tolist()
+        assert [p for _, p in event.alternatives] == pytest.approx(values.tolist(), abs=1e-4)
 
 
 def test_every_token_goes_through_the_decoder_once() -> None:

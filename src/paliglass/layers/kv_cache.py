@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import count
 
@@ -58,6 +59,10 @@ class KVCache:
     def __len__(self) -> int:
         """B, the number of rows."""
         return len(self.lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stored.nbytes for stored in (*self.keys, *self.values))
 
     @property
     def is_empty(self) -> bool:
@@ -114,6 +119,14 @@ class KVCache:
                     start += len(rows)
                 getattr(self, name)[layer] = joined
         self.capacity, self.lengths, self.max_length = capacity, lengths, longest
+
+    def copy_rows(self, which: Sequence[int]) -> KVCache:
+        """Some rows, in this order, in memory of their own; a row may come several times."""
+        other = copy.copy(self)
+        other.keys, other.values = list(self.keys), list(self.values)
+        other.replace_rows(which)
+        other.row_ids = [next(_row_ids) for _ in which]
+        return other
 
     def _resize(self, capacity: int) -> None:
         extra = capacity - self.capacity
