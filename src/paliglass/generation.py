@@ -196,7 +196,7 @@ class LRUCache(Generic[K, V]):
 
 
 class _Prefix(NamedTuple):
-    """A prompt that has been through the decoder: one row's cache, and 1 × D, what came out last."""
+    """A prompt that has been through the decoder: one row's cache; 1 × D, what came out last."""
 
     cache: KVCache
     last: Tensor
@@ -353,7 +353,10 @@ class RunningBatch:
         """Every row says its next token; the events that this makes certain, row by row."""
         self._decide()
         self._extend()
-        return [event for row in self._rows for event in row.events()]
+        events = [event for row in self._rows for event in row.events()]
+        if 2 * len(self) <= len(self._rows):  # fewer would often copy the cache for little
+            self._keep_running()
+        return events
 
     def cancel(self, request: Request) -> None:
         """Takes a request out, whatever it has said; no events of it follow."""

@@ -18,7 +18,7 @@ from paliglass.generation import Completion, Request, complete, run
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import Picture, Pictures, PreparedPicture, picture_rows
-from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.processing_paligemma import PaliGemmaProcessor, TextStream
 from paliglass.tasks.answering import (
     DetectTask,
     GenerationOptions,
@@ -439,19 +439,11 @@ class PaliGemma:
         return [[self.processor.prepare(p) for p in row] for row in picture_rows(images)]
 
     def _pieces(self, request: Request) -> Iterator[str]:
-        ids: list[int] = []
-        written = ""
+        text = TextStream(self.processor)
         for event in run(self.model, self.processor, [request], 1):
-            ids.append(event.token)
-            # A run of byte tokens is decoded as one: what it says is certain only when it is over.
-            if self.processor.is_byte(event.token):
-                continue
-            text = self.processor.decode(ids)
-            if len(text) > len(written):
-                yield text[len(written) :]
-                written = text
-        rest = self.processor.decode(ids)[len(written) :]
-        if rest:
+            if piece := text.add(event.token):
+                yield piece
+        if rest := text.end():
             yield rest
 
 

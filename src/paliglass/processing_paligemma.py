@@ -265,6 +265,27 @@ class PaliGemmaProcessor:
         return int(found)
 
 
+class TextStream:
+    """Ids as they come → the pieces of the text they make, each handed out once it is certain."""
+
+    def __init__(self, processor: PaliGemmaProcessor) -> None:
+        self._processor = processor
+        self._ids: list[int] = []
+        self.text = ""  # handed out so far
+
+    def add(self, token_id: int) -> str:
+        """What this id makes certain, often nothing."""
+        self._ids.append(token_id)
+        # A run of byte tokens is decoded as one: what it says is certain only when it is over.
+        return "" if self._processor.is_byte(token_id) else self.end()
+
+    def end(self) -> str:
+        """The rest."""
+        text = self._processor.decode(self._ids)
+        piece, self.text = text[len(self.text) :], max(self.text, text, key=len)
+        return piece
+
+
 def _padded(rows: Sequence[Sequence[int]], fill: int, length: int, side: str) -> Tensor:
     """B lists → B × T."""
     out = torch.full((len(rows), length), fill, dtype=torch.long)

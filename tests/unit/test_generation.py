@@ -427,3 +427,20 @@ def test_a_cancelled_request_says_no_more_and_the_others_go_on() -> None:
         events += batch.step()
     assert [e.token for e in events if e.request is kept] == expected.ids
     assert sum(e.request is dropped for e in events) == 1
+
+
+def test_rows_that_have_ended_do_not_stay_in_the_batch() -> None:
+    model = tiny_model(ENDLESS)
+    batch = RunningBatch(model, PROCESSOR)
+    requests = [ask(str(i), max_new_tokens=n) for i, n in enumerate([2, 2, 2, 9])]
+    batch.admit(requests)
+    rows: list[int] = []
+    model.language_model.model.layers[0].register_forward_hook(
+        lambda _m, inputs, _o: rows.append(len(inputs[0]))
+    )
+    for _ in range(3):
+        batch.step()
+    batch.cancel(requests[-1])
+    batch.step()
+    assert rows == [4, 4, 1]  # three end in the second step
+    assert batch._cache is None

@@ -11,7 +11,7 @@ __all__ = ["app", "main"]
 
 # Each adds its commands, in the order in which help lists them.
 for _name in (
-    *("tasks", "contrastive", "models", "trace", "lab", "learn"),
+    *("tasks", "contrastive", "models", "trace", "lab", "learn", "serve"),
     *("train", "data", "evaluate", "export", "bench"),
 ):
     import_module(f"paliglass.cli.{_name}")

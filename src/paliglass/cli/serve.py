@@ -1,0 +1,135 @@
+"""serve: the model over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paliglass.cli.app import command
+from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
+from paliglass.errors import PaliglassError
+
+
+@command
+def serve(
+    *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
+    ] = "mini",
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What clients call the model; by default --model's last part."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="127.0.0.1 is reached from this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Keys, one a line; clients send one."),
+    ] = None,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait; others get 429.")] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers that run together.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 120,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="What to convert the weights to; float32 is exact in any company.")
+    ] = "auto",
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Make the weights smaller, and on most CPUs faster.")
+    ] = None,
+    mask_codec: Annotated[
+        Path | None, typer.Option(help="What turns codes into masks, if the model has none.")
+    ] = None,
+    cache: Annotated[
+        int, typer.Option(min=0, help="MiB of features, and as much of prompts.")
+    ] = 256,
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(help="A dual encoder for /v1/embeddings; with mini it is mini-dual."),
+    ] = None,
+    allow_media_domain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A host that pictures are fetched from; repeatable."),
+    ] = None,
+    media_path: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A folder that file: addresses may name."),
+    ] = None,
+    ignore_system: Annotated[
+        bool, typer.Option("--ignore-system", help="Do without system messages, not refuse them.")
+    ] = False,
+) -> None:
+    """Serve the model: OpenAI's interface and Moondream's, many requests in one batch.
+
+    SIGTERM or Ctrl-C ends it once the requests under way are answered; a second one at once.
+    """
+    try:
+        from paliglass.serving import Engine, Settings, create_app
+        from paliglass.serving.server import serve as run
+    except ModuleNotFoundError as error:
+        raise PaliglassError(f"{error.name} is missing: pip install 'paliglass[serve]'") from None
+    from paliglass.model import PaliGemma, load
+
+    keys = () if api_key_file is None else tuple(api_key_file.read_text("utf-8").split())
+    if api_key_file is not None and not keys:
+        raise PaliglassError(f"{api_key_file}: holds no key; write one a line")
+    is_local = _is_local(host)
+    if not is_local and not keys:
+        print(f"{host} can be reached by others, and there is no --api-key-file", file=sys.stderr)
+    dual_name = embedding_model or ("mini-dual" if model == "mini" else None)
+    dual = None
+    if dual_name is not None:
+        from paliglass.serving.dual import Dual
+
+        dual = Dual(dual_name, device)
+    settings = Settings(
+        name=name or _last_part(model),
+        embedding_name=None if dual_name is None else _last_part(dual_name),
+        timeout=timeout,
+        keys=keys,
+        media_domains=tuple(allow_media_domain or ()),
+        media_path=media_path,
+        ignore_system=ignore_system,
+        is_local=is_local,
+    )
+
+    def load_model() -> PaliGemma:
+        return load(
+            model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            adapter=adapter,
+            mask_codec=mask_codec,
+        )
+
+    engine = Engine(
+        load_model,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        feature_bytes=cache << 20,
+        prefix_bytes=cache << 20,
+    )
+    print(f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)", flush=True)
+    run(create_app(engine, settings, dual), engine, host, port)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _last_part(model: str) -> str:
+    """No path of this machine: clients are told it. A hub id stays as it is."""
+    path = Path(model)
+    return path.resolve().name if path.exists() or path.is_absolute() else model

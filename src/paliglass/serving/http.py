@@ -1,0 +1,259 @@
+"""What stands between the network and the routes: a guard, an event stream, a watch for hangups."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from paliglass.serving.calls import Service
+from paliglass.serving.errors import ApiError, as_api_error
+
+__all__ = ["OPEN_PATHS", "ClientGoneError", "EventStream", "Guard", "server_event", "unless_gone"]
+
+T = TypeVar("T")
+OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # need no key: nothing is told but that
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "")
+LINGER_SECONDS = 2.0
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Guard:
+    """Refuses what must not get in, before anything of its body is unpacked.
+
+    Host, key, place in line, type and announced size are looked at before the body is read; the
+    body is read whole, within a size and a time, before anything is made of it.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
+        self._keys = [_digest(key) for key in service.settings.keys]
+        self._uploading = 0  # bytes of bodies that are being read
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begin, status = time.monotonic(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._look(scope, headers)
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                receive = await self._whole_body(headers, receive)
+        except ApiError as error:
+            closing = {"Connection": "close"} if scope["method"] != "GET" else {}
+            error.headers.update(closing)
+            await error.response()(scope, receive, noted)
+            if closing:
+                await self._linger(receive)
+        except ClientGoneError:
+            return
+        else:
+            await self.app(scope, receive, noted)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self.service.metrics.request(path, status, time.monotonic() - begin)
+
+    def _look(self, scope: Scope, headers: Headers) -> None:
+        settings = self.service.settings
+        host = headers.get("host", "").rpartition(":")
+        name = (host[0] if host[2].isdigit() else headers.get("host", "")).lower()
+        if settings.is_local and name not in LOCAL_HOSTS:
+            raise ApiError(403, "this server answers to localhost alone", code="host")
+        if self._keys and scope["path"] not in OPEN_PATHS:
+            given = headers.get("x-moondream-auth", "")
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() == "bearer":
+                given = token.strip()
+            digest = _digest(given)
+            # All keys are compared, each in the same time, whatever was given.
+            if not sum([hmac.compare_digest(digest, key) for key in self._keys]):
+                raise ApiError(
+                    401,
+                    "the API key is missing or wrong",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+
+    async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
+        """A `receive` that has the body ready."""
+        settings, engine = self.service.settings, self.service.engine
+        if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise ApiError(415, "send JSON, with Content-Type: application/json")
+        announced = headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > settings.max_body:
+            raise self._too_long()
+        if engine.is_full or self._uploading > 8 * settings.max_body:
+            raise ApiError(
+                429,
+                "the server is full; try again a little later",
+                code="queue_full",
+                headers={"Retry-After": str(engine.retry_after)},
+            )
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                is_whole = False
+                while not is_whole:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    part = message.get("body", b"")
+                    parts.append(part)
+                    size += len(part)
+                    self._uploading += len(part)
+                    if size > settings.max_body:
+                        raise self._too_long()
+                    is_whole = not message.get("more_body", False)
+        except TimeoutError:
+            raise ApiError(408, "the request took too long to arrive", code="timeout") from None
+        finally:
+            self._uploading -= size
+        waiting: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+
+        async def ready() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return ready
+
+    async def _linger(self, receive: Receive) -> None:
+        """Lets a client that is still sending read the answer before the connection is cut."""
+        left = self.service.settings.max_body
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        return
+        except TimeoutError:
+            return
+
+    def _too_long(self) -> ApiError:
+        most = self.service.settings.max_body
+        return ApiError(413, f"a request may have {most:,} bytes", code="too_large")
+
+
+def _digest(key: str) -> bytes:
+    """Of equal length whatever the key is."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+async def _hangup(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Does the work, unless the client hangs up before it is done. Raises ClientGoneError."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_hangup(request.receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def server_event(data: object, name: str | None = None) -> bytes:
+    """One server-sent event, of a JSON value or of a bare word."""
+    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+class EventStream(Response):
+    """Server-sent events as they come, with pings while there are none.
+
+    on_error: what an error becomes, once it is too late for a status code. close: is called at the
+    end, however it came.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        on_error: Callable[[ApiError], bytes],
+        close: Callable[[], None],
+        ping_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        kept = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+        super().__init__(None, headers=kept)
+        del self.headers["content-length"]
+        self._events, self._on_error, self._close = events, on_error, close
+        self._ping_seconds = ping_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.ensure_future(_hangup(receive))
+        coming: asyncio.Future[bytes] | None = None
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            while True:
+                coming = coming or asyncio.ensure_future(_next(self._events))
+                both: set[asyncio.Future[Any]] = {coming, watch}
+                await asyncio.wait(
+                    both,
+                    timeout=self._ping_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if watch.done():
+                    return
+                if not coming.done():
+                    await _send_part(send, b": ping\n\n")
+                    continue
+                try:
+                    part = coming.result()
+                except StopAsyncIteration:
+                    break
+                except Exception as error:
+                    part = self._on_error(as_api_error(error))
+                    await _send_part(send, part)
+                    break
+                coming = None
+                await _send_part(send, part)
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._close()
+            others = [task for task in (watch, coming) if task is not None]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _next(events: AsyncIterator[bytes]) -> bytes:
+    return await anext(events)
+
+
+async def _send_part(send: Send, part: bytes) -> None:
+    await send({"type": "http.response.body", "body": part, "more_body": True})
