@@ -28,7 +28,16 @@ from paliglass.generation import Event, Request, RunningBatch
 from paliglass.model import PaliGemma
 from paliglass.serving.metrics import Metrics
 
-__all__ = ["BusyError", "Engine", "Job", "LateError", "ModelError", "NotReadyError", "Place", "State"]
+__all__ = [
+    "BusyError",
+    "Engine",
+    "Job",
+    "LateError",
+    "ModelError",
+    "NotReadyError",
+    "Place",
+    "State",
+]
 
 R = TypeVar("R")
 State = Literal["loading", "ready", "draining", "dead"]
@@ -145,6 +154,10 @@ class Engine:
         if self._model is None:
             raise NotReadyError("the model is being loaded; try again a little later")
         return self._model
+
+    @property
+    def could_not_load(self) -> bool:
+        return self.state == "dead" and self._model is None
 
     @property
     def batch(self) -> RunningBatch | None:
@@ -273,7 +286,9 @@ class Engine:
                 elif job in self._waiting:
                     self._waiting.remove(job)
                 job.is_over = True
-        self._tell([(job, LateError("the answer took longer than the server allows")) for job in late])
+        self._tell(
+            [(job, LateError("the answer took longer than the server allows")) for job in late]
+        )
 
     def _admit(self, batch: RunningBatch) -> None:
         """The next in line take the free rows: their prompts are prefilled together."""

@@ -191,7 +191,9 @@ def _path(item: Segment) -> str:
     width, height = x1 - x0, y1 - y0
     parts = []
     for polygon in item.polygons():
-        points = [f"{(x - x0) / width:.4f} {(y - y0) / height:.4f}" for x, y in polygon]
+        shares = (((x - x0) / width, (y - y0) / height) for x, y in polygon)
+        # Pixels lie in the box where their middles do, so that an edge may stand out.
+        points = [f"{min(max(x, 0), 1):.4f} {min(max(y, 0), 1):.4f}" for x, y in shares]
         parts.append(f"M {' L '.join(points)} Z")
     return " ".join(parts)
 

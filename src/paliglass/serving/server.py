@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paliglass.serving.engine import Engine
 
-__all__ = ["serve"]
+__all__ = ["make_server", "serve"]
 
 HEADER_SECONDS = 15.0  # for a request's line and headers
 STALLED_SECONDS = 60.0  # without a byte read by the client
@@ -91,6 +92,9 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """uvicorn's would raise the signal again, and exit with its number."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
         before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -100,14 +104,13 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Also ends where the model could not be loaded."""
-        failed = self._engine.state == "dead" and self._engine._model is None
-        return failed or await super().on_tick(counter)
+        return self._engine.could_not_load or await super().on_tick(counter)
 
 
-def serve(
-    app: FastAPI, engine: Engine, host: str, port: int, max_connections: int = 512, **options: Any
-) -> None:
-    """Serves until a signal; raises what loading the model raised."""
+def make_server(
+    app: FastAPI, engine: Engine, host: str, port: int, max_connections: int = 512
+) -> uvicorn.Server:
+    """A server that `run` starts; without signals where that is not the main thread."""
     config = uvicorn.Config(
         app,
         host,
@@ -120,8 +123,17 @@ def serve(
         server_header=False,
         limit_concurrency=max_connections,
         timeout_keep_alive=30,
-        **options,
     )
-    _Server(config, engine).run()
-    if engine.failure is not None and engine.has_loaded.is_set() and engine._model is None:
+    return _Server(config, engine)
+
+
+def serve(app: FastAPI, engine: Engine, host: str, port: int) -> None:
+    """Serves until a signal. Raises what loading the model raised, and OSError for a taken port."""
+    with socket.create_server((host, port), family=_family(host), reuse_port=False) as listening:
+        make_server(app, engine, host, port).run(sockets=[listening])
+    if engine.could_not_load and engine.failure is not None:
         raise engine.failure
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
