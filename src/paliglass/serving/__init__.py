@@ -1,6 +1,6 @@
 """The server: PaliGemma over HTTP, exact and batching; see docs/serving.md.
 
-engine.py      the scheduler: one thread, one running batch
+engine.py jobs.py   the scheduler: one thread, one running batch, a bounded line
 calls.py       a request's way to it and back
 pictures.py    addresses → pictures, capped, in threads
 prompts.py structured.py bodies.py   what clients send → tasks

@@ -1,4 +1,4 @@
-"""The requests' bodies. What clients may send and this server cannot honour is named, not ignored."""
+"""The requests' bodies. What clients send and this server cannot honour is named, not ignored."""
 
 from __future__ import annotations
 

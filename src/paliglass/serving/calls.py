@@ -18,7 +18,8 @@ from paliglass.generation import Completion, Event
 from paliglass.model import PaliGemma
 from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import PaliGemmaProcessor, TextStream
-from paliglass.serving.engine import Engine, Job, News, Place
+from paliglass.serving.engine import Engine
+from paliglass.serving.jobs import Job, News, Place
 from paliglass.serving.metrics import Metrics
 from paliglass.serving.pictures import PictureReader
 from paliglass.serving.settings import Settings
@@ -117,7 +118,7 @@ class Service:
     started: int = field(default=0)
 
     async def call(self, question: Question[R]) -> Call[R]:
-        """Asks; the caller closes it. Raises BusyError, NotReadyError, PictureError, PromptError."""
+        """Asks; the caller closes it. Raises PaliglassError, ApiError."""
         place = self.engine.take_place(question.num_requests * question.samples)
         try:
             model = self.engine.model

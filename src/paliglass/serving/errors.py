@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from paliglass.errors import CheckpointError, PaliglassError, PictureError, PromptError
-from paliglass.serving.engine import BusyError, LateError, NotReadyError
+from paliglass.serving.jobs import BusyError, LateError, NotReadyError
 
 __all__ = ["ApiError", "as_api_error", "refused"]
 

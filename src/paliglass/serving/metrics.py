@@ -53,7 +53,7 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"paliglass_{name}", text, labels, registry=self.registry)
 
-        gauge("queue_length", "Requests in line.").set_function(lambda: engine.num_waiting)
+        gauge("queue_length", "Requests in line.").set_function(lambda: len(engine.line))
         gauge("running_rows", "Rows being answered.").set_function(lambda: engine.num_running)
         cache = gauge("cache_bytes", "Bytes of what is kept.", "cache")
         for name in ("features", "prefixes"):
