@@ -6,6 +6,7 @@ import base64
 import io
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,13 +78,20 @@ class Running:
 
 @contextmanager
 def running(
-    engine: Engine, settings: Settings | None = None, with_dual: bool = False
+    engine: Engine,
+    settings: Settings | None = None,
+    with_dual: bool = False,
+    send_buffer: int | None = None,
 ) -> Iterator[Running]:
     """Serves in a thread until the block ends."""
     dual = Dual("mini-dual", "cpu") if with_dual else None
+    if dual is not None:
+        dual.load()
     settings = settings or Settings(embedding_name="mini-dual" if with_dual else None)
     app = create_app(engine, settings, dual)
     listening = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = make_server(app, engine, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
@@ -120,6 +128,12 @@ class Held:
     def free(self) -> None:
         self._is_free = True
         self._go.release()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for something that other threads bring about."""
+    while not condition():
+        time.sleep(0.002)
 
 
 def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:

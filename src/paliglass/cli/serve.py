@@ -72,7 +72,7 @@ def serve(
     SIGTERM or Ctrl-C ends it once the requests under way are answered; a second one at once.
     """
     try:
-        from paliglass.serving import Engine, Settings, create_app
+        from paliglass.serving import Dual, Engine, Settings, create_app
         from paliglass.serving.server import serve as run
     except ModuleNotFoundError as error:
         raise PaliglassError(f"{error.name} is missing: pip install 'paliglass[serve]'") from None
@@ -85,11 +85,7 @@ def serve(
     if not is_local and not keys:
         print(f"{host} can be reached by others, and there is no --api-key-file", file=sys.stderr)
     dual_name = embedding_model or ("mini-dual" if model == "mini" else None)
-    dual = None
-    if dual_name is not None:
-        from paliglass.serving.dual import Dual
-
-        dual = Dual(dual_name, device)
+    dual = None if dual_name is None else Dual(dual_name, device)
     settings = Settings(
         name=name or _last_part(model),
         embedding_name=None if dual_name is None else _last_part(dual_name),
@@ -102,6 +98,8 @@ def serve(
     )
 
     def load_model() -> PaliGemma:
+        if dual is not None:
+            dual.load()
         return load(
             model,
             device=device,

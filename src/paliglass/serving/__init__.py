@@ -11,7 +11,8 @@ http.py errors.py server.py   the guard, the stream, the end
 from __future__ import annotations
 
 from paliglass.serving.app import create_app
+from paliglass.serving.dual import Dual
 from paliglass.serving.engine import Engine
 from paliglass.serving.settings import Settings
 
-__all__ = ["Engine", "Settings", "create_app"]
+__all__ = ["Dual", "Engine", "Settings", "create_app"]

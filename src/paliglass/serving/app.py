@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,8 +13,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from paliglass import __version__
+from paliglass.errors import PaliglassError
 from paliglass.serving import moondream, openai, pages
 from paliglass.serving.calls import Service
+from paliglass.serving.dual import Dual
 from paliglass.serving.engine import Engine, Told, tell_at_once
 from paliglass.serving.errors import ApiError, as_api_error
 from paliglass.serving.http import ClientGoneError, Guard
@@ -27,7 +28,9 @@ __all__ = ["create_app"]
 STATUS = {"loading": 503, "ready": 200, "draining": 503, "dead": 503}
 
 
-def create_app(engine: Engine, settings: Settings | None = None, dual: Any = None) -> FastAPI:
+def create_app(
+    engine: Engine, settings: Settings | None = None, dual: Dual | None = None
+) -> FastAPI:
     """An application on an engine, which it starts and stops.
 
     dual: a `Dual`, for /v1/embeddings.
@@ -73,11 +76,9 @@ def create_app(engine: Engine, settings: Settings | None = None, dual: Any = Non
         assert isinstance(error, HTTPException)
         return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
-    for kind in (Exception, ApiError, ClientGoneError, RequestValidationError):
+    kinds = (Exception, ApiError, ClientGoneError, PaliglassError, RequestValidationError)
+    for kind in kinds:
         app.add_exception_handler(kind, told)
-    from paliglass.errors import PaliglassError
-
-    app.add_exception_handler(PaliglassError, told)
     app.add_exception_handler(HTTPException, http_error)
 
     @app.get("/health", tags=["Server"], response_model=None)

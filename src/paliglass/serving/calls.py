@@ -12,12 +12,13 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from paliglass.generation import Completion, Event
 from paliglass.model import PaliGemma
 from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import PaliGemmaProcessor, TextStream
+from paliglass.serving.dual import Dual
 from paliglass.serving.engine import Engine
 from paliglass.serving.jobs import Job, News, Place
 from paliglass.serving.metrics import Metrics
@@ -114,7 +115,7 @@ class Service:
     engine: Engine
     pictures: PictureReader
     metrics: Metrics
-    dual: Any = None
+    dual: Dual | None = None
     started: int = field(default=0)
 
     async def call(self, question: Question[R]) -> Call[R]:

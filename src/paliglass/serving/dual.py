@@ -19,11 +19,15 @@ __all__ = ["Dual"]
 
 
 class Dual:
-    """A loaded dual encoder. Raises CheckpointError."""
+    """A dual encoder, to be loaded before it is asked."""
 
-    def __init__(self, model: str, device: str = "auto") -> None:
-        self.model, self.processor = load_contrastive(model, device)
+    def __init__(self, name: str, device: str = "auto") -> None:
+        self._name, self._device = name, device
         self._thread = ThreadPoolExecutor(1, "dual")
+
+    def load(self) -> None:
+        """Raises CheckpointError."""
+        self.model, self.processor = load_contrastive(self._name, self._device)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

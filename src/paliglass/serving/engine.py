@@ -101,7 +101,9 @@ class Engine:
         self._tell([(job, LateError("the answer took longer than is allowed")) for job in late])
 
     def _admit(self) -> None:
-        jobs = self.line.take(self.max_batch - len(self._running))
+        free = self.max_batch - len(self._running)
+        # Prompts that are prefilled one by one take longer each; see `generation.run`.
+        jobs = self.line.take(free) if free >= self.max_batch // 4 else []
         if jobs:
             self._running.update((job.request, job) for job in jobs)
             known = self._try(lambda: self._batch.admit([job.request for job in jobs]))

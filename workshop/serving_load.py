@@ -1,0 +1,387 @@
+"""Load on a server, and what it does under it: `python -m workshop.serving_load`.
+
+    load        1,000 requests of mixed tasks from 32 clients, a tenth of them cut off midway: how
+                many were lost or wrong, and the server's memory along the way
+    throughput  one client against eight, tokens a second and time to the first token
+    peers       the same work against `transformers serve` on the same checkpoint
+
+Each starts the servers it needs on 127.0.0.1, by the same commands that a user would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import random
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from paliglass.model import PaliGemma, load
+from paliglass.sampling import Sampling
+
+WAIT_SECONDS = 600
+TASKS = (
+    ("chat", "caption en"),
+    ("chat", "ocr"),
+    ("chat", "what is in the picture?"),
+    ("chat", "detect tractor ; dog"),
+    ("sampled", "caption en"),
+    ("stream", "caption en"),
+    ("choice", "is there a dog?"),
+    ("detect", "tractor ; apple"),
+    ("segment", "dog"),
+    ("query", "what colour is it?"),
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request. kind, text: as in `TASKS`. is_cut: its client hangs up before the answer."""
+
+    kind: str
+    text: str
+    address: str
+    seed: int = 0
+    is_cut: bool = False
+
+    @staticmethod
+    def mixed(
+        count: int, addresses: Sequence[str], choose: random.Random, cut_share: float = 0.0
+    ) -> list[Work]:
+        """Requests of all kinds about some pictures."""
+        return [
+            Work(
+                *choose.choice(TASKS),
+                choose.choice(addresses),
+                choose.randrange(3),
+                choose.random() < cut_share,
+            )
+            for _ in range(count)
+        ]
+
+    @property
+    def path(self) -> str:
+        is_chat = self.kind in ("chat", "sampled", "stream", "choice")
+        return "/v1/chat/completions" if is_chat else f"/v1/{self.kind}"
+
+    @property
+    def body(self) -> dict[str, Any]:
+        if self.path != "/v1/chat/completions":
+            name = "question" if self.kind == "query" else "object"
+            return {"image_url": self.address, name: self.text}
+        content = [
+            {"type": "text", "text": self.text},
+            {"type": "image_url", "image_url": {"url": self.address}},
+        ]
+        body: dict[str, Any] = {
+            "model": "mini",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 40,
+        }
+        if self.kind == "sampled":
+            body |= {"temperature": 1.0, "seed": self.seed}
+        if self.kind == "choice":
+            schema = {"enum": ["yes", "no"]}
+            form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+            body["response_format"] = form
+        return body | ({"stream": True} if self.kind == "stream" or self.is_cut else {})
+
+
+def picture_of(address: str) -> bytes:
+    return base64.b64decode(address.partition(",")[2])
+
+
+def expected_answers(model: PaliGemma, work: Sequence[Work]) -> dict[Work, str]:
+    """What Python says to each request alone."""
+    known: dict[Work, str] = {}
+    for item in work:
+        if item not in known:
+            known[item] = _expected(model, item)
+    return known
+
+
+def _expected(model: PaliGemma, item: Work) -> str:
+    from paliglass.generation import Request, complete
+    from paliglass.serving.prompts import Chat, PromptTask
+    from paliglass.tasks.answering import GenerationOptions
+
+    picture = model.processor.prepare(picture_of(item.address))
+    if item.kind == "detect":
+        found = model.detect(picture, item.text)
+        return _numbers([(d.label, *d.box) for d in found], found.width, found.height)
+    if item.kind == "segment":
+        segments = model.segment(picture, item.text)
+        return _numbers([(s.label, *s.box) for s in segments], segments.width, segments.height)
+    if item.kind == "query":
+        return str(model.ask(picture, item.text))
+    if item.kind == "choice":
+        return json.dumps(str(model.ask(picture, item.text, choices=["yes", "no"])))
+    task = PromptTask(model.processor, Chat(item.text, [], []).prompt)
+    options = GenerationOptions(max_new_tokens=40)
+    if item.kind == "sampled":
+        options = GenerationOptions(max_new_tokens=40, temperature=1.0, seed=item.seed)
+    [request] = task.requests([picture], options, 0)
+    assert isinstance(request, Request)
+    assert isinstance(request.sampling, Sampling)
+    [done] = complete(model.model, model.processor, [request])
+    return str(task.result([picture], [done]))
+
+
+def _numbers(found: Sequence[tuple[Any, ...]], width: int, height: int) -> str:
+    sides = (width, height, width, height)
+    return json.dumps(
+        [
+            [label, *(round(e / s, 4) for e, s in zip(box, sides, strict=True))]
+            for label, *box in found
+        ]
+    )
+
+
+@dataclass
+class Report:
+    """What came of requests. answers: by place; seconds: of each; first: to its first byte."""
+
+    work: Sequence[Work]
+    answers: dict[int, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    tokens: int = 0
+    cut: int = 0
+    busy: int = 0
+    wall: float = 0.0
+
+    def wrong(self, expected: dict[Work, str]) -> list[str]:
+        """Answers that differ from the request's alone."""
+        return [
+            f"{self.work[i].kind} {self.work[i].text!r}: {answer!r}, not {expected[self.work[i]]!r}"
+            for i, answer in self.answers.items()
+            if answer != expected[self.work[i]]
+        ]
+
+
+def ask_all(url: str, work: Sequence[Work], clients: int) -> Report:
+    """Sends requests from so many clients, each one after the other; 429 is tried again."""
+    report = Report(work)
+    lock = threading.Lock()
+    waiting = iter(enumerate(work))
+
+    def client() -> None:
+        with httpx.Client(base_url=url, timeout=WAIT_SECONDS, trust_env=False) as http:
+            while True:
+                with lock:
+                    item = next(waiting, None)
+                if item is None:
+                    return
+                try:
+                    _ask(http, *item, report, lock)
+                except Exception as error:
+                    with lock:
+                        report.lost.append(f"{item[1].kind} {item[1].text!r}: {error!r}")
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        for future in [pool.submit(client) for _ in range(clients)]:
+            future.result()
+    report.wall = time.perf_counter() - begin
+    return report
+
+
+def _ask(http: httpx.Client, i: int, item: Work, report: Report, lock: threading.Lock) -> None:
+    begin = time.perf_counter()
+    while True:
+        with http.stream("POST", item.path, json=item.body) as answer:
+            if answer.status_code == 429:
+                report.busy += 1
+                time.sleep(0.05)
+                continue
+            if answer.status_code != 200:
+                raise RuntimeError(f"{answer.status_code} {answer.read().decode()[:200]}")
+            if item.is_cut:
+                next(answer.iter_bytes(), b"")
+                with lock:
+                    report.cut += 1
+                return
+            parts, first = [], 0.0
+            for part in answer.iter_bytes():
+                parts.append(part)
+                first = first or time.perf_counter() - begin
+        break
+    text, tokens = _read(item, b"".join(parts).decode())
+    with lock:
+        report.answers[i] = text
+        report.tokens += tokens
+        report.seconds.append(time.perf_counter() - begin)
+        report.first.append(first)
+
+
+def _read(item: Work, text: str) -> tuple[str, int]:
+    """An answer in the form of `expected_answers`, and its tokens as far as it tells."""
+    if item.kind == "stream":
+        lines = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
+        choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+        pieces = [choice["delta"].get("content") or "" for choice in choices]
+        if "[DONE]" not in text:
+            raise RuntimeError(f"the stream ends early: {text[-200:]}")
+        return "".join(pieces), sum(map(bool, pieces))
+    found = json.loads(text)
+    if item.kind in ("detect", "segment"):
+        edges = ("x_min", "y_min", "x_max", "y_max")
+        items = found["objects" if item.kind == "detect" else "segments"]
+        boxes = [(o["label"], *((o.get("bbox") or o)[e] for e in edges)) for o in items]
+        return _numbers(boxes, 1, 1), 0
+    if item.kind == "query":
+        return str(found["answer"]), 0
+    usage = found.get("usage") or {}
+    return found["choices"][0]["message"]["content"], usage.get("completion_tokens", 0)
+
+
+# ------------------------------------------------------------------------- servers
+
+
+@contextmanager
+def started(command: Sequence[str], url: str, health: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server's process, once it answers."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            begin = time.monotonic()
+            while True:
+                if process.poll() is not None or time.monotonic() - begin > WAIT_SECONDS:
+                    log.seek(0)
+                    raise RuntimeError(log.read().decode()[-3000:])
+                try:
+                    if httpx.get(url + health, trust_env=False).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.2)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def paliglass_server(model: str, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "paliglass", "serve", "--model", model, "--name", "mini"]
+    with started([*command, "--port", str(port), *options], url, "/health") as process:
+        yield url, process
+
+
+def resident(pid: int) -> float:
+    """Megabytes of a process in memory."""
+    text = Path(f"/proc/{pid}/status").read_text("utf-8")
+    found = re.search(r"VmRSS:\s+(\d+)", text)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def scenes(count: int) -> list[str]:
+    """Pictures as data: addresses, of shapes in colours."""
+    from PIL import Image, ImageDraw
+
+    addresses = []
+    for seed in range(count):
+        choose = random.Random(seed)
+        image = Image.new("RGB", (256, 256), "white")
+        pen = ImageDraw.Draw(image)
+        for _ in range(3):
+            x, y, side = choose.randrange(180), choose.randrange(180), choose.randrange(30, 75)
+            colour = choose.choice(["red", "blue", "green", "orange", "purple", "black"])
+            shape = choose.choice([pen.ellipse, pen.rectangle])
+            shape((x, y, x + side, y + side), fill=colour)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        addresses.append(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return addresses
+
+
+# ------------------------------------------------------------------------ commands
+
+
+def load_test(model: str, count: int, clients: int) -> bool:
+    """Prints how it went; whether all was well."""
+    work = Work.mixed(count, scenes(24), random.Random(1), cut_share=0.1)
+    expected = expected_answers(load(model, device="cpu", dtype="float32"), work)
+    with paliglass_server(model, "--dtype", "float32", "--cache", "8") as (url, process):
+        ask_all(url, Work.mixed(50, scenes(24), random.Random(2)), clients)  # warm
+        memory: list[float] = []
+        parts = 10
+        total = Report(work)
+        for part in range(parts):
+            some = work[part * count // parts : (part + 1) * count // parts]
+            report = ask_all(url, some, clients)
+            total.lost += report.lost
+            total.lost += [f"WRONG {line}" for line in report.wrong(expected)]
+            total.cut += report.cut
+            total.busy += report.busy
+            total.wall += report.wall
+            total.answers |= {len(total.answers) + i: a for i, a in report.answers.items()}
+            memory.append(resident(process.pid))
+    half = memory[parts // 2 - 1 :]
+    growth = half[-1] / half[0] - 1
+    print(
+        f"{count} requests, {clients} clients: {total.wall:.1f} s, {len(total.answers)} answered,"
+    )
+    print(f"{total.cut} cut off, {total.busy} times 429, {len(total.lost)} lost or wrong")
+    print("memory, MB:", *(f"{m:.0f}" for m in memory), f"(second half {growth:+.1%})")
+    for line in total.lost[:10]:
+        print(" ", line)
+    return not total.lost and growth <= 0.05
+
+
+def throughput(url: str, model: str, count: int, clients: int, limit: int) -> tuple[float, float]:
+    """(tokens a second, median seconds to the first byte) of captions about new pictures."""
+    addresses = scenes(count)
+    work = [Work("stream", "caption en", address, seed) for seed, address in enumerate(addresses)]
+    report = ask_all(url, work, clients)
+    if report.lost:
+        raise RuntimeError(report.lost[0])
+    return report.tokens / report.wall, statistics.median(report.first)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["load", "throughput", "peers"])
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    if given.what == "load":
+        sys.exit(0 if load_test(given.model, given.requests, given.clients) else 1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
