@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import statistics
 import subprocess
@@ -26,13 +27,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from paliglass.checkpoints.hub import locate
 from paliglass.model import PaliGemma, load
 from paliglass.sampling import Sampling
 
@@ -360,26 +362,125 @@ def load_test(model: str, count: int, clients: int) -> bool:
     return not total.lost and growth <= 0.05
 
 
-def throughput(url: str, model: str, count: int, clients: int, limit: int) -> tuple[float, float]:
-    """(tokens a second, median seconds to the first byte) of captions about new pictures."""
-    addresses = scenes(count)
-    work = [Work("stream", "caption en", address, seed) for seed, address in enumerate(addresses)]
-    report = ask_all(url, work, clients)
-    if report.lost:
-        raise RuntimeError(report.lost[0])
-    return report.tokens / report.wall, statistics.median(report.first)
+@dataclass(frozen=True)
+class Rate:
+    """Of captions about new pictures: tokens a second, seconds to the first byte (median)."""
+
+    tokens: float
+    first: float
+
+
+def rate(url: str, name: str, addresses: Sequence[str], clients: int) -> Rate:
+    """Asks for a caption of each picture, whole; then of some as streams, for the first token."""
+    waiting = iter(addresses)
+    lock = threading.Lock()
+    counts: list[int] = []
+    firsts: list[float] = []
+
+    def client(is_streamed: bool) -> None:
+        with httpx.Client(base_url=url, timeout=WAIT_SECONDS, trust_env=False) as http:
+            while True:
+                with lock:
+                    address = next(waiting, None)
+                if address is None:
+                    return
+                body = Work("stream" if is_streamed else "chat", "caption en", address).body
+                body["model"] = name
+                begin = time.perf_counter()
+                with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                    if answer.status_code != 200:
+                        raise RuntimeError(answer.read().decode()[:300])
+                    if is_streamed:
+                        first = 0.0
+                        for line in answer.iter_lines():
+                            if '"content":"' in line and '"content":""' not in line:
+                                first = first or time.perf_counter() - begin
+                        firsts.append(first)
+                    else:
+                        counts.append(json.loads(answer.read())["usage"]["completion_tokens"])
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        for future in [pool.submit(client, False) for _ in range(clients)]:
+            future.result()
+    seconds = time.perf_counter() - begin
+    waiting = iter([f"{address}" for address in addresses[: max(clients, 8)]])
+    with ThreadPoolExecutor(clients) as pool:
+        for future in [pool.submit(client, True) for _ in range(clients)]:
+            future.result()
+    return Rate(sum(counts) / seconds, statistics.median(firsts))
+
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}{%- for part in message.content -%}
+{%- if part.type == "image" -%}<image>{%- endif -%}{%- endfor -%}
+{%- for part in message.content -%}
+{%- if part.type == "text" -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endfor -%}
+"""
+
+
+@contextmanager
+def transformers_server(model: str) -> Iterator[tuple[str, str]]:
+    """(address, the model's name) of `transformers serve` on a copy with a chat template.
+
+    PaliGemma's checkpoints have none, and without one it answers every request with 500.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        shutil.copytree(locate(model), folder)
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+        command += ["--dtype", "float32", "--log-level", "error"]
+        with started(command, url, "/health"):
+            yield url, str(folder)
+
+
+def compare(model: str, rounds: int, count: int, with_peer: bool) -> None:
+    """Prints the rates of one client and of eight, in turn, and the ratios of the medians."""
+    found: dict[str, list[Rate]] = {}
+    with ExitStack() as stack:
+        url, _ = stack.enter_context(paliglass_server(model, "--dtype", "float32", "--cache", "0"))
+        servers = {"paliglass": (url, "mini")}
+        if with_peer:
+            servers["transformers serve"] = stack.enter_context(transformers_server(model))
+        addresses = scenes(count)
+        for server in servers.values():
+            rate(*server, addresses[:8], 8)  # warm
+        for _ in range(rounds):
+            for name, server in servers.items():
+                for clients in (1, 8):
+                    some = addresses[: count // 3] if clients == 1 else addresses
+                    key = f"{name}, {clients} client{'s' * (clients > 1)}"
+                    found.setdefault(key, []).append(rate(*server, some, clients))
+    print("| | tokens/s | time to first token |\n|---|---:|---:|")
+    medians = {}
+    for key, rates in found.items():
+        medians[key] = statistics.median(r.tokens for r in rates)
+        first = statistics.median(r.first for r in rates)
+        print(f"| {key} | {medians[key]:.1f} | {1000 * first:.0f} ms |")
+    ours = medians["paliglass, 8 clients"]
+    print(f"8 clients against 1: {ours / medians['paliglass, 1 client']:.2f} ×")
+    if with_peer:
+        for who in ("1 client", "8 clients"):
+            ratio = medians[f"paliglass, {who}"] / medians[f"transformers serve, {who}"]
+            print(f"against transformers serve, {who}: {ratio:.2f} ×")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Load on a server, and what it does under it.")
     parser.add_argument("what", choices=["load", "throughput", "peers"])
     parser.add_argument("--model", default="mini")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=48)
     given = parser.parse_args()
     if given.what == "load":
         sys.exit(0 if load_test(given.model, given.requests, given.clients) else 1)
+    compare(given.model, given.rounds, given.pictures, given.what == "peers")
 
 
 if __name__ == "__main__":
