@@ -339,7 +339,7 @@ def load_test(model: str, count: int, clients: int) -> bool:
         ask_all(url, Work.mixed(50, scenes(24), random.Random(2)), clients)  # warm
         memory: list[float] = []
         parts = 10
-        total = Report(work)
+        total, answered = Report(work), 0
         for part in range(parts):
             some = work[part * count // parts : (part + 1) * count // parts]
             report = ask_all(url, some, clients)
@@ -348,18 +348,23 @@ def load_test(model: str, count: int, clients: int) -> bool:
             total.cut += report.cut
             total.busy += report.busy
             total.wall += report.wall
-            total.answers |= {len(total.answers) + i: a for i, a in report.answers.items()}
+            answered += len(report.answers)
             memory.append(resident(process.pid))
+        metrics = httpx.get(f"{url}/metrics", trust_env=False).text
+        left = [
+            int(float(n))
+            for n in re.findall(r"^paliglass_(?:queue|running)\w+ (\S+)", metrics, re.M)
+        ]
     half = memory[parts // 2 - 1 :]
     growth = half[-1] / half[0] - 1
-    print(
-        f"{count} requests, {clients} clients: {total.wall:.1f} s, {len(total.answers)} answered,"
-    )
+    print(f"{count} requests, {clients} clients: {total.wall:.1f} s, {answered} answered,")
     print(f"{total.cut} cut off, {total.busy} times 429, {len(total.lost)} lost or wrong")
+    print(f"left in line and running: {left}")
     print("memory, MB:", *(f"{m:.0f}" for m in memory), f"(second half {growth:+.1%})")
     for line in total.lost[:10]:
         print(" ", line)
-    return not total.lost and growth <= 0.05
+    is_whole = answered + total.cut == count and not total.lost and not any(left)
+    return is_whole and growth <= 0.05
 
 
 @dataclass(frozen=True)
