@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.hub import locate
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.cases import Question
 from paliglass.evaluation.judge import answer
 from paliglass.evaluation.objects import intersection_over_union, mask_iou, masks_of, pair_off
+from paliglass.files import write_whole
 from paliglass.model import PaliGemma, load
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.tasks.boxes import ParsedBox, parse_boxes

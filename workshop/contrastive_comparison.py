@@ -34,13 +34,13 @@ import numpy as np
 import torch
 import typer
 
-from paliglass.checkpoints.files import write_whole
 from paliglass.contrastive.folders import load_contrastive, save_contrastive
 from paliglass.contrastive.pairs import Pair, SavedPairs, pixel_values, save_pairs
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.contrastive.recipe import ContrastiveRecipe
 from paliglass.contrastive.training import ContrastiveTrainer, dual_config, text_length, train
 from paliglass.contrastive.zero_shot import retrieval_recall
+from paliglass.files import write_whole
 from paliglass.training.processes import make_accelerator
 from paliglass.training.runs import Run
 from workshop.commands import CACHE, WorldCache

@@ -513,7 +513,7 @@ def prepare() -> None:
     """Makes what the stages need and could not fetch: the files to carry are printed."""
     from itertools import chain
 
-    from paliglass.checkpoints.files import write_whole
+    from paliglass.files import write_whole
     from paliglass.training.tokenizer import train_tokenizer
     from workshop.tokenizer import emoji_names, training_texts
     from workshop.world import World

@@ -38,7 +38,7 @@ def formats() -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
         return nn.Linear(COLUMNS, ROWS, bias=False, dtype=torch.bfloat16)
 
     def int8() -> Int8Linear:
-        layer = Int8Linear.quantise(plain().weight)
+        layer = Int8Linear.quantize(plain().weight)
         layer.pack()
         return layer
 

@@ -19,9 +19,9 @@ import typer
 
 from paliglass.checkpoints.assembly import expected_shapes, skeleton
 from paliglass.checkpoints.config_json import paligemma_to_json
-from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.saving import new_folder
 from paliglass.config import PRESETS
+from paliglass.files import write_json
 from workshop.commands import run
 
 DTYPES = {"bfloat16": (torch.bfloat16, "BF16"), "float32": (torch.float32, "F32")}

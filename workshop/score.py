@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from paliglass.checkpoints.files import write_whole
 from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
 from paliglass.cli.scores import print_scores, tell_progress
 from paliglass.evaluation.page import to_html
+from paliglass.files import write_whole
 from paliglass.model import load
 from workshop.commands import CACHE, WorldCache, run
 from workshop.scene_scores import SPLITS, evaluate

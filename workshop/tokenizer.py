@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from tokenizers import Tokenizer
 
-from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
+from paliglass.files import write_whole
 from paliglass.training.tokenizer import train_tokenizer
 from workshop.commands import CACHE, WorldCache, run
 from workshop.world import World

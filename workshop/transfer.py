@@ -20,12 +20,12 @@ import typer
 from PIL import Image
 
 from paliglass import load
-from paliglass.checkpoints.files import write_whole
 from paliglass.data.example import Example
 from paliglass.data.reading import open_examples
 from paliglass.evaluation.judge import answer, to_questions
 from paliglass.evaluation.metrics import overall
 from paliglass.evaluation.texts import exact
+from paliglass.files import write_whole
 from workshop.commands import CACHE, WorldCache, run
 from workshop.world import World
 

@@ -22,10 +22,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.checkpoints.hub import locate
-from paliglass.contrastive.folders import initialise_vision_tower
+from paliglass.contrastive.folders import initialize_vision_tower
+from paliglass.files import write_whole
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.processes import fast_precision, make_accelerator
@@ -74,7 +74,7 @@ def train_one(start: str, options: Start) -> None:
     )
     network = PretrainLoss(MINI, len(train.patch_classes), recipe)
     if start == "dual":
-        initialise_vision_tower(network.model, options.dual)
+        initialize_vision_tower(network.model, options.dual)
     trainer = Pretrainer(network, make_accelerator())
     few = replace(recipe, steps=options.batches)
     held_out: dict[str, list[SceneBatch]] = {

@@ -45,17 +45,12 @@ class Constraint(Protocol):
     """How far an answer has come."""
 
     @property
-    def min_remaining(self) -> int:
-        """The fewest tokens before the end may come."""
-        ...
-
-    @property
     def fair_budget(self) -> int:
         """How many tokens no answer must be denied: with fewer, the limit would decide."""
         ...
 
     def allowed(self, budget: int) -> Allowed:
-        """What may come next where `budget` more tokens may be said; at least one token."""
+        """What may come next where `budget` more tokens may be said."""
         ...
 
     def after(self, token: int) -> Self:

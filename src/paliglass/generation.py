@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -127,8 +127,10 @@ def run(
 
     Requests are taken as rows become free, so that an endless iterator will do.
 
-    Raises PromptError as `RunningBatch.admit` does.
+    Raises PromptError as `RunningBatch.admit` does, and ValueError without a row.
     """
+    if max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows}; it must be 1 or more")
     batch = RunningBatch(model, processor)
     waiting = iter(requests)
     together = max(1, max_rows // 4)  # prompts that are prefilled one by one take longer each
@@ -152,6 +154,7 @@ def complete(
 
     def noted() -> Iterator[Request]:
         for request in requests:
+            request = replace(request)  # the same one may be asked several times
             completions[request] = Completion()
             yield request
 
@@ -546,7 +549,7 @@ class RunningBatch:
 
 def _not_finite(model: PaliGemmaForConditionalGeneration) -> str:
     """Why a model's numbers are no numbers any more."""
-    for name, weight in model.state_dict().items():
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if weight.is_floating_point() and not weight.isfinite().all():
             return f"weight {name} holds NaN or an infinity: the checkpoint is broken"
     dtype = str(model.dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def load(
             and faster on processors with VNNI; see `fast.int8`. None leaves them as they are.
         fast: put what is fastest on this processor in the place of the plain modules, see
             `fast.accelerate`: they cannot be trained, or looked at by name, any more. False
-            leaves them as they are.
+            leaves them as they are, unless `quantize` asks for it.
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
@@ -414,7 +415,7 @@ class PaliGemma:
         pictures; they are taken as the batch has room, so that their pictures need not all be in
         memory.
         """
-        under_way: list[tuple[Task[R], Sequence[PreparedPicture]]] = []
+        under_way: deque[tuple[Task[R], Sequence[PreparedPicture]]] = deque()
 
         def requests() -> Iterator[Request]:
             for number, task, pictures in jobs:
@@ -427,7 +428,7 @@ class PaliGemma:
             task, pictures = under_way[0]
             if len(done) == task.requests_per_picture:
                 yield task.result(pictures, done), sum(some.num_tokens for some in done)
-                del under_way[0]
+                under_way.popleft()
                 done = []
 
     def _answer(self, task: Task[R], image: Pictures, options: Options) -> Any:

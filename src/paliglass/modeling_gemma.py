@@ -93,7 +93,10 @@ class GemmaDecoderLayer(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """B × T × D → B × T × D."""
-        attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        return self.after_attention(x, self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention, on each token alone: … × D and … × D → … × D."""
         if self.has_post_norms:
             x = x + self.post_attention_layernorm(attended)
             return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))

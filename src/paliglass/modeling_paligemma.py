@@ -186,8 +186,12 @@ class PaliGemmaForConditionalGeneration(nn.Module):
             if kv_cache is None and labels is None:
                 kv_cache = self.new_cache(*input_ids.shape)
             hidden = self.prefill(
-                *(input_ids, pixel_values, attention_mask, token_type_ids),
-                *(image_features, kv_cache),
+                input_ids,
+                pixel_values,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                image_features=image_features,
+                kv_cache=kv_cache,
             )
         logits = self.language_model.logits(hidden)
         loss = None if labels is None else suffix_cross_entropy(logits, labels, loss_reduction)

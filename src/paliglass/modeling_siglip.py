@@ -39,7 +39,6 @@ class SigLipVisionEmbeddings(nn.Module):
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)  # B D √P √P -> B P D
-        # In memory too: else the whole tower's sums and norms would go through memory in leaps.
         return patches.contiguous() + self.position_embedding.weight
 
 

@@ -61,6 +61,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
     uniform: B numbers in [0, 1). The same number gives the same token on every device.
     """
+    if logits.device.type == "mps":  # which has no float64
+        return draw(logits.cpu(), uniform).to(logits.device)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     places = uniform.to(cumulative) * cumulative[:, -1]
     ids = torch.searchsorted(cumulative, places[:, None], right=True)[:, 0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.fast.int8 import quantise_rows
+from paliglass.fast.int8 import quantize_rows
 from paliglass.fast.layout import CODES
 from paliglass.fast.matrix import from_integers, geglu, integers, multiply, quantize
 from paliglass.fast.threads import Team
@@ -40,7 +40,7 @@ def test_int8_rows_are_within_half_a_step(shape: tuple[int, int], dtype: torch.d
     assert found.shape == shape
     off = (found * scales[:, None] - weight.float()).abs()
     assert (off <= 0.5001 * scales[:, None]).all()
-    assert (found.int() - quantise_rows(weight)[0]).abs().max() <= 1  # the other side of a tie
+    assert (found.int() - quantize_rows(weight)[0]).abs().max() <= 1  # the other side of a tie
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -121,7 +121,7 @@ def test_geglu_is_its_three_products(bits: tuple[int, int], count: int) -> None:
 
 
 def test_int8_integers_are_taken_as_they_are() -> None:
-    rows, scales = quantise_rows(normal(130, 200))
+    rows, scales = quantize_rows(normal(130, 200))
     matrix = from_integers(rows, scales)
     found, found_scales = integers(matrix)
     assert torch.equal(found, rows)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from paliglass.contrastive.config import ContrastiveConfig
 from paliglass.contrastive.folders import (
     _our_name,
-    initialise_vision_tower,
+    initialize_vision_tower,
     load_contrastive,
     save_contrastive,
 )
@@ -211,7 +211,7 @@ def test_a_tower_from_siglip_sees_the_same_in_paligemma(tmp_path: Path) -> None:
     theirs = siglip_model()
     config = PaliGemmaConfig(VIT, PRESETS["tiny"].text_config, 319)
     paligemma = PaliGemmaForConditionalGeneration(config)
-    initialise_vision_tower(paligemma, published(theirs, tmp_path))
+    initialize_vision_tower(paligemma, published(theirs, tmp_path))
     pixels = dual_batch(SIGLIP)["pixel_values"]
     with torch.inference_mode():
         expected = theirs.vision_model(pixels).last_hidden_state

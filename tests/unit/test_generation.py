@@ -152,6 +152,18 @@ def test_requests_are_taken_only_as_rows_become_free() -> None:
     assert len(taken) == 2
 
 
+def test_one_request_may_be_asked_several_times() -> None:
+    request = ask(sampling=Sampling(1.5), max_new_tokens=6)
+    done = answers(tiny_model(ENDLESS), [request] * 3)
+    assert [len(answer.ids) for answer in done] == [6, 6, 6]
+    assert len({tuple(answer.ids) for answer in done}) > 1  # without a seed, each its own
+
+
+def test_no_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_rows is 0"):
+        answers(tiny_model(ENDLESS), [ask()], 0)
+
+
 def test_answers_come_in_the_order_of_the_requests() -> None:
     model = tiny_model(ENDLESS)
     limits = [9, 2, 5, 1, 3]
@@ -322,7 +334,7 @@ def test_words_alone_are_said_and_all_of_the_tokenizers() -> None:
         model.language_model.lm_head.weight[new] = 0.02 * model.language_model.lm_head.weight[
             done.ids[0]
         ] + 3 * model.language_model.model.norm.weight.new_ones(48)
-    assert any(new in c.ids for c in complete(model, processor, [ask(sampling=Sampling(5.0))] * 1))
+    assert any(new in c.ids for c in complete(model, processor, [ask(sampling=Sampling(5.0))] * 2))
 
 
 def test_the_answer_ends_where_the_models_length_does() -> None:

@@ -12,9 +12,9 @@ from paliglass.fast.int8 import (
     Int8Embedding,
     Int8Head,
     Int8Linear,
-    quantise_rows,
-    quantise_token,
-    quantise_tokens,
+    quantize_rows,
+    quantize_token,
+    quantize_tokens,
 )
 
 needs_kernel = pytest.mark.skipif(not int8.has_kernel(), reason="no int8 kernel here")
@@ -26,18 +26,18 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def as_numbers(integers: Tensor, scale: float) -> Tensor:
-    """What `quantise_token` made of a token, 1 × K in float64."""
+    """What `quantize_token` made of a token, 1 × K in float64."""
     steps = integers.double() - int8.ZERO_POINT
     return scale * (steps[:1] + 256 * steps[1:2])
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the two roundings leave, multiplied in integers and scaled in float64."""
-    integers, scales = quantise_rows(weight)
+    integers, scales = quantize_rows(weight)
     if len(x) == 1:
-        y = as_numbers(*quantise_token(x)) @ integers.double().T * scales.double()
+        y = as_numbers(*quantize_token(x)) @ integers.double().T * scales.double()
     else:
-        tokens, token_scales = quantise_tokens(x)
+        tokens, token_scales = quantize_tokens(x)
         product = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
         y = product.double() * token_scales.double() * scales.double()
     return y if bias is None else y + bias.double()
@@ -45,7 +45,7 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def test_rows_are_within_half_a_step() -> None:
     weight = torch.cat((normal(30, 70) * torch.logspace(-8, 3, 30)[:, None], torch.zeros(1, 70)))
-    integers, scales = quantise_rows(weight)
+    integers, scales = quantize_rows(weight)
     assert integers.abs().max() == int8.LARGEST
     off = (integers * scales[:, None] - weight).abs()
     assert (off <= 0.5001 * scales[:, None]).all()
@@ -57,8 +57,8 @@ def test_large_matrices_are_converted_as_small_ones(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(int8, "_AT_ONCE", 10_000)
     weight = normal(300, 1000)
     assert len(list(int8._chunks(weight))) > 1
-    integers, scales = quantise_rows(weight)
-    again = [quantise_rows(row[None]) for row in weight[::50]]
+    integers, scales = quantize_rows(weight)
+    again = [quantize_rows(row[None]) for row in weight[::50]]
     assert torch.equal(integers[::50], torch.cat([row for row, _ in again]))
     assert torch.equal(scales[::50], torch.cat([scale for _, scale in again]))
 
@@ -73,7 +73,7 @@ def test_products_are_those_of_the_integers(
 ) -> None:
     weight, x = normal(130, 200, dtype=dtype), normal(tokens, 200, seed=1, dtype=dtype)
     bias = nn.Parameter(normal(130, seed=2, dtype=dtype), requires_grad=False) if biased else None
-    layer = Int8Linear.quantise(weight, bias)
+    layer = Int8Linear.quantize(weight, bias)
     assert layer.weight is not None
     if not packed:  # the tokens keep their own precision
         y = F.linear(x.double(), (layer.weight * layer.scale[:, None]).double())
@@ -94,7 +94,7 @@ def test_products_are_those_of_the_integers(
 @pytest.mark.usefixtures("int8_kernel")
 def test_a_single_token_is_as_good_as_exact() -> None:
     weight, x = normal(130, 200), normal(33, 200, seed=1)
-    layer = Int8Linear.quantise(weight)
+    layer = Int8Linear.quantize(weight)
     assert layer.weight is not None
     expected = x @ (layer.weight * layer.scale[:, None]).T
     layer.pack()
@@ -106,7 +106,7 @@ def test_a_single_token_is_as_good_as_exact() -> None:
 
 @pytest.mark.usefixtures("int8_kernel")
 def test_shape_and_zeros() -> None:
-    layer = Int8Linear.quantise(normal(64, 64))
+    layer = Int8Linear.quantize(normal(64, 64))
     layer.pack()
     assert layer(normal(2, 3, 64)).shape == (2, 3, 64)
     assert (layer(torch.zeros(1, 1, 64)) == 0).all()
@@ -130,7 +130,7 @@ def test_packing_by_copy_is_packing(shape: tuple[int, int]) -> None:
     )
     like = int8.pack(first)  # kept alive: the second is made by copying
     packed = int8.pack(second)
-    tokens = quantise_tokens(normal(5, shape[1]))[0]
+    tokens = quantize_tokens(normal(5, shape[1]))[0]
     ones = torch.ones(shape[0])
     for integers, matrix in ((first, like), (second, packed)):
         found = int8._multiply(tokens, matrix, ones, torch.float32)
@@ -140,7 +140,7 @@ def test_packing_by_copy_is_packing(shape: tuple[int, int]) -> None:
 
 @needs_kernel
 def test_rows_are_read_out_of_the_packed_matrix() -> None:
-    layer = Int8Linear.quantise(normal(150, 100))
+    layer = Int8Linear.quantize(normal(150, 100))
     integers = layer.weight
     assert integers is not None
     integers = integers.clone()
@@ -153,24 +153,24 @@ def test_rows_are_read_out_of_the_packed_matrix() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_token_is_quantised_as_several_are_and_finer(dtype: torch.dtype) -> None:
     x = normal(1, 300, dtype=dtype)
-    alone, scale = quantise_token(x)
-    among, scales = quantise_tokens(x)
+    alone, scale = quantize_token(x)
+    among, scales = quantize_tokens(x)
     assert alone.shape == (int8.FEWEST_TOKENS, 300)
     assert (alone[1].int() - among[0].int()).abs().max() <= 1
     assert 256 * scale == pytest.approx(float(scales), rel=2.0**-8)
     off = (as_numbers(alone, scale) - x.double()).abs()
     assert off.max() <= 0.502 * scale
-    assert (as_numbers(*quantise_token(0 * x)) == 0).all()
+    assert (as_numbers(*quantize_token(0 * x)) == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_that_hardly_go_below_0_are_quantised_finer(dtype: torch.dtype) -> None:
     highest = torch.logspace(-2, 3, 300)[:, None]  # some scales are rounded up, others down
     x = (torch.linspace(0, 1, 100) * (highest + 0.17) - 0.17).to(dtype)
-    integers, scales = quantise_tokens(x, least=-0.1701)
+    integers, scales = quantize_tokens(x, least=-0.1701)
     found = (integers.double() - int8.LOW_ZERO) * scales.double()
     assert ((found - x.double()).abs() <= 0.51 * scales.double()).all()
-    plain = quantise_tokens(x)[1]
+    plain = quantize_tokens(x)[1]
     assert (scales < 0.7 * plain)[highest >= 1].all()
 
 
@@ -179,7 +179,7 @@ def test_numbers_that_hardly_go_below_0_are_quantised_finer(dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embedding_and_head_share_one_matrix(packed: bool, dtype: torch.dtype) -> None:
     weight = normal(150, 96)
-    table = Int8Embedding(*quantise_rows(weight))
+    table = Int8Embedding(*quantize_rows(weight))
     table.dtype = dtype
     head = Int8Head(table)
     if packed:
@@ -196,7 +196,7 @@ def test_embedding_and_head_share_one_matrix(packed: bool, dtype: torch.dtype) -
 
 def test_without_a_kernel_the_integers_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "has_kernel", lambda: False)
-    layer = Int8Linear.quantise(normal(130, 200))
+    layer = Int8Linear.quantize(normal(130, 200))
     layer.pack()
     assert layer.packed is None
     assert layer.weight is not None
@@ -208,7 +208,7 @@ def test_without_a_kernel_the_integers_are_widened(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("columns", [192, 200])  # what torch's kernel can read, and cannot
 @pytest.mark.parametrize("tokens", [1, 8, 9])
 def test_few_tokens_without_a_kernel(columns: int, tokens: int) -> None:
-    layer = Int8Linear.quantise(normal(130, columns))
+    layer = Int8Linear.quantize(normal(130, columns))
     assert layer.weight is not None
     x = normal(tokens, columns, seed=1, dtype=torch.bfloat16)
     expected = x.double() @ (layer.weight * layer.scale[:, None]).double().T
@@ -224,7 +224,7 @@ def test_few_tokens_without_a_kernel(columns: int, tokens: int) -> None:
 @needs_kernel
 def test_without_the_known_layout_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "knows_layout", lambda: False)
-    layer = Int8Linear.quantise(normal(130, 200))
+    layer = Int8Linear.quantize(normal(130, 200))
     layer.pack()
     assert layer.packed is not None
     assert layer.weight is not None

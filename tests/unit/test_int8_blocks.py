@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.fast import int8, int8_blocks
-from paliglass.fast.int8 import Int8Linear, Tokens
+from paliglass.fast.int8 import Int8Linear, QuantizedActivation
 from paliglass.fast.int8_blocks import (
     Int8GeGLU,
     Int8GeluMLP,
@@ -31,7 +31,7 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def layer(rows: int, columns: int, seed: int, bias: Tensor | None = None) -> Int8Linear:
     given = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    made = Int8Linear.quantise(normal(rows, columns, seed=seed) / columns**0.5, given)
+    made = Int8Linear.quantize(normal(rows, columns, seed=seed) / columns**0.5, given)
     made.pack()
     return made
 
@@ -85,7 +85,7 @@ def test_the_decoders_mlp(tokens: int, dtype: torch.dtype, limit: float) -> None
     expected = down(F.gelu(gate(x), approximate="tanh") * up(x))
     block = Int8GeGLU(gate, up, down)
     assert off(block(x), expected) < limit
-    assert torch.equal(block(Tokens.of(x)), block(x))
+    assert torch.equal(block(QuantizedActivation.of(x)), block(x))
 
 
 @pytest.mark.usefixtures("int8_kernel")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
+from tests.tiny import GEMMA2, make_batch, noise_picture, row_alone, tiny_config, tiny_model
 
 import paliglass
 from paliglass import PaliglassError
@@ -64,6 +64,20 @@ def test_prefill_and_steps_join_to_the_row_in_one_piece(decoder: dict[str, Any],
             assert row.mask(name).equal(whole.mask(name))
         close(row.logits(), out.logits[0, :, : model.config.real_vocab_size])
         close(row.norms[f"{DECODER}.layers.1"], whole.hidden(f"{DECODER}.layers.1").norm(dim=-1))
+
+
+def test_a_prompt_that_several_ask_is_run_once_and_traced_for_each() -> None:
+    model = paliglass.load("mini", fast=False)
+    picture = noise_picture()
+    with paliglass.trace(model) as t:
+        answers = model.generate(picture, ["caption en", "caption en"], max_new_tokens=5)
+        rows = t.rows
+        assert rows[-1].lens(1)  # read inside the block, which keeps what was traced
+        assert [candidates[0].id for candidates in rows[-1].top(1)]
+    assert answers[0] == answers[1]
+    assert len(rows) >= 2
+    assert rows[-1].passes[0] > 64
+    assert rows[-1].passes[1:] == [1] * (len(rows[-1].passes) - 1)
 
 
 @decoders

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from paliglass.checkpoints.files import write_whole
 from paliglass.checkpoints.hub import locate
 from paliglass.cli.bench import number, tell
 from paliglass.cli.options import MODEL_HELP
 from paliglass.errors import PaliglassError
+from paliglass.files import write_whole
 from paliglass.inspect.bench import machine_limits
 from workshop.commands import run
 from workshop.peers.chart import to_svg

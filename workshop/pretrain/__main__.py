@@ -13,7 +13,7 @@ from paliglass.checkpoints.folder import load_model
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.saving import save_folder
 from paliglass.cli.train.group import RunOptions, ShardOption, wants_shards
-from paliglass.contrastive.folders import initialise_vision_tower
+from paliglass.contrastive.folders import initialize_vision_tower
 from paliglass.model import CODEC
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
@@ -73,7 +73,7 @@ def pretrain(
         if weights is not None:
             network.model.load_state_dict(load_model(weights, "cpu", "float32").state_dict())
         elif vision is not None:
-            initialise_vision_tower(network.model, vision)
+            initialize_vision_tower(network.model, vision)
         trainer = Pretrainer(network, accelerator, shard)
         folder.start(trainer)
         folder.record({**asdict(recipe), "weights": weights, "vision": vision, "codec": codec})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from paliglass.checkpoints.files import write_whole
+from paliglass.files import write_whole
 from workshop.commands import CACHE, WorldCache, run
 from workshop.world.art import build
 from workshop.world.concepts import known_things

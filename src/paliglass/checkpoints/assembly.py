@@ -53,7 +53,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     return parsed
 
 
-class _Uninitialised(TorchFunctionMode):
+class _Uninitialized(TorchFunctionMode):
     """Skips `normal_`, which has nothing to fill on the meta device.
 
     Its form for that device imports torch's compiler first: a second, half of a cold start.
@@ -79,7 +79,7 @@ def skeleton(config: PaliGemmaConfig) -> PaliGemmaForConditionalGeneration:
 @contextmanager
 def weightless() -> Iterator[None]:
     """Modules made in this block are on torch's meta device: shapes without numbers."""
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), _Uninitialized():
         yield
 
 

@@ -107,6 +107,9 @@ def gemma_from_json(data: dict[str, Any]) -> GemmaConfig:
     if data.get("rope_parameters") is not None:
         rope = section("rope_parameters", data["rope_parameters"], ())
         only(rope, "rope_type", "default")
+        unknown = sorted(set(rope) - {"rope_type", "rope_theta"})
+        if unknown:
+            raise ConfigError(f"rope_parameters: unknown key {', '.join(map(repr, unknown))}")
         data["rope_theta"] = rope.get("rope_theta", GemmaConfig.rope_theta)
     if data.get("model_type") == "gemma2":  # what holds where the file is silent
         published = GemmaConfig.gemma2_2b()

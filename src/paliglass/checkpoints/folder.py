@@ -76,7 +76,7 @@ def load_model(
     if stored is not None and accelerate is None:
         raise CheckpointError(
             f"{folder}: its matrices are {stored}, which plain modules cannot hold; load the "
-            "checkpoint that it was made from, or this one with paliglass.load"
+            "checkpoint that it was made from, or this one with paliglass.load(…, fast=True)"
         )
     quantize = quantize or stored
     sizes = tensor_sizes(folder)

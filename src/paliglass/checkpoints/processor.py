@@ -42,6 +42,12 @@ def make_processor(
             f"{source}: the tokenizer's {IMAGE_TOKEN} is {processor.image_token_id}, the model's "
             f"image_token_index {config.image_token_index}"
         )
+    ends = config.text_config.eos_token_ids
+    if processor.eos_token_id not in ends:
+        raise CheckpointError(
+            f"{source}: the tokenizer's <eos> is {processor.eos_token_id}, the model ends at "
+            f"{', '.join(map(str, ends))}: answers would never end"
+        )
     return processor
 
 

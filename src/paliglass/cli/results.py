@@ -50,7 +50,7 @@ class Results:
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
-        from paliglass.checkpoints.files import lock_folder
+        from paliglass.files import lock_folder
 
         self.folder = folder
         self.path = folder / FILE

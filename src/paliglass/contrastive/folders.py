@@ -134,7 +134,7 @@ def vision_weights(model: ContrastiveModel) -> dict[str, Tensor]:
     return model.image_encoder.tower.state_dict()
 
 
-def initialise_vision_tower(
+def initialize_vision_tower(
     paligemma: PaliGemmaForConditionalGeneration, model_path: str | Path
 ) -> None:
     """Copies a dual encoder's ViT into a PaliGemma, whose dtype and device stay as they are.
@@ -154,7 +154,7 @@ def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> Non
     """The other way round: copies a PaliGemma's vision tower into a dual encoder.
 
     A tower that has learned elsewhere what is in a picture needs few pairs to learn what texts
-    call it (arXiv 2111.07991). Raises CheckpointError as `initialise_vision_tower` does.
+    call it (arXiv 2111.07991). Raises CheckpointError as `initialize_vision_tower` does.
     """
     paligemma = load_model(locate(model_path), "cpu")
     weights = vision_weights(model)  # raises where there is no tower

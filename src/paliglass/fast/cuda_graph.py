@@ -1,11 +1,9 @@
 """A decoded token as one CUDA graph: a GPU is told once what takes thousands of calls.
 
-Not used by itself: no GPU has measured it yet. `use_graph(model)` switches it on.
+Not used by `accelerate`: no GPU has measured it yet (`python -m workshop.gpu_day` will).
 """
 
 from __future__ import annotations
-
-from types import MethodType
 
 import torch
 from torch import Tensor
@@ -13,9 +11,7 @@ from torch import Tensor
 from paliglass.layers.kv_cache import KVCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = ["FixedCache", "GraphedStep", "use_graph"]
-
-WORTH_A_GRAPH = 4  # steps on one cache after which the next ones are recorded, which takes three
+__all__ = ["FixedCache", "GraphedStep"]
 
 
 class FixedCache(KVCache):
@@ -65,35 +61,3 @@ class GraphedStep:
         self.ids.copy_(ids)
         self.graph.replay()
         return self.hidden
-
-
-def use_graph(model: PaliGemmaForConditionalGeneration) -> None:
-    """Makes `model.extend` record a graph once the same rows go on for some steps of one token."""
-    state: dict[str, object] = {"key": None, "steps": 0, "graph": None}
-
-    def extend(
-        self: PaliGemmaForConditionalGeneration,
-        input_ids: Tensor,
-        kv_cache: KVCache,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        plain = PaliGemmaForConditionalGeneration.extend
-        key = (id(kv_cache), id(kv_cache.keys[0]))  # other rows, or more slots: other tensors
-        full = kv_cache.max_length >= kv_cache.capacity
-        single = input_ids.shape[1] == 1 and (attention_mask is None or bool(attention_mask.all()))
-        if not single or full or key != state["key"]:
-            state.update(key=key, steps=0, graph=None)
-            return plain(self, input_ids, kv_cache, attention_mask)
-        state["steps"] = int(state["steps"]) + 1  # type: ignore[call-overload]
-        if int(state["steps"]) < WORTH_A_GRAPH:  # type: ignore[call-overload]
-            return plain(self, input_ids, kv_cache, attention_mask)
-        if state["graph"] is None:
-            state["graph"] = GraphedStep(self, kv_cache)
-        step = state["graph"]
-        assert isinstance(step, GraphedStep)
-        hidden = step(input_ids).clone()
-        kv_cache.lengths = kv_cache.lengths + 1
-        kv_cache.max_length += 1
-        return hidden
-
-    model.extend = MethodType(extend, model)  # type: ignore[method-assign]

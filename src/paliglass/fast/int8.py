@@ -39,12 +39,12 @@ LOW_ZERO = 32  # the zero point of numbers that hardly go below 0
 CHANNELS, INPUTS, TOGETHER = 64, 64, 4
 # What to make of some tokens, told which, before they are quantised: they come in float32, and may
 # be overwritten.
-Change = Callable[[Tensor, slice], Tensor]
+Transform = Callable[[Tensor, slice], Tensor]
 LARGE_PAGE = 1 << 21  # bytes
 _MADV_COLLAPSE = 25  # of Linux 6.1; Python has no name for it
 # The kernel reads the same weights faster for four tokens than for fewer.
 FEWEST_TOKENS = 4
-# What takes each of `quantise_token`'s rows out of 16 bits.
+# What takes each of `quantize_token`'s rows out of 16 bits.
 _SHIFTS = torch.tensor([[0], [8], [0], [0]], dtype=torch.int32, device="cpu")
 # Numbers that each thread converts at once, about: their float32 copy stays in its cache.
 _AT_ONCE = 1 << 18
@@ -52,7 +52,7 @@ _AT_ONCE = 1 << 18
 _FEW_TOKENS = 8
 
 
-def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """N × K → int8 N × K in −127 … 127, and the float32 scale of each row, N.
 
     `scale · integers` is within half a scale of the weight. A row of zeros has scale 1/127.
@@ -67,10 +67,10 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class QuantizedActivation:
     """Activations as the kernel takes them: M tokens of K numbers.
 
-    integers: uint8, M × K; of a single token, what `quantise_token` makes of it. scales: of each
+    integers: uint8, M × K; of a single token, what `quantize_token` makes of it. scales: of each
     token, M × 1, in the activations' dtype; of a single one a number. shape, dtype: the
     activations'. zero_point: the integer that stands for 0.
     """
@@ -82,25 +82,25 @@ class Tokens:
     zero_point: int = ZERO_POINT
 
     @staticmethod
-    def of(x: Tensor | Tokens, change: Change | None = None) -> Tokens:
+    def of(x: Tensor | QuantizedActivation, change: Transform | None = None) -> QuantizedActivation:
         """Quantises … × K, changed first if so wanted, unless that is done already."""
-        if isinstance(x, Tokens):
+        if isinstance(x, QuantizedActivation):
             return x
         tokens = x.reshape(-1, x.shape[-1])
         if len(tokens) == 1:
             values = tokens.to(torch.float32, copy=change is not None)
             values = values if change is None else change(values, slice(1))
-            return Tokens(*quantise_token(values), x.shape, x.dtype)
-        return Tokens(*quantise_tokens(tokens, change), x.shape, x.dtype)
+            return QuantizedActivation(*quantize_token(values), x.shape, x.dtype)
+        return QuantizedActivation(*quantize_tokens(tokens, change), x.shape, x.dtype)
 
-    def with_numbers(
+    def replace_numbers(
         self, integers: Tensor, scales: Tensor | float, zero_point: int = ZERO_POINT
-    ) -> Tokens:
+    ) -> QuantizedActivation:
         """The same tokens with other numbers, M × N, and their scales."""
         shape = torch.Size((*self.shape[:-1], integers.shape[-1]))
-        return Tokens(integers, scales, shape, self.dtype, zero_point)
+        return QuantizedActivation(integers, scales, shape, self.dtype, zero_point)
 
-    def chunk(self, parts: int) -> list[Tokens]:
+    def chunk(self, parts: int) -> list[QuantizedActivation]:
         """These tokens in about so many equal parts."""
         assert isinstance(self.scales, Tensor)
         pieces = zip(self.integers.chunk(parts), self.scales.chunk(parts), strict=True)
@@ -110,9 +110,9 @@ class Tokens:
         return self.shape[:-1].numel()
 
 
-def quantise_tokens(
+def quantize_tokens(
     x: Tensor,
-    change: Change | None = None,
+    change: Transform | None = None,
     least: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """M × K → uint8 M × K around 128, and the scale of each token, M × 1, of x's dtype.
@@ -137,7 +137,7 @@ def quantise_tokens(
     return integers.view(torch.uint8).bitwise_xor_(ZERO_POINT), scales
 
 
-def quantise_token(x: Tensor) -> tuple[Tensor, float]:
+def quantize_token(x: Tensor) -> tuple[Tensor, float]:
     """1 × K → uint8 around 128, 4 × K, and a scale: x ≈ scale · (first row + 256 · second row).
 
     These are the low and the high byte of 16 bits; the other rows are there for the kernel's speed.
@@ -321,9 +321,9 @@ class Int8Linear(nn.Module):
         self.packed: Tensor | None = None
 
     @classmethod
-    def quantise(cls, weight: Tensor, bias: nn.Parameter | None = None) -> Self:
+    def quantize(cls, weight: Tensor, bias: nn.Parameter | None = None) -> Self:
         """From float weights, N × K."""
-        return cls(*quantise_rows(weight), bias)
+        return cls(*quantize_rows(weight), bias)
 
     def pack(self) -> None:
         """Makes the matrix ready for the fast kernel, where there is one."""
@@ -334,16 +334,16 @@ class Int8Linear(nn.Module):
             # The row-major integers are let go, unless rows could not be read otherwise.
             self.weight = None if knows_layout() else self.weight
 
-    def forward(self, x: Tensor | Tokens) -> Tensor:
+    def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
         """… × K → … × N; of a packed matrix, tokens may have been quantised before."""
         return self.multiply(x)
 
-    def multiply(self, x: Tensor | Tokens) -> Tensor:
+    def multiply(self, x: Tensor | QuantizedActivation) -> Tensor:
         """x · Wᵀ + bias."""
         if self.packed is None:
             assert isinstance(x, Tensor)
             return self._widened(x)
-        tokens = Tokens.of(x)
+        tokens = QuantizedActivation.of(x)
         y = self.product(tokens)
         if isinstance(tokens.scales, float):
             y = (y if self.bias is None else y + self.bias).to(tokens.dtype)
@@ -353,7 +353,7 @@ class Int8Linear(nn.Module):
             y = torch.addcmul(self.bias, y, tokens.scales)
         return y.view(*tokens.shape[:-1], self.out_features)
 
-    def product(self, tokens: Tokens) -> Tensor:
+    def product(self, tokens: QuantizedActivation) -> Tensor:
         """What tokens' integers give, M × N, without a bias.
 
         Of several, before their scales, in the activations' dtype; of a single one in float32.

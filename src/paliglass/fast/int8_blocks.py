@@ -14,7 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from paliglass.fast.int8 import LOW_ZERO, Int8Linear, Tokens, quantise_token, quantise_tokens
+from paliglass.fast.int8 import (
+    LOW_ZERO,
+    Int8Linear,
+    QuantizedActivation,
+    quantize_token,
+    quantize_tokens,
+)
 from paliglass.layers.norms import RMSNorm
 
 LEAST_GELU = -0.1701  # GELU's lowest value, rounded down
@@ -34,7 +40,7 @@ def gelu_tanh_(x: Tensor) -> Tensor:
     return x.mul_(z.mul_(2 * math.sqrt(2 / math.pi)).sigmoid_())
 
 
-def in_parts(block: Callable[[Tokens], Tensor], tokens: Tokens) -> Tensor:
+def in_parts(block: Callable[[QuantizedActivation], Tensor], tokens: QuantizedActivation) -> Tensor:
     """What a block makes of tokens, … × K → … × N, `MOST_TOKENS` at a time."""
     parts = math.ceil(len(tokens) / MOST_TOKENS)
     if parts <= 1:
@@ -51,11 +57,11 @@ class Int8RMSNorm(nn.Module):
         self.weight, self.eps = norm.weight, norm.eps
         self._gain = 1 + norm.weight.detach().float()
 
-    def forward(self, x: Tensor) -> Tokens:
+    def forward(self, x: Tensor) -> QuantizedActivation:
         """… × D → as many tokens."""
-        return Tokens.of(x, self._normalise)
+        return QuantizedActivation.of(x, self._normalize)
 
-    def _normalise(self, x: Tensor, _: slice) -> Tensor:
+    def _normalize(self, x: Tensor, _: slice) -> Tensor:
         squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         return x.mul_(squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(self._gain)
 
@@ -67,9 +73,9 @@ class Int8LayerNorm(nn.LayerNorm):
         super().__init__(norm.normalized_shape, norm.eps, device="meta")
         self.weight, self.bias = norm.weight, norm.bias
 
-    def forward(self, x: Tensor) -> Tokens:  # type: ignore[override]  # not activations
+    def forward(self, x: Tensor) -> QuantizedActivation:  # type: ignore[override]  # not activations
         """… × D → as many tokens."""
-        return Tokens.of(super().forward(x))
+        return QuantizedActivation.of(super().forward(x))
 
 
 class Int8GeGLU(nn.Module):
@@ -79,22 +85,24 @@ class Int8GeGLU(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
-    def forward(self, x: Tensor | Tokens) -> Tensor:
+    def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
         """… × D → … × D."""
-        return in_parts(self._of_some, Tokens.of(x))
+        return in_parts(self._of_some, QuantizedActivation.of(x))
 
-    def _of_some(self, tokens: Tokens) -> Tensor:
+    def _of_some(self, tokens: QuantizedActivation) -> Tensor:
         scales = tokens.scales
         gate, up = self.gate_proj.product(tokens), self.up_proj.product(tokens)
         if isinstance(scales, float):
-            return self.down_proj(tokens.with_numbers(*quantise_token(gelu_tanh_(gate).mul_(up))))
+            return self.down_proj(
+                tokens.replace_numbers(*quantize_token(gelu_tanh_(gate).mul_(up)))
+            )
 
         def gated(some: Tensor, rows: slice) -> Tensor:
             return gelu_tanh_(some.mul_(scales[rows])).mul_(up[rows])
 
-        integers, own = quantise_tokens(gate, gated)
+        integers, own = quantize_tokens(gate, gated)
         # What up's products lack of their scale is the same for all of a token.
-        return self.down_proj(tokens.with_numbers(integers, own * scales))
+        return self.down_proj(tokens.replace_numbers(integers, own * scales))
 
 
 class Int8GeluMLP(nn.Module):
@@ -104,11 +112,11 @@ class Int8GeluMLP(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = fc1, fc2
 
-    def forward(self, x: Tensor | Tokens) -> Tensor:
+    def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
         """… × D → … × D."""
-        return in_parts(self._of_some, Tokens.of(x))
+        return in_parts(self._of_some, QuantizedActivation.of(x))
 
-    def _of_some(self, tokens: Tokens) -> Tensor:
+    def _of_some(self, tokens: QuantizedActivation) -> Tensor:
         scales, bias = tokens.scales, self.fc1.bias
         if isinstance(scales, float) or bias is None:
             return self.fc2(gelu_tanh_(self.fc1(tokens).float()).to(tokens.dtype))
@@ -117,5 +125,5 @@ class Int8GeluMLP(nn.Module):
         def activated(some: Tensor, rows: slice) -> Tensor:
             return gelu_tanh_(some.mul_(scales[rows]).add_(bias))
 
-        integers, own = quantise_tokens(product, activated, least=LEAST_GELU)
-        return self.fc2(tokens.with_numbers(integers, own, LOW_ZERO))
+        integers, own = quantize_tokens(product, activated, least=LEAST_GELU)
+        return self.fc2(tokens.replace_numbers(integers, own, LOW_ZERO))

@@ -55,7 +55,7 @@ def _become_int8(table: nn.Embedding) -> None:
 
 def _int8(kind: type[Int8Linear], weight: Tensor, bias: nn.Parameter | None) -> Any:
     if not weight.is_meta:
-        return kind.quantise(weight.detach(), bias)
+        return kind.quantize(weight.detach(), bias)
     empty = torch.empty(weight.shape, dtype=torch.int8, device="meta")
     return kind(empty, torch.empty(len(weight), device="meta"), bias)
 

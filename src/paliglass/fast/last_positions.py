@@ -40,17 +40,7 @@ class LastPositionsModel(GemmaModel):
         attended = last.self_attn(last.input_layernorm(x), rotary, mask, cache)
         rows = torch.arange(len(x), device=x.device)
         x, attended = x[rows, last_positions], attended[rows, last_positions]  # B × D
-        return self.norm(_after_attention(last, x, attended))
-
-
-def _after_attention(layer: GemmaDecoderLayer, x: Tensor, attended: Tensor) -> Tensor:
-    """What `GemmaDecoderLayer` does with what attention returned."""
-    if layer.has_post_norms:
-        x = x + layer.post_attention_layernorm(attended)
-        mlp = layer.mlp(layer.pre_feedforward_layernorm(x))
-        return x + layer.post_feedforward_layernorm(mlp)
-    x = x + attended
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+        return self.norm(last.after_attention(x, attended))
 
 
 def _has_hooks(model: nn.Module) -> bool:

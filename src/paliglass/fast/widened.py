@@ -84,8 +84,10 @@ def widen(model: nn.Module, dtype: torch.dtype) -> None:
     if has_kernel(dtype):
         return
     for parent in list(model.modules()):
+        if isinstance(parent, WidenedAttention):
+            continue
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, WidenedLinear(child))
-            elif isinstance(child, Attention):
+            elif isinstance(child, Attention) and not isinstance(child, WidenedAttention):
                 setattr(parent, name, WidenedAttention(child))

@@ -279,7 +279,7 @@ class TracedRow(Stack):
         """
         language_model = self._trace.model.language_model
         hidden = self.hidden(self._name(layer).removesuffix(".self_attn"))[self.answer]
-        logits = language_model.logits(language_model.model.norm(hidden))
+        logits = language_model.logits(language_model.model.norm.forward(hidden))
         return _likeliest(logits[:, : self._trace.model.config.real_vocab_size].float(), k)
 
 
@@ -339,6 +339,9 @@ class Trace:
         else:
             assert cache is not None
             is_token = cache.slots != cache.capacity
+            for row, original in cache.copied_from.items():
+                if original in self._rows:  # a prompt that was run once for several rows
+                    self._rows.setdefault(row, list(self._rows[original][:1]))
             if not all(row in self._rows for row in row_ids):
                 raise PaliglassError(
                     "a trace must see a prompt from its beginning: begin it before the prompt is "

@@ -32,7 +32,7 @@ class KVCache:
 
     capacity: slots of a row to begin with; more are added as they are needed.
     lengths: B, how many slots each row has filled. row_ids: B numbers that no other row of any
-    cache has, by which a row is known again when it has moved.
+    cache has, by which a row is known again when it has moved; copied_from: of a copied row, whose.
     """
 
     GROWTH = 64  # slots that are added at once
@@ -53,6 +53,7 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.max_length = 0
         self.row_ids = [next(_row_ids) for _ in range(batch_size)]
+        self.copied_from: dict[int, int] = {}
         self.slots = self.lengths[:, None]  # where the newest tokens go, B × T
         self.holds_prompt_only = True
 
@@ -107,6 +108,7 @@ class KVCache:
         caches = [(cache, rows) for cache, rows in caches if rows]
         lengths = torch.cat([c.lengths[rows] for c, rows in caches] or [self.lengths[:0]])
         self.row_ids = [c.row_ids[row] for c, rows in caches for row in rows]
+        self.copied_from = {k: v for c, _ in caches for k, v in c.copied_from.items()}
         longest = int(lengths.max()) if len(lengths) else 0
         capacity = longest + self.GROWTH
         for layer, key in enumerate(self.keys):
@@ -126,6 +128,9 @@ class KVCache:
         other.keys, other.values = list(self.keys), list(self.values)
         other.replace_rows(which)
         other.row_ids = [next(_row_ids) for _ in which]
+        other.copied_from = dict(
+            zip(other.row_ids, (self.row_ids[row] for row in which), strict=True)
+        )
         return other
 
     def _resize(self, capacity: int) -> None:

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from paliglass.checkpoints.files import read_json, write_json
 from paliglass.errors import CheckpointError
+from paliglass.files import read_json, write_json
 
 FILE = "calibration.json"
 Task = Literal["answer", "caption", "detect", "segment", "ocr"]

@@ -169,14 +169,6 @@ class ObjectState:
         """An object with the longest label."""
         return self.grammar.object_length
 
-    @property
-    def min_remaining(self) -> int:
-        """The fewest tokens before `<eos>` may come: none at the start, where nothing is found."""
-        if self.node is not None:
-            return self.node.min_length(self._taken()) or 0
-        begun = len(self.edges) + len(self.codes)
-        return self.grammar.object_length - begun if self.objects or begun else 0
-
     def allowed(self, budget: int) -> Allowed:
         """What may come next where `budget` more tokens may be said, `<eos>` not counted."""
         grammar = self.grammar
@@ -306,11 +298,6 @@ class WordState:
 
     node: Node
     eos: int
-
-    @property
-    def min_remaining(self) -> int:
-        """The fewest tokens before `<eos>` may come."""
-        return self.node.min_length() or 0
 
     @property
     def fair_budget(self) -> int:

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
-from paliglass.checkpoints.files import write_json
 from paliglass.checkpoints.layouts import transformers_name
 from paliglass.checkpoints.saving import new_folder
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import save_file
 from paliglass.training.recipes import FinetuneRecipe

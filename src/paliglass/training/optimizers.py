@@ -61,7 +61,7 @@ class Optimizers:
             elif parameter.ndim == 2:
                 hidden.append(parameter)
             else:
-                view = nn.Parameter(parameter.detach().flatten(1))
+                view = nn.Parameter(parameter.detach().view(len(parameter), -1))
                 self.views.append((parameter, view))
                 hidden.append(view)
         adamw = torch.optim.AdamW(

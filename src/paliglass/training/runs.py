@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from paliglass.checkpoints.files import lock_folder, read_json, write_whole
 from paliglass.checkpoints.saving import refuse_existing
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.files import lock_folder, read_json, write_whole
 from paliglass.training.processes import fast_precision, is_first_process
 from paliglass.training.recipes import Precision
 
@@ -189,7 +189,8 @@ def check_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) ->
 def cut_log(path: Path, last_step: int) -> None:
     """Drops the lines that a broken run wrote after its last checkpoint: they come again."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A killed run's last line may be cut short.
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= last_step]
-        write_whole(path, "".join(kept))
+        # Not `splitlines`, which also splits at U+2028 inside an answer. What follows the last line
+        # break is nothing, or a killed run's line cut short.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+        write_whole(path, "".join(f"{line}\n" for line in kept))

@@ -11,7 +11,7 @@ from tests.tiny import tiny_tokenizer
 from tests.tiny_dual import CONFIGS
 from tests.training.runs import COLOURS, Training, coloured_pictures
 
-from paliglass.checkpoints.files import write_json
+from paliglass.files import write_json
 
 
 @pytest.fixture

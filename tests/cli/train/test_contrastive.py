@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tests.tiny_dual import CONFIGS
 from tests.training.runs import Training, frozen_after_three, log, losses, wait_for
 
-from paliglass.checkpoints.files import write_json
 from paliglass.contrastive.folders import load_contrastive
+from paliglass.files import write_json
 
 
 def test_a_run_leaves_a_model_its_log_and_its_settings(dual: Training) -> None:

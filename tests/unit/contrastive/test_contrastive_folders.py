@@ -18,7 +18,7 @@ from torch import Tensor
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.saving import digest
 from paliglass.contrastive.folders import (
-    initialise_vision_tower,
+    initialize_vision_tower,
     load_contrastive,
     save_contrastive,
     start_from_paligemma,
@@ -183,7 +183,7 @@ def test_the_tower_moves_into_paligemma(name: str, tmp_path: Path) -> None:
     assert vision_weights(dual).keys() == model.vision_tower.state_dict().keys()
     save_contrastive(dual, tmp_path / "dual", tiny_tokenizer(), dtype="bfloat16")
     before = model.language_model.model.embed_tokens.weight.clone()
-    initialise_vision_tower(model, tmp_path / "dual")
+    initialize_vision_tower(model, tmp_path / "dual")
     for key, weight in model.vision_tower.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, vision_weights(dual)[key].bfloat16().float()), key
@@ -205,13 +205,13 @@ def test_the_tower_moves_back_into_a_dual_encoder(tmp_path: Path) -> None:
 
 def test_towers_of_two_shapes_do_not_mix(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tower's patch_size is 8, here it is 16"):
-        initialise_vision_tower(paligemma(patch_size=16), saved)
+        initialize_vision_tower(paligemma(patch_size=16), saved)
 
 
 def test_a_resnet_is_no_tower(tmp_path: Path) -> None:
     save_contrastive(dual_model(CONFIGS["resnet-cbow-clip"]), tmp_path / "dual", tiny_tokenizer())
     with pytest.raises(CheckpointError, match="is a ResNet"):
-        initialise_vision_tower(paligemma(), tmp_path / "dual")
+        initialize_vision_tower(paligemma(), tmp_path / "dual")
 
 
 def test_a_saved_siglip_is_named_as_theirs(saved: Path) -> None:

@@ -136,9 +136,9 @@ def train_dual(
 
 
 def _read_shape(path: Path) -> ContrastiveConfig:
-    from paliglass.checkpoints.files import read_json
     from paliglass.contrastive.config import ContrastiveConfig
     from paliglass.errors import ConfigError
+    from paliglass.files import read_json
 
     try:
         data = read_json(path)
@@ -152,8 +152,8 @@ def _tokenizer(given: Path | None, source: PairSource, out: Path) -> Tokenizer:
     """The given one, else one trained on the texts, once."""
     from tokenizers import Tokenizer
 
-    from paliglass.checkpoints.files import write_whole
     from paliglass.checkpoints.folder import load_tokenizer
+    from paliglass.files import write_whole
     from paliglass.training.tokenizer import train_tokenizer
 
     if given is not None:
