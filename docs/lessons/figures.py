@@ -54,7 +54,7 @@ STYLE = """
 class Drawing:
     """An SVG under way. Lengths in pixels; at most 400 wide, all of its text is read on a phone."""
 
-    def __init__(self, height: float, width: float = 680) -> None:
+    def __init__(self, height: float, width: float = 400) -> None:
         self.width, self.height = width, height
         self.parts: list[str] = []
 
@@ -182,51 +182,30 @@ def scene(edge: int = 128) -> Image.Image:
 
 
 def architecture(name: str) -> None:
-    draw = Drawing(430)
-    vision, text = (
-        PRESETS["paligemma-3b-224"].vision_config,
-        PRESETS["paligemma-3b-224"].text_config,
-    )
-    patches, width = vision.num_patches, text.hidden_size
-    left, right, w = 20, 370, 290
-    draw.label(
-        left, 10, w, 44, f"pixel_values\n3 × {vision.image_size} × {vision.image_size}", "faint"
-    )
-    draw.label(right, 10, w, 44, "input_ids\n<image> … <image> <bos> caption en \\n", "faint")
-    draw.label(
-        left,
-        82,
-        w,
-        76,
-        f"vision_tower\n{vision.num_hidden_layers} layers of attention and MLP\n"
-        f"{patches} patches × {vision.hidden_size}",
-    )
-    draw.label(left, 186, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}")
-    draw.label(right, 82, w, 148, f"embed_tokens\na row of {width} for each word\n× √{width}")
-    draw.label(left, 258, right + w - left, 30, "merge: features in the places of <image>", "faint")
-    draw.label(
-        left,
-        316,
-        right + w - left,
-        44,
-        f"language_model.model\n{text.num_hidden_layers} layers of "
-        f"attention and MLP, {text.num_attention_heads} query heads, 1 key head",
-    )
-    draw.label(
-        left,
-        382,
-        right + w - left,
-        44,
-        f"lm_head\n{text.vocab_size:,} logits: the next word",
-    )
+    draw = Drawing(462)
+    config = PRESETS["paligemma-3b-224"]
+    vision, text = config.vision_config, config.text_config
+    patches, width, size = vision.num_patches, text.hidden_size, vision.image_size
+    left, right, w, full = 6, 206, 188, 388
+    draw.label(left, 10, w, 44, f"pixel_values\n3 × {size} × {size}", "faint")
+    draw.label(right, 10, w, 60, "input_ids\n<image> … <image>\n<bos> caption en \\n", "faint")
+    layers = f"{vision.num_hidden_layers} layers of attention, MLP"
+    draw.label(left, 82, w, 60, f"vision_tower\n{layers}\n{patches} × {vision.hidden_size}")
+    draw.label(left, 174, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}")
+    draw.label(right, 98, w, 120, f"embed_tokens\n{width} numbers a word\n× √{width}")
+    draw.label(left, 250, full, 30, "merge: features in the places of <image>", "faint")
+    layers = f"{text.num_hidden_layers} layers of attention and MLP"
+    heads = f"{text.num_attention_heads} query heads, {text.num_key_value_heads} key head"
+    draw.label(left, 312, full, 60, f"language_model.model\n{layers}\n{heads}")
+    draw.label(left, 404, full, 44, f"lm_head\n{text.vocab_size:,} logits: the next word")
     for x, y0, y1 in (
-        (165, 54, 80),
-        (165, 158, 184),
-        (165, 230, 256),
-        (515, 54, 80),
-        (515, 230, 256),
-        (340, 288, 314),
-        (340, 360, 380),
+        (100, 54, 80),
+        (100, 142, 172),
+        (100, 218, 248),
+        (300, 70, 96),
+        (300, 218, 248),
+        (200, 280, 310),
+        (200, 372, 402),
     ):
         draw.arrow(x, y0, x, y1)
     draw.save(name)
@@ -238,7 +217,7 @@ def patches(name: str) -> None:
         m.caption(SCENE)
     vectors = t.pictures[0].patch_embeddings
     most = float(vectors.abs().quantile(0.98))
-    draw = Drawing(370, 400)
+    draw = Drawing(370)
     draw.text(70, 18, "128 × 128 pixels", "soft")
     draw.text(70, 34, "in 64 patches", "soft")
     draw.picture(6, 130, 128, scene())
@@ -260,7 +239,7 @@ def positions(name: str) -> None:
     m = mini()
     table = m.model.vision_tower.vision_model.embeddings.position_embedding.weight.detach().float()
     unit = torch.nn.functional.normalize(table - table.mean(0), dim=-1)
-    draw = Drawing(424, 400)
+    draw = Drawing(424)
     draw.text(200, 18, "sinusoidal: a row is a position, a column a channel", "soft")
     place = torch.arange(30)[:, None].float()
     speed = 10000.0 ** (-torch.arange(16).float() / 16)
@@ -295,7 +274,7 @@ def norms(name: str) -> None:
         ),
         ("RMSNorm", x / x.square().mean(1, keepdim=True).sqrt(), "each row, no mean"),
     ]
-    draw = Drawing(660, 400)
+    draw = Drawing(660)
     for i, (title, values, how) in enumerate(rows):
         left, top = 28 + 200 * (i % 2), 18 + 166 * (i // 2)
         draw.text(left + 72, top, title, "strong")
@@ -344,7 +323,7 @@ def norms(name: str) -> None:
 
 
 def softmax(name: str) -> None:
-    draw = Drawing(210)
+    draw = Drawing(470)
     x = torch.tensor([2.0, 1.0, 0.0, -1.0])
     for i, (title, values, most, form) in enumerate(
         (
@@ -353,15 +332,15 @@ def softmax(name: str) -> None:
             ("softmax of either", x.softmax(-1), 0.7, "{:.2f}"),
         )
     ):
-        left = 30 + 222 * i
-        base = 160 if i else 118  # room below for what is negative
-        draw.text(left + 85, 22, title, "strong")
+        base = 150 * i + (118 if i else 88)  # room below for what is negative
+        draw.text(8, 150 * i + 66, title, "strong", "start")
         for j, value in enumerate(values.tolist()):
-            tall = max((120 if i else 80) * abs(value) / most, 1.5)
+            x0 = 160 + 58 * j
+            tall = max((92 if i else 58) * abs(value) / most, 1.5)
             top, kind = (base, "orange") if value < 0 else (base - tall, "blue")
-            draw.rect(left + 45 * j, top, 36, tall, kind)
-            draw.text(left + 45 * j + 18, 178, form.format(value), "soft")
-    draw.text(340, 204, "only differences count: +1 is a factor of e = 2.72", "soft")
+            draw.rect(x0, top, 46, tall, kind)
+            draw.text(x0 + 23, 150 * i + 136, form.format(value).replace("-", "−"), "soft")
+    draw.text(200, 462, "only differences count: +1 is a factor of e = 2.72", "soft")
     draw.save(name)
 
 
@@ -416,7 +395,7 @@ def attention(name: str) -> None:
     mark = 2 * 8 + 2
     weights = t.pictures[0].attention(-1)[:, mark].reshape(4, 8, 8)
     most = weights.max().item()
-    draw = Drawing(466, 400)
+    draw = Drawing(466)
     for head in range(4):
         x, y = 12 + 192 * (head % 2), 26 + 212 * (head // 2)
         draw.text(x + 92, y - 8, f"head {head}", "strong")
@@ -426,31 +405,32 @@ def attention(name: str) -> None:
 
 
 def feed_forward(name: str) -> None:
-    draw = Drawing(230)
+    draw = Drawing(438)
     xs = torch.linspace(-3, 3, 100)
     gelu = torch.nn.functional.gelu(xs, approximate="tanh")
     draw.plot(
         30,
-        30,
-        280,
+        12,
+        340,
         170,
         (-3, 3, -0.3, 3),
         (xs.tolist(), xs.relu().tolist(), "s-grey"),
         (xs.tolist(), gelu.tolist(), "s-blue"),
     )
-    draw.text(90, 60, "GELU", "blue", "start")
-    draw.text(90, 80, "ReLU", "soft", "start")
-    draw.text(170, 222, "x from −3 to 3", "soft small")
-    for i, up in enumerate((-1.0, 0.0, 1.0)):
-        if not i:
-            place = draw.plot(370, 30, 280, 170, (-3, 3, -3, 3))
-        kind = ("s-orange", "s-green", "s-blue")[i]
-        draw.curve(
-            [place(a, b) for a, b in zip(xs.tolist(), (gelu * up).tolist(), strict=True)], kind
-        )
-        x, y = place((1, 2.95, 1)[i], (-1.9, 0.35, 2)[i])
-        draw.text(x, y + 4, f"up = {up:g}".replace("-", "−"), kind.removeprefix("s-"), "end")
-    draw.text(510, 222, "gate from −3 to 3: what passes of up", "soft small")
+    draw.text(90, 50, "GELU", "blue", "start")
+    draw.text(90, 70, "ReLU", "soft", "start")
+    draw.text(200, 200, "x from −3 to 3", "soft")
+    place = draw.plot(30, 232, 340, 170, (-3, 3, -3, 3))
+    for up, kind, at in (
+        (-1, "orange", (1, -1.9)),
+        (0, "green", (2.95, 0.35)),
+        (1, "blue", (1, 2)),
+    ):
+        points = zip(xs.tolist(), (gelu * up).tolist(), strict=True)
+        draw.curve([place(a, b) for a, b in points], f"s-{kind}")
+        x, y = place(*at)
+        draw.text(x, y + 4, f"up = {up:g}".replace("-", "−"), kind, "end")
+    draw.text(200, 428, "gate from −3 to 3: what passes of up", "soft")
     draw.save(name)
 
 
@@ -459,7 +439,7 @@ def vit(name: str) -> None:
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     picture, mark = t.pictures[0], 3 * 8 + 2
-    draw = Drawing(466, 400)
+    draw = Drawing(466)
     shown = [picture.names[i] for i in (0, 2, 4, 6)]
     for i, layer in enumerate(shown):
         hidden = picture.hidden(layer)
@@ -501,18 +481,18 @@ def _crops() -> list[Image.Image]:
     return [tractor, doughnut, star, circle, nothing]
 
 
-def _matrix(draw: Drawing, left: float, top: float, values: Tensor) -> None:
-    for i, row in enumerate(values.tolist()):
-        for j, value in enumerate(row):
-            place = left + 66 * j, top + 56 * i, 64, 54
+def _matrix(draw: Drawing, left: float, top: float, values: Tensor, row: float = 56) -> None:
+    for i, numbers in enumerate(values.tolist()):
+        for j, value in enumerate(numbers):
+            place = left + 66 * j, top + row * i, 64, row - 2
             draw.rect(*place, "faint")
             draw.rect(*place, "blue" if value > 0 else "orange", min(abs(value), 1) * 0.9)
             words = f"{value:.2f}".replace("-", "−")
-            draw.text(place[0] + 32, place[1] + 32, words, "strong" if i == j else "")
+            draw.text(place[0] + 32, place[1] + row / 2 + 4, words, "strong" if i == j else "")
 
 
 def clip(name: str) -> None:
-    draw = Drawing(330)
+    draw = Drawing(506)
     draw.text(232, 18, "cosines: the diagonal is to lead", "strong")
     for i, (crop, text) in enumerate(zip(_crops()[:4], TEXTS, strict=True)):
         draw.picture(20, 82 + 56 * i, 50, crop.resize((50, 50)))
@@ -522,19 +502,16 @@ def clip(name: str) -> None:
         draw.text(132 + 66 * i, 58, first, "soft small")
         draw.text(132 + 66 * i, 71, last, "soft small")
     _matrix(draw, 100, 80, _cosines(TEXTS)[:4])
-    draw.label(
-        400, 80, 260, 50, "row 1: which text is I₁'s?\ncross-entropy, right answer 1", "faint"
-    )
-    draw.label(
-        400,
-        150,
-        260,
-        50,
-        "column 1: which picture is T₁'s?\ncross-entropy, right answer 1",
-        "faint",
-    )
-    draw.label(400, 220, 260, 50, "loss = mean of both\nover all rows and columns", "faint")
     draw.text(232, 322, "mini-dual on four pictures and four texts", "soft small")
+    question = "cross-entropy, right answer 1"
+    for i, words in enumerate(
+        (
+            f"row 1: which text is I₁'s?\n{question}",
+            f"column 1: which picture is T₁'s?\n{question}",
+            "loss = mean of both\nover all rows and columns",
+        )
+    ):
+        draw.label(20, 338 + 54 * i, 346, 46, words, "faint")
     draw.save(name)
 
 
@@ -543,18 +520,18 @@ def siglip(name: str) -> None:
     crops = _crops()
     kept = [0, 1, 2, 4]
     cosines = 20 * _cosines(TEXTS)[kept]
-    draw = Drawing(330)
-    for left, title, values in (
-        (70, "softmax of each row: sums to 1", cosines.softmax(-1)),
-        (404, "sigmoid of each cell: on its own", (cosines - 10).sigmoid()),
+    draw = Drawing(524)
+    for top, title, values in (
+        (0, "softmax of each row: sums to 1", cosines.softmax(-1)),
+        (238, "sigmoid of each cell: on its own", (cosines - 10).sigmoid()),
     ):
-        draw.text(left + 131, 18, title, "strong")
-        _matrix(draw, left, 56, values)
+        draw.text(227, top + 18, title, "strong")
+        _matrix(draw, 96, top + 46, values, 46)
         for i, crop in enumerate(kept):
-            draw.picture(left - 50, 60 + 56 * i, 44, crops[crop].resize((44, 44)))
-            draw.text(left + 32 + 66 * i, 46, TEXTS[i].rpartition(" ")[2], "soft small")
-    draw.text(340, 302, "the fourth picture is background: no text describes it, and", "soft")
-    draw.text(340, 320, "softmax must choose one, the sigmoid may say no to all", "soft")
+            draw.picture(50, top + 47 + 46 * i, 40, crops[crop].resize((40, 40)))
+            draw.text(128 + 66 * i, top + 38, TEXTS[i].rpartition(" ")[2], "soft small")
+    draw.text(200, 490, "the fourth picture is background, which no text describes:", "soft small")
+    draw.text(200, 508, "softmax must choose one, the sigmoid may say no to all", "soft small")
     draw.save(name)
 
 
@@ -566,22 +543,24 @@ def merge(name: str) -> None:
     n = row.passes[0]
     norms = row.norms["inputs_embeds"][:n].tolist()
     kinds = row.is_picture[:n].tolist()
-    draw = Drawing(250)
-    each, tall = 650 / n, 130 / max(norms)
+    draw = Drawing(262)
+    each, tall = 360 / n, 130 / max(norms)
     for i, (norm, is_picture) in enumerate(zip(norms, kinds, strict=True)):
         kind = "blue" if is_picture else "orange"
-        draw.rect(15 + each * i, 160 - norm * tall, each - 1.5, norm * tall, kind)
-    draw.text(15, 20, "length of each vector that enters the decoder (mini)", "soft", "start")
-    draw.text(310, 182, "64 patches, as the projector makes them", "blue")
-    words = [
-        m.processor.tokenizer.id_to_token(i).replace("▁", "").replace("\n", "\\n")
-        for i in row.ids[64:n].tolist()
-    ]
-    draw.text(665, 182, " ".join(words), "orange", "end")
-    draw.arrow(300, 215, 300, 190)
-    draw.arrow(620, 215, 620, 190)
-    draw.label(200, 216, 200, 28, "multi_modal_projector", "faint")
-    draw.label(525, 216, 150, 28, "embed_tokens · √D", "faint")
+        draw.rect(32 + each * i, 166 - norm * tall, each - 0.8, norm * tall, kind)
+    draw.text(200, 20, "length of each vector that enters the decoder (mini)", "soft")
+    for length in (0, 20, 40, 60):
+        if length * tall < 134:
+            draw.text(28, 170 - length * tall, str(length), "small soft", "end")
+    words = " ".join(
+        _spelled(m.processor.tokenizer.id_to_token(i), "") for i in row.ids[64:n].tolist()
+    )
+    draw.text(32, 186, "64 patches", "blue", "start")
+    draw.text(392, 186, words, "orange", "end")
+    draw.arrow(130, 218, 130, 194)
+    draw.arrow(340, 218, 340, 194)
+    draw.label(32, 220, 200, 30, "multi_modal_projector", "faint")
+    draw.label(246, 220, 146, 30, "embed_tokens · √D", "faint")
     draw.save(name)
 
 
@@ -589,7 +568,7 @@ def tokens(name: str) -> None:
     m = mini()
     ids = m.processor.encode_prefix("detect tractor")[62:]
     answer = m.processor.encode_suffix(str(m.generate(SCENE, "detect tractor")))
-    draw = Drawing(452, 400)
+    draw = Drawing(452)
     spelled = [
         m.processor.tokenizer.id_to_token(i).replace("▁", "").replace("\n", "\\n")
         for i in (*ids, *answer)
@@ -633,7 +612,7 @@ def tokens(name: str) -> None:
 
 
 def rope(name: str) -> None:
-    draw = Drawing(0, 400)
+    draw = Drawing(0)
     positions = torch.arange(0, 6)[None]
     cos, sin = rotary_cos_sin(positions, 16, 10000.0, torch.float32)
     pair = apply_rotary(torch.tensor([1.0] * 8 + [0.0] * 8).expand(1, 1, 6, 16), cos, sin)[0, 0]
@@ -685,51 +664,54 @@ def rope(name: str) -> None:
 
 
 def gqa(name: str) -> None:
-    draw = Drawing(250)
+    draw = Drawing(412)
     text = PRESETS["paligemma-3b-224"].text_config
-    for i, (title, heads) in enumerate((("MHA", 8), ("GQA: Gemma 2", 4), ("MQA: Gemma 2B", 1))):
-        left = 20 + 222 * i
-        draw.text(left + 98, 20, title, "strong")
+    for i, (title, heads) in enumerate((("MHA", 8), ("GQA: Gemma 2 2B", 4), ("MQA: Gemma 2B", 1))):
+        left, top = 8, 124.0 * i
+        draw.text(left + 98, top + 18, title, "strong")
         for q in range(8):
-            draw.label(left + 25 * q, 34, 21, 24, "q", "faint")
+            draw.label(left + 25 * q, top + 28, 21, 24, "q", "faint")
             k = q * heads // 8
             x = left + (k + 0.5) * 200 / heads - 2
-            draw.parts.append(f'<path class="line" d="M{left + 25 * q + 10.5} 58L{x:.1f} 98"/>')
+            draw.parts.append(
+                f'<path class="line" d="M{left + 25 * q + 10.5} {top + 52}L{x:.1f} {top + 84}"/>'
+            )
         for k in range(heads):
             x = left + (k + 0.5) * 200 / heads - 2
-            draw.rect(x - 10.5, 98, 21, 24, "orange")
-            draw.text(x, 115, "k", "white strong")
+            draw.rect(x - 10.5, top + 84, 21, 24, "orange")
+            draw.text(x, top + 101, "k", "white strong")
         size = 2 * text.num_hidden_layers * heads * text.head_dim * 2 / 1024
-        draw.rect(left, 170, 196, 18, "faint")
-        draw.rect(left, 170, 196 * heads / 8, 18, "orange")
-        draw.text(left + 98, 208, f"{size:.0f} KiB a token", "soft")
-    draw.text(340, 152, "keys and values in the cache, were Gemma 2B built so (bfloat16)", "soft")
-    draw.text(
-        340, 240, "eight query heads each; the lines say which key head they read", "soft small"
-    )
+        draw.rect(226, top + 46, 168, 18, "faint")
+        draw.rect(226, top + 46, 168 * heads / 8, 18, "orange")
+        draw.text(310, top + 84, f"{size:.0f} KiB a token", "soft")
+    draw.text(200, 386, "left: which key head each query head reads; right: keys and", "soft small")
+    draw.text(200, 403, "values in the cache, were Gemma 2B built so (bfloat16)", "soft small")
     draw.save(name)
 
 
 def masks(name: str) -> None:
     words = ["▦", "▦", "▦", "▦", "<bos>", "what", "\\n", "a", "dog", "<eos>"]
-    draw = Drawing(290)
-    for i, (title, given) in enumerate((("full", 10), ("causal", 0), ("prefix-LM", 7))):
+    draw = Drawing(700)
+    shown = (
+        ("full", 10, "the vision\ntower"),
+        ("causal", 0, "a plain lan-\nguage model"),
+        ("prefix-LM", 7, "PaliGemma"),
+    )
+    for i, (title, given, where) in enumerate(shown):
         types = torch.tensor([[0] * given + [1] * (10 - given)])
         mask = prefix_lm_mask(types, torch.ones(1, 10))[0, 0]
-        left, top, cell = 62 + 208 * i, 40, 19
-        draw.text(left + 95, 24, title, "strong")
+        left, top, cell = 166, 10 + 222 * i, 20
+        draw.text(8, top + 90, title, "strong", "start")
+        for line, part in enumerate(where.split("\n")):
+            draw.text(8, top + 110 + 17 * line, part, "soft", "start")
         for row in range(10):
-            if not i:
-                draw.text(left - 8, top + row * cell + 14, words[row], "mono small soft", "end")
+            draw.text(left - 8, top + row * cell + 14, words[row], "mono small soft", "end")
             for column in range(10):
                 kind = "faint"
                 if mask[row, column]:
                     kind = "blue" if row < 7 or i != 2 else "orange"
                 draw.rect(left + column * cell, top + row * cell, cell - 1.5, cell - 1.5, kind)
-    draw.text(157, 254, "the vision tower", "soft")
-    draw.text(365, 254, "a plain language model", "soft")
-    draw.text(573, 254, "PaliGemma", "soft")
-    draw.text(365, 280, "a row looks at the columns that are filled", "soft small")
+    draw.text(200, 686, "a row looks at the columns that are filled", "soft")
     draw.save(name)
 
 
@@ -738,7 +720,7 @@ def cache(name: str) -> None:
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     passes = t.rows[0].passes
-    draw = Drawing(432, 400)
+    draw = Drawing(432)
     steps = range(1, len(passes) + 1)
     without = [sum(sum(passes[:i]) for i in range(1, step + 1)) for step in steps]
     kept = [sum(passes[:step]) for step in steps]
@@ -769,7 +751,7 @@ def sampling(name: str) -> None:
     logits = every[step]
     best = logits.topk(6)
     words = [_spelled(m.processor.tokenizer.id_to_token(i)) for i in best.indices.tolist()]
-    draw = Drawing(588, 400)
+    draw = Drawing(588)
     for i, temperature in enumerate((0.5, 1.0, 2.0)):
         top = 18 + 178 * i
         draw.text(230, top, f"temperature {temperature:g}", "strong")
@@ -791,7 +773,7 @@ def sampling(name: str) -> None:
 
 
 def weight_tying(name: str) -> None:
-    draw = Drawing(230)
+    draw = Drawing(284)
     shown = [
         ("mini", None),
         ("PaliGemma 3B", "paligemma-3b-224"),
@@ -801,16 +783,16 @@ def weight_tying(name: str) -> None:
     ]
     for i, (title, preset) in enumerate(shown):
         found = describe(PRESETS[preset]) if preset else describe(mini().model.config)
-        table, y = found.parameters["embedding"] / found.total_parameters, 34 + 36 * i
-        draw.text(140, y + 17, title, "", "end")
-        draw.rect(150, y, 330, 24, "faint")
-        draw.rect(150, y, 330 * table, 24, "orange")
-        draw.rect(486, y, 330 * table, 24, "grey", 0.5)
         count = found.parameters["embedding"]
+        table, y = count / found.total_parameters, 28 + 46 * i
         words = f"{count / 1e6:,.0f} M" if count > 1e6 else f"{count / 1e6:.1f} M"
-        draw.text(156 + 330 * table, y + 17, f"{words}, {100 * table:.0f} %", "soft", "start")
-    draw.text(150, 20, "the table, of all parameters", "soft", "start")
-    draw.text(486, 20, "what a second would add", "soft", "start")
+        draw.text(8, y, title, "", "start")
+        draw.text(392, y, f"{words}, {100 * table:.0f} %", "soft", "end")
+        draw.rect(8, y + 6, 300, 16, "faint")
+        draw.rect(8, y + 6, 300 * table, 16, "orange")
+        draw.rect(310, y + 6, 300 * table, 16, "grey", 0.6)
+    draw.text(8, 258, "orange: the table, of all parameters;", "soft", "start")
+    draw.text(8, 276, "grey: what a second one would add", "soft", "start")
     draw.save(name)
 
 
@@ -819,21 +801,23 @@ def decoder(name: str) -> None:
     with paliglass.trace(m) as t:
         m.caption(SCENE)
     row = t.rows[0]
-    columns = len(row.top())
-    draw = Drawing(190)
+    draw = Drawing(40 + 30 * len(row.top()) + 56)
     spell = m.processor.tokenizer.id_to_token
     final = [best.id for [best] in row.top(1)]
-    each = 610 / columns
     for layer in range(4):
-        y = 34 + 38 * layer
-        draw.text(8, y + 20, f"layer {layer}", "soft small", "start")
+        x = 8 + 97 * layer
+        draw.text(x + 46, 20, f"layer {layer}", "soft")
         for i, [best] in enumerate(row.lens(layer)):
-            x = 62 + each * i
-            draw.rect(x, y, each - 4, 30, "faint")
+            y = 30 + 30 * i
+            draw.rect(x, y, 93, 27, "faint")
             kind = "blue" if best.id == final[i] else "orange"
-            draw.rect(x, y, each - 4, 30, kind, 0.55 * best.probability)
-            draw.text(x + each / 2 - 2, y + 20, _spelled(spell(best.id), "") or "▁", "small")
-    draw.text(340, 20, "blue: the word that is said in the end; the stronger, the likelier", "soft")
+            draw.rect(x, y, 93, 27, kind, 0.55 * best.probability)
+            draw.text(x + 46, y + 18, _spelled(spell(best.id), "") or "▁", "small")
+    below = draw.height - 42
+    draw.text(
+        200, below + 14, "what mini would say after each layer, word by word; blue:", "soft small"
+    )
+    draw.text(200, below + 31, "what it says in the end; the stronger, the likelier", "soft small")
     draw.save(name)
 
 
@@ -848,7 +832,7 @@ def fine_tuning(name: str) -> None:
     lora = lesson["model"].language_model.model.layers[1].self_attn.q_proj
     weight = lora.linear.weight.detach()
     left, right = lora.B.detach()[:48], lora.A.detach()[:, :48]
-    draw = Drawing(262, 400)
+    draw = Drawing(262)
     for x, y, values in (
         (22, 66, left),
         (48, 36, right),
@@ -870,7 +854,7 @@ def int8(name: str) -> None:
     row = weight[7][:56]
     scale = weight[7].abs().max() / 127
     rounded = (row / scale).round() * scale
-    draw = Drawing(330, 400)
+    draw = Drawing(330)
     most, half = row.abs().max().item(), scale.item() / 2
     for title, values, y, full in (
         ("56 weights of a row, in steps of 1/127 of its largest", rounded, 40, most),
@@ -901,7 +885,7 @@ def detection(name: str) -> None:
     most = looks.max().item()
     [found] = parse_boxes(answer)
     box, edge = found.box, 180
-    draw = Drawing(640, 400)
+    draw = Drawing(640)
     for i, (side, share) in enumerate(
         (("y0", box.y0), ("x0", box.x0), ("y1", box.y1), ("x1", box.x1))
     ):
@@ -929,7 +913,7 @@ def detection(name: str) -> None:
 def cost(name: str) -> None:
     draw = Drawing(300)
     flops, bandwidth = 990e12, 3.35e12
-    left, top, wide, tall = 70, 24, 570, 220
+    left, top, wide, tall = 52, 24, 336, 220
 
     def place(intensity: float, reached: float) -> tuple[float, float]:
         x = left + wide * (math.log10(intensity) + 1) / 4.5
@@ -962,7 +946,7 @@ def cost(name: str) -> None:
         intensity = operations / size
         x, y = place(intensity, min(flops, intensity * bandwidth))
         draw.parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
-        draw.text(x + 12, y + 18, title, "", "start")
+        draw.text(x + 10, y + 18, title, "small", "start")
     for power in range(-1, 4):
         x, _ = place(10.0**power, 1e12)
         draw.text(x, top + tall + 18, f"{10.0**power:g}", "small soft")
@@ -970,7 +954,7 @@ def cost(name: str) -> None:
         _, y = place(1, 10.0**power)
         draw.text(left - 8, y + 4, f"{10 ** (power - 12)} T", "small soft", "end")
     draw.text(left + wide / 2, top + tall + 40, "operations per byte", "soft")
-    draw.text(left + 10, top + 8, "operations a second (an H100, at best)", "soft", "start")
+    draw.text(left + 10, top - 8, "operations a second (an H100, at best)", "soft", "start")
     draw.save(name)
 
 
