@@ -19,9 +19,6 @@ DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps."
 MIN_SCORE = 0.05
 """Below this, what is found is next to never right: what a label that is not there brings."""
 
-CocoTask = Literal["detect", "segment"]
-"""What COCO's boxes and masks are made into."""
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Dtypes of weights; auto is the checkpoint's own."""
 
