@@ -57,7 +57,7 @@ class TestLearn:
         assert (done.code, done.err) == (0, "")
         assert "RoPE: positions as rotations" in done.out
         assert "positions 7 and 6: dot product 0.0" in done.out
-        assert "and all 5 assertions held." in done.out
+        assert "and all 7 assertions held." in done.out
         assert "[[[cog" not in done.out
         assert "<details>" not in done.out
 
