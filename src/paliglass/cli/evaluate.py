@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json as json_text
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paliglass.cli.app import command, complain, fail
-from paliglass.cli.options import MODEL_HELP, CocoTask, Dtype, Quantize
+from paliglass.cli.messages import waiting
+from paliglass.cli.options import BatchSizeOption, CocoTask, JsonObject, ModelOptions
 from paliglass.cli.scores import print_scores, tell_progress, warn
+
+
+@dataclass(frozen=True)
+class EvaluatedModel(ModelOptions):
+    """Which model is judged, in larger batches: nobody waits for the first answer."""
+
+    batch_size: BatchSizeOption = 32
 
 
 def evaluate(
@@ -22,12 +31,7 @@ def evaluate(
             "or test.",
         ),
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
-    ] = "mini",
-    adapter: Annotated[
-        str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
-    ] = None,
+    *,
     images: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Where COCO's or VQAv2's pictures are."),
@@ -45,28 +49,26 @@ def evaluate(
             "prompt or, where the right answers have others, of the data.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="What to convert the weights to.")] = "auto",
-    quantize: Annotated[Quantize | None, typer.Option(help="Make the weights smaller.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 32,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="The limit of an answer. [half again the longest right one]"),
+        typer.Option(
+            min=1, help="The answer's limit.", show_default="half again the longest right one"
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonObject = False,
     html: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="A page of the scores and the worst answers to write."),
     ] = None,
+    run: EvaluatedModel,
 ) -> None:
     """Score a model on your data: each prompt by the metric of its task.
 
     Prompts are read as in training: `<loc0001>` in one is the token. A picture that cannot be read
     is named on stderr and the others go on; then the exit code is 1.
     """
-    from paliglass.checkpoints.hub import locate
-
-    locate(model)  # before torch is imported, which takes seconds
+    with waiting(f"loading {run.model}"):
+        loaded = run.load()
     from paliglass.data.reading import open_examples
     from paliglass.evaluation.judge import (
         answer,
@@ -77,15 +79,7 @@ def evaluate(
     from paliglass.evaluation.metrics import score
     from paliglass.evaluation.page import to_html
     from paliglass.files import write_whole
-    from paliglass.model import load
 
-    loaded = load(
-        model,
-        device=device,
-        dtype=dtype,
-        adapter=adapter,
-        quantize=quantize,
-    )
     codec = loaded.mask_codec
     examples = open_examples(data, images, task, codec, split="held out", tell=warn)
     everything = to_questions(examples)
@@ -104,7 +98,7 @@ def evaluate(
         loaded,
         questions,
         free=free,
-        batch_size=batch_size,
+        batch_size=run.batch_size,
         max_new_tokens=max_new_tokens,
         among=everything,
         progress=lambda done: tell_progress(data.name, done, len(questions)),
@@ -117,7 +111,7 @@ def evaluate(
         warn(f"{cut} of {len(cases)} answers were cut by the limit; raise --max-new-tokens")
     scores, answered = {data.name: score(cases, codec)}, {data.name: cases}
     if html is not None:
-        name = model if adapter is None else f"{adapter} on {model}"
+        name = run.model if run.adapter is None else f"{run.adapter} on {run.model}"
         write_whole(html, to_html(f"How right is {name}?", scores, answered))
     if json:
         found = {

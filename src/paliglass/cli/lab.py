@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
+from paliglass.cli.options import Overwrite, refuse_existing_file
 
 
 @command
@@ -16,8 +17,9 @@ def lab(
         Path | None,
         typer.Option("--out", "-o", dir_okay=False, help="Write the page here, and open nothing."),
     ] = None,
+    overwrite: Overwrite = False,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="mini, or a folder of its size.")
+        str, typer.Option("--model", "-m", metavar="NAME", help="mini, or a folder of its size.")
     ] = "mini",
 ) -> None:
     """Open the lab: a live model in a web page, every part there to be looked at and broken.
@@ -32,6 +34,8 @@ def lab(
     from paliglass.formats.export import write_files
     from paliglass.lab.build import build
 
+    if out is not None:
+        refuse_existing_file(out, overwrite)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = out or cache / "paliglass" / "lab.html"
     page = build(locate(model), locate("mini-dual"))

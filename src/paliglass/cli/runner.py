@@ -27,7 +27,6 @@ from paliglass.cli.printing import Printer
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
 from paliglass.errors import PictureError
-from paliglass.formats.yolo import yolo_places
 from paliglass.tasks.results import Answer, Found, Segment
 
 if TYPE_CHECKING:
@@ -184,6 +183,8 @@ def _check(job: Job, names: list[str], output: OutputOptions) -> None:
     if output.format == "yolo":
         if not job.labels:
             raise typer.BadParameter("--format yolo is for detect and segment")
+        from paliglass.formats.yolo import yolo_places
+
         yolo_places(names)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from paliglass.cli.messages import level, note
 from paliglass.errors import printable
 
 if TYPE_CHECKING:
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
 def tell_progress(name: str, done: int, count: int) -> None:
     """How many of a set's questions are answered, at a terminal."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and level() != "quiet":
         end = "\n" if done == count else ""
         print(f"\r{name}: {done} of {count} answered", end=end, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
     """One line on stderr about what a run goes on without."""
-    print(f"note: {printable(' '.join(message.split()))}", file=sys.stderr)
+    note(message)
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:

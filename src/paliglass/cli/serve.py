@@ -30,7 +30,7 @@ def serve(
     host: Annotated[str, typer.Option(help="127.0.0.1 is reached from this machine alone.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key_file: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Keys, one a line; clients send one."),

@@ -13,10 +13,8 @@ from typing import Any
 
 from paliglass.errors import PaliglassError
 from paliglass.files import replacing
-from paliglass.formats.coco import to_coco
 from paliglass.formats.csv_table import to_csv
 from paliglass.formats.jsonl import to_line
-from paliglass.formats.yolo import to_yolo
 
 __all__ = ["EXPORTS", "class_names", "export", "write_files"]
 
@@ -42,7 +40,10 @@ def export(records: Sequence[Record], format: str, labels: Sequence[str] = ()) -
     """
     if format not in EXPORTS:
         raise PaliglassError(f"{format!r} is no format; choose {', '.join(EXPORTS)}")
+    # Formats with masks need numpy, for which help and small mistakes should not wait.
     if format == "yolo":
+        from paliglass.formats.yolo import to_yolo
+
         return to_yolo(records, class_names(records, labels))
     [name] = EXPORTS[format]
     if format == "jsonl":
@@ -50,6 +51,8 @@ def export(records: Sequence[Record], format: str, labels: Sequence[str] = ()) -
     if format == "csv":
         return {name: to_csv(records)}
     if format == "coco":
+        from paliglass.formats.coco import to_coco
+
         coco = to_coco(records, class_names(records, labels))
         return {name: json.dumps(coco, ensure_ascii=False) + "\n"}
     return {name: json.dumps(list(records), ensure_ascii=False, indent=1) + "\n"}

@@ -32,6 +32,8 @@ def published_recipe(context: typer.Context, name: str | None) -> str | None:
 class TaskOptions:
     """What is learned by which model, and what it is judged by on the way."""
 
+    panel = "Task"
+
     data: Annotated[
         Path,
         typer.Option(

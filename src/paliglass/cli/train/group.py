@@ -54,7 +54,9 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 class RunOptions:
     """Where a run goes and what it tells on the way; nothing here changes its losses."""
 
-    out: Annotated[Path, typer.Option(file_okay=False, help="The run's folder.")]
+    panel = "Run"
+
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="The run's folder.")]
     config: Annotated[
         Path | None,
         typer.Option(
