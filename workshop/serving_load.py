@@ -402,7 +402,8 @@ def rate(
                         for line in answer.iter_lines():
                             if '"content":"' in line and '"content":""' not in line:
                                 first = first or time.perf_counter() - begin
-                        firsts += [first] if first else []  # nothing may be found
+                        if first:  # nothing may be found
+                            firsts.append(first)
                     else:
                         counts.append(json.loads(answer.read())["usage"]["completion_tokens"])
 
