@@ -79,4 +79,5 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[train,test,dev]'
+	$(PIP) install --quiet --no-deps moondream  # a client of the server; what it asks for takes gigabytes
 	touch $@ $(VENV)/.installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import math
 import queue
 from collections.abc import Iterator
@@ -166,7 +167,17 @@ def test_a_deadline_ends_a_request_and_the_others_go_on() -> None:
         assert ids(client.answer(other)) == alone(held.model, other.request)
 
 
-def test_a_step_that_fails_ends_who_is_in_it_and_the_next_are_answered() -> None:
+class FullDisk(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("log_is_full", [False, True])
+def test_a_step_that_fails_ends_who_is_in_it_and_the_next_are_answered(
+    log_is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if log_is_full:
+        monkeypatch.setattr("sys.stderr", FullDisk())
     model = tiny()
     held = Held(model)
     with running(model, max_batch=2) as (engine, client):
@@ -189,7 +200,7 @@ def test_a_step_that_fails_ends_who_is_in_it_and_the_next_are_answered() -> None
 def test_a_model_without_numbers_is_named() -> None:
     model = tiny()
     next(iter(model.model.parameters())).data.fill_(math.nan)
-    with running(model) as (_, client), pytest.raises(PaliglassError, match="not finite"):
+    with running(model) as (_, client), pytest.raises(PaliglassError, match="NaN"):
         client.answer(client.submit(ask()))
 
 

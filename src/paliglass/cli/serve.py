@@ -5,27 +5,28 @@ from __future__ import annotations
 import ipaddress
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paliglass.cli.app import command
-from paliglass.cli.options import MODEL_HELP, Dtype, Quantize
+from paliglass.cli.options import LoadOptions, Quantize
 from paliglass.errors import PaliglassError
+
+if TYPE_CHECKING:
+    from paliglass.model import PaliGemma
 
 
 @command
 def serve(
     *,
-    model: Annotated[
-        str, typer.Option("--model", "-m", envvar="PALIGLASS_MODEL", help=MODEL_HELP)
-    ] = "mini",
-    adapter: Annotated[
-        str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
+    run: LoadOptions,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Make the weights smaller, and on most CPUs faster.")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(help="What clients call the model; by default --model's last part."),
+        typer.Option(help="What clients call the model; by default the last part of --model."),
     ] = None,
     host: Annotated[str, typer.Option(help="127.0.0.1 is reached from this machine alone.")] = (
         "127.0.0.1"
@@ -38,13 +39,6 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait; others get 429.")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers that run together.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 120,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="What to convert the weights to; float32 is exact in any company.")
-    ] = "auto",
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="Make the weights smaller, and on most CPUs faster.")
-    ] = None,
     mask_codec: Annotated[
         Path | None, typer.Option(help="What turns codes into masks, if the model has none.")
     ] = None,
@@ -73,10 +67,9 @@ def serve(
     """
     try:
         from paliglass.serving import Dual, Engine, Settings, create_app
-        from paliglass.serving.server import serve as run
+        from paliglass.serving.server import serve as serve_app
     except ModuleNotFoundError as error:
         raise PaliglassError(f"{error.name} is missing: pip install 'paliglass[serve]'") from None
-    from paliglass.model import PaliGemma, load
 
     keys = () if api_key_file is None else tuple(api_key_file.read_text("utf-8").split())
     if api_key_file is not None and not keys:
@@ -84,10 +77,10 @@ def serve(
     is_local = _is_local(host)
     if not is_local and not keys:
         print(f"{host} can be reached by others, and there is no --api-key-file", file=sys.stderr)
-    dual_name = embedding_model or ("mini-dual" if model == "mini" else None)
-    dual = None if dual_name is None else Dual(dual_name, device)
+    dual_name = embedding_model or ("mini-dual" if run.model == "mini" else None)
+    dual = None if dual_name is None else Dual(dual_name, run.device)
     settings = Settings(
-        name=name or _last_part(model),
+        name=name or _last_part(run.model),
         embedding_name=None if dual_name is None else _last_part(dual_name),
         timeout=timeout,
         keys=keys,
@@ -100,14 +93,7 @@ def serve(
     def load_model() -> PaliGemma:
         if dual is not None:
             dual.load()
-        return load(
-            model,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            adapter=adapter,
-            mask_codec=mask_codec,
-        )
+        return run.load(quantize=quantize, mask_codec=mask_codec)
 
     engine = Engine(
         load_model,
@@ -117,7 +103,7 @@ def serve(
         prefix_bytes=cache << 20,
     )
     print(f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)", flush=True)
-    run(create_app(engine, settings, dual), engine, host, port)
+    serve_app(create_app(engine, settings, dual), engine, host, port)
 
 
 def _is_local(host: str) -> bool:

@@ -15,14 +15,22 @@ from __future__ import annotations
 import math
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from paliglass.errors import PaliglassError
 from paliglass.generation import Event, Request, RunningBatch
 from paliglass.model import PaliGemma
-from paliglass.serving.jobs import Job, LateError, Line, ModelError, News, NotReadyError, Place
+from paliglass.serving.jobs import (
+    Job,
+    LateError,
+    Line,
+    ModelError,
+    News,
+    NotReadyError,
+    Place,
+    log,
+)
 from paliglass.serving.metrics import Metrics
 
 __all__ = ["Engine", "State", "Told", "tell_at_once"]
@@ -141,7 +149,7 @@ class Engine:
             return work()
         except Exception as error:
             if not isinstance(error, PaliglassError):
-                traceback.print_exception(error)
+                log(error)
                 error = ModelError("the model failed on a batch that held this request")
             self._end_all(list(self._running.values()), error)
             self._running.clear()
@@ -169,7 +177,7 @@ class Engine:
         except BaseException as error:  # a thread that ends without a word would hang everybody
             self.failure = error
             if self.has_loaded.is_set():
-                traceback.print_exception(error)
+                log(error)
         finally:
             self.state = "dead"
             self.has_loaded.set()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from paliglass.errors import CheckpointError, PaliglassError, PictureError, PromptError
-from paliglass.serving.jobs import BusyError, LateError, NotReadyError
+from paliglass.serving.jobs import BusyError, LateError, NotReadyError, log
 
 __all__ = ["ApiError", "as_api_error", "refused"]
 
@@ -78,7 +76,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, "this model has no mask codec: segment is not possible")
     if isinstance(error, PaliglassError):
         return ApiError(500, message, code="model_failed")
-    traceback.print_exception(error, file=sys.stderr)
+    log(error)
     return ApiError(500, "an error that nobody foresaw; the server's log has it", code="internal")
 
 

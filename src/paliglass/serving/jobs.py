@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +14,17 @@ from dataclasses import dataclass, field
 from paliglass.errors import PaliglassError, PromptError
 from paliglass.generation import Event, Request
 
-__all__ = ["BusyError", "Job", "LateError", "Line", "ModelError", "News", "NotReadyError", "Place"]
+__all__ = [
+    "BusyError",
+    "Job",
+    "LateError",
+    "Line",
+    "ModelError",
+    "News",
+    "NotReadyError",
+    "Place",
+    "log",
+]
 
 News = list[Event] | PaliglassError
 
@@ -53,6 +66,12 @@ class Job:
     unsent: list[Event] = field(default_factory=list)
     has_spoken: bool = False
     is_over: bool = False
+
+
+def log(error: BaseException) -> None:
+    """Its traceback, on stderr; a full disk there is no reason to stop answering."""
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exception(error, file=sys.stderr)
 
 
 class Place:
