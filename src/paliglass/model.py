@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 import torch
 
 from paliglass.checkpoints.assembly import skeleton
-from paliglass.checkpoints.big_vision import load_big_vision
-from paliglass.checkpoints.folder import load_model, load_tokenizer
+from paliglass.checkpoints.adapters import with_base
+from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_config
+from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
@@ -87,7 +88,7 @@ def load(
 
     Raises PaliglassError (CheckpointError, ConfigError): one line with the cause and the mend.
     """
-    path = locate(model)
+    path, adapter = with_base(locate(model), adapter)
     settings: dict[str, Any] = {
         **{"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter},
         **{"accelerate": accelerate if fast or quantize else None, **overrides},
@@ -99,9 +100,11 @@ def load(
             raise CheckpointError(
                 f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
+        # All small files before the weights, which may take a minute.
+        processor = load_processor(path, read_config(path).replace(**overrides))
+        codec, calibration = _beside(path, mask_codec)
         network = load_model(path, **settings)
-        processor = load_processor(path, network.config)
-        return PaliGemma(network, processor, *_beside(path, mask_codec, network.device))
+        return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
     source = path.parent if tokenizer is None else Path(tokenizer)
     if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
         raise CheckpointError(
@@ -109,20 +112,22 @@ def load(
             "its place with tokenizer="
         )
     words = load_tokenizer(source)
+    processor = make_processor(words, read_big_vision_config(path).replace(**overrides), path)
+    codec, calibration = _beside(path.parent, mask_codec)
     network = load_big_vision(path, **settings)
-    processor = make_processor(words, network.config, path)
-    return PaliGemma(network, processor, *_beside(path.parent, mask_codec, network.device))
+    return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
 
 
-def _beside(
-    folder: Path, mask_codec: str | Path | None, device: torch.device
-) -> tuple[MaskCodec | None, Calibration]:
+def _beside(folder: Path, mask_codec: str | Path | None) -> tuple[MaskCodec | None, Calibration]:
     """The mask codec, given or the folder's, and the folder's calibration."""
     path = folder / CODEC if mask_codec is None else Path(mask_codec)
     codec = None
     if mask_codec is not None or path.exists():
         codec = MaskCodec.from_npz(path) if path.suffix == ".npz" else MaskCodec.load(path)
-        codec.to(device)
+        if codec.config.num_codes != 128:
+            raise CheckpointError(
+                f"{path}: has {codec.config.num_codes} codes; PaliGemma has 128 <seg> tokens"
+            )
     return codec, load_calibration(folder)
 
 

@@ -205,11 +205,12 @@ def _locate(*names: str | None) -> None:
 
 def companions(source: str) -> dict[str, bytes]:
     """What else belongs to a model: its mask codec and its calibration, by file name."""
+    from paliglass.checkpoints.adapters import with_base
     from paliglass.checkpoints.hub import locate
     from paliglass.model import CODEC
     from paliglass.tasks.confidence import FILE
 
-    place = locate(source)
+    place, _ = with_base(locate(source))
     folder = place if place.is_dir() else place.parent
     files = (folder / name for name in (CODEC, FILE))
     return {file.name: file.read_bytes() for file in files if file.is_file()}
