@@ -10,7 +10,6 @@ Each starts the servers it needs on 127.0.0.1, by the same commands that a user 
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 import json
@@ -30,13 +29,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
+import typer
 
 from paliglass.checkpoints.hub import locate
 from paliglass.model import PaliGemma, load
 from paliglass.sampling import Sampling
+from workshop.commands import run
 
 WAIT_SECONDS = 600
 TASKS = (
@@ -477,23 +478,27 @@ def compare(model: str, rounds: int, addresses: Sequence[str], with_peer: bool, 
             print(f"against transformers serve, {who}: {ratio:.2f} ×")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Load on a server, and what it does under it.")
-    parser.add_argument("what", choices=["load", "throughput", "peers"])
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=48)
-    given = parser.parse_args()
-    if given.what == "load":
-        sys.exit(0 if load_test(given.model, given.requests, given.clients) else 1)
-    with_peer = given.what == "peers"
-    compare(given.model, given.rounds, scenes(given.pictures), with_peer, "caption en")
-    if not with_peer:  # answers of 22 tokens, box and mask: what a step costs counts for more
-        compare(given.model, given.rounds, scenes(given.pictures, 1), False, "segment circle")
+def serving_load(
+    what: Annotated[
+        Literal["load", "throughput", "peers"],
+        typer.Argument(help="load: answers and memory; throughput: speed; peers: beside others."),
+    ],
+    model: Annotated[str, typer.Option(help="What is served.")] = "mini",
+    requests: Annotated[int, typer.Option(min=1, help="Of the load.")] = 1000,
+    clients: Annotated[int, typer.Option(min=1, help="Of the load.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Of which medians are told.")] = 3,
+    pictures: Annotated[int, typer.Option(min=1, help="That are asked about in a round.")] = 48,
+) -> None:
+    """Put a load on a server: what is lost or wrong, its memory, and its speed beside others."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if what == "load":
+        if not load_test(model, requests, clients):
+            raise typer.Exit(1)
+        return
+    compare(model, rounds, scenes(pictures), what == "peers", "caption en")
+    if what == "throughput":  # of answers of 22 tokens what a step costs counts for more
+        compare(model, rounds, scenes(pictures, 1), False, "segment circle")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main()
+    run(serving_load)

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 
-from paliglass.checkpoints.assembly import skeleton
 from paliglass.checkpoints.adapters import with_base
+from paliglass.checkpoints.assembly import skeleton
 from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_config
 from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.tiny import (
     GEMMA2,
-    tiny_config,
     tiny_model,
     tiny_processor,
     tiny_tokenizer,
@@ -107,9 +106,9 @@ def test_surplus_weights_are_named(folder: Path) -> None:
 
 def test_paligemma_2_is_never_loaded_as_paligemma(folder: Path, tmp_path: Path) -> None:
     """Gemma 2's further norms left aside, the model would print newlines and nothing else."""
-    save_folder(tiny_model(tiny_config(**GEMMA2)), tmp_path / "second")
+    save_folder(tiny_model(worded_config(**GEMMA2)), tmp_path / "second")
     shutil.copy(folder / "tokenizer.json", tmp_path / "second")
-    config = paligemma_to_json(tiny_config(num_key_value_heads=2))
+    config = paligemma_to_json(worded_config(num_key_value_heads=2))
     (tmp_path / "second" / "config.json").write_text(json.dumps(config))
     assert "feedforward_layernorm" in refusal(tmp_path / "second")
     text = json.loads((folder / "config.json").read_text())["text_config"]
