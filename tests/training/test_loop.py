@@ -17,7 +17,7 @@ from torch import nn
 
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.training import loop
-from paliglass.training.loop import Report, Trainer, stop_signals, train
+from paliglass.training.loop import ProgressBar, Report, Trainer, stop_signals, train
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.processes import make_accelerator
 from paliglass.training.recipes import Recipe
@@ -101,6 +101,38 @@ def test_a_line_has_the_means_since_the_last_and_the_end_has_one(tmp_path: Path)
     assert [line["number"] for line in lines] == [1.0, 4.0, 6.0]
     assert [line["progress"] for line in lines] == [0.4286, 0.8571, 1.0]
     assert lines[0]["learning_rate"] == pytest.approx(0.1 * 5 / 7)
+
+
+def test_a_run_that_validation_ends_has_a_last_line_too(tmp_path: Path) -> None:
+    trainer = Line(steps=9)
+    with Run(tmp_path) as run:
+        train(
+            trainer,
+            numbers(0),
+            run,
+            log_every=3,
+            validate=lambda bar: trainer.step == 4,
+            validate_every=2,
+        )
+    assert [(line["step"], line["progress"]) for line in log(str(tmp_path))] == [
+        (3, 0.3333),
+        (4, 1.0),
+    ]
+
+
+def test_the_speed_of_steps_does_not_count_validation(tmp_path: Path) -> None:
+    trainer, clock = Line(steps=4), ticks()
+
+    def validate(bar: ProgressBar) -> bool:
+        for _ in range(100):
+            clock()
+        return False
+
+    with Run(tmp_path) as run:
+        train(trainer, numbers(0), run, log_every=2, validate=validate, clock=clock)
+    # Of a clock that each look moves on: one look a step, and one after each validation.
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert [line["rows_per_second"] for line in lines] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("log_every", [1, 3])

@@ -186,6 +186,10 @@ def train(
             now = clock()
             # The end may hang on the clock, so that it must be one clock.
             trainer.elapsed, stopped = largest(accelerator, before + now - started, bool(stop))
+            at_end, validating = trainer.progress == 1, 0.0
+            if validate is not None and (trainer.step % validate_every == 0 or at_end):
+                trainer.stopped = validate(bar) and not at_end
+                validating = clock() - now
             if trainer.step % log_every == 0 or trainer.progress == 1:
                 sums = total_of(trainer.sums, accelerator)
                 means = {name: total / max(count, 1) for name, (total, count) in sums.items()}
@@ -203,10 +207,7 @@ def train(
                 shown = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
                 bar.show(trainer.progress, f"step {trainer.step}  {shown}  {speed:.1f} rows/s")
                 trainer.sums, logged, steps = {}, now, 0
-            at_end = trainer.progress == 1
-            if validate is not None and (trainer.step % validate_every == 0 or at_end):
-                trainer.stopped = validate(bar) and not at_end
-                logged = clock()
+            logged += validating
             at_end = trainer.progress == 1
             if trainer.elapsed - saved >= checkpoint_seconds or stopped or at_end:
                 trainer.save(run.checkpoint)
