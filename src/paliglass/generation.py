@@ -535,8 +535,12 @@ class RunningBatch:
         """N × D and N ids → the log-probability of each over the whole vocabulary, nats."""
         logits = self._logits(hidden)
         chosen = torch.tensor(ids, device=logits.device)
-        scores = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-        return [float(score) for score in scores]
+        scores: list[float] = (
+            logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        ).tolist()
+        if any(map(math.isnan, scores)):
+            raise PaliglassError(_not_finite(self.model))
+        return scores
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """… × D → … × V in float32, of the words that may be said: `<image>` may not."""

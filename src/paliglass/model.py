@@ -317,6 +317,36 @@ class PaliGemma:
         """
         return self._answer(self.segment_task(labels, free, min_score), image, options)
 
+    @overload
+    def generate(
+        self,
+        images: Picture,
+        prompts: str,
+        *,
+        stream: Literal[True],
+        task: CalibratedTask | None = ...,
+        **options: Unpack[Options],
+    ) -> Generator[str, None, FinishReason]: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self,
+        images: Picture,
+        prompts: str,
+        *,
+        stream: Literal[False] = ...,
+        task: CalibratedTask | None = ...,
+        **options: Unpack[Options],
+    ) -> Answer: ...
+    @overload
+    def generate(
+        self,
+        images: Pictures,
+        prompts: str | Sequence[str],
+        *,
+        stream: Literal[False] = ...,
+        task: CalibratedTask | None = ...,
+        **options: Unpack[Options],
+    ) -> list[Answer]: ...
     def generate(
         self,
         images: Pictures,
@@ -325,7 +355,7 @@ class PaliGemma:
         stream: bool = False,
         task: CalibratedTask | None = None,
         **options: Unpack[Options],
-    ) -> Any:
+    ) -> Answer | list[Answer] | Generator[str, None, FinishReason]:
         """The model's raw answer to any prompt, location and segment tokens as text.
 
         One picture and one prompt give a string; lists of equal length give a list of strings, as
