@@ -8,6 +8,7 @@ import { attend } from "./layers/attention.js";
 import { KVCache } from "./layers/kv_cache.js";
 import { rmsNorm } from "./layers/norms.js";
 import { applyRotary } from "./layers/rope.js";
+import { weightsUnder } from "./safetensors.js";
 import { add } from "./siglip.js";
 
 /** @typedef {import("./config.js").TextConfig} TextConfig */
@@ -22,12 +23,7 @@ export class Gemma {
   constructor(config, tensors, kernel, prefix = "language_model.model.") {
     this.config = config;
     this.kernel = kernel;
-    /** @param {string} name */
-    this.weight = (name) => {
-      const found = tensors[prefix + name];
-      if (!found) throw new Error(`the weights lack ${prefix}${name}`);
-      return found.data;
-    };
+    this.weight = weightsUnder(tensors, prefix);
   }
 
   /** @param {string} name @param {Float32Array} x @param {number} inputs @param {number} outputs */

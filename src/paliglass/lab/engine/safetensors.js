@@ -58,3 +58,14 @@ export function readSafetensors(file) {
   }
   return { tensors, metadata: header.__metadata__ ?? {} };
 }
+
+/** The numbers of a part's tensors, by their names in it.
+ * @param {Tensors} tensors @param {string} prefix
+ * @returns {(name: string) => Float32Array} throws where the tensor is missing, naming it. */
+export function weightsUnder(tensors, prefix) {
+  return (name) => {
+    const found = tensors[prefix + name];
+    if (!found) throw new Error(`the weights lack ${prefix}${name}`);
+    return found.data;
+  };
+}

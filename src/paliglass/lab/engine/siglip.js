@@ -5,6 +5,7 @@ import { isOff } from "./edits.js";
 import { activate } from "./layers/activations.js";
 import { attend } from "./layers/attention.js";
 import { layerNorm } from "./layers/norms.js";
+import { weightsUnder } from "./safetensors.js";
 
 /** @typedef {import("./config.js").VisionConfig} VisionConfig */
 /** @typedef {import("./edits.js").Edits} Edits */
@@ -30,12 +31,7 @@ export class SigLip {
   constructor(config, tensors, kernel, prefix = "vision_tower.vision_model.") {
     this.config = config;
     this.kernel = kernel;
-    /** @param {string} name */
-    this.weight = (name) => {
-      const found = tensors[prefix + name];
-      if (!found) throw new Error(`the weights lack ${prefix}${name}`);
-      return found.data;
-    };
+    this.weight = weightsUnder(tensors, prefix);
   }
 
   /** @param {string} name @param {Float32Array} x @param {number} inputs @param {number} outputs */
