@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tests.edits import edit_json, edit_weights
 from tests.tiny import (
     GEMMA2,
     tiny_model,
@@ -37,31 +37,6 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "big_vision" / "pg1_ckpt.npz"
 NORM = "language_model.model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    save_folder(tiny_model(worded_config()), folder, tiny_processor())
-    return folder
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A good folder, to be spoilt."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    file = folder / "model.safetensors"
-    state = load_file(file)
-    edit(state)
-    save_file(state, file, {"format": "pt"})
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def refusal(source: Path, **options: Any) -> str:
@@ -113,7 +88,7 @@ def test_paligemma_2_is_never_loaded_as_paligemma(folder: Path, tmp_path: Path) 
     assert "feedforward_layernorm" in refusal(tmp_path / "second")
     text = json.loads((folder / "config.json").read_text())["text_config"]
     gemma2 = {k: v for k, v in text.items() if k != "hidden_act"} | {"model_type": "gemma2"}
-    edit_config(folder, text_config=gemma2)
+    edit_json(folder / "config.json", text_config=gemma2)
     assert "lacks language_model.model.layers.0.post_feedforward_layernorm" in refusal(folder)
 
 
@@ -205,14 +180,14 @@ def test_pickled_arrays_in_an_npz_are_refused_unopened(tmp_path: Path) -> None:
 
 
 def test_a_wrong_model_type_is_refused(folder: Path) -> None:
-    edit_config(folder, model_type="llava")
+    edit_json(folder / "config.json", model_type="llava")
     message = refusal(folder)
     assert "config.json" in message
     assert "'llava'" in message
 
 
 def test_an_unknown_key_is_refused(folder: Path) -> None:
-    edit_config(folder, num_experts=8)
+    edit_json(folder / "config.json", num_experts=8)
     assert "'num_experts'" in refusal(folder)
 
 
@@ -224,7 +199,7 @@ def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
 
 def test_wrongly_typed_sizes_are_refused(folder: Path) -> None:
     text = json.loads((folder / "config.json").read_text())["text_config"]
-    edit_config(folder, text_config=text | {"hidden_size": "48"})
+    edit_json(folder / "config.json", text_config=text | {"hidden_size": "48"})
     assert "hidden_size" in refusal(folder)
 
 

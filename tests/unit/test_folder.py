@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tests.tiny import tiny_model, tiny_processor, worded_config
+from tests.edits import edit_json, edit_weights
+from tests.tiny import tiny_processor
 from torch import Tensor
 
 from paliglass import load, load_hf_model
@@ -33,30 +33,6 @@ from paliglass.errors import CheckpointError, PaliglassError
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "big_vision" / "pg1_ckpt.npz"
 NORM = "language_model.model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    save_folder(tiny_model(worded_config()), folder, tiny_processor())
-    return folder
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A good folder, to be spoilt."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
-
-
-def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    state = load_file(folder / "model.safetensors")
-    edit(state)
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    before = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(before | changes))
 
 
 def refusal(read: Callable[[], object]) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tests.edits import edit_json, edit_weights
 from tests.tiny import TINY, noise_picture, tiny_tokenizer
 from tests.tiny_dual import CONFIGS, SIGLIP, VIT, dual_batch, dual_model
-from torch import Tensor
 
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.saving import digest
@@ -33,16 +32,6 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 def saved(tmp_path: Path) -> Path:
     save_contrastive(dual_model(), tmp_path / "dual", tiny_tokenizer())
     return tmp_path / "dual"
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors")
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
