@@ -10,6 +10,7 @@ import torch
 from tests.tiny import tiny_processor
 from tests.workshop.fake_world import FakeWorld
 from workshop.pretrain.batches import (
+    ROW,
     TASKS,
     Row,
     SceneBatch,
@@ -200,7 +201,7 @@ def test_unpacked_rows_have_the_model_s_own_mask_and_positions() -> None:
     is_suffix = torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
     assert torch.equal(text.mask, prefix_lm_mask(is_suffix, torch.ones_like(is_suffix)))
     assert text.positions.tolist() == [list(range(1, 8))] * 2
-    assert text.repeats == 2
+    assert text.pictures.tolist() == [0, 0]
     assert text.labels.tolist() == [[-100, 12, 13, -100], [11, 12, 13, -100]]
 
 
@@ -221,7 +222,18 @@ def test_packed_prompts_see_the_picture_and_themselves() -> None:
         [-100, 12, -100, 11, 12, -100],
         [11, -100, -100, -100, -100, -100],
     ]
-    assert text.repeats == 1
+    assert text.pictures.tolist() == [0, 1]
+
+
+def test_prompts_too_long_for_a_row_go_on_in_another_behind_the_same_picture() -> None:
+    half = ROW // 2
+    scenes = [rows((half, 1), (half, 2), (9, 1), (1, ROW)), rows((2, 2))]
+    text = text_batch(scenes, num_patches=2, packed=True)
+    assert text.pictures.tolist() == [0, 0, 0, 1]
+    assert text.ids.shape == (4, ROW + 1)
+    kept = [ids[ids > 0].tolist() for ids in text.ids[:3]]
+    given = sorted(token for row in scenes[0] for token in row.ids)
+    assert sorted(token for row in kept for token in row) == given
 
 
 def test_patches_know_the_smallest_box_around_them() -> None:

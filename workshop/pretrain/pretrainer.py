@@ -88,7 +88,7 @@ class PretrainLoss(nn.Module):
         packed = progress < 1 - recipe.unpacked_share
         rows = batch.rows if packed else [scene[step % 2 :: 2] for scene in batch.rows]
         text = text_batch(rows, seen.shape[1], packed).to(device)
-        features = model.multi_modal_projector(seen).repeat_interleave(text.repeats, dim=0)
+        features = model.multi_modal_projector(seen)[text.pictures]
         decoder = model.language_model
         embeddings = torch.cat((features, decoder.model.embed(text.ids)), dim=1)
         hidden = decoder.model(embeddings, text.positions, text.mask)[:, seen.shape[1] :]
