@@ -37,8 +37,7 @@ from workshop.world import World
 
 BINS = 10
 FEWEST = 20  # answers of a task, and of these 3 right and 3 wrong: with less there is no telling
-TEXTS: dict[str, Task] = {"answer": "answer", "caption": "caption", "ocr": "ocr"}
-OBJECTS: dict[str, Task] = {"detect": "detect", "segment": "segment"}
+OBJECTS = ("detect", "segment")
 
 
 class Judged:
@@ -76,18 +75,18 @@ def judge(
     questions = []
     for index in range(scenes):
         scene, examples = world.sample(index, prompts=prompts)
-        questions += [Question(scene.image, e.prefix, (e.suffix,), index) for e in examples]
+        questions += [
+            Question(scene.image, e.prefix, (e.suffix,), (index, e.task)) for e in examples
+        ]
     for case in answer(model, questions, free=free, max_new_tokens=128):
-        question = case.question
-        [truth] = question.references
-        if question.task in TEXTS:
-            judged[TEXTS[question.task]].add(case.score, case.prediction == truth, question.about)
+        [truth], (index, task) = case.question.references, case.question.about
+        if task not in OBJECTS:
+            judged[task].add(case.score, case.prediction == truth, index)
             continue
-        task = OBJECTS[question.task]
         codec = model.mask_codec if task == "segment" else None
         fits = overlaps([parsed for parsed, _ in case.objects], parse_boxes(truth), codec)
         for (_, raw), right in zip(case.objects, matched(fits), strict=True):
-            judged[task].add(raw, right, question.about)
+            judged[task].add(raw, right, index)
     return dict(judged)
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "location_tokens",
     "pair_examples",
     "segmentation",
+    "text_of",
     "token_box",
     "unknown_words",
 ]
@@ -159,6 +160,17 @@ def description(scene: Scene) -> str:
         comma = "," if len(scene.objects) > 1 else ""
         text += f"{comma} on {with_article(scene.ground)} background"
     return text
+
+
+def text_of(scene: Scene) -> str:
+    """All that can be read in a scene, as one line: from top to bottom, from left to right."""
+    if scene.document is not None:
+        return " ".join(scene.document.lines)
+    return " ".join(thing.label for thing in _words_of(scene))
+
+
+def _words_of(scene: Scene) -> list[SceneObject]:
+    return _reading_order([thing for thing in scene.objects if thing.kind == "word"])
 
 
 def detection(scene: Scene, labels: Sequence[str], terms: Sequence[str] | None = None) -> str:
@@ -293,7 +305,7 @@ class _Asker:
         self.scene, self.rng, self.rules, self.codec = scene, rng, rules, codec
         self.things = [t for t in scene.objects if t.kind in _NAMEABLE]
         self.names = [t.name for t in self.things]
-        self.texts = _reading_order([t for t in scene.objects if t.kind == "word"])
+        self.texts = _words_of(scene)
         self.digits = [t for t in scene.objects if t.kind == "digit"]
         self.groups = _grouped(scene)
 
@@ -440,14 +452,9 @@ class _Asker:
             prefix = say("describe", self.rng, self.rules.new_wordings)
         return Example(prefix, description(self.scene), "describe")
 
-    def _text(self) -> str:
-        if self.scene.document is not None:
-            return " ".join(self.scene.document.lines)
-        return " ".join(thing.label for thing in self.texts)
-
     def ocr(self) -> Example:
         """All text, as PaliGemma is asked for it."""
-        return Example("ocr", self._text(), "ocr")
+        return Example("ocr", text_of(self.scene), "ocr")
 
     def says(self) -> Example | None:
         """All text, or the word."""
@@ -458,7 +465,7 @@ class _Asker:
             return self._ask("word", label)
         if label.isdigit() and self.rng.random() < 0.4:
             return self._ask("number", label, wording="printed number")
-        return self._ask("says", self._text())
+        return self._ask("says", text_of(self.scene))
 
     def any_text(self) -> Example | None:
         """Is there text? Only where nothing but letters can be meant, and no sticker bears any."""
