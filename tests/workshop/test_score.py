@@ -38,4 +38,4 @@ def test_splits_are_scored(
 
 def test_there_are_so_many_splits(command: Command) -> None:
     wrong = command(module.score, "--split", "nonsense")
-    assert (wrong.code, "nonsense is none of test, style" in wrong.err) == (2, True)
+    assert (wrong.code, "nonsense is none of test, wordings, style" in wrong.err) == (2, True)
