@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,21 @@ def test_labels_of_options_reach_the_model(cli, finds):
     cli("detect", "a.png", "--label", "dog", "--label", "big cat")
     cli("detect", "a.png", "dog ; cat")
     assert finds == [["dog", "big cat"], ["dog", "cat"]]
+
+
+def test_a_small_model_says_that_it_knows_none_of_the_labels(cli, finds, model_folder):
+    picture("a.png")
+    shutil.copytree(model_folder, "small")
+    Path("small/things.json").write_text('{"dog": ["puppy", "dogs"]}')
+    note = 'note: small does not know "wombat" (its 1 things: paliglass info small --things)\n'
+    assert cli("detect", "a.png", "wombat", "-m", "small").err == note
+    assert cli("detect", "a.png", "wombat ; Puppy", "-m", "small").err == ""
+    assert cli("detect", "a.png", "wombat").err == ""  # a model without a list
+    assert cli("detect", "a.png", "wombat", "-m", "small", "-q").err == ""
+    assert cli("info", "small", "--things").out == "dog: puppy, dogs\n"
+    assert json.loads(cli("info", "small", "--json").out)["things"] == {"dog": ["puppy", "dogs"]}
+    missing = cli("info", model_folder, "--things")
+    assert (missing.code, "has no list" in missing.err) == (1, True)
 
 
 def test_sampling_is_repeatable_with_a_seed(cli):

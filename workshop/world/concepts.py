@@ -199,9 +199,16 @@ def names_of_kind(kind: str) -> tuple[str, ...]:
 
 
 def known_things() -> dict[str, list[str]]:
-    """All that the world can show, with other words for it: what a model of it can know."""
-    things = {name: list(concept.synonyms) for name, concept in CONCEPTS.items()}
-    return things | {shape: [] for shape in SHAPES if shape not in things}
+    """All that the world can show, with other words for it: what a model of it can know.
+
+    A kind ("animal") and a shape are things too; plurals are among the words.
+    """
+    things = {name: concept.synonyms for name, concept in CONCEPTS.items()}
+    things |= {name: () for name in ("shape", *SHAPES, *KINDS) if name not in things}
+    return {
+        name: list(dict.fromkeys((*words, *map(plural_of, (name, *words)))))
+        for name, words in things.items()
+    }
 
 
 def plural_of(term: str) -> str:

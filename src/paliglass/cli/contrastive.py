@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.messages import complain, note, waiting
+from paliglass.cli.messages import complain, note, tell_unknown, waiting
 from paliglass.cli.options import (
     BatchSizeOption,
     DeviceOption,
@@ -276,6 +276,7 @@ def classify(
     )
     if not pictures or not labels:
         raise typer.BadParameter('give pictures, then the labels: classify PICTURE "dog ; cat"')
+    tell_unknown(labels, dual.model)
     encoder = Dual(dual)
     from paliglass.contrastive.zero_shot import TEMPLATES
     from paliglass.contrastive.zero_shot import classify as probabilities

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
+from paliglass.checkpoints.hub import SHIPPED
 from paliglass.errors import printable
+from paliglass.tasks.things import load_things
 
 Level = Literal["quiet", "normal", "verbose"]
 
@@ -46,6 +49,14 @@ def note(message: str) -> None:
     """What a user would want to know, though nothing went wrong."""
     if _level != "quiet":
         print(f"note: {one_line(message)}", file=sys.stderr)
+
+
+def tell_unknown(labels: Sequence[str], model: str) -> None:
+    """A note where a model that has a list of what it can know has none of the labels in it."""
+    things = load_things(SHIPPED.get(model, Path(model)))
+    complaint = None if things is None else things.complaint(labels, model)
+    if complaint is not None:
+        note(complaint)
 
 
 def detail(message: str) -> None:

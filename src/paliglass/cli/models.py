@@ -28,6 +28,9 @@ def info(
         bool, typer.Option("--training", help="Also what fine-tuning takes of each GPU's memory.")
     ] = False,
     rows: Annotated[int, typer.Option(min=1, help="With --training: rows on a GPU at once.")] = 1,
+    things: Annotated[
+        bool, typer.Option("--things", help="Only what a small model knows, with other words.")
+    ] = False,
     json: JsonObject = False,
 ) -> None:
     """Tell a model's sizes and the memory it needs, without loading its weights.
@@ -37,6 +40,8 @@ def info(
     from paliglass.inspect.info import read_info
 
     found = read_info(model)
+    if things:
+        return _tell_things(found, model, json)
     here = _on_this_processor()
     plans = _training_plans(found, rows) if training else {}
     if json:
@@ -60,6 +65,16 @@ def info(
     Console().print(table)
     if training:
         Console().print(_plan_table(plans, rows))
+
+
+def _tell_things(info: ModelInfo, model: str, json: bool) -> None:
+    if info.things is None:
+        fail(f"{model}: has no list of what it knows; a large model knows what its data showed")
+    if json:
+        print(json_text.dumps(info.things.words, ensure_ascii=False))
+        return
+    for name, words in info.things.words.items():
+        print(f"{name}: {', '.join(words)}")
 
 
 WAYS: dict[str, tuple[Part, int]] = {
@@ -137,6 +152,8 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
         "longest sequence": f"{text.max_position_embeddings:,} tokens",
     }
     rows = list(parts.items())
+    if info.things is not None:
+        rows.append(("knows", f"{len(info.things.words)} things; --things lists them"))
     rows += [
         (f"parameters, {part.replace('_', ' ')}", f"{count:,}")
         for part, count in {**info.parameters, "all": info.total_parameters}.items()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import command
-from paliglass.cli.messages import harmless, note
+from paliglass.cli.messages import harmless, note, tell_unknown
 from paliglass.cli.options import (
     FindOptions,
     Language,
@@ -212,6 +212,8 @@ def _find(
     settings = {"labels": labels, "min_score": find.min_score, "free": find.free}
     if mask_codec is not None:
         settings["mask_codec"] = str(mask_codec)
+    if run.adapter is None:
+        tell_unknown(labels, run.model)
     job = Job(
         name,
         to_prompt(labels),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
+from paliglass.tasks.things import Things, load_things
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class ModelInfo:
     parameters: numbers by part; the output layer is the embedding and is counted once. memory:
     bytes of the weights by dtype; int8 means one byte for each number of a matrix and a float32
     scale for each of its rows, vectors and convolution in bfloat16. cache: bytes that one token of
-    one sequence takes in the key/value cache, by dtype; see `KVCache`.
+    one sequence takes in the key/value cache, by dtype; see `KVCache`. things: what a small model
+    can know at all, with other words for it; None of one without such a list.
     """
 
     config: PaliGemmaConfig
     parameters: dict[str, int]
     memory: dict[str, int]
     cache: dict[str, int]
+    things: Things | None = None
 
     @property
     def total_parameters(self) -> int:
@@ -42,6 +45,7 @@ class ModelInfo:
             "memory_bytes": self.memory,
             "cache_bytes_per_token": self.cache,
             "image_tokens": self.config.num_image_tokens,
+            "things": None if self.things is None else self.things.words,
             "config": paligemma_to_json(self.config),
         }
 
@@ -54,7 +58,9 @@ def read_info(model: str | Path) -> ModelInfo:
     if str(model) in PRESETS and not Path(model).exists():
         return describe(PRESETS[str(model)])
     path = locate(model, ("*.json",))
-    return describe(read_big_vision_config(path) if path.suffix == ".npz" else read_config(path))
+    if path.suffix == ".npz":
+        return describe(read_big_vision_config(path))
+    return replace(describe(read_config(path)), things=load_things(path))
 
 
 def describe(config: PaliGemmaConfig) -> ModelInfo:
