@@ -1,13 +1,24 @@
-// The file's packed parts → bytes: base64, gzip, and for weights the planes put together again.
+// The file's packed parts → bytes: base85, gzip, and for weights the planes put together again.
 
-/** @param {string} text base64 @returns {Uint8Array} */
-function fromBase64(text) {
-  const builtIn = /** @type {any} */ (Uint8Array).fromBase64;
-  if (builtIn) return builtIn.call(Uint8Array, text);
-  const letters = atob(text);
-  const bytes = new Uint8Array(letters.length);
-  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
-  return bytes;
+// RFC 1924's letters, with a comma for "<"
+const LETTERS =
+  "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+
+/** Five letters are four bytes, the first the highest; of a last group of k + 1 letters, k bytes.
+ * @param {string} text base85 @returns {Uint8Array} */
+export function fromBase85(text) {
+  const values = new Uint8Array(128);
+  for (let i = 0; i < LETTERS.length; i++) values[LETTERS.charCodeAt(i)] = i;
+  const groups = Math.ceil(text.length / 5);
+  const view = new DataView(new ArrayBuffer(4 * groups));
+  for (let g = 0, at = 0; g < groups; g++) {
+    let value = 0;
+    for (let k = 0; k < 5; k++, at++) {
+      value = value * 85 + (at < text.length ? values[text.charCodeAt(at)] : 84);
+    }
+    view.setUint32(4 * g, value);
+  }
+  return new Uint8Array(view.buffer, 0, 4 * groups - (5 * groups - text.length));
 }
 
 /** Numbers of two bytes lie as all their first bytes, then all their second: the second, sign and
@@ -27,7 +38,7 @@ export function joinPlanes(file) {
 
 /** @param {{text: string, planes: number}} packed @returns {Promise<ArrayBuffer>} */
 export async function unpack({ text, planes }) {
-  const zipped = new Blob([/** @type {any} */ (fromBase64(text.trim()))]).stream();
+  const zipped = new Blob([/** @type {any} */ (fromBase85(text.trim()))]).stream();
   const stream = zipped.pipeThrough(new DecompressionStream("gzip"));
   const file = await new Response(stream).arrayBuffer();
   return planes === 2 ? joinPlanes(file) : file;
