@@ -99,6 +99,24 @@ const TASKS = {
     };
   },
 
+  async protocol() {
+    const { Lab } = await engine("lab");
+    const lab = new Lab();
+    const files = {
+      config: json(`${task.folder}/config.json`),
+      tokenizer: json(`${task.folder}/tokenizer.json`),
+      preprocessor: json(`${task.folder}/preprocessor_config.json`),
+      weights: bytes(`${task.folder}/model.safetensors`),
+      codec: task.codec ? bytes(task.codec) : undefined,
+    };
+    const answers = [lab.load(files, bytes(`${task.engine}/kernel.wasm`))];
+    lab.picture("p", picture(task.picture));
+    for (const [method, values] of task.calls) answers.push(lab[method](values));
+    const plain = (_, value) => (ArrayBuffer.isView(value) ? [...value] : value);
+    writeFileSync(task.out, JSON.stringify(answers, plain));
+    return {};
+  },
+
   async dual() {
     const { readSafetensors } = await engine("safetensors");
     const { Dual } = await engine("contrastive");

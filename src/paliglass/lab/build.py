@@ -85,21 +85,31 @@ def pack(path: Path) -> tuple[str, int]:
     return letters.replace("<", ","), planes
 
 
-def build(model: Path, dual: Path | None) -> str:
+def fits_in_a_page(model: Path) -> bool:
+    """Whether a model's weights are one file, small enough for a browser to compute with."""
+    weights = model / "model.safetensors"
+    return weights.is_file() and weights.stat().st_size <= LARGEST
+
+
+def build(model: Path | None, dual: Path | None) -> str:
     """The page with a model, and a dual encoder for the view that needs one.
 
-    model, dual: folders in transformers' layout, their weights in one model.safetensors.
+    model, dual: folders in transformers' layout, their weights in one model.safetensors. Without a
+    model the page asks the server that it came from.
 
     Raises CheckpointError for weights that are missing, or too large for a page.
     """
-    parts = {
-        "config": model / "config.json",
-        "tokenizer": model / "tokenizer.json",
-        "preprocessor": model / "preprocessor_config.json",
-        "weights": model / "model.safetensors",
-        "codec": model / "mask_codec.safetensors",
-        "kernel": ENGINE / "kernel.wasm",
-    }
+    parts = {"kernel": ENGINE / "kernel.wasm"}
+    weights = []
+    if model is not None:
+        parts |= {
+            "config": model / "config.json",
+            "tokenizer": model / "tokenizer.json",
+            "preprocessor": model / "preprocessor_config.json",
+            "weights": model / "model.safetensors",
+            "codec": model / "mask_codec.safetensors",
+        }
+        weights.append(parts["weights"])
     duals = (
         {}
         if dual is None
@@ -109,13 +119,13 @@ def build(model: Path, dual: Path | None) -> str:
             "dual-weights": dual / "model.safetensors",
         }
     )
-    for path in (parts["weights"], *(p for p in duals.values())):
+    for path in (*weights, *duals.values()):
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; the lab wants weights in one file")
         if path.stat().st_size > LARGEST:
             raise CheckpointError(
                 f"{path}: {path.stat().st_size >> 20} MB are more than a page can hold "
-                f"({LARGEST >> 20} MB); the lab is made for mini"
+                f"({LARGEST >> 20} MB); leave out --out to have it computed by torch"
             )
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     stickers = (PAGE / "stickers.json").read_text(encoding="utf-8")
@@ -124,7 +134,7 @@ def build(model: Path, dual: Path | None) -> str:
         "/* stickers */": _harmless(stickers),
         "/* worker */": _harmless(join_modules(ENGINE / "worker.js")),
         "/* page */": _harmless(join_modules(PAGE / "app.js")),
-        "<!-- model -->": _packed(parts),
+        "<!-- model -->": _packed(parts) + ("" if model else '<meta id="remote">'),
         "<!-- dual -->": _packed(duals),
     }.items():
         assert place in page, place

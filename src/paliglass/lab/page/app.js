@@ -1,6 +1,6 @@
 // The page: boots the engine, then one stage and one view at a time beside it.
 
-import { Client } from "./client.js";
+import { makeClient } from "./client.js";
 import { button, el, fill } from "./dom.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
@@ -72,7 +72,7 @@ let store;
 async function main() {
   const app = /** @type {HTMLElement} */ (document.getElementById("app"));
   const loading = /** @type {HTMLElement} */ (document.getElementById("loading"));
-  const client = new Client();
+  const client = makeClient();
   let loaded;
   try {
     loaded = await client.load();

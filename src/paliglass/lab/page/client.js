@@ -1,4 +1,5 @@
-// The engine, asked from the page: a worker made of the text in this file, so that it works from a file.
+// The engine, asked from the page: a worker made of the text in this file, so that it works from a
+// file; or, where the page has no model in it, the server that it came from (see server.py).
 
 /** @param {string} id of a packed part; see build.py */
 function packed(id) {
@@ -58,3 +59,73 @@ export class Client {
     return this.dual;
   }
 }
+
+/** @param {Uint8Array | Uint8ClampedArray} bytes */
+function toBase64(bytes) {
+  let letters = "";
+  for (let i = 0; i < bytes.length; i += 0x8000)
+    letters += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+  return btoa(letters);
+}
+
+/** What JSON has no form for. @param {string} _ @param {any} value */
+function pack(_, value) {
+  if (value instanceof Uint8Array || value instanceof Uint8ClampedArray)
+    return { u8: toBase64(value) };
+  return ArrayBuffer.isView(value) ? Array.from(/** @type {any} */ (value)) : value;
+}
+
+/** @param {string} _ @param {any} value */
+function revive(_, value) {
+  const text = value?.f32 ?? value?.u8;
+  if (typeof text !== "string") return value;
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
+  return value.f32 === undefined ? bytes : new Float32Array(bytes.buffer);
+}
+
+/** The same questions to a server, which computes with torch; the dual encoder stays in the page. */
+export class RemoteClient {
+  constructor() {
+    this.local = new Client();
+    /** @type {Set<object>} questions under way */
+    this.waiting = new Set();
+    this.left = false;
+    addEventListener("pagehide", () => (this.left = true));
+  }
+
+  /** @param {string} method @param {any} values @returns {Promise<any>} */
+  async ask(method, values = {}) {
+    if (method === "embed") return this.local.ask(method, values);
+    if (method === "picture") this.local.ask(method, values);
+    this.waiting.add(values);
+    try {
+      const response = await fetch("ask", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ method, values }, pack),
+      });
+      const { result, error } = JSON.parse(await response.text(), revive);
+      if (error) throw new Error(error);
+      return result;
+    } catch (error) {
+      if (this.left) return new Promise(() => {}); // nobody is there to be told
+      throw error;
+    } finally {
+      this.waiting.delete(values);
+    }
+  }
+
+  load() {
+    return this.ask("load");
+  }
+
+  loadDual() {
+    return this.local.loadDual();
+  }
+}
+
+/** What the page has. */
+export const makeClient = () =>
+  document.getElementById("remote") ? new RemoteClient() : new Client();

@@ -3,7 +3,7 @@
 import { hasPhoto, pixelsOf } from "./scene.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
-/** @typedef {import("./client.js").Client} Client */
+/** @typedef {import("./client.js").Client | import("./client.js").RemoteClient} Client */
 /** @typedef {import("../engine/edits.js").Edits} Edits */
 /**
  * @typedef {object} State

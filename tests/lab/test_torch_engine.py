@@ -1,0 +1,224 @@
+"""The lab's two engines answer alike: every method, and with every part of the model changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.lab.helpers import MINI, needs_node, run_engine, shapes, store
+from tests.tiny import GEMMA2, tiny_model, tiny_processor, worded_config
+
+from paliglass import PaliGemma, load
+from paliglass.checkpoints import save_folder
+from paliglass.errors import PaliglassError
+from paliglass.lab.torch_engine import METHODS, TorchLab
+
+PICTURE = np.asarray(shapes(0))
+EDITS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "bgr": {"channels": "bgr"},
+    "grey": {"channels": "grey"},
+    "no tower positions": {"towerPositions": "none"},
+    "transposed": {"towerPositions": "transposed"},
+    "shuffled": {"features": "shuffled"},
+    "pooled and scaled": {"features": "pooled", "scaleFeatures": True},
+    "zero": {"features": "zero"},
+    "words without √D": {"unscaledWords": True},
+    "no rotary": {"noRotary": True},
+    "shifted": {"shift": 7},
+    "no newline": {"noNewline": True},
+    "centred norms": {"norm": "layer"},
+    "causal": {"mask": {"name": "causal"}},
+    "blind": {"mask": {"name": "blind"}},
+    "answer alone": {"mask": {"name": "self"}},
+    "window": {"mask": {"name": "window", "window": 3}},
+    "painted": {"mask": {"painted": [[0, 70, 3, 40, 0], [10, 20, 66, 68, 1], [60, 90, 60, 90, 0]]}},
+    "relu": {"activation": "relu"},
+    "no activation": {"activation": "none"},
+    "no scale": {"unscaledScores": True},
+    "parts off": {
+        "off": ["tower.1", "tower.2.0", "tower.3.mlp", "decoder.0.3", "decoder.1.attention"]
+    },
+    "a layer and an MLP off": {"off": ["decoder.2", "decoder.1.mlp", "tower.0.attention"]},
+    "patched": {
+        "patches": [
+            {"layer": -1, "position": 66, "vector": [0.5] * 192},
+            {"layer": 1, "position": 5, "vector": [0.1 * (i % 7) for i in range(192)]},
+        ]
+    },
+}
+Calls = list[tuple[str, dict[str, Any]]]
+LATER: Calls = [
+    ("keep", {"run": 1}),
+    ("attention", {"run": 1, "part": "tower", "layer": 2, "head": 1}),
+    ("attention", {"run": 1, "part": "decoder", "layer": 3, "head": 2}),
+    ("heads", {"run": 1, "part": "decoder", "token": 66}),
+    ("heads", {"run": 1, "part": "tower", "token": 9, "to": True}),
+    ("cell", {"run": 1, "part": "decoder", "layer": 1, "head": 2, "row": 30, "column": 70}),
+    ("cell", {"run": 1, "part": "decoder", "layer": 1, "head": 2, "row": 66, "column": 7}),
+    ("cell", {"run": 1, "part": "tower", "layer": 0, "head": 3, "row": 8, "column": 7}),
+    ("hidden", {"run": 1, "part": "decoder", "layer": -1}),
+    ("hidden", {"run": 1, "part": "tower", "layer": 5}),
+    ("lens", {"run": 1, "positions": [65, 66, 67], "k": 2}),
+    ("logits", {"run": 1, "step": 0}),
+    ("top", {"run": 1, "step": 1, "k": 4}),
+    ("edges", {"run": 1, "first": 0}),
+    ("patch", {"run": 1, "layer": 2, "position": 66}),
+    ("attribution", {"run": 1, "position": 66, "id": 300}),
+    ("score", {"run": 1, "step": 0, "ids": [300, 5]}),
+    ("mask", {"run": 1}),
+    ("distances", {"run": 1, "layer": 1, "head": 0, "most": 20, "span": [0, 64]}),
+    ("cache", {"run": 1, "layer": 0}),
+    ("exchanged", {"run": 1, "position": 65, "id": 300, "how": "stale"}),
+    ("exchanged", {"run": 1, "position": 65, "id": 300, "how": "column"}),
+    ("words", {"ids": [0, 1, 5, 300, 2050]}),
+    ("tokenize", {"text": "detect a tractor"}),
+    ("ids", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def mini() -> PaliGemma:
+    return load("mini", dtype="float32", fast=False)
+
+
+def both(
+    model: PaliGemma, folder: Path, tmp_path: Path, calls: Calls
+) -> tuple[list[Any], list[Any]]:
+    """What the two engines answer to calls about `PICTURE`, which is p; the first is load's."""
+    codec = folder / "mask_codec.safetensors"
+    out = tmp_path / "answers.json"
+    run_engine(
+        task="protocol",
+        folder=str(folder),
+        codec=str(codec) if codec.exists() else None,
+        picture=store(tmp_path, [Image.fromarray(PICTURE)])[0],
+        calls=calls,
+        out=str(out),
+    )
+    lab = TorchLab(model)
+    answers = [lab.ask("load", {})]
+    picture = {"width": PICTURE.shape[1], "height": PICTURE.shape[0], "data": PICTURE}
+    lab.ask("picture", {"name": "p", "picture": picture})
+    answers += [lab.ask(method, values) for method, values in calls]
+    return json.loads(out.read_text()), answers
+
+
+def assert_alike(page: Any, here: Any, place: str, tolerance: float = 1e-4) -> None:
+    if isinstance(page, dict):
+        page, here = ({**one, "milliseconds": 0} for one in (page, here))
+        assert {str(key) for key in here} == set(page), place
+        for key, value in here.items():
+            assert_alike(page[str(key)], value, f"{place}.{key}", tolerance)
+    elif isinstance(here, np.ndarray) or (
+        isinstance(page, list) and page and all(isinstance(x, int | float) for x in page)
+    ):
+        assert np.shape(here) == np.shape(page), place
+        largest = max(1.0, float(np.abs(page).max(initial=0)))
+        assert np.abs(np.subtract(page, here)).max(initial=0) <= tolerance * largest, place
+    elif isinstance(page, list):
+        assert len(page) == len(here), place
+        for i, (a, b) in enumerate(zip(page, here, strict=True)):
+            assert_alike(a, b, f"{place}[{i}]", tolerance)
+    elif isinstance(page, float) or isinstance(here, float):
+        assert here == pytest.approx(page, rel=10 * tolerance, abs=tolerance), place
+    else:
+        assert page == here, place
+
+
+@needs_node
+@pytest.mark.parametrize("edits", EDITS.values(), ids=EDITS)
+def test_both_engines_answer_alike(mini: PaliGemma, tmp_path: Path, edits: dict[str, Any]) -> None:
+    prompt = "detect circle"
+    asked = {"edits": edits, "maxNewTokens": 12, "forced": [2100, 2200, 2300, 2400, 300]}
+    calls: Calls = [
+        ("run", {"picture": "p", "prompt": prompt, **asked}),
+        ("run", {"picture": "p", "prompt": prompt}),
+    ]
+    calls += [*LATER, ("moved", {"run": 1, "other": 2})] if not edits else LATER[:18]
+    page, here = both(mini, MINI, tmp_path, calls)
+    names = ["load", *(method for method, _ in calls)]
+    # Scores without a scale are seven times as large, and the softmax's rounding with them.
+    tolerance = 5e-4 if "unscaledScores" in edits else 1e-4
+    for name, a, b in zip(names, page, here, strict=True):
+        assert_alike(a, b, name, tolerance)
+
+
+@needs_node
+@pytest.mark.parametrize("prompt", ["detect circle ; square", "segment triangle", "caption en"])
+def test_both_engines_keep_to_the_grammar(mini: PaliGemma, tmp_path: Path, prompt: str) -> None:
+    calls: Calls = [
+        ("run", {"picture": "p", "prompt": prompt, "grammar": True}),
+        ("logits", {"run": 1, "step": 0}),
+        ("run", {"picture": "p", "prompt": prompt, "forced": [2100, 2200], "grammar": True}),
+        ("decodeMask", {"codes": list(range(16))}),
+    ]
+    page, here = both(mini, MINI, tmp_path, calls)
+    assert page[1]["text"] == here[1]["text"]
+    for name, a, b in zip(("load", "run", "logits", "forced", "mask"), page, here, strict=True):
+        assert_alike(a, b, name)
+
+
+@needs_node
+def test_gemma_2_is_answered_for_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = worded_config(**GEMMA2)
+    model = PaliGemma(tiny_model(config, std=0.3), tiny_processor())
+    save_folder(model.model, tmp_path / "tiny", model.processor)
+    calls: Calls = [("run", {"picture": "p", "prompt": "caption en", "maxNewTokens": 6})]
+    page, here = both(model, tmp_path / "tiny", tmp_path, calls)
+    assert_alike(page, here, "gemma 2")
+
+
+def test_it_answers_as_the_package_does(mini: PaliGemma) -> None:
+    lab = TorchLab(mini)
+    picture = {"width": PICTURE.shape[1], "height": PICTURE.shape[0], "data": PICTURE}
+    lab.ask("picture", {"name": "p", "picture": picture})
+    found = lab.ask("run", {"picture": "p", "prompt": "caption en"})
+    assert found["text"] == mini.generate(PICTURE, "caption en")
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("__init__", {}, "no method"),
+        ("_forget", {}, "no method"),
+        ("run", {}, "run: "),
+        ("run", {"picture": "other", "prompt": "x"}, "no picture other"),
+        ("run", {"picture": "p", "prompt": "x", "edits": {"mask": {"name": "moon"}}}, "run: "),
+        ("hidden", {"run": 9, "part": "tower", "layer": 0}, "run 9 is no longer kept"),
+        ("picture", {"name": "p", "picture": {"width": 2, "height": 2, "data": [1]}}, "picture: "),
+        ("top", {"run": 1, "step": 99}, "top: "),
+    ],
+)
+def test_what_cannot_be_answered_is_named(
+    mini: PaliGemma, method: str, values: dict[str, Any], message: str
+) -> None:
+    lab = TorchLab(mini)
+    picture = {"width": 1, "height": 1, "data": [1, 2, 3]}
+    lab.ask("picture", {"name": "p", "picture": picture})
+    lab.ask("run", {"picture": "p", "prompt": "caption en", "maxNewTokens": 1})
+    with pytest.raises(PaliglassError, match=message):
+        lab.ask(method, values)
+
+
+def test_methods_are_those_of_the_page() -> None:
+    text = (MINI.parent / "lab/engine/lab.js").read_text()
+    missing = [name for name in METHODS if f"\n  {name}(" not in text]
+    assert missing == []
+
+
+def test_old_runs_go_and_held_ones_stay(mini: PaliGemma) -> None:
+    lab = TorchLab(mini)
+    picture = {"width": 1, "height": 1, "data": [1, 2, 3]}
+    lab.ask("picture", {"name": "p", "picture": picture})
+    for number in range(1, 14):
+        assert lab.ask("run", {"picture": "p", "prompt": "ocr", "maxNewTokens": 1})["run"] == number
+        if number == 1:
+            lab.ask("keep", {"run": 1})
+    assert list(lab.runs) == [1, *range(4, 14)]
