@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from tests.edits import edit_json, edit_weights
-from tests.tiny import tiny_model, tiny_processor, worded_config
 from torch import Tensor
 
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS
+from tests.edits import edit_json, edit_weights
+from tests.tiny import tiny_model, tiny_processor, worded_config
 
 WIDTH = 128
 PROJECTION = {"hf": "embedding_proj_layer", "engine": "custom_text_proj"}
@@ -66,7 +66,10 @@ def adapter_folder(folder: Path, base: Path, seed: int = 1) -> Path:
         sizes[f"{name}.down_proj"] = config.hidden_size, config.intermediate_size
     state = {}
     for name, (rows, columns) in sizes.items():
-        a, b = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
+        a, b = (
+            torch.randn(4, columns, generator=generator),
+            torch.randn(rows, 4, generator=generator),
+        )
         state[f"{PREFIX}{name}.lora_A.weight"] = a * 0.1
         state[f"{PREFIX}{name}.lora_B.weight"] = b * 0.1
     save_file(state, folder / WEIGHTS)

@@ -105,10 +105,8 @@ def search(
     found: list[Found]
     encoder: Encoder
     if _is_paligemma(options.model):
-        if out is not None and not overwrite and out.is_dir() and any(out.iterdir()):
-            raise PaliglassError(
-                f"{out}: holds files already; --overwrite draws beside them, --out names another"
-            )
+        if out is not None:
+            _refuse_out(out, documents, overwrite)
         encoder = ColPali(options)
         found = encoder.search(documents, text, top, index, recursive, out)
     else:
@@ -132,6 +130,19 @@ def search(
             name = file if some.page is None else f"{file}#{some.page}"
             print(f"{some.score:.3f}\t{printable(name) if sys.stdout.isatty() else name}")
     encoder.finish()
+
+
+def _refuse_out(out: Path, documents: Path, overwrite: bool) -> None:
+    """Raises PaliglassError where drawings would be taken for documents, or lie among others."""
+    if documents.is_dir() and out.resolve().is_relative_to(documents.resolve()):
+        raise PaliglassError(
+            f"{out}: lies in {documents}, where drawings would be taken for documents; choose "
+            "another folder for --out"
+        )
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise PaliglassError(
+            f"{out}: holds files already; --overwrite draws beside them, --out names another"
+        )
 
 
 def _is_paligemma(model: str) -> bool:
