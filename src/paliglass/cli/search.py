@@ -15,6 +15,7 @@ from paliglass.cli.app import command
 from paliglass.cli.contrastive import Dual, Encoder, EncoderOptions
 from paliglass.cli.messages import complain, note, waiting
 from paliglass.cli.options import JsonLines, Overwrite, Quantize, RecursiveOption
+from paliglass.cli.pictures import picture_names
 from paliglass.cli.screen import Screen
 from paliglass.errors import PaliglassError, PictureError, printable
 
@@ -170,7 +171,11 @@ class DualSearch(Dual):
             raise PictureError(f"{folder}: is no folder{hint}")
         if place is not None and place.is_dir():
             raise PaliglassError(f"{place}: is a folder; a dual encoder's index is a file")
+        with_pdfs, _ = picture_names([str(folder)], recursive, pdfs=True)
         names = [os.path.abspath(name) for name in self.files([str(folder)], recursive)]
+        if pdfs := len(with_pdfs) - len(names):
+            those = "1 PDF is" if pdfs == 1 else f"{pdfs} PDFs are"
+            note(f"{folder}: {those} left out: only ColPali ({COLPALI}) finds pages")
         path = folder / INDEX / "index.safetensors" if place is None else place
         width = self.model.config.projection_dim
         known = Index.load(path, self.fingerprint, width) if path.exists() else None
