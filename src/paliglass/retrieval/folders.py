@@ -72,7 +72,7 @@ def load_colpali(
 
     Args:
         model: a folder or hub id: `vidore/colpali-v1.3-hf` and others in transformers' layout,
-            `vidore/colpali-v1.3-merged` in colpali-engine's, or an adapter in that,
+            `vidore/colpali-v1.2-merged` in colpali-engine's, or an adapter in that,
             `vidore/colpali-v1.3`, whose base is then loaded with it.
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the file's; or a dtype or its name to convert to.
