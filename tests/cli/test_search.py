@@ -141,6 +141,18 @@ def test_int8_and_the_other_layouts_find_too(cli: Cli, docs: Path) -> None:
     assert len(indices[1] - indices[0]) == 1  # an adapter's vectors are not its base's
 
 
+def test_convert_writes_a_colpali_in_int8(cli: Cli, docs: Path) -> None:
+    base = colpali_folder(Path("engine"), "engine")
+    adapter = adapter_folder(Path("adapter"), base.absolute())
+    assert cli("convert", adapter, "small", "--quantize", "int8").code == 0
+    assert not Path("small/adapter_config.json").exists()
+    at_once = cli("search", docs, "a dog", "--json", "-m", adapter, "--quantize", "int8")
+    assert cli("search", docs, "a dog", "--json", "-m", "small").out == at_once.out
+    refused = cli("convert", adapter, "other", "--set", "rope_theta=1")
+    assert refused.code == 2
+    assert "adapter is a ColPali" in refused.err
+
+
 def test_broken_pages_are_named_and_the_others_found(cli: Cli, docs: Path) -> None:
     (docs / "lime.png").write_bytes(b"")
     (docs / "broken.pdf").write_bytes(b"%PDF-1.4")

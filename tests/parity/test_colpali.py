@@ -14,7 +14,7 @@ from tests.tiny_colpali import adapter_folder, colpali_folder
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from paliglass.retrieval.folders import load_colpali
+from paliglass.retrieval.folders import load_colpali, save_colpali
 from paliglass.retrieval.index import embed_pages, embed_query
 from paliglass.retrieval.modeling_colpali import ColPaliForRetrieval, late_interaction
 from paliglass.retrieval.processing import ColPaliProcessor
@@ -133,6 +133,26 @@ def test_what_transformers_saves_is_read(text: dict[str, Any], tmp_path: Path) -
     theirs = transformers.ColPaliForRetrieval._from_config(config, attn_implementation="eager")
     randomise(theirs)
     ours, processor = load_colpali(published(theirs.eval(), tmp_path / "theirs"), device="cpu")
+    torch.testing.assert_close(
+        embed_pages(ours, processor, pictures()), their_pages(theirs), **TOLERANCE
+    )
+
+
+def test_transformers_reads_what_we_save(tmp_path: Path) -> None:
+    base = colpali_folder(tmp_path / "base", "engine")
+    ours, processor = load_colpali(
+        adapter_folder(tmp_path / "adapter", base), device="cpu", fast=False
+    )
+    save_colpali(ours, tmp_path / "saved", processor)
+    theirs, info = transformers.ColPaliForRetrieval.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    their_processor = transformers.ColPaliProcessor.from_pretrained(tmp_path / "saved")
+    with torch.inference_mode():
+        expected = theirs.eval()(**their_processor.process_queries(QUERIES)).embeddings
+        vectors = ours(**processor.queries(QUERIES))
+    torch.testing.assert_close(vectors, expected, **TOLERANCE)
     torch.testing.assert_close(
         embed_pages(ours, processor, pictures()), their_pages(theirs), **TOLERANCE
     )

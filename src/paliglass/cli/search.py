@@ -167,7 +167,7 @@ class DualSearch(Dual):
         from paliglass.contrastive.index import Index, embed_words
 
         if not folder.is_dir():
-            hint = f"; ColPali ({COLPALI}) searches single documents too" * folder.exists()
+            hint = f"; ColPali ({COLPALI}) searches single documents too" if folder.exists() else ""
             raise PictureError(f"{folder}: is no folder{hint}")
         if place is not None and place.is_dir():
             raise PaliglassError(f"{place}: is a folder; a dual encoder's index is a file")

@@ -1,4 +1,4 @@
-"""A folder → ColPali: transformers' layout, colpali-engine's, or that one's LoRA adapter."""
+"""A folder ↔ ColPali: transformers' layout; to read, colpali-engine's and its LoRA adapter too."""
 
 from __future__ import annotations
 
@@ -12,27 +12,39 @@ from torch import Tensor, nn
 
 from paliglass.checkpoints.adapters import with_adapter, with_base
 from paliglass.checkpoints.assembly import assemble, fill, parse_device, parse_dtype, weightless
-from paliglass.checkpoints.config_json import from_fields, is_colpali, paligemma_from_json, section
+from paliglass.checkpoints.config_json import (
+    from_fields,
+    is_colpali,
+    paligemma_from_json,
+    paligemma_to_json,
+    section,
+)
 from paliglass.checkpoints.folder import (
+    INT8,
+    QUANTIZATION,
     load_tokenizer,
+    quantization,
     read_tensors,
     require_layers,
     tensor_names,
     tensor_sizes,
 )
 from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.memory import require_memory
-from paliglass.checkpoints.processor import make_processor, picture_settings
+from paliglass.checkpoints.processor import make_processor, picture_settings, processor_files
+from paliglass.checkpoints.saving import new_folder, write_weights
 from paliglass.config import PaliGemmaConfig, check_numbers
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.fast import accelerate
-from paliglass.files import read_json
+from paliglass.files import read_json, write_json
 from paliglass.retrieval.modeling_colpali import ColPaliForRetrieval
 from paliglass.retrieval.processing import ColPaliProcessor
 
-__all__ = ["ColPaliConfig", "load_colpali", "parts"]
+__all__ = ["ColPaliConfig", "is_colpali_checkpoint", "load_colpali", "parts", "save_colpali"]
 
 PROJECTION = "embedding_proj_layer."
+PROMPTS = ("visual_prompt_prefix", "query_prefix")
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,15 @@ class ColPaliConfig:
         # Earlier versions of transformers repeat the decoder's part here.
         return from_fields(cls, {**data, "vlm_config": vlm}, ("text_config",))
 
+    def to_dict(self) -> dict[str, Any]:
+        """config.json's data, as transformers' `ColPaliConfig` reads it."""
+        return {
+            "architectures": ["ColPaliForRetrieval"],
+            "model_type": "colpali",
+            "embedding_dim": self.embedding_dim,
+            "vlm_config": paligemma_to_json(self.vlm_config),
+        }
+
 
 def load_colpali(
     model: str | Path,
@@ -65,6 +86,7 @@ def load_colpali(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
+    fast: bool = True,
 ) -> tuple[ColPaliForRetrieval, ColPaliProcessor]:
     """Model, ready to embed, and processor of a ColPali.
 
@@ -77,18 +99,22 @@ def load_colpali(
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the file's; or a dtype or its name to convert to.
         quantize: "int8" makes PaliGemma's matrices int8 while they are read; see `fast.int8`. The
-            projection stays as it is.
+            projection stays as it is. A folder that was saved in int8 is read so by itself.
+        fast: put what is fastest on this processor in the place of the plain modules; see
+            `fast.accelerate`.
 
     Raises CheckpointError: what is wrong, where, and what to do.
     """
     folder, *adapters = parts(model)
     path = folder / "config.json"
+    stored = quantization(folder)
+    data = {key: value for key, value in read_json(path).items() if key != QUANTIZATION}
     try:
-        config = ColPaliConfig.from_dict(read_json(path))
+        config = ColPaliConfig.from_dict(data)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not any(name.startswith(PROJECTION) for name in tensor_names(folder)):
-        what = "ColPali" if is_colpali(read_json(path)) else "PaliGemma and no ColPali"
+        what = "ColPali" if is_colpali(data) else "PaliGemma and no ColPali"
         raise CheckpointError(
             f"{folder}: is a {what} without embedding_proj_layer (custom_text_proj), which makes "
             "vectors of its tokens; vidore/colpali-v1.3-hf has one"
@@ -101,6 +127,7 @@ def load_colpali(
     require_layers(
         folder, [config.vlm_config.text_config, config.vlm_config.vision_config], len(sizes)
     )
+    quantize = quantize or stored
     require_memory(folder.name, sizes, wanted, target, quantize)
     tensors = read_tensors(folder)
     for adapter in adapters:
@@ -114,12 +141,54 @@ def load_colpali(
             else:
                 yield name, key, tensor
 
-    vlm = assemble(config.vlm_config, of_vlm(), str(folder), wanted, target, accelerate, quantize)
+    vlm = assemble(
+        config.vlm_config,
+        of_vlm(),
+        str(folder),
+        wanted,
+        target,
+        accelerate if fast or quantize else None,
+        quantize,
+        is_quantized=stored is not None,
+    )
     with weightless():
         colpali = ColPaliForRetrieval(vlm, config.embedding_dim)
     layer = nn.ModuleDict({PROJECTION.removesuffix("."): colpali.embedding_proj_layer})
     fill(layer, projection, str(folder), wanted, target)
     return colpali.eval(), processor
+
+
+def save_colpali(
+    model: ColPaliForRetrieval, folder: str | Path, processor: ColPaliProcessor
+) -> None:
+    """Writes what `load_colpali` and transformers' `ColPaliForRetrieval` read, whole or not at all.
+
+    A model in int8 is saved in int8, which transformers does not read. Raises CheckpointError where
+    the folder holds something already.
+    """
+    with new_folder(Path(folder)) as target:
+        state = {
+            name: tensor.detach().contiguous()
+            for name, tensor in model.state_dict().items()
+            if name != f"vlm.{HEAD}"  # tied
+        }
+        write_weights(target, state)
+        dtype = str(model.vlm.dtype).removeprefix("torch.")
+        is_int8 = any(tensor.dtype == torch.int8 for tensor in state.values())
+        config = ColPaliConfig(model.vlm.config, model.embedding_dim)
+        about = {**config.to_dict(), "dtype": dtype}
+        write_json(target / "config.json", about | ({QUANTIZATION: INT8} if is_int8 else {}))
+        processor.processor.tokenizer.save(str(target / "tokenizer.json"))
+        prompts = {key: getattr(processor, key) for key in PROMPTS}
+        files = {**processor_files(processor.processor), "processor_config.json": prompts}
+        for name, data in files.items():
+            write_json(target / name, {**data, "processor_class": "ColPaliProcessor"})
+
+
+def is_colpali_checkpoint(model: str | Path) -> bool:
+    """Whether a model's folder, or an adapter's base, is called a ColPali."""
+    path = parts(model)[0] / "config.json"
+    return path.is_file() and is_colpali(read_json(path))
 
 
 def parts(model: str | Path) -> list[Path]:
@@ -133,7 +202,7 @@ def _load_processor(folder: Path, config: PaliGemmaConfig) -> ColPaliProcessor:
     processor = make_processor(load_tokenizer(folder), config, folder, **settings)
     path = folder / "processor_config.json"
     data = read_json(path) if path.exists() else {}
-    prompts = {key: data[key] for key in ("visual_prompt_prefix", "query_prefix") if key in data}
+    prompts = {key: data[key] for key in PROMPTS if key in data}
     for key, text in prompts.items():
         if not isinstance(text, str):
             raise CheckpointError(f"{path}: {key} is {text!r}; it is a text")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from paliglass.contrastive.index import Stamp, stamp
@@ -112,7 +113,7 @@ class PageIndex:
                 for name, number, (time, size) in data["pages"]
             ]
             model = data["model"]
-        except (CheckpointError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (CheckpointError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise PaliglassError(f"{path}: is no index of ColPali's; delete it") from error
         if model != self.model:
             raise PaliglassError(
@@ -231,10 +232,14 @@ def _opened(
     for page in pages:
         try:
             time = stamp(page.file)  # before it is read: who changes it then is noticed next time
-            yield page, time, page.open()
-        except (OSError, PictureError) as error:
-            problem = error if isinstance(error, PictureError) else None
-            problem = problem or PictureError(f"{page}: {getattr(error, 'strerror', error)}")
-            if failed is None:
-                raise problem from None
-            failed(problem)
+            image = page.open()
+        except PictureError as error:
+            problem = error
+        except OSError as error:
+            problem = PictureError(f"{page}: {error.strerror}")
+        else:
+            yield page, time, image
+            continue
+        if failed is None:
+            raise problem
+        failed(problem)

@@ -17,7 +17,7 @@ from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.layouts import module_name
 from paliglass.contrastive.index import fingerprint
 from paliglass.errors import CheckpointError, PaliglassError
-from paliglass.retrieval import load_colpali
+from paliglass.retrieval import load_colpali, save_colpali
 from paliglass.retrieval.folders import parts
 from paliglass.retrieval.index import embed_pages, embed_query
 
@@ -160,3 +160,22 @@ def test_bfloat16_gives_unit_vectors_of_float32(tmp_path: Path) -> None:
     vectors = embed_pages(model, processor, PICTURES)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:2]))
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_saved_and_loaded_is_the_same(tmp_path: Path, quantize: str | None) -> None:
+    folder = colpali_folder(tmp_path / "a", "engine")
+    edit_json(folder / "processor_config.json", query_prefix="Query: ")
+    model, processor = load_colpali(folder, device="cpu", quantize=quantize)
+    save_colpali(model, tmp_path / "b", processor)
+    again, other = load_colpali(tmp_path / "b", device="cpu")
+    assert torch.equal(embed_pages(again, other, PICTURES), embed_pages(model, processor, PICTURES))
+    assert torch.equal(embed_query(again, other, "a dog"), embed_query(model, processor, "a dog"))
+    with pytest.raises(CheckpointError, match="exists already"):
+        save_colpali(model, tmp_path / "b", processor)
+
+
+def test_another_programs_quantization_is_refused(tmp_path: Path) -> None:
+    folder = colpali_folder(tmp_path / "a")
+    edit_json(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    assert "'quantization_config' is {'quant_method': 'bitsandbytes'}" in refusal(folder)

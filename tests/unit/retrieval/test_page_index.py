@@ -176,6 +176,13 @@ def test_something_else_in_the_folder_is_named(
     assert path.exists()
 
 
+def test_a_shard_without_its_vectors_is_named(tmp_path: Path) -> None:
+    data = json.dumps({"model": "m", "pages": []})
+    save_file({"vectors": torch.zeros(0, T, D)}, tmp_path / "x.safetensors", {"pages": data})
+    with pytest.raises(PaliglassError, match="is no index of ColPali's"):
+        index(tmp_path)
+
+
 def test_rows_and_names_of_unlike_number_are_refused(tmp_path: Path) -> None:
     data = json.dumps({"model": "m", "pages": [["a.png", None, [1, 1]]]})
     save_file({"pages": torch.zeros(2, T, D)}, tmp_path / "x.safetensors", {"pages": data})
