@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from PIL import Image
-from tests.tiny import noise_picture, randomise, tiny_processor
+from tests.parity.reference_colpali import (
+    QUERIES,
+    pictures,
+    reference_processor,
+    their_pages,
+    their_queries,
+)
+from tests.tiny import randomise, tiny_processor
 from tests.tiny_colpali import adapter_folder, colpali_folder
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.retrieval.folders import load_colpali, save_colpali
@@ -19,33 +24,8 @@ from paliglass.retrieval.index import embed_pages, embed_query
 from paliglass.retrieval.modeling_colpali import ColPaliForRetrieval, late_interaction
 from paliglass.retrieval.processing import ColPaliProcessor
 
-SIDE, PLACES = 56, 16
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
-QUERIES = ["dog", "invoice total ; café 犬!", "  two  spaces\n", "a cap and an Englishman's dog"]
 GEMMA2 = {"model_type": "gemma2", "query_pre_attn_scalar": 16, "final_logit_softcapping": 3.0}
-
-
-def reference_processor(padding_side: str = "left") -> Any:
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(tiny_processor().tokenizer.to_str()),
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
-        padding_side=padding_side,
-        clean_up_tokenization_spaces=False,
-    )
-    pixels = transformers.SiglipImageProcessorPil(
-        size={"height": SIDE, "width": SIDE},
-        resample=transformers.image_utils.PILImageResampling.BICUBIC,
-    )
-    pixels.image_seq_length = PLACES
-    return transformers.ColPaliProcessor(pixels, fast)
-
-
-def pictures() -> list[Image.Image]:
-    return [noise_picture(seed=1), noise_picture(60, 40, seed=2), Image.new("RGB", (9, 9), "red")]
 
 
 def published(theirs: Any, folder: Path) -> Path:
@@ -88,11 +68,6 @@ def test_ids_and_pixels_of_pages() -> None:
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], atol=1e-6, rtol=0)
 
 
-def their_pages(theirs: Any) -> Tensor:
-    with torch.inference_mode():
-        return theirs(**reference_processor().process_images(pictures())).embeddings
-
-
 def test_vectors_of_pages(pair: tuple[Any, ColPaliForRetrieval, ColPaliProcessor]) -> None:
     theirs, ours, processor = pair
     vectors = embed_pages(ours, processor, pictures())
@@ -104,8 +79,8 @@ def test_vectors_of_padded_queries_and_of_each_alone(
     pair: tuple[Any, ColPaliForRetrieval, ColPaliProcessor],
 ) -> None:
     theirs, ours, processor = pair
+    expected = their_queries(theirs)
     with torch.inference_mode():
-        expected = theirs(**reference_processor().process_queries(QUERIES)).embeddings
         vectors = ours(**processor.queries(QUERIES))
     torch.testing.assert_close(vectors, expected, **TOLERANCE)
     for row, text in enumerate(QUERIES):
@@ -117,9 +92,7 @@ def test_scores(pair: tuple[Any, ColPaliForRetrieval, ColPaliProcessor]) -> None
     theirs, ours, processor = pair
     pages = embed_pages(ours, processor, pictures())
     queries = [embed_query(ours, processor, text) for text in QUERIES]
-    with torch.inference_mode():
-        theirs_queries = theirs(**reference_processor().process_queries(QUERIES)).embeddings
-    expected = reference_processor().score_retrieval(theirs_queries, their_pages(theirs))
+    expected = reference_processor().score_retrieval(their_queries(theirs), their_pages(theirs))
     scores = torch.stack([late_interaction(query, pages) for query in queries])
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(
