@@ -124,9 +124,13 @@ def test_drawings_show_the_page_below_its_heat(cli: Cli, docs: Path) -> None:
             assert pixels[..., 2].min() >= 128 * 0.4 - 4
     assert cli("search", docs, "a dog", "--out", "found").code == 1
     assert cli("search", docs, "a dog", "--out", "found", "--overwrite").code == 0
-    inside = cli("search", docs, "a dog", "--out", docs / "found")
+    inside = cli("search", docs, "a dog", "--recursive", "--out", docs / "found")
     assert inside.code == 1
     assert "would be taken for documents" in inside.err
+    assert cli("search", docs, "a dog", "--out", docs, "--overwrite").err == (
+        inside.err.replace("docs/found", "docs")
+    )
+    assert cli("search", docs, "a dog", "--out", docs / "found").code == 0
 
 
 def test_int8_and_the_other_layouts_find_too(cli: Cli, docs: Path) -> None:
@@ -197,7 +201,7 @@ def test_a_stopped_run_goes_on(cli: Cli, docs: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("command", "code", "problem"),
     [
-        (("search", "nowhere", "a dog"), 1, "nowhere: no such file"),
+        (("search", "nowhere", "a dog"), 1, "nowhere: is no folder and no file"),
         (("search", "docs", " "), 1, "the query is empty"),
         (("search", "docs", "a dog", "--index", "docs/lime.png"), 1, "ColPali's index is a folder"),
         (("search", "docs", "a dog", "-m", "mini"), 1, "is a PaliGemma and no ColPali"),

@@ -56,7 +56,7 @@ class SearchOptions(EncoderOptions):
     ] = None
 
 
-class Found(NamedTuple):
+class Hit(NamedTuple):
     """file: its absolute path. page: of a PDF, from 1. drawing: the file of one, if asked for."""
 
     file: str
@@ -103,11 +103,13 @@ def search(
 
     The index is kept; only what is new or has changed is encoded again.
     """
-    found: list[Found]
+    found: list[Hit]
     encoder: Encoder
+    if not documents.exists():
+        raise PictureError(f"{documents}: is no folder and no file")
     if _is_paligemma(options.model):
         if out is not None:
-            _refuse_out(out, documents, overwrite)
+            _refuse_out(out, documents, recursive, overwrite)
         encoder = ColPali(options)
         found = encoder.search(documents, text, top, index, recursive, out)
     else:
@@ -116,6 +118,12 @@ def search(
                 raise typer.BadParameter(
                     f"{flag} is for ColPali ({COLPALI}); {options.model} is a dual encoder"
                 )
+        if not documents.is_dir():
+            raise PictureError(
+                f"{documents}: is no folder; ColPali ({COLPALI}) searches single documents too"
+            )
+        if index is not None and index.is_dir():
+            raise PaliglassError(f"{index}: is a folder; a dual encoder's index is a file")
         encoder = DualSearch(options, options.batch_size or 32)
         found = encoder.search(documents, text, top, index, recursive)
     for some in found:
@@ -133,12 +141,13 @@ def search(
     encoder.finish()
 
 
-def _refuse_out(out: Path, documents: Path, overwrite: bool) -> None:
+def _refuse_out(out: Path, documents: Path, recursive: bool, overwrite: bool) -> None:
     """Raises PaliglassError where drawings would be taken for documents, or lie among others."""
-    if documents.is_dir() and out.resolve().is_relative_to(documents.resolve()):
+    place, searched = out.resolve(), documents.resolve()
+    if place == searched or (recursive and place.is_relative_to(searched)):
         raise PaliglassError(
-            f"{out}: lies in {documents}, where drawings would be taken for documents; choose "
-            "another folder for --out"
+            f"{out}: is searched itself, and drawings would be taken for documents; choose another "
+            "folder for --out"
         )
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise PaliglassError(
@@ -162,15 +171,10 @@ class DualSearch(Dual):
 
     def search(
         self, folder: Path, text: str, most: int, place: Path | None, recursive: bool
-    ) -> list[Found]:
+    ) -> list[Hit]:
         """The best, best first. place: of the index, a file."""
         from paliglass.contrastive.index import Index, embed_words
 
-        if not folder.is_dir():
-            hint = f"; ColPali ({COLPALI}) searches single documents too" if folder.exists() else ""
-            raise PictureError(f"{folder}: is no folder{hint}")
-        if place is not None and place.is_dir():
-            raise PaliglassError(f"{place}: is a folder; a dual encoder's index is a file")
         with_pdfs, _ = picture_names([str(folder)], recursive, pdfs=True)
         names = [os.path.abspath(name) for name in self.files([str(folder)], recursive)]
         if pdfs := len(with_pdfs) - len(names):
@@ -187,7 +191,7 @@ class DualSearch(Dual):
         ):
             _keep(now, path)
         query = embed_words(self.model, self.processor, [text])[0]
-        return [Found(name, None, score) for name, score in now.search(query, most)]
+        return [Hit(name, None, score) for name, score in now.search(query, most)]
 
 
 def _keep(index: Index, path: Path) -> None:
@@ -233,7 +237,7 @@ class ColPali(Encoder):
         place: Path | None,
         recursive: bool,
         out: Path | None,
-    ) -> list[Found]:
+    ) -> list[Hit]:
         """The best, best first. place: of the index, a folder. out: where they are drawn to."""
         from paliglass.retrieval.index import PageIndex, embed_query
 
@@ -246,9 +250,9 @@ class ColPali(Encoder):
         self._add(pages, index)
         found = index.search(query, pages, most)
         if out is None:
-            return [Found(page.file, page.number, score) for page, score in found]
+            return [Hit(page.file, page.number, score) for page, score in found]
         return [
-            Found(page.file, page.number, score, self._draw(page, index, query, text, rank, out))
+            Hit(page.file, page.number, score, self._draw(page, index, query, text, rank, out))
             for rank, (page, score) in enumerate(found, 1)
         ]
 

@@ -8,9 +8,11 @@ is embedded again.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +99,8 @@ class PageIndex:
                     self._places[page] = path, row
                 is_live |= now in (None, known)  # a file that is away may come back
             if not is_live:
-                path.unlink()
+                with contextlib.suppress(OSError):  # no right to: it does no harm
+                    path.unlink()
 
     def __contains__(self, page: Page) -> bool:
         return page in self._places
@@ -109,7 +112,7 @@ class PageIndex:
                 data = json.loads(file.metadata()["pages"])
                 shape = file.get_slice("pages").get_shape()
             rows = [
-                (Page(str(name), number), (int(time), int(size)))
+                (Page(str(name), number and int(number)), (int(time), int(size)))
                 for name, number, (time, size) in data["pages"]
             ]
             model = data["model"]
@@ -149,6 +152,7 @@ class PageIndex:
         if missing:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.folder).close()
             except OSError as error:
                 raise PaliglassError(
                     f"{self.folder}: the index cannot be kept there ({error.strerror}); --index "
