@@ -5,17 +5,30 @@ python -m workshop.parity_table
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from tests.parity.reference import logits_of, pair
+from tests.parity.reference_colpali import (
+    QUERIES,
+    pictures,
+    reference_processor,
+    their_pages,
+    their_queries,
+)
 from tests.tiny import GEMMA2, make_batch, tiny_config
+from tests.tiny_colpali import colpali_folder
 
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.layouts import module_name
 from paliglass.inspect.bench import greedy
+from paliglass.retrieval import load_colpali
+from paliglass.retrieval.index import embed_pages, embed_query
+from paliglass.retrieval.modeling_colpali import late_interaction
 from workshop.commands import run
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "big_vision"
@@ -72,10 +85,37 @@ def big_vision_rows() -> list[tuple[str, str, float]]:
     return rows
 
 
+def colpali_rows() -> list[tuple[str, str, float]]:
+    """Vectors of pages and padded queries and their scores; and what int8 makes of the vectors."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = colpali_folder(Path(place) / "colpali")
+        theirs = transformers.ColPaliForRetrieval.from_pretrained(folder).eval()
+        ours, processor = load_colpali(folder, device="cpu")
+        small, _ = load_colpali(folder, device="cpu", quantize="int8")
+        with torch.inference_mode():
+            queries = ours(**processor.queries(QUERIES))
+        pages, their_vectors = embed_pages(ours, processor, pictures()), their_pages(theirs)
+        alone = [embed_query(ours, processor, text) for text in QUERIES]
+        scores = torch.stack([late_interaction(query, pages) for query in alone])
+        expected = reference_processor().score_retrieval(their_queries(theirs), their_vectors)
+        cosines = (pages * embed_pages(small, processor, pictures())).sum(-1)
+    gaps = {
+        "vectors of pages": pages - their_vectors,
+        "vectors of queries": queries - their_queries(theirs),
+        "scores": scores - expected,
+    }
+    rows = [
+        ("transformers", f"ColPali, {w}, float32", g.abs().max().item()) for w, g in gaps.items()
+    ]
+    mean, least = 1 - cosines.mean().item(), 1 - cosines.min().item()
+    rows += [("ours in float32", "ColPali in int8, 1 − cosine of vectors, mean", mean)]
+    return [*rows, ("ours in float32", "ColPali in int8, 1 − cosine of vectors", least)]
+
+
 def parity_table() -> None:
     """Print how far logits, losses, gradients and tokens lie from the others'."""
     print("| compared with | what | largest difference |\n|---|---|---|")
-    for reference, what, gap in transformers_rows() + big_vision_rows():
+    for reference, what, gap in [*transformers_rows(), *colpali_rows(), *big_vision_rows()]:
         print(f"| {reference} | {what} | {gap:.1e} |" if gap else f"| {reference} | {what} | 0 |")
 
 

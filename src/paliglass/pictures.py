@@ -18,8 +18,8 @@ import threading
 import unicodedata
 import urllib.parse
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,7 @@ __all__ = [
     "Picture",
     "Pictures",
     "PreparedPicture",
+    "count_pdf_pages",
     "find_file",
     "load_picture",
     "picture_rows",
@@ -112,6 +113,7 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Pictures too, yet of formats that are not read: a folder's are to be named, not passed over."""
 
+_PDF = re.compile(rb"[\s\x00\xef\xbb\xbf]*%PDF-")  # how one begins
 _PDF_SCALE = 2.0  # pixels a point: 144 dots an inch
 _PDF_LONGEST = 4096  # pixels; a larger page is drawn smaller
 _PDF_LOCK = threading.Lock()  # PDFium is not made for threads
@@ -151,10 +153,17 @@ def load_picture(source: Picture, frame: int | None = None) -> Image.Image:
     no such frame, or is so large once unpacked that it would fill the memory.
     """
     name = _name(source)
+    with _picture_errors(name):
+        return _load(source, name, frame)
+
+
+@contextmanager
+def _picture_errors(name: str) -> Iterator[None]:
+    """Turns whatever the block raises into a PictureError that names the picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on odd metadata; size is checked here
-            return _load(source, name, frame)
+            yield
     except PictureError:
         raise
     except FileNotFoundError:
@@ -168,6 +177,19 @@ def load_picture(source: Picture, frame: int | None = None) -> Image.Image:
         raise PictureError(f"{name}: cannot be read ({why})") from None
     except Exception as error:  # decoders raise all kinds on broken files, MemoryError too
         raise PictureError(f"{name}: cannot be read ({reason(error)})") from error
+
+
+def count_pdf_pages(path: str | os.PathLike[str]) -> int:
+    """How many pages a PDF has; 0 for a file of another kind.
+
+    Raises PictureError, naming the file, where it is missing or broken, or the library for PDFs is.
+    """
+    name = _name(path)
+    with _picture_errors(name), _open(find_file(path)) as file:
+        if not _PDF.match(file.read(1024)):
+            return 0
+        with _pdf_document(file, name) as document:
+            return len(document)
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:
@@ -284,7 +306,7 @@ def _from_file(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
         raise PictureError(f"{name}: is open as text; open it in binary mode")
     if not start:
         raise PictureError(f"{name}: is empty")
-    if re.match(rb"[\s\x00\xef\xbb\xbf]*%PDF-", start):
+    if _PDF.match(start):
         return to_rgb(_pdf_page(file, name, frame), name)
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -305,7 +327,8 @@ def _from_file(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
         raise PictureError(f"{name}: is not a picture") from None
 
 
-def _pdf_page(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
+@contextmanager
+def _pdf_document(file: IO[bytes], name: str) -> Iterator[Any]:
     try:
         import pypdfium2
     except ImportError:
@@ -314,6 +337,11 @@ def _pdf_page(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
         ) from None
     file.seek(0)
     with _PDF_LOCK, closing(pypdfium2.PdfDocument(file.read())) as document:
+        yield document
+
+
+def _pdf_page(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
+    with _pdf_document(file, name) as document:
         if (frame or 1) > len(document):
             raise PictureError(f"{name}: there is no page {frame}, it has {len(document)}")
         page = document[(frame or 1) - 1]

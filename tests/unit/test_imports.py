@@ -43,6 +43,7 @@ ORDER = {
     "evaluation": "how right a model is",
     "training": "fine-tuning, LoRA, sharding; one loop",
     "contrastive": "dual encoders: CLIP, SigLIP, zero-shot, search",
+    "retrieval": "ColPali: pages of documents, found by late interaction",
     "inspect": "what a checkpoint needs, whether it is right, what a run computed; the lessons",
     "lab": "mini in a web page, every part there to be looked at and broken",
     "serving": "the model over HTTP: one batch, OpenAI's and Moondream's interfaces",

@@ -148,11 +148,21 @@ def gemma_to_json(config: GemmaConfig) -> dict[str, Any]:
     return data
 
 
+def is_colpali(data: dict[str, Any]) -> bool:
+    """Whether config.json is ColPali's, in transformers' layout or colpali-engine's."""
+    return data.get("model_type") == "colpali" or data.get("architectures") == ["ColPali"]
+
+
 def paligemma_from_json(data: dict[str, Any]) -> PaliGemmaConfig:
     """Reads config.json's data.
 
     Raises ConfigError naming the key that is missing, unknown or of an impossible value.
     """
+    if is_colpali(data):
+        raise ConfigError(
+            "is a ColPali, which finds pages and writes nothing; `paliglass search DOCUMENTS TEXT "
+            "--model …` uses it, in Python paliglass.retrieval.load_colpali"
+        )
     if data.get("model_type", "paligemma") != "paligemma":
         raise ConfigError(
             f"model_type is {data['model_type']!r}; paliglass loads 'paligemma' checkpoints "

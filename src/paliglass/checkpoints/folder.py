@@ -212,6 +212,15 @@ def tensor_sizes(folder: Path) -> list[tuple[int, int]]:
     return list(sizes.values())
 
 
+def tensor_names(folder: Path) -> set[str]:
+    """Our names of all tensors, from the headers."""
+    names: set[str] = set()
+    for file in weight_files(folder):
+        with open_tensors(file) as shard:
+            names.update(map(module_name, shard.keys()))
+    return names
+
+
 def read_tensors(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
     """(our name, the file's name, memory-mapped tensor) for every tensor of every shard.
 

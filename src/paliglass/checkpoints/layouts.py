@@ -3,6 +3,8 @@
 (a) language_model.model.layers.0.…   vision_tower.vision_model.encoder.…   ours, published
 (b) model.language_model.layers.0.…   model.vision_tower.vision_model.…     lm_head
 (c) language_model.model.layers.0.…   vision_tower.encoder.…                transformers 5
+(d) vlm.… before any of these, and embedding_proj_layer.…                   ColPali, transformers
+(e) model.… before any of these, and custom_text_proj.…                     ColPali, colpali-engine
 """
 
 from __future__ import annotations
@@ -12,14 +14,21 @@ import re
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
 
+_WRAPPED = r"^(?:vlm\.)?(?:model\.)*"
 _RULES = (
-    (re.compile(r"^model\.language_model\."), "language_model.model."),
-    (re.compile(r"^model\.(vision_tower|multi_modal_projector)\."), r"\1."),
-    (re.compile(r"^lm_head\."), "language_model.lm_head."),
     (
-        re.compile(r"^vision_tower\.(embeddings|encoder|post_layernorm)\."),
-        r"vision_tower.vision_model.\1.",
+        re.compile(_WRAPPED + r"language_model\.(?:model\.)?(?=embed_tokens|layers|norm)"),
+        "language_model.model.",
     ),
+    (re.compile(_WRAPPED + r"(?:language_model\.)?lm_head\."), "language_model.lm_head."),
+    (
+        re.compile(
+            _WRAPPED + r"vision_tower\.(?:vision_model\.)?(?=embeddings|encoder|post_layernorm)"
+        ),
+        "vision_tower.vision_model.",
+    ),
+    (re.compile(_WRAPPED + r"multi_modal_projector\."), "multi_modal_projector."),
+    (re.compile(r"^custom_text_proj(?=\.|$)"), "embedding_proj_layer"),
 )
 
 

@@ -1,9 +1,8 @@
-"""embed, search, classify, similarity: what a dual encoder is good for."""
+"""embed, classify, similarity: what a dual encoder is good for; `search` is beside it."""
 
 from __future__ import annotations
 
 import json as json_text
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from paliglass.contrastive.processing import ContrastiveProcessor
 
 MODEL_HELP = "mini-dual, a folder, or a SigLIP checkpoint's hub id."
-INDEX = Path(".paliglass") / "index.safetensors"
 
 Pictures = Annotated[
     list[str],
@@ -52,8 +50,8 @@ Texts = Annotated[
 
 
 @dataclass(frozen=True)
-class DualOptions:
-    """Which dual encoder, and how it is run."""
+class EncoderOptions:
+    """Which encoder, and where it runs."""
 
     panel = "Model"
 
@@ -65,17 +63,53 @@ class DualOptions:
     ] = "mini-dual"
     device: DeviceOption = "auto"
     dtype: DtypeOption = "auto"
+
+
+@dataclass(frozen=True)
+class DualOptions(EncoderOptions):
+    """Which dual encoder, and how it is run."""
+
+    panel = "Model"
+
     batch_size: BatchSizeOption = 32
 
 
-class Dual:
-    """A loaded dual encoder, and the count of pictures that could not be read."""
+class Encoder:
+    """What commands with an encoder have in common: they count what could not be read."""
 
-    def __init__(self, options: DualOptions) -> None:
+    what = "pictures"
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.failures = 0
+        self.empty = 0
+
+    def files(self, arguments: list[str], recursive: bool, pdfs: bool = False) -> list[str]:
+        """The files that arguments stand for; an empty folder is named on stderr."""
+        names, complaints = picture_names(arguments, recursive, pdfs)
+        for complaint in complaints:
+            complain(complaint)
+        self.empty += len(complaints)
+        self.total = len(names)
+        return names
+
+    def finish(self) -> None:
+        """Ends with exit code 1 where a picture could not be read or a folder is empty."""
+        if self.failures:
+            fail(f"{self.failures} of {self.total} {self.what} could not be read")
+        if self.empty:
+            raise typer.Exit(1)
+
+
+class Dual(Encoder):
+    """A loaded dual encoder."""
+
+    def __init__(self, options: EncoderOptions, batch_size: int = 32) -> None:
         from paliglass.checkpoints.hub import locate
 
+        super().__init__()
         folder = locate(options.model)  # before torch is imported, which takes seconds
-        self.batch_size = options.batch_size
+        self.batch_size = batch_size
         self.model: ContrastiveModel
         self.processor: ContrastiveProcessor
         with waiting(f"loading {options.model}"):
@@ -84,8 +118,6 @@ class Dual:
 
             self.model, self.processor = load_contrastive(folder, options.device, options.dtype)
             self.fingerprint = fingerprint(folder)
-        self.failures = 0
-        self.empty = 0
 
     def index(self, names: list[str], known: Index | None = None) -> Index:
         """The pictures' index; those that are broken are named on stderr and left out."""
@@ -110,21 +142,6 @@ class Dual:
                 failed=failed,
                 done=screen.advance,
             )
-
-    def pictures(self, arguments: list[str], recursive: bool) -> list[str]:
-        """The pictures that arguments stand for; an empty folder is named on stderr."""
-        names, complaints = picture_names(arguments, recursive)
-        for complaint in complaints:
-            complain(complaint)
-        self.empty += len(complaints)
-        return names
-
-    def finish(self, total: int) -> None:
-        """Ends with exit code 1 where a picture could not be read or a folder is empty."""
-        if self.failures:
-            fail(f"{self.failures} of {total} pictures could not be read")
-        if self.empty:
-            raise typer.Exit(1)
 
 
 @command
@@ -151,10 +168,10 @@ def embed(
         raise typer.BadParameter(f"--out {out}: embed writes .safetensors files, not {out.suffix}")
     _refuse_stdin(pictures)
     refuse_existing_file(out, overwrite)
-    encoder = Dual(dual)
+    encoder = Dual(dual, dual.batch_size)
     from paliglass.contrastive.index import embed_words
 
-    names = encoder.pictures(pictures, recursive)
+    names = encoder.files(pictures, recursive)
     index = encoder.index(names)
     if text:
         index.words = list(text)
@@ -163,76 +180,12 @@ def embed(
     texts = f" and {len(index.words)} texts" if text else ""
     width = encoder.model.config.projection_dim
     print(f"{out}: {len(index.names)} pictures{texts}, {width} numbers each")
-    encoder.finish(len(names))
+    encoder.finish()
 
 
 def _refuse_stdin(pictures: list[str]) -> None:
     if STDIN in pictures:
         raise typer.BadParameter("- : these pictures have names; give a file for standard input")
-
-
-@command
-def search(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
-    text: Annotated[str, typer.Argument(help="What to look for.")],
-    *,
-    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many to show.")] = 10,
-    index: Annotated[
-        Path | None,
-        typer.Option(
-            dir_okay=False, help="Where the index is kept.", show_default="FOLDER/.paliglass"
-        ),
-    ] = None,
-    recursive: RecursiveOption = False,
-    json: JsonLines = False,
-    dual: DualOptions,
-) -> None:
-    """Find the pictures that a text describes: paliglass search FOLDER "a red apple".
-
-    The folder's index is kept; only pictures that are new or have changed are encoded again.
-    """
-    if not folder.is_dir():
-        raise PictureError(f"{folder}: is no folder")
-    encoder = Dual(dual)
-    from paliglass.contrastive.index import Index, embed_words
-
-    names = [os.path.abspath(name) for name in encoder.pictures([str(folder)], recursive)]
-    path = folder / INDEX if index is None else index
-    width = encoder.model.config.projection_dim
-    known = Index.load(path, encoder.fingerprint, width) if path.exists() else None
-    now = encoder.index(names, known)
-    if known is None or (known.model, known.names, known.stamps) != (
-        now.model,
-        now.names,
-        now.stamps,
-    ):
-        _keep(now, path)
-    if now.names:
-        query = embed_words(encoder.model, encoder.processor, [text])[0]
-        for name, score in now.search(query, top):
-            shown = os.path.join(folder, os.path.relpath(name, folder))
-            if json:
-                print(
-                    json_text.dumps({"file": shown, "score": round(score, 4)}, ensure_ascii=False)
-                )
-            else:
-                print(f"{score:.3f}\t{printable(shown) if sys.stdout.isatty() else shown}")
-    encoder.finish(len(names))
-
-
-def _keep(index: Index, path: Path) -> None:
-    """Saves an index where that can be done; what was found is worth showing all the same."""
-    is_new = not path.exists()
-    try:
-        index.save(path)
-    except OSError as error:
-        note(
-            f"{path}: the index cannot be kept ({error.strerror}) and will be made anew; "
-            "--index FILE keeps it elsewhere"
-        )
-    else:
-        if is_new:
-            note(f"the index is kept in {path}; --index FILE keeps it elsewhere")
 
 
 @command
@@ -277,11 +230,11 @@ def classify(
     if not pictures or not labels:
         raise typer.BadParameter('give pictures, then the labels: classify PICTURE "dog ; cat"')
     tell_unknown(labels, dual.model)
-    encoder = Dual(dual)
+    encoder = Dual(dual, dual.batch_size)
     from paliglass.contrastive.zero_shot import TEMPLATES
     from paliglass.contrastive.zero_shot import classify as probabilities
 
-    names = encoder.pictures(pictures, recursive)
+    names = encoder.files(pictures, recursive)
     with Screen(len(names)) as screen:
         for name in names:
             try:
@@ -302,7 +255,7 @@ def classify(
                 shown = printable(name) if sys.stdout.isatty() else name
                 screen.answer(answer if len(names) == 1 else f"{shown}\t{answer}")
             screen.advance()
-    encoder.finish(len(names))
+    encoder.finish()
 
 
 @command
@@ -327,10 +280,10 @@ def similarity(
     _refuse_stdin(pictures)
     if out is not None:
         refuse_existing_file(out, overwrite)
-    encoder = Dual(dual)
+    encoder = Dual(dual, dual.batch_size)
     from paliglass.contrastive.index import embed_words
 
-    names = encoder.pictures(pictures, recursive)
+    names = encoder.files(pictures, recursive)
     index = encoder.index(names)
     if index.names:
         cosines = (index.images @ embed_words(encoder.model, encoder.processor, text).T).tolist()
@@ -356,4 +309,4 @@ def similarity(
             for name, row in zip(index.names, cosines, strict=True):
                 table.add_row(Text(printable(name)), *(f"{value:.3f}" for value in row))
             Console().print(table)
-    encoder.finish(len(names))
+    encoder.finish()

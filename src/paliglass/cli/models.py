@@ -195,19 +195,27 @@ def convert(
     _locate(source, adapter)
     from paliglass.checkpoints.saving import refuse_existing, save_folder
     from paliglass.model import load
+    from paliglass.retrieval.folders import is_colpali_checkpoint, load_colpali, save_colpali
 
     refuse_existing(target)
-    how: dict[str, Any] = {"dtype": dtype, "tokenizer": tokenizer, "adapter": adapter}
-    if quantize is not None:
-        how["quantize"] = quantize
-    with waiting(f"loading {source}"):
-        model = load(source, device="cpu", fast=False, **how, **overrides)
-    with waiting(f"writing {target}"):
-        save_folder(model.model, target, model.processor, companions(source))
+    how: dict[str, Any] = {"device": "cpu", "dtype": dtype, "quantize": quantize, "fast": False}
+    is_colpali = is_colpali_checkpoint(source)
+    if is_colpali and (overrides or tokenizer or adapter):
+        raise typer.BadParameter(f"--set, --tokenizer and --adapter: {source} is a ColPali")
+    if is_colpali:
+        with waiting(f"loading {source}"):
+            colpali, processor = load_colpali(source, **how)
+        with waiting(f"writing {target}"):
+            save_colpali(colpali, target, processor)
+    else:
+        with waiting(f"loading {source}"):
+            model = load(source, tokenizer=tokenizer, adapter=adapter, **how, **overrides)
+        with waiting(f"writing {target}"):
+            save_folder(model.model, target, model.processor, companions(source))
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes
 
-    hint = "" if quantize else f"; check it with: paliglass verify {target}"
+    hint = "" if quantize or is_colpali else f"; check it with: paliglass verify {target}"
     print(f"{target}: {gigabytes(size)}{hint}")
 
 

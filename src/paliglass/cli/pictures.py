@@ -22,12 +22,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def picture_names(arguments: Sequence[str], recursive: bool = False) -> tuple[list[str], list[str]]:
+def picture_names(
+    arguments: Sequence[str], recursive: bool = False, pdfs: bool = False
+) -> tuple[list[str], list[str]]:
     """(files, complaints): files in order and each once, of files, folders, patterns and `-`.
 
     A folder stands for its own pictures, sorted; with `recursive` also for those in its folders,
     save what an earlier run drew. A pattern that the shell left alone means what it means in a
-    shell, though a file that links lead to by several ways is one. Files need not exist.
+    shell, though a file that links lead to by several ways is one. Files need not exist. pdfs: take
+    a folder's PDFs too.
     Complained of are folders without pictures, pictures in them of formats that are not read, and
     folders in them that cannot be opened.
     """
@@ -39,11 +42,12 @@ def picture_names(arguments: Sequence[str], recursive: bool = False) -> tuple[li
         for name in matches or [argument]:
             files = [name]
             if os.path.isdir(name):
-                files, others = _folder(Path(name), recursive)
+                files, others = _folder(Path(name), recursive, pdfs)
                 complaints += others
                 if not files and not others:
                     hint = "" if recursive else "; --recursive looks into its folders"
-                    complaints.append(f"{name}: holds no pictures ({_suffixes()}){hint}")
+                    what = "neither pictures nor PDFs" if pdfs else f"no pictures ({_suffixes()})"
+                    complaints.append(f"{name}: holds {what}{hint}")
             for file in files:
                 names.setdefault(identity(file), file)
     return list(names.values()), complaints
@@ -57,7 +61,7 @@ def _once(names: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def _folder(folder: Path, recursive: bool) -> tuple[list[str], list[str]]:
+def _folder(folder: Path, recursive: bool, pdfs: bool) -> tuple[list[str], list[str]]:
     """(the pictures in a folder, what to complain of)."""
     from paliglass.pictures import SUFFIXES, UNREAD_SUFFIXES
 
@@ -80,7 +84,7 @@ def _folder(folder: Path, recursive: bool) -> tuple[list[str], list[str]]:
     found = [
         str(path)
         for path, suffix in suffixes.items()
-        if suffix in SUFFIXES
+        if (suffix in SUFFIXES or (pdfs and suffix == ".pdf"))
         and not (path.parent != folder and is_drawing(path))
         and path.is_file()
     ]

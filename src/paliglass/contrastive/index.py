@@ -96,19 +96,27 @@ class Index:
         ]
 
 
-def fingerprint(folder: Path) -> str:
-    """Tells checkpoints apart: by their checksums where they have them, else by files' stamps."""
-    known = hashlib.sha256((folder / "config.json").read_bytes())
-    checksums = folder / "checksums.json"
-    if checksums.is_file():
-        known.update(checksums.read_bytes())
-    else:
-        for path in sorted(folder.glob("*.safetensors")):
-            known.update(repr((path.name, *_stamp(path))).encode())
+def fingerprint(*folders: Path) -> str:
+    """Tells checkpoints apart: by their checksums where they have them, else by files' stamps.
+
+    folders: a model's, and that of an adapter.
+    """
+    known = hashlib.sha256()
+    for folder in folders:
+        for name in ("config.json", "adapter_config.json"):
+            if (folder / name).is_file():
+                known.update((folder / name).read_bytes())
+        checksums = folder / "checksums.json"
+        if checksums.is_file():
+            known.update(checksums.read_bytes())
+        else:
+            for path in sorted(folder.glob("*.safetensors")):
+                known.update(repr((path.name, *stamp(path))).encode())
     return known.hexdigest()
 
 
-def _stamp(path: str | Path) -> Stamp:
+def stamp(path: str | Path) -> Stamp:
+    """A file's time of change (ns) and size. Raises OSError."""
     status = os.stat(path)
     return status.st_mtime_ns, status.st_size
 
@@ -193,7 +201,7 @@ def _stamps(
 ) -> Iterator[tuple[str, Stamp]]:
     for name in names:
         try:
-            yield name, _stamp(name)
+            yield name, stamp(name)
         except OSError as error:
             problem = PictureError(f"{name}: {error.strerror}")
             if failed is None:
