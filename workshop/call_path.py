@@ -1,0 +1,106 @@
+"""The way of a picture to its answer: the files, functions and frames that `caption` enters.
+
+    python -m workshop.call_path            the plain modules
+    python -m workshop.call_path --fast     with what replaces them on this processor
+
+A function counts once, whoever calls it; a frame is one of paliglass's own, torch's between them
+are not counted. The first frame is the call itself, the last the decoder's attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+
+import paliglass
+
+PACKAGE = Path(paliglass.__file__).parent
+
+__all__ = ["CallPath", "follow"]
+
+
+class CallPath:
+    """What a call entered: functions by file, and the frames from it to the deepest attention."""
+
+    def __init__(self) -> None:
+        self.functions: defaultdict[str, set[str]] = defaultdict(set)
+        self.frames: list[str] = []
+        self._names: dict[CodeType, tuple[str, str] | None] = {}
+
+    @property
+    def num_functions(self) -> int:
+        return sum(map(len, self.functions.values()))
+
+    def enter(self, frame: FrameType) -> None:
+        """Takes in a frame that has just begun."""
+        named = self._named(frame.f_code)
+        if named is None:
+            return
+        self.functions[named[0]].add(named[1])
+        if named[0].endswith("attention.py"):
+            frames = self._stack(frame)
+            # The vision tower runs first; of the decoder's frames the first are kept.
+            if any("modeling_gemma" in name or "fast/" in name for name in frames) and (
+                len(frames) > len(self.frames)
+            ):
+                self.frames = frames
+
+    def _stack(self, frame: FrameType | None) -> list[str]:
+        frames = []
+        while frame is not None:
+            if named := self._named(frame.f_code):
+                frames.append(f"{named[0]}: {named[1]}")
+            frame = frame.f_back
+        return frames[::-1]
+
+    def _named(self, code: CodeType) -> tuple[str, str] | None:
+        """File and name of a function of paliglass; None for others' and for what is no function."""
+        if code not in self._names:
+            path = Path(code.co_filename)
+            own = path.is_relative_to(PACKAGE) and code.co_name != "<module>"
+            self._names[code] = (
+                (path.relative_to(PACKAGE).as_posix(), code.co_qualname) if own else None
+            )
+        return self._names[code]
+
+
+def follow(call: Callable[[], Any]) -> CallPath:
+    """Runs a call and returns what it entered."""
+    path = CallPath()
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _: path.enter(frame) if event == "call" else None)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fast", action="store_true", help="with what replaces plain modules")
+    parser.add_argument("--functions", action="store_true", help="name the functions of each file")
+    options = parser.parse_args()
+    model = paliglass.load("mini", device="cpu", fast=options.fast)
+    picture = np.zeros((64, 96, 3), np.uint8)
+    model.caption(picture)  # what is imported or measured at first use is no part of the way
+    path = follow(lambda: model.caption(picture))
+    for file, names in sorted(path.functions.items()):
+        print(f"{len(names):4} {file}")
+        if options.functions:
+            print(*(f"       {name}" for name in sorted(names)), sep="\n")
+    print(f"{len(path.functions)} files, {path.num_functions} functions")
+    print(f"{len(path.frames)} frames from the call to the decoder's attention:")
+    for depth, name in enumerate(path.frames, 1):
+        print(f"{depth:4} {name}")
+
+
+if __name__ == "__main__":
+    main()
