@@ -61,7 +61,7 @@ class CallPath:
         return frames[::-1]
 
     def _named(self, code: CodeType) -> tuple[str, str] | None:
-        """File and name of a function of paliglass; None for others' and for what is no function."""
+        """File and name of a function of paliglass; None for others and for a module."""
         if code not in self._names:
             path = Path(code.co_filename)
             own = path.is_relative_to(PACKAGE) and code.co_name != "<module>"

@@ -31,9 +31,9 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.processes import fast_precision, make_accelerator
 from workshop.commands import CACHE, WorldCache
 from workshop.commands import run as run_command
-from workshop.pretrain.batches import TASKS, SceneBatch, batches
+from workshop.pretrain.batches import SceneBatch, batches
 from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
-from workshop.pretrain.recipe import MINI, PretrainRecipe
+from workshop.pretrain.recipe import MINI, TASKS, PretrainRecipe
 from workshop.world import World
 from workshop.world.splits import Split
 

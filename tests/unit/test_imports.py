@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import paliglass
 from paliglass import fast
 
 SOURCE = Path(paliglass.__file__).parent
+WORKSHOP = Path(__file__).parents[2] / "workshop"
 
 # Every module and package, from the ground up: each imports from those above it in this list, and
 # from itself. The README's tree is printed from it.
@@ -90,6 +92,42 @@ def test_imports_go_one_way(path: Path) -> None:
         if other is not None:
             assert other[0] == own[0] or other[1] < own[1], f"{path.name} imports {module}"
         assert not module.startswith("workshop"), f"{path.name} imports {module}"
+
+
+def modules(folder: Path) -> dict[str, Path]:
+    """Every module's file by its name, that of a package too."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_names(path: Path) -> set[tuple[str, str]]:
+    """(module, name) of every `from module import name` in a file; of `import module`, no name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.update((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.update((alias.name, "") for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("folder", [SOURCE, WORKSHOP], ids=lambda p: p.name)
+def test_no_files_import_each_other_in_a_circle(folder: Path) -> None:
+    """Imports for a type checker alone, and inside functions, count too."""
+    known = modules(folder)
+    assert len(known) > 20
+    graph = {}
+    for own, path in known.items():
+        # Of `from package import module` the module, not what the package hands out.
+        full = {(module, f"{module}.{name}") for module, name in imported_names(path)}
+        graph[own] = {name if name in known else module for module, name in full} & known.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_what_is_fast_has_one_door() -> None:

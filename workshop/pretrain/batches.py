@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from paliglass.layers.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.order import batch_indices, share_of
-
-if TYPE_CHECKING:
-    from workshop.pretrain.recipe import PretrainRecipe
-
-TASKS = ("caption", "answer", "detect", "segment", "ocr")
+from workshop.pretrain.recipe import TASKS, PretrainRecipe
 
 
 @dataclass

@@ -87,7 +87,14 @@ class Engine:
         self._model: PaliGemma | None = None
         self.batch: RunningBatch | None = None
         self.thread = threading.Thread(target=self._live, name="model", daemon=True)
-        self.metrics.watch(self)
+        self.metrics.watch(
+            lambda: len(self.line),
+            lambda: self.num_running,
+            {
+                "features": lambda: self.batch.features.num_bytes if self.batch else 0,
+                "prefixes": lambda: self.batch.prefixes.num_bytes if self.batch else 0,
+            },
+        )
 
     # ------------------------------------------------------------- the scheduler
 
