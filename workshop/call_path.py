@@ -3,8 +3,8 @@
     python -m workshop.call_path            the plain modules
     python -m workshop.call_path --fast     with what replaces them on this processor
 
-A function counts once, whoever calls it; a frame is one of paliglass's own, torch's between them
-are not counted. The first frame is the call itself, the last the decoder's attention.
+A function counts once, whoever calls it. Frames are paliglass's own, without torch's between them:
+the first is the call itself, the last the decoder's attention.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ class CallPath:
         self.functions[named[0]].add(named[1])
         if named[0].endswith("attention.py"):
             frames = self._stack(frame)
-            # The vision tower runs first; of the decoder's frames the first are kept.
-            if any("modeling_gemma" in name or "fast/" in name for name in frames) and (
-                len(frames) > len(self.frames)
-            ):
+            is_decoder = not any(name.startswith("modeling_siglip") for name in frames)
+            if is_decoder and len(frames) > len(self.frames):
                 self.frames = frames
 
     def _stack(self, frame: FrameType | None) -> list[str]:
@@ -64,7 +62,8 @@ class CallPath:
         """File and name of a function of paliglass; None for others and for a module."""
         if code not in self._names:
             path = Path(code.co_filename)
-            own = path.is_relative_to(PACKAGE) and code.co_name != "<module>"
+            # Not `<module>`; nor `<listcomp>` and such, which later Pythons make no frames of.
+            own = path.is_relative_to(PACKAGE) and not code.co_name.startswith("<")
             self._names[code] = (
                 (path.relative_to(PACKAGE).as_posix(), code.co_qualname) if own else None
             )

@@ -24,9 +24,9 @@ import typer
 
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.mask_codec import load_mask_codec
 from paliglass.contrastive.folders import initialize_vision_tower
 from paliglass.files import write_whole
-from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.processes import fast_precision, make_accelerator
 from workshop.commands import CACHE, WorldCache
@@ -63,7 +63,7 @@ def train_one(start: str, options: Start) -> None:
     torch.set_num_threads(1)
     mini = locate("mini")
     processor = PaliGemmaProcessor(load_tokenizer(mini), MINI.num_image_tokens, SIZE)
-    codec = MaskCodec.load(mini / "mask_codec.safetensors")
+    codec = load_mask_codec(mini / "mask_codec.safetensors")
 
     def world(split: Split) -> World:
         return World(options.world_cache, split, size=SIZE, codec=codec)

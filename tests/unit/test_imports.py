@@ -23,6 +23,7 @@ ORDER = {
     "files": "JSON read with an error that names the file; anything written whole or not",
     "tensors": "safetensors files, their numbers checked",
     "config": "the shapes: SigLipConfig, GemmaConfig, PaliGemmaConfig, PRESETS",
+    "lru_cache": "as much as fits of what may be asked for again",
     "colours": "what Pillow has opened -> 8-bit sRGB, upright, over white",
     "pictures": "whatever you call a picture -> upright RGB",
     "fetching": "a picture behind an https address, for who opts in",

@@ -207,7 +207,7 @@ def companions(source: str) -> dict[str, bytes]:
     """What else belongs to a model: its mask codec and its calibration, by file name."""
     from paliglass.checkpoints.adapters import with_base
     from paliglass.checkpoints.hub import locate
-    from paliglass.model import CODEC
+    from paliglass.checkpoints.mask_codec import CODEC
     from paliglass.tasks.confidence import FILE
 
     place, _ = with_base(locate(source))

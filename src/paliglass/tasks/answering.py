@@ -326,8 +326,8 @@ def parse_answer(
         text: `<loc0000>` ×4, for masks `<seg000>` ×16, and a label, with ` ; ` between them.
         size: width and height of the upright picture.
         mask_codec: what turns codes into masks, as a loaded model's `mask_codec`, or
-            `MaskCodec.from_npz("vae-oid.npz")`. Without it, or where it has not such codes, objects
-            are boxes only.
+            `checkpoints.load_mask_codec("vae-oid.npz")`. Without it, or without such
+            codes, objects are boxes only.
         picture: for `draw()` and notebooks.
 
     Scores are 1: a text does not tell how sure the model was.
