@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -54,6 +56,7 @@ ORDER = {
 MODELS = sorted(p for p in SOURCE.glob("modeling_*.py") if "mask_codec" not in p.name)
 MODELS += sorted((SOURCE / "layers").glob("*.py"))
 TOP = ("__init__", "__main__")  # which hand out the names
+INNER = ("fast", "lab")  # packages with a door: what stands behind it is their own
 
 
 def place_of(module: str) -> tuple[str, int] | None:
@@ -95,6 +98,7 @@ def test_imports_go_one_way(path: Path) -> None:
         assert not module.startswith("workshop"), f"{path.name} imports {module}"
 
 
+@cache
 def modules(folder: Path) -> dict[str, Path]:
     """Every module's file by its name, that of a package too."""
     found = {}
@@ -104,6 +108,7 @@ def modules(folder: Path) -> dict[str, Path]:
     return found
 
 
+@cache
 def imported_names(path: Path) -> set[tuple[str, str]]:
     """(module, name) of every `from module import name` in a file; of `import module`, no name."""
     found = set()
@@ -129,6 +134,38 @@ def test_no_files_import_each_other_in_a_circle(folder: Path) -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def public_modules() -> list[str]:
+    """Those that define something, save what stands behind a package's door."""
+    return [
+        name
+        for name, path in modules(SOURCE).items()
+        if path.stem != "__main__"
+        and not any(name.startswith(f"paliglass.{package}.") for package in INNER)
+        and any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign)
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+        )
+    ]
+
+
+def imported_of(module: str) -> set[str]:
+    """What other modules, the workshop's too, import of a module by name."""
+    paths = [*modules(SOURCE).values(), *modules(WORKSHOP).values()]
+    found = {name for path in paths for m, name in imported_names(path) if m == module and name}
+    return {name for name in found if f"{module}.{name}" not in modules(SOURCE)}
+
+
+@pytest.mark.parametrize("module", public_modules())
+def test_a_module_says_what_it_hands_out(module: str) -> None:
+    """`__all__` names what is there, each once, and all that any other module imports of it."""
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", None)
+    assert names is not None, f"{module} has no __all__"
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(loaded, name)] == []
+    assert imported_of(module) <= set(names)
 
 
 def test_what_is_fast_has_one_door() -> None:

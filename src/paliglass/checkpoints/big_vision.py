@@ -27,6 +27,8 @@ from paliglass.files import reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import require_finite
 
+__all__ = ["infer_config", "load_big_vision", "read_big_vision_config"]
+
 ENCODER = "img/Transformer/encoderblock/"
 ATTENTION = ENCODER + "MultiHeadDotProductAttention_0/"
 LAYERS = "llm/layers/"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from paliglass.contrastive.modeling_contrastive import ContrastiveModel
     from paliglass.contrastive.processing import ContrastiveProcessor
 
+__all__ = ["Dual", "DualOptions", "classify", "embed", "search", "similarity"]
+
 MODEL_HELP = "mini-dual, a folder, or a SigLIP checkpoint's hub id."
 INDEX = Path(".paliglass") / "index.safetensors"
 

@@ -18,6 +18,8 @@ from paliglass.errors import printable
 if TYPE_CHECKING:
     from paliglass.data.checks import Report
 
+__all__ = ["check", "fetch"]
+
 SHOWN = 20  # findings of the same words; --json has all
 
 data = typer.Typer(no_args_is_help=True)

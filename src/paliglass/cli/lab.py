@@ -10,6 +10,8 @@ import typer
 from paliglass.cli.app import command
 from paliglass.cli.options import Overwrite, refuse_existing_file
 
+__all__ = ["lab"]
+
 
 @command
 def lab(

@@ -13,6 +13,18 @@ from typing import Literal
 
 from paliglass.errors import printable
 
+__all__ = [
+    "complain",
+    "detail",
+    "harmless",
+    "has_complained",
+    "level",
+    "note",
+    "one_line",
+    "set_level",
+    "waiting",
+]
+
 Level = Literal["quiet", "normal", "verbose"]
 
 _level: Level = "normal"

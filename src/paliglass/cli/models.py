@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.recipes import Part
 
+__all__ = ["companions", "convert", "info", "verify"]
+
 
 @command
 def info(

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from paliglass.pictures import PreparedPicture
     from paliglass.tasks.answering import Task
 
+__all__ = ["Job", "Remarks", "load_model", "run_job"]
+
 T = TypeVar("T")
 Group = tuple[str, ...]  # the pictures of one prompt; one, save with --together
 Numbered = tuple[int, Group]

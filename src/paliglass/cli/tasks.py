@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from paliglass.generation import FinishReason
     from paliglass.tasks.confidence import Task as CalibratedTask
 
+__all__ = ["ask", "caption", "detect", "generate", "read", "segment"]
+
 # Of which task a command's scores are; `generate` could be any.
 CALIBRATED: dict[str, CalibratedTask] = {"caption": "caption", "ask": "answer", "read": "ocr"}
 

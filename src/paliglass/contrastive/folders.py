@@ -43,6 +43,14 @@ from paliglass.errors import CheckpointError, ConfigError
 from paliglass.files import read_json, write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
+__all__ = [
+    "initialize_vision_tower",
+    "load_contrastive",
+    "save_contrastive",
+    "start_from_paligemma",
+    "vision_weights",
+]
+
 # (SiglipModel's prefix, ours); the first that fits holds, either way.
 _PREFIXES = (
     ("vision_model.head.", "image_encoder.head."),

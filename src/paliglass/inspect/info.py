@@ -15,6 +15,8 @@ from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
 
+__all__ = ["ModelInfo", "describe", "read_info"]
+
 
 @dataclass(frozen=True)
 class ModelInfo:

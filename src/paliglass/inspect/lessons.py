@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from paliglass.errors import PaliglassError
 
+__all__ = ["Lesson", "Part", "find", "lessons"]
+
 _HERE = Path(__file__).parent
 # In a wheel they lie beside this file; in the repository, with the documentation.
 FOLDERS = (_HERE.parent / "lessons", _HERE.parents[2] / "docs" / "lessons")

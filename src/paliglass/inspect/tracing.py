@@ -31,6 +31,21 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 if TYPE_CHECKING:
     from paliglass.model import PaliGemma
 
+__all__ = [
+    "DECODER",
+    "DECODER_LAYERS",
+    "INPUTS",
+    "TOWER",
+    "TOWER_LAYERS",
+    "CacheSize",
+    "Candidate",
+    "Stack",
+    "Trace",
+    "TracedPicture",
+    "TracedRow",
+    "trace",
+]
+
 TOWER = "vision_tower.vision_model"
 TOWER_LAYERS = f"{TOWER}.encoder.layers"
 DECODER = "language_model.model"

@@ -35,6 +35,8 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.files import read_json
 
+__all__ = ["Report", "Row", "fixed_input", "verify"]
+
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the layer's largest output (float32 rounding piles up
 to some 1e-6 over a full-size model)."""

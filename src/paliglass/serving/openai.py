@@ -24,7 +24,7 @@ from paliglass.serving.prompts import Chat, PromptTask, read_chat
 from paliglass.serving.structured import Structure, read_format
 from paliglass.tasks.answering import GenerationOptions, Task
 
-__all__ = ["router", "service_of"]
+__all__ = ["check_model", "router", "service_of"]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 

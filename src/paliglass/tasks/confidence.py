@@ -28,6 +28,17 @@ from typing import Any, Literal
 from paliglass.errors import CheckpointError
 from paliglass.files import read_json, write_json
 
+__all__ = [
+    "FILE",
+    "Calibration",
+    "Platt",
+    "Task",
+    "load_calibration",
+    "logit",
+    "object_score",
+    "raw_score",
+]
+
 FILE = "calibration.json"
 Task = Literal["answer", "caption", "detect", "segment", "ocr"]
 _SMALLEST = 1e-6  # nothing is surer than that: the logit of 1 would be infinite

@@ -24,6 +24,21 @@ from typing import Literal
 from paliglass.errors import PromptError
 from paliglass.tasks.boxes import Box, clip_box, encode_box
 
+__all__ = [
+    "READ",
+    "CaptionStyle",
+    "answer_prompt",
+    "caption_prompt",
+    "detect_prompt",
+    "label_key",
+    "one_label",
+    "question_prompt",
+    "region_prompt",
+    "same_label",
+    "segment_prompt",
+    "split_labels",
+]
+
 READ = "ocr"
 CaptionStyle = Literal["cap", "caption", "describe"]
 CAPTION_STYLES: tuple[CaptionStyle, ...] = ("cap", "caption", "describe")

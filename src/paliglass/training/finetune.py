@@ -37,6 +37,8 @@ from paliglass.training.order import batch_indices, share_of
 from paliglass.training.runs import Run, append
 from paliglass.training.sharding import gather, gathered, gathered_model, restore
 
+__all__ = ["Validation", "fingerprint", "save_result", "step_rows", "train"]
+
 
 @dataclass
 class Validation:

@@ -34,6 +34,8 @@ from paliglass.training.recipes import FinetuneRecipe, Part
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__ = ["PARTS", "QUANTIZED", "Finetuner", "SuffixLoss", "checkpoint_layers"]
+
 QUANTIZED = (
     "a model in int8 cannot be trained: fine-tune the one that it was made from, and quantize the "
     "result"

@@ -27,6 +27,18 @@ from paliglass.training.recipes import Precision
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+__all__ = [
+    "STATE",
+    "Resumable",
+    "Run",
+    "append",
+    "check_same",
+    "cut_log",
+    "find_checkpoint",
+    "new_checkpoint",
+    "read_state",
+]
+
 LOCK = ".run.lock"
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
