@@ -36,7 +36,7 @@ from workshop.world.words import is_word
 
 CONTROLS = ("blank", "shuffled")
 WORLD_SPLITS: tuple[Split, ...] = ("test", "style", "composition", "reading", "digits", "photos")
-SPLITS: tuple[str, ...] = (*WORLD_SPLITS, *CONTROLS)
+SCORED_SPLITS: tuple[str, ...] = (*WORLD_SPLITS, *CONTROLS)
 NAMING = "answer en what is in the picture?"
 READING = {"reading": "ocr", "digits": "answer en what digit is it?"}
 QUESTIONS = {  # how a question begins → what is asked for
@@ -68,7 +68,7 @@ Progress = Callable[[str, int, int], object]
 def evaluate(
     model: PaliGemma,
     open_world: Callable[[Split], World],
-    splits: Sequence[str] = SPLITS,
+    splits: Sequence[str] = SCORED_SPLITS,
     limit: int = 1000,
     prompts: int = 8,
     batch_size: int = 32,
@@ -78,7 +78,7 @@ def evaluate(
 
     Args:
         open_world: gives the world of a split.
-        splits: some of `SPLITS`.
+        splits: some of `SCORED_SPLITS`.
         limit: scenes of each, and of scenes with a single thing to be named.
         prompts: questions about each scene.
         progress: told a split, how many of its questions are answered, and of how many.
@@ -87,7 +87,7 @@ def evaluate(
     """
     scores: dict[str, Scores] = {}
     answered: dict[str, list[Case]] = {}
-    for split in sorted(splits, key=SPLITS.index):
+    for split in sorted(splits, key=SCORED_SPLITS.index):
         world = open_world("test" if split in CONTROLS else _world_split(split))
         asked = list(questions_of(world, split, limit, prompts))
 

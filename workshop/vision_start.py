@@ -38,7 +38,7 @@ from workshop.world import World
 from workshop.world.splits import Split
 
 STARTS = ("random", "dual")
-SPLITS: dict[Split, str] = {"test": "new scenes", "style": "new drawing styles"}
+SPLIT_TITLES: dict[Split, str] = {"test": "new scenes", "style": "new drawing styles"}
 SIZE = MINI.vision_config.image_size
 GRID = MINI.vision_config.patches_per_side
 
@@ -78,7 +78,7 @@ def train_one(start: str, options: Start) -> None:
     trainer = Pretrainer(network, make_accelerator())
     few = replace(recipe, steps=options.batches)
     held_out: dict[str, list[SceneBatch]] = {
-        split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLITS
+        split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLIT_TITLES
     }
     lines: list[dict[str, Any]] = []
     data = batches(train, processor, recipe, GRID, 0, workers=1)
@@ -111,7 +111,7 @@ def table(runs: dict[str, list[dict[str, Any]]], options: Start) -> str:
         "| | step | " + " | ".join(TASKS) + " |",
         "|---|---:|" + "---:|" * len(TASKS),
     ]
-    for split, title in SPLITS.items():
+    for split, title in SPLIT_TITLES.items():
         for random, dual in zip(runs["random"], runs["dual"], strict=True):
             cells = [f"{random[split][task]:.3f} → {dual[split][task]:.3f}" for task in TASKS]
             lines.append(f"| {title} | {random['step']} | " + " | ".join(cells) + " |")

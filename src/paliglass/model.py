@@ -33,8 +33,7 @@ from paliglass.tasks.answering import (
     TextTask,
     WordTask,
 )
-from paliglass.tasks.confidence import Calibration, load_calibration
-from paliglass.tasks.confidence import Task as CalibratedTask
+from paliglass.tasks.confidence import CalibratedTask, Calibration, load_calibration
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, NumberGrammar
 from paliglass.tasks.prompts import (
     READ,

@@ -16,7 +16,7 @@ from paliglass.cli.scores import warn
 from paliglass.errors import printable
 
 if TYPE_CHECKING:
-    from paliglass.data.checks import Report
+    from paliglass.data.checks import DataSummary
 
 __all__ = ["check", "fetch"]
 
@@ -80,7 +80,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _show(report: Report) -> None:
+def _show(report: DataSummary) -> None:
     """The report for people: a line for each finding, then what there is."""
     told: Counter[str] = Counter()
     for found in report.findings:

@@ -180,8 +180,12 @@ def _choice(i: int, text: str, reason: str | None, logprobs: Any) -> dict[str, A
 
 
 def _chat_usage(call: Call[Any]) -> dict[str, int]:
-    prompt, said = call.prompt_tokens, call.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    prompt, completion = call.prompt_tokens, call.completion_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 async def _chat_chunks(
@@ -349,8 +353,12 @@ class _Response:
 
     def _object(self, status: str) -> dict[str, Any]:
         body, is_over = self.body, status != "in_progress"
-        prompt, said = self.call.prompt_tokens, self.call.completion_tokens
-        usage = {"input_tokens": prompt, "output_tokens": said, "total_tokens": prompt + said}
+        prompt, completion = self.call.prompt_tokens, self.call.completion_tokens
+        usage = {
+            "input_tokens": prompt,
+            "output_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
         details = {"reason": "max_output_tokens"} if status == "incomplete" else None
         return {
             "id": self.id,

@@ -22,8 +22,7 @@ from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
-from paliglass.tasks.confidence import Calibration, object_score, raw_score
-from paliglass.tasks.confidence import Task as CalibratedTask
+from paliglass.tasks.confidence import CalibratedTask, Calibration, object_score, raw_score
 from paliglass.tasks.grammar import ObjectGrammar, WordGrammar
 from paliglass.tasks.masks import paste_mask
 from paliglass.tasks.prompts import segment_prompt

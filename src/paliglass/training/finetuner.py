@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from paliglass.data.rows import Batch
 from paliglass.errors import PaliglassError
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -42,7 +43,6 @@ QUANTIZED = (
 )
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
-Batch = dict[str, Tensor]
 
 # What learns, by the parameters' names.
 PARTS: dict[Part, Callable[[str], bool]] = {
