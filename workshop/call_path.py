@@ -1,7 +1,7 @@
 """The way of a picture to its answer: the files, functions and frames that `caption` enters.
 
-    python -m workshop.call_path            the plain modules
-    python -m workshop.call_path --fast     with what replaces them on this processor
+    python -m workshop.call_path           the plain modules
+    python -m workshop.call_path --fast    with what replaces them on this processor
 
 A function counts once, whoever calls it. Frames are paliglass's own, without torch's between them:
 the first is the call itself, the last the decoder's attention.
@@ -9,17 +9,18 @@ the first is the call itself, the last the decoder's attention.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 import paliglass
+from workshop.commands import run
 
 PACKAGE = Path(paliglass.__file__).parent
 
@@ -82,18 +83,20 @@ def follow(call: Callable[[], Any]) -> CallPath:
     return path
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="with what replaces plain modules")
-    parser.add_argument("--functions", action="store_true", help="name the functions of each file")
-    options = parser.parse_args()
-    model = paliglass.load("mini", device="cpu", fast=options.fast)
+def call_path(
+    fast: Annotated[bool, typer.Option("--fast", help="With what replaces plain modules.")] = False,
+    functions: Annotated[
+        bool, typer.Option("--functions", help="Name the functions of each file.")
+    ] = False,
+) -> None:
+    """Print what a caption by mini enters: files, functions, frames down to the attention."""
+    model = paliglass.load("mini", device="cpu", fast=fast)
     picture = np.zeros((64, 96, 3), np.uint8)
     model.caption(picture)  # what is imported or measured at first use is no part of the way
     path = follow(lambda: model.caption(picture))
     for file, names in sorted(path.functions.items()):
         print(f"{len(names):4} {file}")
-        if options.functions:
+        if functions:
             print(*(f"       {name}" for name in sorted(names)), sep="\n")
     print(f"{len(path.functions)} files, {path.num_functions} functions")
     print(f"{len(path.frames)} frames from the call to the decoder's attention:")
@@ -102,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(call_path)
