@@ -28,9 +28,13 @@ __all__ = ["CallPath", "follow"]
 
 
 class CallPath:
-    """What a call entered: functions by file, and the frames from it to the deepest attention."""
+    """What a call entered: functions by file, and the frames from it to the deepest attention.
 
-    def __init__(self) -> None:
+    caller: the frame that calls, with which the counting of frames ends.
+    """
+
+    def __init__(self, caller: FrameType) -> None:
+        self._caller = caller
         self.functions: defaultdict[str, set[str]] = defaultdict(set)
         self.frames: list[str] = []
         self._names: dict[CodeType, tuple[str, str] | None] = {}
@@ -53,7 +57,7 @@ class CallPath:
 
     def _stack(self, frame: FrameType | None) -> list[str]:
         frames = []
-        while frame is not None:
+        while frame is not None and frame is not self._caller:
             if named := self._named(frame.f_code):
                 frames.append(f"{named[0]}: {named[1]}")
             frame = frame.f_back
@@ -73,7 +77,7 @@ class CallPath:
 
 def follow(call: Callable[[], Any]) -> CallPath:
     """Runs a call and returns what it entered."""
-    path = CallPath()
+    path = CallPath(sys._getframe())
     before = sys.getprofile()
     sys.setprofile(lambda frame, event, _: path.enter(frame) if event == "call" else None)
     try:
