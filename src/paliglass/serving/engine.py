@@ -90,9 +90,9 @@ class Engine:
         self.metrics.watch(
             lambda: len(self.line),
             lambda: self.num_running,
-            {
-                "features": lambda: self.batch.features.num_bytes if self.batch else 0,
-                "prefixes": lambda: self.batch.prefixes.num_bytes if self.batch else 0,
+            {  # a batch without rows is false
+                "features": lambda: 0 if self.batch is None else self.batch.features.num_bytes,
+                "prefixes": lambda: 0 if self.batch is None else self.batch.prefixes.num_bytes,
             },
         )
 
