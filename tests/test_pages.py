@@ -81,14 +81,15 @@ def test_python_example_runs(
     assert capsys.readouterr().out.strip()
 
 
-def test_fine_tuning_goes_as_the_readme_says(copy_of_assets: Path) -> None:
+def test_fine_tuning_goes_as_the_page_says(copy_of_assets: Path) -> None:
     line = json.dumps({"image": "assets/scene.png", "prefix": "caption en", "suffix": "a farm"})
     for name, lines in (("train.jsonl", 8), ("test.jsonl", 1)):
         (copy_of_assets / name).write_text(f"{line}\n" * lines, encoding="utf-8")
-    found = re.search(r"## Fine-tune it\n\n```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    page = (ROOT / "docs/finetuning.md").read_text("utf-8")
+    found = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
     assert found is not None
     for command in found[1].splitlines():
-        arguments = shlex.split(command)[1:]
+        arguments = shlex.split(command, comments=True)[1:]
         run = subprocess.run(
             [sys.executable, "-m", "paliglass", *arguments],
             cwd=copy_of_assets,

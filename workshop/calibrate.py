@@ -31,7 +31,7 @@ from paliglass.files import write_whole
 from paliglass.model import PaliGemma, load
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.tasks.boxes import ParsedBox, parse_boxes
-from paliglass.tasks.confidence import FILE, Calibration, Platt, Task, logit
+from paliglass.tasks.confidence import FILE, CalibratedTask, Calibration, Platt, logit
 from workshop.commands import CACHE, Threads, WorldCache, run
 from workshop.world import World
 
@@ -69,9 +69,9 @@ class Judged:
 
 def judge(
     model: PaliGemma, world: World, scenes: int, prompts: int = 8, *, free: bool = False
-) -> dict[Task, Judged]:
+) -> dict[CalibratedTask, Judged]:
     """Answers every prompt about scenes 0 … `scenes` − 1; raw scores, right or wrong, by task."""
-    judged: dict[Task, Judged] = defaultdict(Judged)
+    judged: dict[CalibratedTask, Judged] = defaultdict(Judged)
     questions = []
     for index in range(scenes):
         scene, examples = world.sample(index, prompts=prompts)
@@ -196,7 +196,7 @@ def draw_diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Seque
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def fit_all(judged: dict[Task, Judged]) -> tuple[Calibration, dict[str, Any]]:
+def fit_all(judged: dict[CalibratedTask, Judged]) -> tuple[Calibration, dict[str, Any]]:
     """A scaling for each task that can have one, and the panels of `draw_diagram`.
 
     A panel has the answers about one half of the scenes, scaled as fitted on the other half. The

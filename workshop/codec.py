@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from paliglass.checkpoints.mask_codec import load_mask_codec, save_mask_codec
 from paliglass.errors import PaliglassError
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.masks import crop_mask, paste_mask
@@ -177,7 +178,7 @@ def train(codec: MaskCodec, crops: NDArray[np.uint8], seconds: float, out: Path)
             print(json.dumps(line), flush=True)
             losses.clear()
         if time.monotonic() - saved > SAVE_SECONDS:
-            codec.save(out, dtype=torch.float16)
+            save_mask_codec(codec, out, dtype=torch.float16)
             saved = time.monotonic()
 
 
@@ -208,8 +209,8 @@ def codec(
     learned = MaskCodec(MINI)
     train(learned, crops, (1 - COMPOSING) * seconds, out)
 
-    learned.save(out, dtype=torch.float16)
-    learned = MaskCodec.load(out)  # measured as it is stored
+    save_mask_codec(learned, out, dtype=torch.float16)
+    learned = load_mask_codec(out)  # measured as it is stored
     found = np.array(round_trips(learned, World(world_cache, "test", 0), scenes))
     used = learned.encode(torch.from_numpy(crops[:: len(crops) // 5000 + 1] / np.float32(255)))
     figures = {
@@ -218,7 +219,7 @@ def codec(
         "masks": str(len(found)),
         "codes_used": str(int((torch.bincount(used.flatten()) > 0).sum())),
     }
-    learned.save(out, dtype=torch.float16, metadata=figures)
+    save_mask_codec(learned, out, dtype=torch.float16, metadata=figures)
     print(json.dumps(figures))
 
 

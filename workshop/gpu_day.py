@@ -97,7 +97,7 @@ def greedy(
     return said
 
 
-class Report:
+class ResultLog:
     """Lines of `results.jsonl`, each written and printed as soon as it is known."""
 
     def __init__(self, out: Path, stage: str) -> None:
@@ -167,7 +167,7 @@ def noise(config: PaliGemmaConfig, rows: int, device: str, dtype: torch.dtype) -
     }
 
 
-def check(report: Report, device: str, share: float, limit: Callable[[], float]) -> None:
+def check(report: ResultLog, device: str, share: float, limit: Callable[[], float]) -> None:
     """Stage 1: is what runs there what runs here?"""
     from paliglass.checkpoints.folder import load_model
     from paliglass.checkpoints.hub import locate
@@ -264,7 +264,7 @@ def random_model(config: PaliGemmaConfig, device: str) -> PaliGemmaForConditiona
     return assemble(config, tensors(), "random", torch.bfloat16, torch.device(device))
 
 
-def decode(report: Report, device: str, share: float, limit: Callable[[], float]) -> None:
+def decode(report: ResultLog, device: str, share: float, limit: Callable[[], float]) -> None:
     """Stage 2: how fast is a 3B, and how fast could it be?"""
     config = reduced(PRESETS["paligemma-3b-224"], share)
     count = 64 if device == "cuda" else 4
@@ -305,7 +305,7 @@ def decode(report: Report, device: str, share: float, limit: Callable[[], float]
 
 
 def _their_decode(
-    report: Report,
+    report: ResultLog,
     model: PaliGemmaForConditionalGeneration,
     count: int,
     measure: Callable[..., None],
@@ -354,7 +354,7 @@ def _their_decode(
 
 
 def train(
-    report: Report,
+    report: ResultLog,
     device: str,
     share: float,
     limit: Callable[[], float],
@@ -598,7 +598,7 @@ def gpu_day(
         def limit() -> float:
             return end - time.monotonic()
 
-        report = Report(day.out, stage)
+        report = ResultLog(day.out, stage)
         common = (report, day.device, day.share, limit)
         with report.trying(stage):
             if stage == "train":
@@ -617,7 +617,7 @@ def gpu_day(
         left = end - time.monotonic()
         # The last one has what is left; no other takes more than its own.
         own = left if name == names[-1] else min(left, SECONDS[name] * scale)
-        Report(day.out, name)("ended", code=run_stage(day, name, own))
+        ResultLog(day.out, name)("ended", code=run_stage(day, name, own))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ WORLD_SPLITS: tuple[Split, ...] = (
     "unknown",
     "photos",
 )
-SPLITS: tuple[str, ...] = (*WORLD_SPLITS, *CONTROLS)
+SCORED_SPLITS: tuple[str, ...] = (*WORLD_SPLITS, *CONTROLS)
 NAMED = {"test": "sticker", "style": "sticker", "photos": "sticker", "plain": "drawing"}
 NAMING = "answer en what is in the picture?"
 READING = {"reading": ("word", "ocr"), "digits": ("digit", "answer en what digit is it?")}
@@ -91,7 +91,7 @@ class About:
 def evaluate(
     model: PaliGemma,
     open_world: Callable[[Split], World],
-    splits: Sequence[str] = SPLITS,
+    splits: Sequence[str] = SCORED_SPLITS,
     limit: int = 1000,
     prompts: int = 8,
     batch_size: int = 32,
@@ -101,7 +101,7 @@ def evaluate(
 
     Args:
         open_world: gives the world of a split.
-        splits: some of `SPLITS`.
+        splits: some of `SCORED_SPLITS`.
         limit: scenes of each, and of scenes with a single thing to be named.
         prompts: questions about each scene.
         progress: told a split, how many of its questions are answered, and of how many.
@@ -110,7 +110,7 @@ def evaluate(
     """
     scores: dict[str, Scores] = {}
     answered: dict[str, list[Case]] = {}
-    for split in sorted(splits, key=SPLITS.index):
+    for split in sorted(splits, key=SCORED_SPLITS.index):
         world = open_world("test" if split in CONTROLS else _world_split(split))
         asked = list(questions_of(world, split, limit, prompts))
 

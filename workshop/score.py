@@ -15,7 +15,7 @@ from paliglass.evaluation.page import to_html
 from paliglass.files import write_whole
 from paliglass.model import load
 from workshop.commands import CACHE, WorldCache, run
-from workshop.scene_scores import SPLITS, evaluate
+from workshop.scene_scores import SCORED_SPLITS, evaluate
 from workshop.world import World
 
 
@@ -27,7 +27,7 @@ def score(
         str | None, typer.Option(help="A LoRA adapter of the model: a folder or a hub id.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(SPLITS)}. All of them by default.")
+        list[str] | None, typer.Option(help=f"{', '.join(SCORED_SPLITS)}. All of them by default.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Scenes of a split.")] = 1000,
     prompts: Annotated[int, typer.Option(min=1, help="About each scene.")] = 8,
@@ -48,9 +48,9 @@ def score(
     Scores stand beside a baseline: the best constant answer, the nearest picture by its pixels
     (naming), the mask codec's own loss (segment IoU), rapidocr if installed (reading).
     """
-    unknown = [name for name in split or () if name not in SPLITS]
+    unknown = [name for name in split or () if name not in SCORED_SPLITS]
     if unknown:
-        raise typer.BadParameter(f"--split {unknown[0]} is none of {', '.join(SPLITS)}")
+        raise typer.BadParameter(f"--split {unknown[0]} is none of {', '.join(SCORED_SPLITS)}")
     loaded = load(model, device=device, dtype=dtype, adapter=adapter, quantize=quantize)
     side = loaded.model.config.vision_config.image_size
 
@@ -59,7 +59,7 @@ def score(
         return World(world_cache, name, seed, side, codec=loaded.mask_codec)
 
     scores, answered = evaluate(
-        loaded, open_world, split or SPLITS, limit, prompts, batch_size, tell_progress
+        loaded, open_world, split or SCORED_SPLITS, limit, prompts, batch_size, tell_progress
     )
     if html is not None:
         write_whole(html, to_html(f"How right is {model}?", scores, answered))

@@ -158,7 +158,7 @@ def _numbers(found: Sequence[tuple[Any, ...]], width: int, height: int) -> str:
 
 
 @dataclass
-class Report:
+class LoadResult:
     """What came of requests. answers: by place; seconds: of each; first: to its first byte."""
 
     work: Sequence[Work]
@@ -180,9 +180,9 @@ class Report:
         ]
 
 
-def ask_all(url: str, work: Sequence[Work], clients: int) -> Report:
+def ask_all(url: str, work: Sequence[Work], clients: int) -> LoadResult:
     """Sends requests from so many clients, each one after the other; 429 is tried again."""
-    report = Report(work)
+    report = LoadResult(work)
     lock = threading.Lock()
     waiting = iter(enumerate(work))
 
@@ -207,7 +207,7 @@ def ask_all(url: str, work: Sequence[Work], clients: int) -> Report:
     return report
 
 
-def _ask(http: httpx.Client, i: int, item: Work, report: Report, lock: threading.Lock) -> None:
+def _ask(http: httpx.Client, i: int, item: Work, report: LoadResult, lock: threading.Lock) -> None:
     begin = time.perf_counter()
     while True:
         with http.stream("POST", item.path, json=item.body) as answer:
@@ -340,7 +340,7 @@ def load_test(model: str, count: int, clients: int) -> bool:
         ask_all(url, Work.mixed(50, scenes(24), random.Random(2)), clients)  # warm
         memory: list[float] = []
         parts = 10
-        total, answered = Report(work), 0
+        total, answered = LoadResult(work), 0
         for part in range(parts):
             some = work[part * count // parts : (part + 1) * count // parts]
             report = ask_all(url, some, clients)

@@ -24,21 +24,21 @@ import typer
 
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.mask_codec import load_mask_codec
 from paliglass.contrastive.folders import initialize_vision_tower
 from paliglass.files import write_whole
-from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.processes import fast_precision, make_accelerator
 from workshop.commands import CACHE, WorldCache
 from workshop.commands import run as run_command
-from workshop.pretrain.batches import TASKS, SceneBatch, batches
+from workshop.pretrain.batches import SceneBatch, batches
 from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
-from workshop.pretrain.recipe import MINI, PretrainRecipe
+from workshop.pretrain.recipe import MINI, TASKS, PretrainRecipe
 from workshop.world import World
 from workshop.world.splits import Split
 
 STARTS = ("random", "dual")
-SPLITS: dict[Split, str] = {"test": "new scenes", "style": "new drawing styles"}
+SPLIT_TITLES: dict[Split, str] = {"test": "new scenes", "style": "new drawing styles"}
 SIZE = MINI.vision_config.image_size
 GRID = MINI.vision_config.patches_per_side
 
@@ -63,7 +63,7 @@ def train_one(start: str, options: Start) -> None:
     torch.set_num_threads(1)
     mini = locate("mini")
     processor = PaliGemmaProcessor(load_tokenizer(mini), MINI.num_image_tokens, SIZE)
-    codec = MaskCodec.load(mini / "mask_codec.safetensors")
+    codec = load_mask_codec(mini / "mask_codec.safetensors")
 
     def world(split: Split) -> World:
         return World(options.world_cache, split, size=SIZE, codec=codec)
@@ -78,7 +78,7 @@ def train_one(start: str, options: Start) -> None:
     trainer = Pretrainer(network, make_accelerator())
     few = replace(recipe, steps=options.batches)
     held_out: dict[str, list[SceneBatch]] = {
-        split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLITS
+        split: list(batches(world(split), processor, few, GRID, 0, 0)) for split in SPLIT_TITLES
     }
     lines: list[dict[str, Any]] = []
     data = batches(train, processor, recipe, GRID, 0, workers=1)
@@ -111,7 +111,7 @@ def table(runs: dict[str, list[dict[str, Any]]], options: Start) -> str:
         "| | step | " + " | ".join(TASKS) + " |",
         "|---|---:|" + "---:|" * len(TASKS),
     ]
-    for split, title in SPLITS.items():
+    for split, title in SPLIT_TITLES.items():
         for random, dual in zip(runs["random"], runs["dual"], strict=True):
             cells = [f"{random[split][task]:.3f} → {dual[split][task]:.3f}" for task in TASKS]
             lines.append(f"| {title} | {random['step']} | " + " | ".join(cells) + " |")

@@ -139,8 +139,8 @@ def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Imag
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
     grey = image.mode in ("1", "LA", "La")
-    wanted = "LA" if grey else "RGBA"
-    full = image if image.mode == wanted else image.convert(wanted)
+    mode = "LA" if grey else "RGBA"
+    full = image if image.mode == mode else image.convert(mode)
     return full.convert("L" if grey else "RGB"), full.getchannel("A")
 
 

@@ -17,6 +17,17 @@ from typing import Any, Self
 
 from paliglass.errors import ConfigError
 
+__all__ = [
+    "PRESETS",
+    "SIZES",
+    "TOKEN_IDS",
+    "GemmaConfig",
+    "PaliGemmaConfig",
+    "SigLipConfig",
+    "check_multiple",
+    "check_numbers",
+]
+
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id")
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "PaliglassError",
+    "PictureError",
+    "PromptError",
+    "printable",
+]
+
 # Embeddings, overrides and isolates of writing direction.
 _DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from paliglass.errors import PictureError
 
-__all__ = ["MAX_BYTES", "SECONDS", "fetch_picture"]
+__all__ = ["MAX_BYTES", "MAX_REDIRECTS", "SECONDS", "fetch_picture"]
 
 SECONDS = 5.0
 MAX_BYTES = 20_000_000

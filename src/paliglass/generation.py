@@ -17,11 +17,10 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 from paliglass.constrained import Allowed, Constraint, allowed_columns
 from paliglass.errors import PaliglassError, PromptError
 from paliglass.layers.kv_cache import KVCache
+from paliglass.lru_cache import LRUCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import PaliGemmaProcessor
@@ -40,7 +40,6 @@ __all__ = [
     "Completion",
     "Event",
     "FinishReason",
-    "LRUCache",
     "Request",
     "RunningBatch",
     "complete",
@@ -51,8 +50,6 @@ MAX_NEW_TOKENS = 256
 FinishReason = Literal["stop", "length"]
 UNLIMITED = 1 << 62  # tokens
 FEATURE_BYTES = 1 << 28  # of pictures' features that are kept for further prompts
-K = TypeVar("K")
-V = TypeVar("V")
 LIKE_LENGTH = 1.1  # prompts are padded to one length where the longest is at most so much longer
 
 
@@ -168,34 +165,11 @@ def complete(
             yield completions.pop(first)
 
 
-class LRUCache(Generic[K, V]):
-    """Values by their keys; those used longest ago are let go of beyond `max_bytes`."""
+class _Prompt(NamedTuple):
+    """All that a prompt's keys and values depend on: its pictures' digests, and its ids."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.num_bytes = max_bytes, 0
-        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._entries
-
-    def __getitem__(self, key: K) -> V:
-        self._entries.move_to_end(key)
-        return self._entries[key][0]
-
-    def put(self, key: K, value: V, num_bytes: int) -> None:
-        """Adds a value, which stays at least until `trim`."""
-        _, before = self._entries.pop(key, (None, 0))
-        self._entries[key] = value, num_bytes
-        self.num_bytes += num_bytes - before
-
-    def trim(self) -> None:
-        """Keeps to the bound."""
-        while self.num_bytes > self.max_bytes:
-            _, (_, num_bytes) = self._entries.popitem(last=False)
-            self.num_bytes -= num_bytes
+    digests: tuple[bytes, ...]
+    ids: tuple[int, ...]
 
 
 class _Prefix(NamedTuple):
@@ -203,10 +177,6 @@ class _Prefix(NamedTuple):
 
     cache: KVCache
     last: Tensor
-
-
-PrefixKey = tuple[tuple[bytes, ...], tuple[int, ...]]
-"""The pictures' digests and the prompt's ids: all that a prompt's keys and values depend on."""
 
 
 @dataclass(eq=False)
@@ -219,6 +189,7 @@ class _Row:
     """
 
     request: Request
+    prompt: _Prompt
     generator: np.random.Generator
     budget: int
     state: Constraint | None
@@ -240,29 +211,27 @@ class _Row:
 
     def append(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
         """Adds a chosen token, and all that are forced after it."""
-        self._append(token, log_prob, ends)
-        while self.state is not None and self.finish_reason is None:
+        while True:
+            self.ids.append(token)
+            self.log_probs.append(log_prob)
+            if token in ends:
+                self.finish_reason = "stop"
+                return
+            self.budget -= 1
+            if self.state is None:
+                break
+            self.state = self.state.after(token)
             allowed = self.state.allowed(self.budget)
             if allowed.forced is None:
                 break
             if allowed.forced in ends and self.state.allowed(UNLIMITED).forced is None:
                 self.finish_reason = "length"  # only the limit ends it here
-            else:
-                if allowed.score_over_vocab and allowed.forced not in ends:
-                    self.pending_scores.add(len(self.ids))
-                self._append(allowed.forced, 0.0, ends)
-        if self.budget == 0 and self.finish_reason is None:
+                return
+            if allowed.score_over_vocab and allowed.forced not in ends:
+                self.pending_scores.add(len(self.ids))
+            token, log_prob = allowed.forced, 0.0
+        if self.budget == 0:
             self.finish_reason = "length"
-
-    def _append(self, token: int, log_prob: float, ends: Sequence[int]) -> None:
-        self.ids.append(token)
-        self.log_probs.append(log_prob)
-        if token in ends:
-            self.finish_reason = "stop"
-            return
-        self.budget -= 1
-        if self.state is not None:
-            self.state = self.state.after(token)
 
     def events(self) -> Iterator[Event]:
         """Those tokens that are not told yet and whose log-probability is known."""
@@ -303,7 +272,7 @@ class RunningBatch:
         self._cache: KVCache | None = None
         self._last: Tensor = torch.empty(0)  # B × D, what came out at each row's newest token
         self.features: LRUCache[bytes, Tensor] = LRUCache(feature_bytes)
-        self.prefixes: LRUCache[PrefixKey, _Prefix] = LRUCache(prefix_bytes)
+        self.prefixes: LRUCache[_Prompt, _Prefix] = LRUCache(prefix_bytes)
 
     def __len__(self) -> int:
         return sum(not row.is_done for row in self._rows)
@@ -313,9 +282,7 @@ class RunningBatch:
 
         Reads what never changes, so that any thread may ask.
         """
-        ids = self._encode_prompt(request)
-        self._new_row(request, len(ids))
-        return len(ids)
+        return len(self._new_row(request).prompt.ids)
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> list[bool]:
@@ -324,29 +291,18 @@ class RunningBatch:
         Returns which prompts were known and did not have to be run. Raises PromptError, and admits
         none, where a prompt or the limit leaves too little room.
         """
-        prompts = [self._encode_prompt(request) for request in requests]
-        rows = [
-            self._new_row(request, len(ids)) for request, ids in zip(requests, prompts, strict=True)
-        ]
-        keys = [
-            (tuple(picture.digest for picture in request.pictures), tuple(ids))
-            for request, ids in zip(requests, prompts, strict=True)
-        ]
-        known = [key in self.prefixes for key in keys]
-        new = [i for i, is_known in enumerate(known) if not is_known]
-        self._encode_pictures([picture for i in new for picture in requests[i].pictures])
-        order = sorted(new, key=lambda i: len(prompts[i]))
-        while order:
-            longest = LIKE_LENGTH * len(prompts[order[0]])
-            group = [i for i in order if len(prompts[i]) <= longest]
-            order = order[len(group) :]
-            group.sort()  # in the order in which they came
-            self._prefill([rows[i] for i in group], [keys[i] for i in group])
-        for row, key, is_known in zip(rows, keys, known, strict=True):
+        rows = [self._new_row(request) for request in requests]
+        known = [row.prompt in self.prefixes for row in rows]
+        new = [row for row, is_known in zip(rows, known, strict=True) if not is_known]
+        self._encode_pictures([picture for row in new for picture in row.request.pictures])
+        while new:
+            longest = LIKE_LENGTH * min(len(row.prompt.ids) for row in new)
+            self._prefill([row for row in new if len(row.prompt.ids) <= longest])
+            new = [row for row in new if len(row.prompt.ids) > longest]
+        for row, is_known in zip(rows, known, strict=True):
             if is_known:
-                cache, last = self.prefixes[key]
-                self._keep_running(cache.copy_rows([0]), last)
-                self._rows.append(row)
+                cache, last = self.prefixes[row.prompt]
+                self._renew_rows([row], cache.copy_rows([0]), last)
         self.features.trim()
         self.prefixes.trim()
         return known
@@ -358,7 +314,7 @@ class RunningBatch:
         self._extend()
         events = [event for row in self._rows for event in row.events()]
         if 2 * len(self) <= len(self._rows):  # fewer would often copy the cache for little
-            self._keep_running()
+            self._renew_rows()
         return events
 
     def cancel(self, request: Request) -> None:
@@ -368,21 +324,19 @@ class RunningBatch:
                 row.finish_reason, row.num_told = "stop", len(row.ids)
                 row.pending_scores.clear()
 
-    def _encode_prompt(self, request: Request) -> list[int]:
-        return self.processor.encode_prefix(
+    def _new_row(self, request: Request) -> _Row:
+        ids = self.processor.encode_prefix(
             request.prompt, len(request.pictures), request.allow_special_tokens
         )
-
-    def _new_row(self, request: Request, prompt_length: int) -> _Row:
         limit = self.model.config.text_config.max_position_embeddings
-        if prompt_length >= limit:
+        if len(ids) >= limit:
             raise PromptError(
-                f"the prompt has {prompt_length} tokens with its pictures; the model takes fewer "
+                f"the prompt has {len(ids)} tokens with its pictures; the model takes fewer "
                 f"than {limit}"
             )
         if request.max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {request.max_new_tokens}; it must be 1 or more")
-        budget = min(request.max_new_tokens, limit - prompt_length)
+        budget = min(request.max_new_tokens, limit - len(ids))
         state = request.constraint
         if state is not None and budget < state.fair_budget:
             mend = "shorten the prompt" if budget < request.max_new_tokens else "raise it"
@@ -390,12 +344,13 @@ class RunningBatch:
                 f"an answer may need {state.fair_budget} tokens, and max_new_tokens leaves room "
                 f"for {budget}: {mend}"
             )
-        return _Row(request, np.random.default_rng(request.seed), budget, state)
+        prompt = _Prompt(tuple(picture.digest for picture in request.pictures), tuple(ids))
+        return _Row(request, prompt, np.random.default_rng(request.seed), budget, state)
 
-    def _prefill(self, rows: Sequence[_Row], keys: Sequence[PrefixKey]) -> None:
+    def _prefill(self, rows: Sequence[_Row]) -> None:
         """Runs prompts of about one length together, and each only once."""
         device = self.model.device
-        distinct = list(dict.fromkeys(keys))
+        distinct = list(dict.fromkeys(row.prompt for row in rows))
         batch = self.processor.pad([ids for _, ids in distinct])
         features = [self.features[digest] for digests, _ in distinct for digest in digests]
         cache = self.model.new_cache(len(distinct), batch["input_ids"].shape[1] + KVCache.GROWTH)
@@ -407,14 +362,13 @@ class RunningBatch:
             last_only=True,
         )
         if self.prefixes.max_bytes:
-            for i, key in enumerate(distinct):
+            for i, prompt in enumerate(distinct):
                 kept = _Prefix(cache.copy_rows([i]), last[i : i + 1].clone())
-                self.prefixes.put(key, kept, kept.cache.num_bytes + kept.last.nbytes)
-        if len(distinct) < len(keys):
-            which = [distinct.index(key) for key in keys]
+                self.prefixes.put(prompt, kept, kept.cache.num_bytes + kept.last.nbytes)
+        if len(distinct) < len(rows):
+            which = [distinct.index(row.prompt) for row in rows]
             cache, last = cache.copy_rows(which), last[which]
-        self._keep_running(cache, last)
-        self._rows += rows
+        self._renew_rows(rows, cache, last)
 
     def _encode_pictures(self, pictures: Sequence[PreparedPicture]) -> None:
         """Sends those that are not known through the vision tower, together and each once."""
@@ -428,7 +382,12 @@ class RunningBatch:
             for digest, features in zip(new, encoded, strict=True):
                 self.features.put(digest, features.clone(), features.nbytes)
 
-    def _keep_running(self, new: KVCache | None = None, last: Tensor | None = None) -> None:
+    def _renew_rows(
+        self,
+        new_rows: Sequence[_Row] = (),
+        new: KVCache | None = None,
+        last: Tensor | None = None,
+    ) -> None:
         """Lets go of the rows that are done, and takes in new ones behind the others."""
         keep = [i for i, row in enumerate(self._rows) if not row.is_done]
         if self._cache is not None and keep:
@@ -439,7 +398,7 @@ class RunningBatch:
         else:
             self._cache = new
             self._last = torch.empty(0) if last is None else last
-        self._rows = [self._rows[i] for i in keep]
+        self._rows = [*(self._rows[i] for i in keep), *new_rows]
 
     def _decide(self) -> None:
         deciding = [i for i, row in enumerate(self._rows) if row.is_deciding]

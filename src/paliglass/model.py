@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -15,6 +15,7 @@ from paliglass.checkpoints.assembly import skeleton
 from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_config
 from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.mask_codec import find_mask_codec
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.fast import accelerate
@@ -32,8 +33,7 @@ from paliglass.tasks.answering import (
     TextTask,
     WordTask,
 )
-from paliglass.tasks.confidence import Calibration, load_calibration
-from paliglass.tasks.confidence import Task as CalibratedTask
+from paliglass.tasks.confidence import CalibratedTask, Calibration, load_calibration
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, NumberGrammar
 from paliglass.tasks.prompts import (
     READ,
@@ -45,9 +45,8 @@ from paliglass.tasks.prompts import (
 )
 from paliglass.tasks.results import Answer, Detection, Found, Segment
 
-__all__ = ["CODEC", "PaliGemma", "load"]
+__all__ = ["PaliGemma", "load"]
 
-CODEC = "mask_codec.safetensors"
 Choices = Sequence[str] | Literal["yes_no", "number"] | None
 R = TypeVar("R")
 
@@ -79,7 +78,7 @@ def load(
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
-            `MaskCodec.save`, or Google's vae-oid.npz; by default the model folder's
+            `save_mask_codec`, or Google's vae-oid.npz; by default the model folder's
             mask_codec.safetensors, if it has one. Only `segment` needs it.
         adapter: a folder (or hub id) with a LoRA adapter in peft's format, which is merged
             into the weights while they are read.
@@ -89,46 +88,38 @@ def load(
     Raises PaliglassError (CheckpointError, ConfigError): one line with the cause and the mend.
     """
     path, adapter = with_base(locate(model), adapter)
-    settings: dict[str, Any] = {
-        **{"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter},
-        **{"accelerate": accelerate if fast or quantize else None, **overrides},
-    }
-    if path.suffix != ".npz":
-        if tokenizer is not None:
-            raise CheckpointError(f"{path}: a folder has its own tokenizer.json; edit it there")
-        if not path.is_dir():
+    read: Callable[..., PaliGemmaForConditionalGeneration]
+    # All small files before the weights, which may take a minute.
+    if path.suffix == ".npz":
+        source = path.parent if tokenizer is None else Path(tokenizer)
+        if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
             raise CheckpointError(
-                f"{path}: is neither a folder with config.json nor a big_vision .npz file"
+                f"{path}: an .npz holds no tokenizer; put PaliGemma's tokenizer.json beside it or "
+                "name its place with tokenizer="
             )
-        # All small files before the weights, which may take a minute.
-        processor = load_processor(path, read_config(path).replace(**overrides))
-        codec, calibration = _beside(path, mask_codec)
-        network = load_model(path, **settings)
-        return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
-    source = path.parent if tokenizer is None else Path(tokenizer)
-    if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
+        words = load_tokenizer(source)
+        processor = make_processor(words, read_big_vision_config(path).replace(**overrides), path)
+        folder, read = path.parent, load_big_vision
+    elif tokenizer is not None:
+        raise CheckpointError(f"{path}: a folder has its own tokenizer.json; edit it there")
+    elif not path.is_dir():
         raise CheckpointError(
-            f"{path}: an .npz holds no tokenizer; put PaliGemma's tokenizer.json beside it or name "
-            "its place with tokenizer="
+            f"{path}: is neither a folder with config.json nor a big_vision .npz file"
         )
-    words = load_tokenizer(source)
-    processor = make_processor(words, read_big_vision_config(path).replace(**overrides), path)
-    codec, calibration = _beside(path.parent, mask_codec)
-    network = load_big_vision(path, **settings)
+    else:
+        processor = load_processor(path, read_config(path).replace(**overrides))
+        folder, read = path, load_model
+    codec, calibration = find_mask_codec(folder, mask_codec), load_calibration(folder)
+    network = read(
+        path,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        adapter=adapter,
+        accelerate=accelerate if fast or quantize else None,
+        **overrides,
+    )
     return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
-
-
-def _beside(folder: Path, mask_codec: str | Path | None) -> tuple[MaskCodec | None, Calibration]:
-    """The mask codec, given or the folder's, and the folder's calibration."""
-    path = folder / CODEC if mask_codec is None else Path(mask_codec)
-    codec = None
-    if mask_codec is not None or path.exists():
-        codec = MaskCodec.from_npz(path) if path.suffix == ".npz" else MaskCodec.load(path)
-        if codec.config.num_codes != 128:
-            raise CheckpointError(
-                f"{path}: has {codec.config.num_codes} codes; PaliGemma has 128 <seg> tokens"
-            )
-    return codec, load_calibration(folder)
 
 
 class PaliGemma:
@@ -228,7 +219,7 @@ class PaliGemma:
         if isinstance(question, str):
             return self._answer(self.ask_task(question, language, choices), image, options)
         tasks = [self.ask_task(text, language, choices) for text in question]
-        return self._answer_pairs(tasks, image, options)
+        return self._answer(tasks, image, options)
 
     @overload
     def read(self, image: Picture, **options: Unpack[Options]) -> Answer: ...  # type: ignore[overload-overlap]
@@ -371,14 +362,14 @@ class PaliGemma:
         Raises PictureError, PromptError, ValueError.
         """
         if stream:
-            if _is_list(images) or not isinstance(prompts, str):
+            if isinstance(images, list | tuple) or not isinstance(prompts, str):
                 raise PromptError("stream works with one picture and one prompt")
             how = GenerationOptions.of(options)
             pictures = [self.processor.prepare(picture) for [picture] in picture_rows(images)]
             return self._pieces(how.request(prompts, pictures, 0))
         if isinstance(prompts, str):
             return self._answer(self.text_task(prompts, task), images, options)
-        return self._answer_pairs([self.text_task(p, task) for p in prompts], images, options)
+        return self._answer([self.text_task(p, task) for p in prompts], images, options)
 
     def __repr__(self) -> str:
         config, network = self.model.config, self.model
@@ -458,7 +449,7 @@ class PaliGemma:
                 yield from task.requests(pictures, options, number)
 
         done: list[Completion] = []
-        for completion in self.complete(requests(), options.batch_size):
+        for completion in complete(self.model, self.processor, requests(), options.batch_size):
             done.append(completion)
             task, pictures = under_way[0]
             if len(done) == task.requests_per_picture:
@@ -466,34 +457,26 @@ class PaliGemma:
                 under_way.popleft()
                 done = []
 
-    def _answer(self, task: Task[R], image: Pictures, options: Options) -> Any:
-        """One task about one picture, or about each of a list."""
-        groups = self._prepared(image)
-        found = self._run([(task, group) for group in groups], options)
-        return found if _is_list(image) else found[0]
+    def _answer(
+        self, tasks: Task[R] | Sequence[Task[R]], images: Pictures, options: Options
+    ) -> Any:
+        """One task about one picture, or about each of a list; or as many tasks as pictures.
 
-    def _answer_pairs(
-        self, tasks: Sequence[Task[R]], images: Pictures, options: Options
-    ) -> list[R]:
-        """Tasks about one picture, or one task for each picture of a list."""
-        groups = self._prepared(images)
-        if len(groups) == 1:
-            groups *= len(tasks)
-        elif len(tasks) == 1:
-            tasks = [*tasks] * len(groups)
-        if len(groups) != len(tasks):
-            raise PromptError(f"{len(groups)} pictures for {len(tasks)} prompts")
-        return self._run(list(zip(tasks, groups, strict=True)), options)
-
-    def _run(
-        self, pairs: Sequence[tuple[Task[R], Sequence[PreparedPicture]]], options: Options
-    ) -> list[R]:
+        A list of one, of tasks or of pictures, is taken as often as there are of the other.
+        """
         how = GenerationOptions.of(options)
-        jobs = ((number, task, group) for number, (task, group) in enumerate(pairs))
-        return [result for result, _ in self.answer(jobs, how)]
-
-    def _prepared(self, images: Pictures) -> list[list[PreparedPicture]]:
-        return [[self._prepare(picture) for picture in row] for row in picture_rows(images)]
+        one = isinstance(tasks, Task) and not isinstance(images, list | tuple)
+        asked = [tasks] if isinstance(tasks, Task) else list(tasks)
+        groups = [[self._prepare(picture) for picture in row] for row in picture_rows(images)]
+        if len(groups) == 1:
+            groups *= len(asked)
+        elif len(asked) == 1:
+            asked *= len(groups)
+        if len(groups) != len(asked):
+            raise PromptError(f"{len(groups)} pictures for {len(asked)} prompts")
+        jobs = zip(range(len(asked)), asked, groups, strict=True)
+        results = [result for result, _ in self.answer(jobs, how)]
+        return results[0] if one else results
 
     def _prepare(self, picture: Picture) -> PreparedPicture:
         """Prepared, and with the picture itself (most often a path) for results to draw on."""
@@ -519,7 +502,3 @@ def _short(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.3g} {letter}"
     return str(number)
-
-
-def _is_list(images: object) -> bool:
-    return isinstance(images, list | tuple)

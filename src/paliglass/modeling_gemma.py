@@ -23,6 +23,8 @@ from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.norms import RMSNorm
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
+__all__ = ["GemmaAttention", "GemmaDecoderLayer", "GemmaForCausalLM", "GemmaMLP", "GemmaModel"]
+
 
 class GemmaAttention(nn.Module):
     """Self-attention with rotary positions, shared key/value heads and a cache."""

@@ -11,21 +11,13 @@ file's, so that its keys are ours.
 from __future__ import annotations
 
 import dataclasses
-import json
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from paliglass.errors import CheckpointError, ConfigError
-from paliglass.files import reason, require_readable
-from paliglass.tensors import open_tensors, read_tensor, require_finite, save_file
 
 __all__ = ["MASK_SIDE", "NUM_TOKENS", "MaskCodec", "MaskCodecConfig"]
 
@@ -33,8 +25,6 @@ MASK_SIDE = 64
 GRID = 4
 NUM_TOKENS = GRID**2
 MAX_SIZE = 2**14
-
-_OFFICIAL_CODEBOOK = "_vq_vae._embedding"
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class ResidualBlock(nn.Module):
 
 
 class MaskCodec(nn.Module):
-    """Masks to codes and back (see the module's text); read one with `load` or `from_npz`."""
+    """Masks to codes and back; `checkpoints.load_mask_codec` reads one."""
 
     def __init__(self, config: MaskCodecConfig | None = None) -> None:
         super().__init__()
@@ -131,97 +121,3 @@ class MaskCodec(nn.Module):
                 f"({int(codes.min())} … {int(codes.max())}): it is not this model's"
             )
         return self.reconstruct(self.codebook[codes.reshape(-1, GRID, GRID)])
-
-    @classmethod
-    def from_npz(cls, path: str | Path) -> Self:
-        """The codec of an official .npz file (`vae-oid.npz`); sizes are read off its shapes.
-
-        Raises CheckpointError: not such a file, keys missing, left over or wrongly shaped. Pickled
-        arrays are never opened.
-        """
-        tensors: dict[str, Tensor] = {}
-        _require_codec(Path(path))
-        try:
-            with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-                for key in arrays.files:
-                    name = "codebook" if key == _OFFICIAL_CODEBOOK else key
-                    tensors[name] = torch.from_numpy(arrays[key]).float()
-        except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
-            raise CheckpointError(
-                f"{path}: is not the .npz file of a mask codec ({reason(error)}); the official one "
-                "is vae-oid.npz"
-            ) from None
-        for key in ("codebook", "decoder.0.weight"):
-            if key not in tensors or tensors[key].ndim < 2:
-                name = _OFFICIAL_CODEBOOK if key == "codebook" else key
-                raise CheckpointError(f"{path}: is not a mask codec, it lacks {name}")
-        codes, dim = tensors["codebook"].shape
-        return cls._filled((len(tensors["decoder.0.weight"]), dim, codes), tensors, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The codec of a safetensors file that `save` wrote, in float32.
-
-        Raises CheckpointError: not such a file, keys missing, left over or wrongly shaped.
-        """
-        path = Path(path)
-        _require_codec(path)
-        try:
-            with open_tensors(path) as file:
-                config = json.loads((file.metadata() or {})["config"])
-                sizes = config["width"], config["embedding_dim"], config["num_codes"]
-                tensors = {key: read_tensor(file, key, path).float() for key in file.keys()}
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path}: its metadata is not a mask codec's ({reason(error)})"
-            ) from None
-        return cls._filled(sizes, tensors, path)
-
-    @classmethod
-    def _filled(
-        cls, sizes: tuple[int, int, int], tensors: dict[str, Tensor], path: str | Path
-    ) -> Self:
-        """A codec of these sizes that holds exactly these tensors."""
-        try:
-            config = MaskCodecConfig(*sizes)
-        except ConfigError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        with torch.device("meta"):  # no memory before the shapes are known to be right
-            codec = cls(config)
-        expected = codec.state_dict()
-        for word, keys in (
-            ("lacks", expected.keys() - tensors),
-            ("has surplus", tensors.keys() - expected),
-        ):
-            if keys:
-                raise CheckpointError(f"{path}: {word} {', '.join(sorted(keys))}")
-        for key, tensor in tensors.items():
-            require_finite(tensor, f"{path}: {key}")
-            if tensor.shape != expected[key].shape:
-                raise CheckpointError(
-                    f"{path}: {key} is {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
-                )
-        codec.load_state_dict(tensors, assign=True)
-        return codec.eval().requires_grad_(False)
-
-    def save(
-        self,
-        path: str | Path,
-        *,
-        dtype: torch.dtype | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """Writes a safetensors file in one step: the sizes go into its metadata, with `metadata`.
-
-        `dtype` is what weights are stored in; None keeps theirs.
-        """
-        path = Path(path)
-        state = {key: value.to(dtype).contiguous() for key, value in self.state_dict().items()}
-        about = {"config": json.dumps(dataclasses.asdict(self.config)), **(metadata or {})}
-        save_file(state, path, about)
-
-
-def _require_codec(path: Path) -> None:
-    if not path.exists():
-        raise CheckpointError(f"{path}: is missing")
-    require_readable(path)

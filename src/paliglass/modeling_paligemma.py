@@ -26,6 +26,8 @@ from paliglass.layers.masks import cached_mask, prefix_lm_mask
 from paliglass.modeling_gemma import GemmaForCausalLM
 from paliglass.modeling_siglip import SigLipVisionModel
 
+__all__ = ["PaliGemmaForConditionalGeneration", "PaliGemmaMultiModalProjector", "PaliGemmaOutput"]
+
 
 @dataclass
 class PaliGemmaOutput:

@@ -17,6 +17,16 @@ from torch.nn import functional as F
 from paliglass.config import SigLipConfig
 from paliglass.layers.attention import Attention
 
+__all__ = [
+    "SigLipAttention",
+    "SigLipMLP",
+    "SigLipVisionEmbeddings",
+    "SigLipVisionEncoder",
+    "SigLipVisionEncoderLayer",
+    "SigLipVisionModel",
+    "SigLipVisionTransformer",
+]
+
 
 class SigLipVisionEmbeddings(nn.Module):
     """Cuts the picture into patches, projects each to the tower's width, adds its position."""

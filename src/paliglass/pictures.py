@@ -210,8 +210,8 @@ def find_file(path: str | os.PathLike[str]) -> Path:
                 entries = sorted(os.listdir(found))
             except OSError:
                 return exact
-            wanted = unicodedata.normalize("NFC", part)
-            same = (entry for entry in entries if unicodedata.normalize("NFC", entry) == wanted)
+            composed = unicodedata.normalize("NFC", part)
+            same = (entry for entry in entries if unicodedata.normalize("NFC", entry) == composed)
             part = next(same, "")
             if not part:
                 return exact

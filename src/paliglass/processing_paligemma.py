@@ -25,6 +25,8 @@ from paliglass.errors import CheckpointError, PromptError
 from paliglass.layers.losses import IGNORE
 from paliglass.pictures import Picture, Pictures, PreparedPicture, load_picture, picture_rows
 
+__all__ = ["IMAGE_TOKEN", "LOCATION_TOKENS", "SEGMENT_TOKENS", "PaliGemmaProcessor", "TextStream"]
+
 IMAGE_TOKEN = "<image>"
 LOCATION_TOKENS = tuple(f"<loc{i:04}>" for i in range(1024))
 SEGMENT_TOKENS = tuple(f"<seg{i:03}>" for i in range(128))

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from paliglass import PaliGemma, PaliGemmaForConditionalGeneration, load
 from paliglass.checkpoints.folder import read_config
+from paliglass.checkpoints.mask_codec import load_mask_codec
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.generation import Request
 from paliglass.inspect.tracing import INPUTS, trace
-from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.sampling import draw, keep_top_k, keep_top_p
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import detect_prompt, segment_prompt
@@ -426,7 +426,7 @@ def test_masks_are_the_codecs(tmp_path: Path) -> None:
     codes = source.integers(0, 128, (20, 16))
     path = MINI / "mask_codec.safetensors"
     run_engine("masks", codec=str(path), codes=codes.tolist(), out=str(tmp_path / "masks"))
-    expected = MaskCodec.load(path).decode(torch.from_numpy(codes))
+    expected = load_mask_codec(path).decode(torch.from_numpy(codes))
     found = torch.from_numpy(floats(tmp_path / "masks", 20, 64, 64))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 

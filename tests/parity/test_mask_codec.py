@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paliglass.checkpoints.mask_codec import load_mask_codec
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.masks import crop_mask
 
@@ -19,7 +20,7 @@ TOLERANCE = 2e-5
 
 @pytest.fixture(scope="module")
 def codec() -> MaskCodec:
-    return MaskCodec.from_npz(FIXTURES / "vae_ckpt.npz")
+    return load_mask_codec(FIXTURES / "vae_ckpt.npz")
 
 
 @pytest.fixture(scope="module")

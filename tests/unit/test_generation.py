@@ -17,12 +17,12 @@ from paliglass.errors import PaliglassError, PromptError
 from paliglass.generation import (
     Completion,
     Event,
-    LRUCache,
     Request,
     RunningBatch,
     complete,
     run,
 )
+from paliglass.lru_cache import LRUCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.sampling import Sampling
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, NumberGrammar, ObjectGrammar

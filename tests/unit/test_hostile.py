@@ -30,6 +30,7 @@ from paliglass.checkpoints.folder import (
     read_tensors,
     tensor_sizes,
 )
+from paliglass.checkpoints.mask_codec import load_mask_codec, save_mask_codec
 from paliglass.checkpoints.processor import load_processor, make_processor, picture_settings
 from paliglass.checkpoints.publishing import model_card, read_settings
 from paliglass.checkpoints.saving import save_folder
@@ -361,7 +362,7 @@ def test_headers_of_safetensors(tmp_path: Path, header: dict[str, Any]) -> None:
     read_or_refused(lambda: tensor_sizes(tmp_path))
     read_or_refused(lambda: list(read_tensors(tmp_path)))
     read_or_refused(lambda: Index.load(tmp_path / "model.safetensors"))
-    read_or_refused(lambda: MaskCodec.load(tmp_path / "model.safetensors"))
+    read_or_refused(lambda: load_mask_codec(tmp_path / "model.safetensors"))
 
 
 @FEW
@@ -406,12 +407,12 @@ CODEC = MaskCodec(MaskCodecConfig(width=8, embedding_dim=2, num_codes=4))
 def test_mask_codecs(
     tmp_path: Path, damage: list[tuple[float, int]], kept: float, sizes: Any
 ) -> None:
-    CODEC.save(tmp_path / "codec")
+    save_mask_codec(CODEC, tmp_path / "codec")
     data = (tmp_path / "codec").read_bytes()
     (tmp_path / "codec").write_bytes(damaged(data, damage, kept))
-    read_or_refused(lambda: MaskCodec.load(tmp_path / "codec"))
-    CODEC.save(tmp_path / "codec", metadata={"config": json.dumps(sizes)})
-    read_or_refused(lambda: MaskCodec.load(tmp_path / "codec"))
+    read_or_refused(lambda: load_mask_codec(tmp_path / "codec"))
+    save_mask_codec(CODEC, tmp_path / "codec", metadata={"config": json.dumps(sizes)})
+    read_or_refused(lambda: load_mask_codec(tmp_path / "codec"))
 
 
 # .npz
@@ -427,7 +428,7 @@ def test_npz(tmp_path: Path, damage: list[tuple[float, int]], kept: float, at_en
     data = damaged(NPZ[::-1], damage, 1)[::-1] if at_end else damaged(NPZ, damage, kept)
     (tmp_path / "a.npz").write_bytes(data)
     read_or_refused(lambda: read_big_vision_config(tmp_path / "a.npz"))
-    read_or_refused(lambda: MaskCodec.from_npz(tmp_path / "a.npz"))
+    read_or_refused(lambda: load_mask_codec(tmp_path / "a.npz"))
 
 
 @FEW
@@ -444,7 +445,7 @@ def test_headers_of_arrays(tmp_path: Path, description: str, shape: Any, more: s
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("params/llm/final_norm/scale.npy", member)
     read_or_refused(lambda: read_big_vision_config(tmp_path / "a.npz"))
-    read_or_refused(lambda: MaskCodec.from_npz(tmp_path / "a.npz"))
+    read_or_refused(lambda: load_mask_codec(tmp_path / "a.npz"))
 
 
 @FEW

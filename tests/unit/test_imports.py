@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import paliglass
 from paliglass import fast
 
 SOURCE = Path(paliglass.__file__).parent
+WORKSHOP = Path(__file__).parents[2] / "workshop"
 
 # Every module and package, from the ground up: each imports from those above it in this list, and
 # from itself. The README's tree is printed from it.
@@ -21,6 +25,7 @@ ORDER = {
     "files": "JSON read with an error that names the file; anything written whole or not",
     "tensors": "safetensors files, their numbers checked",
     "config": "the shapes: SigLipConfig, GemmaConfig, PaliGemmaConfig, PRESETS",
+    "lru_cache": "as much as fits of what may be asked for again",
     "colours": "what Pillow has opened -> 8-bit sRGB, upright, over white",
     "pictures": "whatever you call a picture -> upright RGB",
     "fetching": "a picture behind an https address, for who opts in",
@@ -52,6 +57,7 @@ ORDER = {
 MODELS = sorted(p for p in SOURCE.glob("modeling_*.py") if "mask_codec" not in p.name)
 MODELS += sorted((SOURCE / "layers").glob("*.py"))
 TOP = ("__init__", "__main__")  # which hand out the names
+INNER = ("fast", "lab")  # packages with a door: what stands behind it is their own
 
 
 def place_of(module: str) -> tuple[str, int] | None:
@@ -91,6 +97,76 @@ def test_imports_go_one_way(path: Path) -> None:
         if other is not None:
             assert other[0] == own[0] or other[1] < own[1], f"{path.name} imports {module}"
         assert not module.startswith("workshop"), f"{path.name} imports {module}"
+
+
+@cache
+def modules(folder: Path) -> dict[str, Path]:
+    """Every module's file by its name, that of a package too."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imported_names(path: Path) -> set[tuple[str, str]]:
+    """(module, name) of every `from module import name` in a file; of `import module`, no name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.update((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.update((alias.name, "") for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("folder", [SOURCE, WORKSHOP], ids=lambda p: p.name)
+def test_no_files_import_each_other_in_a_circle(folder: Path) -> None:
+    """Imports for a type checker alone, and inside functions, count too."""
+    known = modules(folder)
+    assert len(known) > 20
+    graph = {}
+    for own, path in known.items():
+        # Of `from package import module` the module, not what the package hands out.
+        full = {(module, f"{module}.{name}") for module, name in imported_names(path)}
+        graph[own] = {name if name in known else module for module, name in full} & known.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def public_modules() -> list[str]:
+    """Those that define something, save what stands behind a package's door."""
+    return [
+        name
+        for name, path in modules(SOURCE).items()
+        if path.stem != "__main__"
+        and not any(name.startswith(f"paliglass.{package}.") for package in INNER)
+        and any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign)
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+        )
+    ]
+
+
+def imported_of(module: str) -> set[str]:
+    """What other modules, the workshop's too, import of a module by name."""
+    paths = [*modules(SOURCE).values(), *modules(WORKSHOP).values()]
+    found = {name for path in paths for m, name in imported_names(path) if m == module and name}
+    return {name for name in found if f"{module}.{name}" not in modules(SOURCE)}
+
+
+@pytest.mark.parametrize("module", public_modules())
+def test_a_module_says_what_it_hands_out(module: str) -> None:
+    """`__all__` names what is there, each once, and all that any other module imports of it."""
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", None)
+    assert names is not None, f"{module} has no __all__"
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(loaded, name)] == []
+    assert imported_of(module) <= set(names)
 
 
 def test_what_is_fast_has_one_door() -> None:

@@ -14,6 +14,7 @@ from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
 
 from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
+from paliglass.checkpoints.mask_codec import save_mask_codec
 from paliglass.errors import CheckpointError, PictureError, PromptError
 from paliglass.generation import Completion, Request
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
@@ -370,10 +371,10 @@ def test_codec_and_calibration_are_read_beside_the_weights(
     folder = tmp_path / "model"
     save_folder(model.model, folder, model.processor)
     assert load(folder, device="cpu").mask_codec is None
-    codec.save(tmp_path / "other.safetensors")
+    save_mask_codec(codec, tmp_path / "other.safetensors")
     given = load(folder, device="cpu", mask_codec=tmp_path / "other.safetensors")
     assert given.mask_codec is not None
-    codec.save(folder / "mask_codec.safetensors")
+    save_mask_codec(codec, folder / "mask_codec.safetensors")
     Calibration(detect=Platt(2, 1)).save(folder / "calibration.json")
     beside = load(folder, device="cpu")
     assert beside.calibration == Calibration(detect=Platt(2, 1))

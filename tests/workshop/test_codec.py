@@ -11,6 +11,7 @@ from workshop import codec as training
 from workshop.codec import Codebook, round_trips, train_step, training_crops, turned
 from workshop.world import Scene, SceneObject
 
+from paliglass.checkpoints.mask_codec import load_mask_codec
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 
 SMALL = MaskCodecConfig(width=32, embedding_dim=8, num_codes=32)
@@ -114,12 +115,12 @@ def test_the_command_writes_a_codec_with_its_figures(
     result = command(training.codec, "--out", "codec", "--minutes", "0.01", "--scenes", "5")
     torch.set_num_threads(threads)
     assert result.code == 0, result.err
-    assert MaskCodec.load("codec").config == SMALL
+    assert load_mask_codec("codec").config == SMALL
     figures = json.loads(result.out.splitlines()[-1])
     with safe_open("codec", framework="pt") as file:
         metadata = file.metadata()
     assert figures.items() <= metadata.items()
-    found = round_trips(MaskCodec.load("codec"), Discs(), 5)  # type: ignore[arg-type]
+    found = round_trips(load_mask_codec("codec"), Discs(), 5)  # type: ignore[arg-type]
     assert float(figures["round_trip_iou"]) == pytest.approx(np.mean(found), abs=1e-4)
 
 

@@ -22,7 +22,7 @@ def lines(out: Path) -> list[dict[str, object]]:
 
 
 def test_what_fails_is_a_result_and_the_rest_goes_on(tmp_path: Path) -> None:
-    report = gpu_day.Report(tmp_path, "check")
+    report = gpu_day.ResultLog(tmp_path, "check")
     with report.trying("first"):
         raise ValueError("no such\nkernel")
     with report.trying("second"):

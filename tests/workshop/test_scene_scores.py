@@ -129,7 +129,7 @@ def test_every_split_is_scored(
         prompts=8,
         progress=lambda *step: told.append(step),
     )
-    assert list(found) == list(scenes.SPLITS)
+    assert list(found) == list(scenes.SCORED_SPLITS)
     assert found["style"]["naming"].n == 3
     naming = found["style"]["naming"]
     assert naming.baseline is not None
@@ -140,7 +140,7 @@ def test_every_split_is_scored(
     assert found["unknown"]["AUROC"].baseline == 0.5
     assert found["digits"]["answer: digit"].n == 3
     assert found["blank"].keys() == found["shuffled"].keys()
-    assert {split for split, *_ in told} == set(scenes.SPLITS)
+    assert {split for split, *_ in told} == set(scenes.SCORED_SPLITS)
     assert len(answered["test"]) == 3 * 8 + 3
     blank = answered["blank"][0]
     assert (np.asarray(blank.question.picture) == 128).all()

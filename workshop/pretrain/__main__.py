@@ -11,11 +11,10 @@ import typer
 
 from paliglass.checkpoints.folder import load_model
 from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
 from paliglass.checkpoints.saving import save_folder
 from paliglass.cli.train.group import RunOptions, ShardOption, wants_shards
 from paliglass.contrastive.folders import initialize_vision_tower
-from paliglass.model import CODEC
-from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.loop import train
 from paliglass.training.processes import finish, make_accelerator
@@ -61,7 +60,7 @@ def pretrain(
         accelerator = make_accelerator(out=options.out, logs=options.logs)
         torch.set_num_threads(threads)
         size = MINI.vision_config.image_size
-        masks = MaskCodec.load(codec or locate("mini") / CODEC)
+        masks = load_mask_codec(codec or locate("mini") / CODEC)
         # One process fetches artwork and learns the tokenizer; the others then find them.
         with accelerator.main_process_first():
             world = World(

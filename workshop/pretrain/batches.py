@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from paliglass.layers.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.order import batch_indices, share_of
+from workshop.pretrain.recipe import TASKS, PretrainRecipe
 
-if TYPE_CHECKING:
-    from workshop.pretrain.recipe import PretrainRecipe
-
-TASKS = ("caption", "answer", "detect", "segment", "ocr")
 ROW = 160  # tokens of prompts in a row: of 96 … 1000 the quickest on the world's own scenes
 
 

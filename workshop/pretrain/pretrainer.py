@@ -28,8 +28,8 @@ from paliglass.training import sharding
 from paliglass.training.attention import use_plain_attention
 from paliglass.training.loop import Report, Trainer
 from paliglass.training.optimizers import Optimizers
-from workshop.pretrain.batches import TASKS, SceneBatch, text_batch
-from workshop.pretrain.recipe import PretrainRecipe
+from workshop.pretrain.batches import SceneBatch, text_batch
+from workshop.pretrain.recipe import TASKS, PretrainRecipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

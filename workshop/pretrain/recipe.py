@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
 from paliglass.training.recipes import Recipe
-from workshop.pretrain.batches import TASKS
 
+TASKS = ("caption", "answer", "detect", "segment", "ocr")
 MINI = PaliGemmaConfig(
     SigLipConfig(
         hidden_size=192,

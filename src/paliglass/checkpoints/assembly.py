@@ -16,6 +16,18 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
+__all__ = [
+    "DTYPES",
+    "Accelerate",
+    "assemble",
+    "expected_shapes",
+    "fill",
+    "parse_device",
+    "parse_dtype",
+    "skeleton",
+    "weightless",
+]
+
 Tensors = Iterable[tuple[str, str, Tensor]]
 """(our name, the file's name, tensor) of each tensor that a checkpoint holds."""
 

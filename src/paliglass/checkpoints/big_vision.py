@@ -27,6 +27,8 @@ from paliglass.files import reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import require_finite
 
+__all__ = ["infer_config", "load_big_vision", "read_big_vision_config"]
+
 ENCODER = "img/Transformer/encoderblock/"
 ATTENTION = ENCODER + "MultiHeadDotProductAttention_0/"
 LAYERS = "llm/layers/"
@@ -54,14 +56,14 @@ def load_big_vision(
     Raises CheckpointError: not such a file, arrays missing or left over. Pickled arrays are never
     opened.
     """
-    target, wanted = parse_device(device), parse_dtype(dtype)
+    target, torch_dtype = parse_device(device), parse_dtype(dtype)
     with _Arrays(Path(path)) as arrays:
         config = infer_config(arrays.shapes, str(path), **overrides)
-        require_memory(str(path), arrays.sizes, wanted, target, quantize)
+        require_memory(str(path), arrays.sizes, torch_dtype, target, quantize)
         tensors = _convert(arrays, config)
         if adapter is not None:
-            tensors = with_adapter(tensors, locate(adapter), wanted)
-        return assemble(config, tensors, str(path), wanted, target, accelerate, quantize)
+            tensors = with_adapter(tensors, locate(adapter), torch_dtype)
+        return assemble(config, tensors, str(path), torch_dtype, target, accelerate, quantize)
 
 
 def read_big_vision_config(path: str | Path) -> PaliGemmaConfig:

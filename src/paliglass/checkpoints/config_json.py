@@ -18,6 +18,18 @@ from paliglass.config import (
 )
 from paliglass.errors import ConfigError
 
+__all__ = [
+    "from_fields",
+    "gemma_from_json",
+    "gemma_to_json",
+    "only",
+    "paligemma_from_json",
+    "paligemma_to_json",
+    "section",
+    "siglip_from_json",
+    "siglip_to_json",
+]
+
 # What transformers writes beside the architecture: provenance, generation defaults, training.
 IGNORED_KEYS = frozenset(
     """

@@ -24,6 +24,22 @@ from paliglass.files import read_json, reason, require_readable
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import open_tensors, read_tensor
 
+__all__ = [
+    "GENERATION",
+    "INDEX",
+    "INT8",
+    "QUANTIZATION",
+    "load_hf_model",
+    "load_model",
+    "load_tokenizer",
+    "quantization",
+    "read_config",
+    "read_tensors",
+    "require_layers",
+    "tensor_sizes",
+    "weight_files",
+]
+
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 QUANTIZATION = "quantization_config"

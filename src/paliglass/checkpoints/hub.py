@@ -9,6 +9,8 @@ from pathlib import Path
 
 from paliglass.errors import CheckpointError
 
+__all__ = ["SHIPPED", "is_hub_id", "locate"]
+
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = {"mini": _PACKAGE / "mini", "mini-dual": _PACKAGE / "mini_dual"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+__all__ = ["EMBEDDING", "HEAD", "module_name", "transformers_name"]
+
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
 

@@ -9,6 +9,8 @@ import torch
 
 from paliglass.errors import PaliglassError
 
+__all__ = ["gigabytes", "require_memory"]
+
 
 def gigabytes(count: float) -> str:
     """Bytes as decimal gigabytes or megabytes, the unit that files are sold in."""

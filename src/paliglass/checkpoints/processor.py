@@ -14,6 +14,14 @@ from paliglass.errors import CheckpointError
 from paliglass.files import read_json
 from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
 
+__all__ = [
+    "load_processor",
+    "make_processor",
+    "picture_config",
+    "picture_settings",
+    "processor_files",
+]
+
 
 def load_processor(folder: Path, config: PaliGemmaConfig) -> PaliGemmaProcessor:
     """The processor that a transformers folder asks for.

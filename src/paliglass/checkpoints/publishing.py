@@ -12,6 +12,8 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.files import reason, require_readable
 
+__all__ = ["CARD", "model_card", "push", "read_settings"]
+
 CARD = "README.md"
 
 _USE = """\

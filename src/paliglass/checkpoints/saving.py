@@ -25,6 +25,8 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tensors import save_file
 
+__all__ = ["CHECKSUMS", "digest", "new_folder", "refuse_existing", "save_folder", "write_weights"]
+
 fcntl: ModuleType | None
 try:
     import fcntl

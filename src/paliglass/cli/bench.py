@@ -12,6 +12,8 @@ import typer
 from paliglass.cli.app import command
 from paliglass.cli.options import MODEL_HELP
 
+__all__ = ["bench", "number", "tell"]
+
 ROWS = {
     "load_s": "load, s",
     "first_token_s": "first token, s",

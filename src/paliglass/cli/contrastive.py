@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from paliglass.contrastive.modeling_contrastive import ContrastiveModel
     from paliglass.contrastive.processing import ContrastiveProcessor
 
+__all__ = ["Dual", "DualOptions", "classify", "embed", "similarity"]
+
 MODEL_HELP = "mini-dual, a folder, or a SigLIP checkpoint's hub id."
 
 Pictures = Annotated[

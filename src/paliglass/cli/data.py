@@ -16,7 +16,9 @@ from paliglass.cli.scores import warn
 from paliglass.errors import printable
 
 if TYPE_CHECKING:
-    from paliglass.data.checks import Report
+    from paliglass.data.checks import DataSummary
+
+__all__ = ["check", "fetch"]
 
 SHOWN = 20  # findings of the same words; --json has all
 
@@ -49,14 +51,13 @@ def check(
     """
     from paliglass.checkpoints.folder import load_tokenizer, read_config
     from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
     from paliglass.checkpoints.processor import load_processor
     from paliglass.data.checks import check as look
     from paliglass.data.checks import contact_sheet
     from paliglass.data.example import Findings
     from paliglass.data.reading import open_examples
     from paliglass.files import replacing
-    from paliglass.model import CODEC
-    from paliglass.modeling_mask_codec import MaskCodec
 
     folder = locate(model, ("*.json",))
     config = read_config(folder)
@@ -64,7 +65,7 @@ def check(
     processor = load_processor(folder, config)
     codec = None
     if task == "segment" and (folder / CODEC).exists():
-        codec = MaskCodec.load(folder / CODEC)
+        codec = load_mask_codec(folder / CODEC)
     findings = Findings()
     examples = open_examples(source, images, task, codec, split="all", findings=findings)
     report = look(examples, processor, config.text_config.max_position_embeddings, findings)
@@ -79,7 +80,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _show(report: Report) -> None:
+def _show(report: DataSummary) -> None:
     """The report for people: a line for each finding, then what there is."""
     told: Counter[str] = Counter()
     for found in report.findings:

@@ -14,6 +14,8 @@ from paliglass.cli.messages import waiting
 from paliglass.cli.options import BatchSizeOption, CocoTask, JsonObject, ModelOptions
 from paliglass.cli.scores import print_scores, tell_progress, warn
 
+__all__ = ["EvaluatedModel", "evaluate"]
+
 
 @dataclass(frozen=True)
 class EvaluatedModel(ModelOptions):

@@ -12,6 +12,8 @@ from paliglass.cli.messages import waiting
 from paliglass.cli.models import companions
 from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption
 
+__all__ = ["export"]
+
 
 @command
 def export(

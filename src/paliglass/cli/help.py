@@ -15,6 +15,19 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+__all__ = [
+    "GENERAL",
+    "PANELS",
+    "Command",
+    "Entry",
+    "Group",
+    "entries",
+    "page",
+    "paragraphs",
+    "summary",
+    "usage",
+]
+
 COLUMN = 24  # letters for flags; longer ones have a line of their own
 COMMANDS = "Commands"
 PANELS = {

@@ -16,6 +16,8 @@ from paliglass.cli.options import (
     refuse_existing_file,
 )
 
+__all__ = ["lab"]
+
 
 @command
 def lab(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from paliglass.inspect.lessons import Lesson
 
+__all__ = ["learn"]
+
 
 @command
 def learn(

@@ -16,6 +16,18 @@ from paliglass.checkpoints.hub import SHIPPED
 from paliglass.errors import printable
 from paliglass.tasks.things import load_things
 
+__all__ = [
+    "complain",
+    "detail",
+    "harmless",
+    "has_complained",
+    "level",
+    "note",
+    "one_line",
+    "set_level",
+    "waiting",
+]
+
 Level = Literal["quiet", "normal", "verbose"]
 
 _level: Level = "normal"

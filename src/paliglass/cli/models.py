@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.recipes import Part
 
+__all__ = ["companions", "convert", "info", "verify"]
+
 
 @command
 def info(
@@ -232,7 +234,7 @@ def companions(source: str) -> dict[str, bytes]:
     """What else belongs to a model: its mask codec and its calibration, by file name."""
     from paliglass.checkpoints.adapters import with_base
     from paliglass.checkpoints.hub import locate
-    from paliglass.model import CODEC
+    from paliglass.checkpoints.mask_codec import CODEC
     from paliglass.tasks.confidence import FILE
 
     place, _ = with_base(locate(source))

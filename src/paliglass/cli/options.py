@@ -14,6 +14,32 @@ if TYPE_CHECKING:
     from paliglass.model import PaliGemma
     from paliglass.tasks.answering import GenerationOptions, Options
 
+__all__ = [
+    "MODEL_HELP",
+    "AdapterOption",
+    "BatchSizeOption",
+    "CocoTask",
+    "DeviceOption",
+    "Dtype",
+    "DtypeOption",
+    "FindOptions",
+    "Format",
+    "JsonLines",
+    "JsonObject",
+    "Language",
+    "LoadOptions",
+    "MaxNewTokensOption",
+    "ModelOptions",
+    "OutputOptions",
+    "Overwrite",
+    "Pictures",
+    "PicturesAndText",
+    "Quantize",
+    "RecursiveOption",
+    "RunOptions",
+    "refuse_existing_file",
+]
+
 MODEL_HELP = "mini, a folder, a hub id like google/paligemma2-3b-mix-224, or a big_vision .npz."
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps."
 MIN_SCORE = 0.05

@@ -18,6 +18,8 @@ from paliglass.errors import PictureError
 if TYPE_CHECKING:
     from PIL import Image
 
+__all__ = ["open_picture", "picture_names", "tell_first_frames", "work_ahead"]
+
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from PIL import Image
 
+__all__ = ["FORCE", "choose_protocol", "preview"]
+
 Protocol = Literal["kitty", "iterm2", "blocks"]
 PROTOCOLS: tuple[Protocol, ...] = ("kitty", "iterm2", "blocks")
 FORCE = "PALIGLASS_PREVIEW"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
+__all__ = ["Printer"]
+
 
 class Printer:
     """Hands results to standard output in the format asked for.

@@ -14,6 +14,8 @@ from paliglass.formats.jsonl import to_line
 if TYPE_CHECKING:
     from PIL import Image
 
+__all__ = ["FILE", "STDIN", "Results", "identity", "is_drawing"]
+
 STDIN = "-"
 FILE = "results.jsonl"
 JOB = "results.job.json"

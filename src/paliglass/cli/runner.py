@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from paliglass.pictures import PreparedPicture
     from paliglass.tasks.answering import Task
 
+__all__ = ["Job", "Remarks", "load_model", "run_job"]
+
 T = TypeVar("T")
-Group = tuple[str, ...]  # the pictures of one prompt; one, save with --together
-Numbered = tuple[int, Group]
+PictureGroup = tuple[str, ...]  # the pictures of one prompt; one, save with --together
+Numbered = tuple[int, PictureGroup]
 
 MAX_THREADS = 8  # that read pictures; more would seldom be faster, and each holds a whole picture
 
@@ -190,7 +192,7 @@ def _check(job: Job, names: list[str], output: OutputOptions) -> None:
 
 def _answers(
     job: Job, todo: list[Numbered], run: RunOptions, is_drawn: bool, screen: Screen
-) -> Generator[tuple[Group, Image.Image | None, Any]]:
+) -> Generator[tuple[PictureGroup, Image.Image | None, Any]]:
     """(names, first picture, result) of each that can be read, in order; complains of the others.
 
     Threads read and prepare the next pictures while the model runs. The picture itself is kept
@@ -227,7 +229,7 @@ def _answers(
 
     threads = min(os.cpu_count() or 1, MAX_THREADS)
     pool = ThreadPoolExecutor(threads)  # starts none before there is a second picture
-    under_way: deque[tuple[Group, Image.Image | None]] = deque()
+    under_way: deque[tuple[PictureGroup, Image.Image | None]] = deque()
 
     def asked() -> Iterator[tuple[int, Task[Any], list[PreparedPicture]]]:
         nonlocal first
@@ -254,7 +256,7 @@ def _answers(
 
 def _readable(
     readers: Iterable[tuple[Numbered, Callable[[], T]]], screen: Screen
-) -> Iterator[tuple[int, Group, T]]:
+) -> Iterator[tuple[int, PictureGroup, T]]:
     """(number, names, what was read) of pictures that can be read; complains of the others."""
     for (number, group), read in readers:
         try:

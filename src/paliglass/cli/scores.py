@@ -12,6 +12,8 @@ from paliglass.errors import printable
 if TYPE_CHECKING:
     from paliglass.evaluation.cases import Score
 
+__all__ = ["print_scores", "tell_progress", "warn"]
+
 
 def tell_progress(name: str, done: int, count: int) -> None:
     """How many of a set's questions are answered, at a terminal."""

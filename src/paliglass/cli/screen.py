@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
+__all__ = ["Screen"]
+
 
 class Screen:
     """Shows a progress bar while its block runs, and how fast it went when it has ended.

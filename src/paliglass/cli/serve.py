@@ -16,6 +16,8 @@ from paliglass.errors import PaliglassError
 if TYPE_CHECKING:
     from paliglass.model import PaliGemma
 
+__all__ = ["serve"]
+
 
 @command
 def serve(

@@ -36,7 +36,9 @@ from paliglass.tasks.results import Answer
 
 if TYPE_CHECKING:
     from paliglass.generation import FinishReason
-    from paliglass.tasks.confidence import Task as CalibratedTask
+    from paliglass.tasks.confidence import CalibratedTask
+
+__all__ = ["ask", "caption", "detect", "generate", "read", "segment"]
 
 # Of which task a command's scores are; `generate` could be any.
 CALIBRATED: dict[str, CalibratedTask] = {"caption": "caption", "ask": "answer", "read": "ocr"}
@@ -172,7 +174,7 @@ def _stream(job: Job, picture: str, run: RunOptions) -> None:
     image = open_picture(picture)
     tell_first_frames([picture] if image.info else [])
     pieces = load_model(run).generate(image, job.prompt, stream=True, **run.options())
-    said: list[str] = []
+    answer: list[str] = []
     reason: FinishReason = "stop"
 
     def told() -> Iterator[str]:
@@ -180,11 +182,11 @@ def _stream(job: Job, picture: str, run: RunOptions) -> None:
         reason = yield from pieces
 
     for piece in told():
-        said.append(piece)
+        answer.append(piece)
         print(harmless(piece), end="", flush=True)
     print()
     remarks = Remarks(job, run.max_new_tokens)
-    remarks.add(picture, Answer("".join(said), 1, reason))
+    remarks.add(picture, Answer("".join(answer), 1, reason))
     remarks.tell()
 
 

@@ -20,6 +20,8 @@ from paliglass.cli.options import (
 )
 from paliglass.cli.pictures import open_picture
 
+__all__ = ["trace"]
+
 
 @command
 def trace(

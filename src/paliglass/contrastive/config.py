@@ -24,6 +24,15 @@ from paliglass.checkpoints.config_json import (
 from paliglass.config import SIZES, TOKEN_IDS, SigLipConfig, check_multiple, check_numbers
 from paliglass.errors import ConfigError
 
+__all__ = [
+    "CbowConfig",
+    "ContrastiveConfig",
+    "ImagePooling",
+    "Padding",
+    "ResNetConfig",
+    "TextTransformerConfig",
+]
+
 MODEL_TYPE = "paliglass_contrastive"
 
 Loss = Literal["clip", "siglip"]

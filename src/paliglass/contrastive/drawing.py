@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from paliglass.pictures import Picture, load_picture
 
+__all__ = ["CELL", "similarity_picture"]
+
 CELL, GAP = 96, 2
 _LINE = 16  # of a text, and of an em in it
 _PALE, _DEEP = (247, 249, 252), (24, 92, 160)

@@ -22,6 +22,20 @@ from paliglass.contrastive.config import (
 from paliglass.layers.attention import Attention
 from paliglass.modeling_siglip import SigLipMLP, SigLipVisionModel
 
+__all__ = [
+    "AttentionPooling",
+    "BasicBlock",
+    "Cbow",
+    "ResNet",
+    "TextAttention",
+    "TextEmbeddings",
+    "TextEncoder",
+    "TextLayer",
+    "TextMLP",
+    "TextTransformer",
+    "VisionTransformer",
+]
+
 # ------------------------------------------------------------------ pictures
 
 

@@ -43,6 +43,14 @@ from paliglass.errors import CheckpointError, ConfigError
 from paliglass.files import read_json, write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
+__all__ = [
+    "initialize_vision_tower",
+    "load_contrastive",
+    "save_contrastive",
+    "start_from_paligemma",
+    "vision_weights",
+]
+
 # (SiglipModel's prefix, ours); the first that fits holds, either way.
 _PREFIXES = (
     ("vision_model.head.", "image_encoder.head."),
@@ -99,7 +107,7 @@ def save_contrastive(
 
     Raises CheckpointError where the folder holds something already.
     """
-    config, wanted = model.config, parse_dtype(dtype)
+    config, torch_dtype = model.config, parse_dtype(dtype)
     processor = tokenizer
     if not isinstance(processor, ContrastiveProcessor):
         text = config.text
@@ -109,12 +117,12 @@ def save_contrastive(
     with new_folder(Path(folder)) as target:
         state = {
             _their_name(name) if config.is_siglip_model else name: (
-                tensor.detach().to(wanted or tensor.dtype).contiguous()
+                tensor.detach().to(torch_dtype or tensor.dtype).contiguous()
             )
             for name, tensor in model.state_dict().items()
         }
         write_weights(target, state)
-        stored = str(wanted or model.dtype).removeprefix("torch.")
+        stored = str(torch_dtype or model.dtype).removeprefix("torch.")
         write_json(target / "config.json", {**config.to_dict(), "dtype": stored})
         processor.tokenizer.save(str(target / "tokenizer.json"))
         for name, data in _processor_files(processor).items():
@@ -188,13 +196,13 @@ def _load_model(
     device: str | torch.device,
     dtype: str | torch.dtype | None,
 ) -> ContrastiveModel:
-    target, wanted = parse_device(device), parse_dtype(dtype)
+    target, torch_dtype = parse_device(device), parse_dtype(dtype)
     sizes = tensor_sizes(folder)
     require_layers(folder, [config.image, config.text], len(sizes))
-    require_memory(folder.name, sizes, wanted, target)
+    require_memory(folder.name, sizes, torch_dtype, target)
     with weightless():
         model = ContrastiveModel(config)
-    fill(model, _tensors(folder, config), str(folder), wanted, target)
+    fill(model, _tensors(folder, config), str(folder), torch_dtype, target)
     return model.eval()
 
 

@@ -25,6 +25,16 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+__all__ = [
+    "clip_loss",
+    "clip_loss_distributed",
+    "siglip_loss",
+    "siglip_loss_chunked",
+    "siglip_loss_distributed",
+    "similarity",
+    "softmax_cross_entropy",
+]
+
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """−log of the probability that softmax gives each row's label; the mean over rows.

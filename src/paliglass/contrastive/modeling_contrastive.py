@@ -29,6 +29,8 @@ from paliglass.contrastive.losses import (
     similarity,
 )
 
+__all__ = ["ContrastiveModel", "ContrastiveOutput"]
+
 # exp(t) and b at the start. CLIP lets exp(t) grow to 100 and no further.
 CLIP_SCALE, CLIP_MAX_SCALE = 1 / 0.07, 100.0
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0

@@ -36,6 +36,20 @@ from paliglass.training.order import batch_indices, share_of
 if TYPE_CHECKING:
     from paliglass.contrastive.processing import ContrastiveProcessor
 
+__all__ = [
+    "Collate",
+    "Pair",
+    "PairBatch",
+    "PairLine",
+    "PairSource",
+    "PictureFiles",
+    "SavedPairs",
+    "batches",
+    "open_pairs",
+    "pixel_values",
+    "save_pairs",
+]
+
 PIXELS, TEXTS = "pixels.npy", "texts.json"
 
 

@@ -21,6 +21,8 @@ from paliglass.contrastive.config import Padding
 from paliglass.errors import CheckpointError, PromptError
 from paliglass.pictures import Picture, load_picture
 
+__all__ = ["ContrastiveProcessor"]
+
 _CANONICAL: list[normalizers.Normalizer] = [
     normalizers.Lowercase(),
     normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),

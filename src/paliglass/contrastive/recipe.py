@@ -8,6 +8,8 @@ from typing import Literal
 from paliglass.errors import PaliglassError
 from paliglass.training.recipes import Recipe, total_steps
 
+__all__ = ["ContrastiveRecipe", "Encoder", "LossName", "TextEncoder"]
+
 Encoder = Literal["vit", "resnet"]
 TextEncoder = Literal["transformer", "cbow"]
 LossName = Literal["clip", "siglip"]

@@ -43,6 +43,8 @@ from paliglass.training.sharding import clip_gradients
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__ = ["ContrastiveTrainer", "dual_config", "text_length", "train"]
+
 
 def dual_config(
     image: Encoder,

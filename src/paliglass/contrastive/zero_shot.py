@@ -13,6 +13,8 @@ from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import PromptError
 from paliglass.pictures import Picture
 
+__all__ = ["TEMPLATES", "classify", "embed_labels", "retrieval_recall"]
+
 TEMPLATES = ("{}", "a {}", "a picture of a {}")
 
 

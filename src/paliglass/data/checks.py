@@ -21,14 +21,14 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tasks.boxes import Box, parse_boxes
 from paliglass.tasks.prompts import same_label, split_labels
 
-__all__ = ["Report", "check", "contact_sheet"]
+__all__ = ["DataSummary", "check", "contact_sheet"]
 
 _CELL, _TEXT = 240, 66
 _TOKEN = re.compile(r"<(?:loc|seg)\d+>")
 
 
 @dataclass
-class Report:
+class DataSummary:
     """What a data set holds."""
 
     examples: int = 0
@@ -65,26 +65,26 @@ def check(
     processor: PaliGemmaProcessor,
     max_tokens: int,
     found: Findings | None = None,
-) -> Report:
+) -> DataSummary:
     """Reads every picture and every text.
 
     Args:
         max_tokens: what the model takes of a prompt with its pictures and answer.
-        found: what reading the examples has found, which stands first in the report.
+        found: what reading the examples has found, which stands first in the summary.
     """
-    report = Report(examples=len(examples), findings=Findings(found or ()))
+    summary = DataSummary(examples=len(examples), findings=Findings(found or ()))
     broken: dict[Path, str | None] = {}
     for example in examples:
-        report.tasks[example.task] += 1
+        summary.tasks[example.task] += 1
         for image in example.images:
             if image not in broken:
                 broken[image] = _fault(image)
         for problem in filter(None, (broken[image] for image in example.images)):
-            report.findings.left_out(example.where, problem)
-        for problem in _odd_words(example, processor, max_tokens, report):
-            report.findings.odd(example.where, problem)
-    report.pictures = len(broken)
-    return report
+            summary.findings.left_out(example.where, problem)
+        for problem in _odd_words(example, processor, max_tokens, summary):
+            summary.findings.odd(example.where, problem)
+    summary.pictures = len(broken)
+    return summary
 
 
 def _fault(image: Path) -> str | None:
@@ -96,9 +96,9 @@ def _fault(image: Path) -> str | None:
 
 
 def _odd_words(
-    example: Example, processor: PaliGemmaProcessor, max_tokens: int, report: Report
+    example: Example, processor: PaliGemmaProcessor, max_tokens: int, summary: DataSummary
 ) -> list[str]:
-    """Complaints about prefix and suffix; their lengths go into the report."""
+    """Complaints about prefix and suffix; their lengths go into the summary."""
     problems = []
     lengths = [0, 0]
     try:
@@ -106,16 +106,16 @@ def _odd_words(
         lengths[1] = len(processor.encode_suffix(example.suffix))
     except PromptError as error:
         problems.append(str(error))
-    report.prefix_tokens.append(lengths[0])
-    report.suffix_tokens.append(lengths[1])
+    summary.prefix_tokens.append(lengths[0])
+    summary.suffix_tokens.append(lengths[1])
     total = sum(lengths) + len(example.images) * processor.num_image_tokens
     if total > max_tokens:
         problems.append(f"takes {total} tokens with its picture; the model has {max_tokens}")
     if example.task not in OBJECT_TASKS:
         return problems
     asked = split_labels(example.prefix.removeprefix(example.task), example.task)
-    said = {thing.label for thing in parse_boxes(example.suffix)}
-    strange = {label for label in said if not any(same_label(label, other) for other in asked)}
+    labels = {thing.label for thing in parse_boxes(example.suffix)}
+    strange = {label for label in labels if not any(same_label(label, other) for other in asked)}
     if strange:
         problems.append(f"{', '.join(sorted(strange))}: in the suffix, but not asked for")
     if _TOKEN.search(example.prefix):

@@ -15,17 +15,17 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 __all__ = ["Batch", "Rows", "batches"]
 
 Batch = dict[str, Tensor]
-Row = tuple[Example, list[Tensor], str]
+LoadedExample = tuple[Example, list[Tensor], str]
 """An example, the pixels of its pictures, and what was wrong with one that it stands in for."""
 
 
-class Rows(Dataset[Row]):
+class Rows(Dataset[LoadedExample]):
     """Example `index` with its pixels. A broken picture gives way to the next whole one."""
 
     def __init__(self, examples: Sequence[Example], processor: PaliGemmaProcessor) -> None:
         self.examples, self.processor = examples, processor
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> LoadedExample:
         broken = ""
         for offset in range(len(self.examples)):
             example = self.examples[(index + offset) % len(self.examples)]
@@ -35,7 +35,7 @@ class Rows(Dataset[Row]):
                 broken = broken or f"{example.where}: {error}"
         raise PictureError(f"not one of the {len(self.examples)} pictures can be read: {broken}")
 
-    def collate(self, rows: Sequence[Row]) -> tuple[Batch, list[str]]:
+    def collate(self, rows: Sequence[LoadedExample]) -> tuple[Batch, list[str]]:
         """Rows → a batch, and what was wrong."""
         batch = self.processor.words(
             [example.prefix for example, _, _ in rows],

@@ -29,7 +29,7 @@ from paliglass.tasks.prompts import detect_prompt, segment_prompt
 if TYPE_CHECKING:
     from paliglass.modeling_mask_codec import MaskCodec
 
-__all__ = ["Part", "label_file", "read_yolo"]
+__all__ = ["YoloObject", "label_file", "read_yolo"]
 
 
 def read_yolo(
@@ -121,7 +121,7 @@ def _pictures(sources: Iterable[Path], path: Path) -> list[Path]:
     return pictures
 
 
-Part = tuple[str, int | None, str, Box]
+YoloObject = tuple[str, int | None, str, Box]
 """Location tokens, number of the mask, label, box in shares."""
 
 
@@ -132,9 +132,9 @@ def _read_labels(
     task: str,
     encoder: MaskEncoder,
     findings: Findings,
-) -> tuple[list[Part], list[str]]:
+) -> tuple[list[YoloObject], list[str]]:
     """A label file's things, and what is ignored; a picture without a file shows nothing."""
-    parts: list[Part] = []
+    parts: list[YoloObject] = []
     ignored: list[str] = []
     if not file.exists():
         return parts, ignored

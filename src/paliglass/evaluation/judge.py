@@ -78,15 +78,15 @@ def allowed_labels(questions: Iterable[Question]) -> dict[str, tuple[str, ...] |
     They are the prompt's, unless a right answer to it has others, as `detect all objects` has: then
     all that the right answers of the data set have, for those of one picture would give it away.
     """
-    said: dict[str, dict[str, str]] = defaultdict(dict)
+    named: dict[str, dict[str, str]] = defaultdict(dict)
     for question in questions:
         if question.task in OBJECT_TASKS:
-            found = said[question.prefix]
+            found = named[question.prefix]
             for thing in (t for reference in question.references for t in parse_boxes(reference)):
                 found.setdefault(label_key(thing.label), one_label(thing.label))
-    everything = {key: label for found in said.values() for key, label in found.items()}
+    everything = {key: label for found in named.values() for key, label in found.items()}
     allowed: dict[str, tuple[str, ...] | None] = {}
-    for prefix, found in said.items():
+    for prefix, found in named.items():
         task, _, labels = prefix.partition(" ")
         asked = split_labels(labels, task)
         if "" in found:

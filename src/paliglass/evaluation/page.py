@@ -82,13 +82,13 @@ def _row(task: str, value: Score) -> dict[str, Any]:
 def _figure(case: Case) -> dict[str, Any]:
     question = case.question
     pictures = [load_picture(picture) for picture in question.pictures]
-    right, said = " / ".join(dict.fromkeys(question.references)), case.prediction
+    target, prediction = " / ".join(dict.fromkeys(question.references)), case.prediction
     if question.task in OBJECT_TASKS:  # the boxes are in the pictures, right first
-        pictures = [_boxes(pictures[0], text) for text in (question.references[0], said)]
-        right, said = _labels(question.references[0]), _labels(said)
+        pictures = [_boxes(pictures[0], text) for text in (question.references[0], prediction)]
+        target, prediction = _labels(question.references[0]), _labels(prediction)
     else:
-        said = f"{said or 'nothing'} ({case.score:.2f})"
-    lines = [("asked", question.prefix), ("right", right or "nothing"), ("said", said)]
+        prediction = f"{prediction or 'nothing'} ({case.score:.2f})"
+    lines = [("asked", question.prefix), ("right", target or "nothing"), ("said", prediction)]
     return {"pictures": [_data(picture) for picture in pictures], "lines": lines}
 
 

@@ -34,6 +34,25 @@ if TYPE_CHECKING:
 
     from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
+__all__ = [
+    "BYTES",
+    "PROMPT_TOKENS",
+    "Answer",
+    "Engine",
+    "Measured",
+    "bench",
+    "between",
+    "greedy",
+    "limit_shares",
+    "machine_limits",
+    "noise_batch",
+    "open_engine",
+    "peak_memory",
+    "rate_of",
+    "serve",
+    "stored_as",
+]
+
 PROMPT_TOKENS = 8
 BATCH, BATCH_TOKENS = 8, 8  # pictures of a batch, and its tokens
 GIGABYTE = 1e9

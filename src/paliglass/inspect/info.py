@@ -16,6 +16,8 @@ from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
 from paliglass.tasks.things import Things, load_things
 
+__all__ = ["ModelInfo", "describe", "read_info"]
+
 
 @dataclass(frozen=True)
 class ModelInfo:

@@ -18,13 +18,15 @@ from typing import Any, Literal, NamedTuple
 
 from paliglass.errors import PaliglassError
 
+__all__ = ["Lesson", "LessonPart", "find", "lessons"]
+
 _HERE = Path(__file__).parent
 # In a wheel they lie beside this file; in the repository, with the documentation.
 FOLDERS = (_HERE.parent / "lessons", _HERE.parents[2] / "docs" / "lessons")
 _BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-class Part(NamedTuple):
+class LessonPart(NamedTuple):
     """A piece of a page: Markdown, code to run, or what the code before it prints."""
 
     kind: Literal["markdown", "python", "text"]
@@ -54,14 +56,14 @@ class Lesson:
         return found[1].replace("\n> ", " ") if found else ""
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[LessonPart]:
         """The page, cut at its blocks of code and output."""
         parts, end = [], 0
         for match in _BLOCK.finditer(self.text):
-            parts.append(Part("markdown", self.text[end : match.start()]))
-            parts.append(Part("python" if match[1] == "python" else "text", match[2]))
+            parts.append(LessonPart("markdown", self.text[end : match.start()]))
+            parts.append(LessonPart("python" if match[1] == "python" else "text", match[2]))
             end = match.end()
-        return [*parts, Part("markdown", self.text[end:])]
+        return [*parts, LessonPart("markdown", self.text[end:])]
 
     @property
     def num_asserts(self) -> int:
@@ -72,7 +74,7 @@ class Lesson:
             for node in ast.walk(ast.parse(part.text))
         )
 
-    def run(self) -> Iterator[tuple[Part, str]]:
+    def run(self) -> Iterator[tuple[LessonPart, str]]:
         """Runs the code as the iterator is read: each part, and what it printed.
 
         The random numbers are the same every time, and the caller's are left alone. An exception

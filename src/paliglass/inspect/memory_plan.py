@@ -30,6 +30,8 @@ from paliglass.training.lora import add_lora
 from paliglass.training.recipes import Part
 from paliglass.training.sharding import transformer_layers
 
+__all__ = ["MemoryPlan", "kept_for_backward", "plan"]
+
 FULL, HALF = 4, 2  # bytes of a float32, and of a bfloat16
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from paliglass.model import PaliGemma
     from paliglass.pictures import Picture
 
+__all__ = ["TracedAnswer", "to_html", "trace_answer"]
+
 MASK_PATCHES = 12  # of the picture's tokens in the drawn mask: all of their rows are alike
 MASK_WORDS = 24
 ATTENTION_LIMIT = 4_000_000  # bytes of maps in a page; beyond it, heads are not told apart

@@ -31,6 +31,21 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 if TYPE_CHECKING:
     from paliglass.model import PaliGemma
 
+__all__ = [
+    "DECODER",
+    "DECODER_LAYERS",
+    "INPUTS",
+    "TOWER",
+    "TOWER_LAYERS",
+    "CacheSize",
+    "Candidate",
+    "Stack",
+    "Trace",
+    "TracedPicture",
+    "TracedRow",
+    "trace",
+]
+
 TOWER = "vision_tower.vision_model"
 TOWER_LAYERS = f"{TOWER}.encoder.layers"
 DECODER = "language_model.model"
@@ -391,7 +406,7 @@ def trace(
     network = model if isinstance(model, PaliGemmaForConditionalGeneration) else model.model
     decoder, tower = network.language_model.model, network.vision_tower.vision_model
     stacks = {TOWER_LAYERS: tower.encoder.layers, DECODER_LAYERS: decoder.layers}
-    wanted = _wanted(layers, {prefix: len(stack) for prefix, stack in stacks.items()})
+    kept = _layer_numbers(layers, {prefix: len(stack) for prefix, stack in stacks.items()})
     found = Trace(network)
     handles = [
         tower.embeddings.register_forward_hook(found._begin_tower),
@@ -399,7 +414,7 @@ def trace(
         decoder.register_forward_pre_hook(found._begin_decoder),
     ]
     for prefix, stack in stacks.items():
-        for number in wanted[prefix]:
+        for number in kept[prefix]:
             name, own = f"{prefix}.{number}", f"{prefix}.{number}.self_attn"
             attention = network.get_submodule(f"{own}.attention")
             assert isinstance(attention, Attention)
@@ -417,7 +432,7 @@ def trace(
             handle.remove()
 
 
-def _wanted(layers: Sequence[int] | None, counts: dict[str, int]) -> dict[str, list[int]]:
+def _layer_numbers(layers: Sequence[int] | None, counts: dict[str, int]) -> dict[str, list[int]]:
     """The numbers of the layers to keep, from 0, of each stack of so many layers."""
     chosen = range(max(counts.values())) if layers is None else layers
     for layer in chosen:

@@ -35,6 +35,8 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.files import read_json
 
+__all__ = ["LayerComparison", "Verification", "fixed_input", "verify"]
+
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the layer's largest output (float32 rounding piles up
 to some 1e-6 over a full-size model)."""
@@ -43,7 +45,7 @@ PROMPT_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerComparison:
     """A layer's output: the largest absolute difference, the largest output there is, and the
     length of the difference as a share of the output's (a few huge channels hide nothing there).
     """
@@ -61,10 +63,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class Verification:
     """What was compared, and all that is wrong."""
 
-    rows: list[Row]
+    rows: list[LayerComparison]
     integrity: str
     problems: list[str] = field(default_factory=list)
 
@@ -82,7 +84,7 @@ class Report:
         }
 
 
-def verify(model: str | Path, reference: str | Path | None = None) -> Report:
+def verify(model: str | Path, reference: str | Path | None = None) -> Verification:
     """Checks a checkpoint folder and this code on it.
 
     Args:
@@ -111,7 +113,9 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
             continue
         gap = output - expected
         relative = (gap.norm() / expected.norm()).item()
-        rows.append(Row(name, gap.abs().max().item(), expected.abs().max().item(), relative))
+        rows.append(
+            LayerComparison(name, gap.abs().max().item(), expected.abs().max().item(), relative)
+        )
     wrong = [row for row in rows if not row.ok]
     if wrong:
         first = wrong[0]
@@ -119,7 +123,7 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Report:
             f"{first.name}: differs by {first.difference:.2e} where outputs reach "
             f"{first.scale:.2e}; {len(wrong)} of {len(rows)} layers differ"
         )
-    return Report(rows, integrity, problems)
+    return Verification(rows, integrity, problems)
 
 
 def check_integrity(folder: Path) -> tuple[str, list[str]]:
@@ -188,8 +192,8 @@ def fixed_input(config: PaliGemmaConfig) -> dict[str, Tensor]:
 
 def _our_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules whose outputs are compared, by our names, in the order in which they run."""
-    wanted = re.compile(r"(.*\.)?(embeddings|layers\.\d+|post_layernorm|linear|norm|lm_head)")
-    return {name: m for name, m in model.named_modules() if wanted.fullmatch(name)}
+    compared = re.compile(r"(.*\.)?(embeddings|layers\.\d+|post_layernorm|linear|norm|lm_head)")
+    return {name: m for name, m in model.named_modules() if compared.fullmatch(name)}
 
 
 def _their_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["IGNORE", "Reduction", "suffix_cross_entropy"]
+
 IGNORE = -100
 """The label of a position that is not to be predicted: prefix, picture, padding."""
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+__all__ = ["cached_mask", "prefix_lm_mask"]
+
 
 def prefix_lm_mask(is_autoregressive: Tensor, is_token: Tensor) -> Tensor:
     """The attention mask of a batch. B × T and B × T (bool or 0/1) → B × 1 × T × T, True = may see.

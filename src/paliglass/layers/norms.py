@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+__all__ = ["RMSNorm"]
+
 
 class RMSNorm(nn.Module):
     """Divides each token by its root mean square, then scales it by `1 + weight`.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["apply_rotary", "rotary_cos_sin"]
+
 
 def rotary_cos_sin(
     positions: Tensor, head_dim: int, base: float, dtype: torch.dtype

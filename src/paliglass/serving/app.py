@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from paliglass import __version__
 from paliglass.errors import PaliglassError
-from paliglass.serving import moondream, openai, pages
+from paliglass.serving import moondream, openai, pages, responses
 from paliglass.serving.calls import Service
 from paliglass.serving.dual import Dual
 from paliglass.serving.engine import Engine, Told, tell_at_once
@@ -65,6 +65,7 @@ def create_app(
     app.state.service = service
     app.add_middleware(Guard, service=service)
     app.include_router(openai.router)
+    app.include_router(responses.router)
     app.include_router(moondream.router)
 
     async def told(_: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ __all__ = [
     "ChatBody",
     "EmbeddingsBody",
     "ObjectBody",
+    "PictureBody",
     "QueryBody",
     "ResponsesBody",
     "SegmentBody",

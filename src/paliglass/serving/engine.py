@@ -87,7 +87,14 @@ class Engine:
         self._model: PaliGemma | None = None
         self.batch: RunningBatch | None = None
         self.thread = threading.Thread(target=self._live, name="model", daemon=True)
-        self.metrics.watch(self)
+        self.metrics.watch(
+            lambda: len(self.line),
+            lambda: self.num_running,
+            {  # a batch without rows is false
+                "features": lambda: 0 if self.batch is None else self.batch.features.num_bytes,
+                "prefixes": lambda: 0 if self.batch is None else self.batch.prefixes.num_bytes,
+            },
+        )
 
     # ------------------------------------------------------------- the scheduler
 

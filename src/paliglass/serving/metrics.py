@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-if TYPE_CHECKING:
-    from paliglass.serving.engine import Engine
 
 __all__ = ["Metrics"]
 
@@ -47,20 +44,21 @@ class Metrics:
             "paliglass_prompts_cached", "Prompts that did not have to be run.", registry=registry
         )
 
-    def watch(self, engine: Engine) -> None:
-        """Adds gauges of an engine's line, rows and caches."""
+    def watch(
+        self,
+        queue_length: Callable[[], float],
+        running_rows: Callable[[], float],
+        cache_bytes: Mapping[str, Callable[[], float]],
+    ) -> None:
+        """Adds gauges of an engine's line, its rows, and its caches by name."""
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"paliglass_{name}", text, labels, registry=self.registry)
 
-        gauge("queue_length", "Requests in line.").set_function(lambda: len(engine.line))
-        gauge("running_rows", "Rows being answered.").set_function(lambda: engine.num_running)
+        gauge("queue_length", "Requests in line.").set_function(queue_length)
+        gauge("running_rows", "Rows being answered.").set_function(running_rows)
         cache = gauge("cache_bytes", "Bytes of what is kept.", "cache")
-        for name in ("features", "prefixes"):
-
-            def size(name: str = name) -> float:
-                return 0 if engine.batch is None else getattr(engine.batch, name).num_bytes
-
+        for name, size in cache_bytes.items():
             cache.labels(name).set_function(size)
 
     def request(self, path: str, status: int, seconds: float) -> None:

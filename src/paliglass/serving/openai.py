@@ -1,4 +1,4 @@
-"""OpenAI's interface: /v1/chat/completions, /v1/responses, /v1/embeddings, /v1/models."""
+"""OpenAI's interface: /v1/chat/completions, /v1/embeddings, /v1/models; see also `responses`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ from paliglass.serving.prompts import Chat, PromptTask, read_chat
 from paliglass.serving.structured import Structure, read_format
 from paliglass.tasks.answering import GenerationOptions, Task
 
-__all__ = ["router", "service_of"]
+__all__ = [
+    "check_model",
+    "event_stream",
+    "headers_of",
+    "new_id",
+    "question_of",
+    "router",
+    "service_of",
+    "token_entries",
+]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -78,13 +87,13 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     structure = read_format(body.response_format, chat)
     _check_chat(body, chat, structure, settings.max_samples)
     options = {"max_new_tokens": body.limit, "temperature": body.temperature, "seed": body.seed}
-    question = _question(chat, structure, body, **options)
+    question = question_of(chat, structure, body, **options)
     call = await unless_gone(request, service.call(question))
-    headers = _headers(chat, structure)
-    about = {"id": _new_id("chatcmpl"), "created": int(time.time()), "model": settings.name}
+    headers = headers_of(chat, structure)
+    about = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": settings.name}
     if body.stream:
         chunks = _chat_chunks(call, body, structure, service, about)
-        return _stream(chunks, _chat_error, call, service, headers)
+        return event_stream(chunks, _chat_error, call, service, headers)
     with closing(call):
         return JSONResponse(
             await unless_gone(request, _chat(call, body, structure, service, about)),
@@ -107,9 +116,11 @@ def _check_chat(body: ChatBody, chat: Chat, structure: Structure | None, max_sam
         raise refused("top_logprobs", "boxes are held to a grammar, which leaves few alternatives")
 
 
-def _question(
+def question_of(
     chat: Chat, structure: Structure | None, body: ChatBody | ResponsesBody, **options: Any
 ) -> Question[Any]:
+    """What a chat asks of the model, and how it is to be answered."""
+
     def prompt_task(model: PaliGemma) -> Task[Any]:
         return PromptTask(model.processor, chat.prompt)
 
@@ -135,7 +146,8 @@ def _options(body: ChatBody | ResponsesBody, **options: Any) -> GenerationOption
     )
 
 
-def _headers(chat: Chat, structure: Structure | None) -> dict[str, str]:
+def headers_of(chat: Chat, structure: Structure | None) -> dict[str, str]:
+    """Tells what of a request was not read."""
     if structure is not None and not structure.reads_text:
         chat = chat._replace(not_read=[*chat.not_read, "text"])
     return chat.headers
@@ -158,7 +170,7 @@ async def _chat(
                 call.end(i)
         for i, speech in enumerate(speeches):
             events = [event for event, _ in speech.tokens]
-            logprobs = {"content": _token_entries(processor, events), "refusal": None}
+            logprobs = {"content": token_entries(processor, events), "refusal": None}
             choices.append(
                 _choice(i, speech.text, speech.finish_reason, logprobs if body.logprobs else None)
             )
@@ -180,8 +192,12 @@ def _choice(i: int, text: str, reason: str | None, logprobs: Any) -> dict[str, A
 
 
 def _chat_usage(call: Call[Any]) -> dict[str, int]:
-    prompt, said = call.prompt_tokens, call.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    prompt, completion = call.prompt_tokens, call.completion_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 async def _chat_chunks(
@@ -198,7 +214,7 @@ async def _chat_chunks(
         i: int, delta: dict[str, Any], reason: str | None = None, tokens: Any = None
     ) -> bytes:
         logprobs = (
-            {"content": _token_entries(processor, tokens), "refusal": None} if tokens else None
+            {"content": token_entries(processor, tokens), "refusal": None} if tokens else None
         )
         choice = {"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         usage = {"usage": None} if with_usage else {}
@@ -236,7 +252,7 @@ def _chat_error(error: ApiError) -> bytes:
     return server_event(error.body)
 
 
-def _token_entries(processor: PaliGemmaProcessor, events: Sequence[Event]) -> list[dict[str, Any]]:
+def token_entries(processor: PaliGemmaProcessor, events: Sequence[Event]) -> list[dict[str, Any]]:
     """OpenAI's list of tokens with their log-probabilities, nats."""
 
     def entry(token: int, log_prob: float) -> dict[str, Any]:
@@ -255,180 +271,20 @@ def _token_entries(processor: PaliGemmaProcessor, events: Sequence[Event]) -> li
     ]
 
 
-def _stream(
+def event_stream(
     parts: AsyncIterator[bytes],
     on_error: Callable[[ApiError], bytes],
     call: Call[Any],
     service: Service,
     headers: Mapping[str, str],
 ) -> EventStream:
+    """An answer's parts as they come; `on_error` writes what ends them early."""
     return EventStream(parts, on_error, call.close, service.settings.ping_seconds, headers)
 
 
-def _new_id(kind: str) -> str:
+def new_id(kind: str) -> str:
+    """Of an answer: `chatcmpl-…`, `resp-…`."""
     return f"{kind}-{uuid.uuid4().hex}"
-
-
-# ----------------------------------------------------------------------- responses
-
-
-@router.post("/responses", response_model=None)
-async def responses(body: ResponsesBody, request: Request) -> Response:
-    """The same in the form of OpenAI's newer interface; nothing is stored."""
-    service = service_of(request)
-    check_model(body.model, service)
-    settings = service.settings
-    if body.instructions is not None and not settings.ignore_system:
-        raise refused(
-            "instructions",
-            "PaliGemma takes none; leave them out, or start the server with --ignore-system",
-        )
-    turns = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    for i, item in enumerate(turns):
-        if item.get("type", "message") != "message":
-            raise refused(f"input[{i}].type", f"{item['type']!r} is no message")
-    chat = read_chat(turns, settings.ignore_system, settings.max_pictures, "input")
-    if body.instructions is not None:
-        chat = chat._replace(not_read=["instructions", *chat.not_read])
-    form = None if body.text is None else body.text.format
-    structure = read_format(form, chat, "text.format")
-    if body.top_logprobs and not body.include:
-        raise ApiError(
-            400, "top_logprobs needs include: message.output_text.logprobs", param="top_logprobs"
-        )
-    if structure is not None and body.include:
-        raise refused("include", "the JSON of a format is not the model's own tokens")
-    if body.top_logprobs and chat.prompt.split(" ")[0] in ("detect", "segment"):
-        raise refused("top_logprobs", "boxes are held to a grammar, which leaves few alternatives")
-    options: dict[str, Any] = {"temperature": body.temperature, "seed": body.seed}
-    if body.max_output_tokens is not None:
-        options["max_new_tokens"] = body.max_output_tokens
-    call = await unless_gone(request, service.call(_question(chat, structure, body, **options)))
-    answer = _Response(call, body, structure, service)
-    headers = _headers(chat, structure)
-    if body.stream:
-        return _stream(answer.events(), answer.error, call, service, headers)
-    with closing(call):
-        return JSONResponse(await unless_gone(request, answer.whole()), headers=headers)
-
-
-class _Response:
-    """A response as it comes into being."""
-
-    def __init__(
-        self,
-        call: Call[Any],
-        body: ResponsesBody,
-        structure: Structure | None,
-        service: Service,
-    ) -> None:
-        self.call, self.body, self.structure, self.service = call, body, structure, service
-        self.processor = service.engine.model.processor
-        self.id, self.message_id = _new_id("resp"), _new_id("msg")
-        self.created = int(time.time())
-        self.text, self.tokens, self.reason = "", list[Event](), "stop"
-        self._number = -1
-
-    def _logprobs(self, events: Sequence[Event]) -> list[dict[str, Any]]:
-        return _token_entries(self.processor, events) if self.body.include else []
-
-    def _part(self) -> dict[str, Any]:
-        return {
-            "type": "output_text",
-            "text": self.text,
-            "annotations": [],
-            "logprobs": self._logprobs(self.tokens),
-        }
-
-    def _message(self, status: str) -> dict[str, Any]:
-        content = [] if status == "in_progress" else [self._part()]
-        return {
-            "type": "message", "id": self.message_id, "status": status, "role": "assistant",
-            "content": content,
-        }  # fmt: skip
-
-    def _object(self, status: str) -> dict[str, Any]:
-        body, is_over = self.body, status != "in_progress"
-        prompt, said = self.call.prompt_tokens, self.call.completion_tokens
-        usage = {"input_tokens": prompt, "output_tokens": said, "total_tokens": prompt + said}
-        details = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return {
-            "id": self.id,
-            "object": "response",
-            "created_at": self.created,
-            "status": status,
-            "error": None,
-            "incomplete_details": details,
-            "instructions": None,
-            "max_output_tokens": body.max_output_tokens,
-            "model": self.service.settings.name,
-            "output": [self._message(status)] if is_over else [],
-            "parallel_tool_calls": False,
-            "previous_response_id": None,
-            "store": False,
-            "temperature": body.temperature,
-            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
-            "top_p": body.top_p,
-            "truncation": "disabled",
-            "usage": usage if is_over else None,
-            "metadata": body.metadata,
-        }
-
-    @property
-    def status(self) -> str:
-        return "completed" if self.reason == "stop" else "incomplete"
-
-    async def _pieces(self) -> AsyncIterator[tuple[str, list[Event]]]:
-        """The text's pieces; afterwards `text`, `tokens` and `reason` hold the whole."""
-        if self.structure is None:
-            speech = Speech(self.processor)
-            async for _, events in self.call.events():
-                speech.hear(events)
-                piece, tokens = speech.piece()
-                if piece:
-                    yield piece, tokens
-            self.text, self.reason = speech.text, speech.finish_reason or "stop"
-            self.tokens = [event for event, _ in speech.tokens]
-        else:
-            [result] = await self.call.results()
-            self.text, self.reason = self.structure.render(result), result.finish_reason
-            yield self.text, []
-
-    async def whole(self) -> dict[str, Any]:
-        async for _ in self._pieces():
-            pass
-        return self._object(self.status)
-
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        self._number += 1
-        return server_event(
-            {"type": f"response.{kind}", "sequence_number": self._number, **fields},
-            f"response.{kind}",
-        )
-
-    async def events(self) -> AsyncIterator[bytes]:
-        place = {"item_id": self.message_id, "output_index": 0, "content_index": 0}
-        empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        started = self._object("in_progress")
-        yield self._event("created", response=started)
-        yield self._event("in_progress", response=started)
-        item = self._message("in_progress")
-        yield self._event("output_item.added", output_index=0, item=item)
-        yield self._event("content_part.added", **place, part=empty)
-        async for piece, tokens in self._pieces():
-            logprobs = self._logprobs(tokens)
-            yield self._event("output_text.delta", **place, delta=piece, logprobs=logprobs)
-        part = self._part()
-        yield self._event("output_text.done", **place, text=self.text, logprobs=part["logprobs"])
-        yield self._event("content_part.done", **place, part=part)
-        yield self._event("output_item.done", output_index=0, item=self._message(self.status))
-        yield self._event(self.status, response=self._object(self.status))
-
-    def error(self, error: ApiError) -> bytes:
-        fields = error.body["error"]
-        return self._event("error", **fields).replace(b"response.error", b"error")
 
 
 # ---------------------------------------------------------------------- embeddings

@@ -28,7 +28,7 @@ from PIL import Image
 
 from paliglass.errors import PictureError
 from paliglass.fetching import fetch_picture
-from paliglass.generation import LRUCache
+from paliglass.lru_cache import LRUCache
 from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.serving.errors import ApiError

@@ -164,10 +164,10 @@ class _Reader:
                 f"{self.field}.{place}",
                 "give the labels as an enum, or begin the prompt with detect",
             )
-        wanted = asked if labels is None else labels
+        names = (asked if labels is None else labels) or ""
 
         def make(model: PaliGemma) -> Task[Any]:
-            return model.detect_task(wanted or "")
+            return model.detect_task(names)
 
         def value(found: list[Detection]) -> list[dict[str, Any]]:
             return [{name: write(d) for name, write in writers.items()} for d in found]

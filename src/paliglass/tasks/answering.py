@@ -22,8 +22,7 @@ from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.sampling import Sampling
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
-from paliglass.tasks.confidence import Calibration, object_score, raw_score
-from paliglass.tasks.confidence import Task as CalibratedTask
+from paliglass.tasks.confidence import CalibratedTask, Calibration, object_score, raw_score
 from paliglass.tasks.grammar import ObjectGrammar, WordGrammar
 from paliglass.tasks.masks import paste_mask
 from paliglass.tasks.prompts import segment_prompt
@@ -326,8 +325,8 @@ def parse_answer(
         text: `<loc0000>` ×4, for masks `<seg000>` ×16, and a label, with ` ; ` between them.
         size: width and height of the upright picture.
         mask_codec: what turns codes into masks, as a loaded model's `mask_codec`, or
-            `MaskCodec.from_npz("vae-oid.npz")`. Without it, or where it has not such codes, objects
-            are boxes only.
+            `checkpoints.load_mask_codec("vae-oid.npz")`. Without it, or without such
+            codes, objects are boxes only.
         picture: for `draw()` and notebooks.
 
     Scores are 1: a text does not tell how sure the model was.

@@ -9,6 +9,17 @@ import math
 import re
 from typing import NamedTuple
 
+__all__ = [
+    "BINS",
+    "MASK_TOKENS",
+    "Box",
+    "ParsedBox",
+    "clip_box",
+    "encode_box",
+    "has_area",
+    "parse_boxes",
+]
+
 BINS = 1024
 MASK_TOKENS = 16
 _LOCATION = r"<loc(?:0\d{3}|10[01]\d|102[0-3])>"

@@ -28,8 +28,19 @@ from typing import Any, Literal
 from paliglass.errors import CheckpointError
 from paliglass.files import read_json, write_json
 
+__all__ = [
+    "FILE",
+    "CalibratedTask",
+    "Calibration",
+    "Platt",
+    "load_calibration",
+    "logit",
+    "object_score",
+    "raw_score",
+]
+
 FILE = "calibration.json"
-Task = Literal["answer", "caption", "detect", "segment", "ocr"]
+CalibratedTask = Literal["answer", "caption", "detect", "segment", "ocr"]
 _SMALLEST = 1e-6  # nothing is surer than that: the logit of 1 would be infinite
 
 
@@ -72,7 +83,7 @@ class Calibration:
     segment: Platt | None = None
     ocr: Platt | None = None
 
-    def score(self, task: Task | None, raw: float) -> float:
+    def score(self, task: CalibratedTask | None, raw: float) -> float:
         """The score of an answer to `task`; raw where nothing is known of it."""
         scaling: Platt | None = None if task is None else getattr(self, task)
         return raw if scaling is None else scaling(raw)

@@ -24,6 +24,18 @@ from paliglass.errors import PromptError
 from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
 from paliglass.tasks.boxes import BINS, MASK_TOKENS, Box, ParsedBox
 
+__all__ = [
+    "YES_NO",
+    "ChoiceGrammar",
+    "Grammar",
+    "Node",
+    "NumberGrammar",
+    "ObjectGrammar",
+    "ObjectState",
+    "WordGrammar",
+    "WordState",
+]
+
 YES_NO = ("yes", "no")
 _LAST = BINS - 1
 

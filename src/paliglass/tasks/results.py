@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from paliglass.generation import FinishReason
 
+__all__ = ["Answer", "Detection", "Found", "Segment"]
+
 
 class Answer(str):
     """A text that knows how sure the model is of it: equal to, and hashed as, the plain string.

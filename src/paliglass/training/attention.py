@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from paliglass.layers.attention import Attention, attend_grouped
 
+__all__ = ["PlainAttention", "use_plain_attention"]
+
 
 class PlainAttention(Attention):
     """`Attention` without the fused kernel, whose backward pass is slow on a CPU.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from paliglass.checkpoints import save_folder
+from paliglass.checkpoints.mask_codec import CODEC, save_mask_codec
 from paliglass.data.checks import contact_sheet
 from paliglass.data.example import Example
 from paliglass.data.reading import trainable
@@ -24,7 +25,7 @@ from paliglass.data.rows import batches
 from paliglass.evaluation.cases import Case
 from paliglass.evaluation.judge import answer, to_questions
 from paliglass.evaluation.metrics import overall
-from paliglass.model import CODEC, PaliGemma
+from paliglass.model import PaliGemma
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tensors import save_file
@@ -35,6 +36,8 @@ from paliglass.training.lora import save_lora
 from paliglass.training.order import batch_indices, share_of
 from paliglass.training.runs import Run, append
 from paliglass.training.sharding import gather, gathered, gathered_model, restore
+
+__all__ = ["Validation", "fingerprint", "save_result", "step_rows", "train"]
 
 
 @dataclass
@@ -181,4 +184,4 @@ def save_result(
     if model is not None:
         save_folder(model, folder, base.processor)
         if base.mask_codec is not None:
-            base.mask_codec.save(folder / CODEC)
+            save_mask_codec(base.mask_codec, folder / CODEC)

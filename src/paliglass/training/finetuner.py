@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from paliglass.data.rows import Batch
 from paliglass.errors import PaliglassError
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -34,13 +35,14 @@ from paliglass.training.recipes import FinetuneRecipe, Part
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__ = ["PARTS", "QUANTIZED", "Finetuner", "SuffixLoss", "checkpoint_layers"]
+
 QUANTIZED = (
     "a model in int8 cannot be trained: fine-tune the one that it was made from, and quantize the "
     "result"
 )
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
-Batch = dict[str, Tensor]
 
 # What learns, by the parameters' names.
 PARTS: dict[Part, Callable[[str], bool]] = {

@@ -31,6 +31,8 @@ from paliglass.training.runs import Run, check_same, read_state
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__ = ["ProgressBar", "Report", "Trainer", "stop_signals", "total_of", "train"]
+
 Batch = TypeVar("Batch")
 # Of each quantity the sum and the number of things summed over, in this process.
 Report = Mapping[str, tuple[float, float]]

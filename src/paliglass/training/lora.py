@@ -21,6 +21,8 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import save_file
 from paliglass.training.recipes import FinetuneRecipe
 
+__all__ = ["DECODER", "add_lora", "continue_lora", "save_lora", "settings_of"]
+
 # The layers' names here and in transformers; peft holds the whole name against it.
 ATTENTION = r".*language_model\.(model\.)?layers\.\d+\.self_attn\.[qkvo]_proj"
 DECODER = r".*language_model\.(model\.)?layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"

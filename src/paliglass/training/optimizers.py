@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from paliglass.training.sharding import like, whole
 
+__all__ = ["Muon", "Optimizers", "orthogonalize"]
+
 MOMENTUM = 0.95
 STEPS = 5
 # Of the polynomial a·x + b·x³ + c·x⁵, which drives all singular values towards 1.

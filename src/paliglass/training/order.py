@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from paliglass.errors import PaliglassError
 
+__all__ = ["batch_indices", "share_of"]
+
 
 def batch_indices(
     count: int | None, batch_size: int, seed: int, first: int, last: int | None

@@ -14,6 +14,8 @@ from paliglass.training.recipes import Precision
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__ = ["Logs", "fast_precision", "finish", "is_first_process", "largest", "make_accelerator"]
+
 Logs = Literal["jsonl", "tensorboard"]
 
 

@@ -11,6 +11,16 @@ from typing import Any, Literal
 
 from paliglass.errors import PaliglassError
 
+__all__ = [
+    "RECIPES",
+    "FinetuneRecipe",
+    "Part",
+    "Precision",
+    "Recipe",
+    "picture_side",
+    "total_steps",
+]
+
 Precision = Literal["fp32", "bf16"]
 Part = Literal["all", "decoder", "attention", "projector"]
 

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from paliglass.checkpoints.saving import refuse_existing
 from paliglass.errors import CheckpointError, PaliglassError
@@ -27,12 +27,33 @@ from paliglass.training.recipes import Precision
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from paliglass.training.loop import Trainer
+__all__ = [
+    "STATE",
+    "Resumable",
+    "Run",
+    "append",
+    "check_same",
+    "cut_log",
+    "find_checkpoint",
+    "new_checkpoint",
+    "read_state",
+]
 
 LOCK = ".run.lock"
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
 STATE = "state.json"
+
+
+class Resumable(Protocol):
+    """What a run asks of its trainer; see `loop.Trainer`."""
+
+    step: int
+
+    @property
+    def progress(self) -> float: ...
+
+    def resume(self, folder: Path) -> None: ...
 
 
 class Run:
@@ -84,7 +105,7 @@ class Run:
             return found
         return fast_precision()
 
-    def start(self, trainer: Trainer[Any]) -> None:
+    def start(self, trainer: Resumable) -> None:
         """Takes over the past run's checkpoint, and cuts its logs back to it.
 
         A run that is at its end may be given more steps: the result it had is then kept beside, as

@@ -34,6 +34,21 @@ from paliglass.training.runs import STATE, new_checkpoint
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+__all__ = [
+    "clip_gradients",
+    "gather",
+    "gathered",
+    "gathered_model",
+    "like",
+    "load",
+    "no_sync",
+    "restore",
+    "save",
+    "shard",
+    "transformer_layers",
+    "whole",
+]
+
 WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
 
 

@@ -22,6 +22,8 @@ from tokenizers.trainers import BpeTrainer
 
 from paliglass.processing_paligemma import IMAGE_TOKEN, LOCATION_TOKENS, SEGMENT_TOKENS
 
+__all__ = ["BASE_VOCABULARY", "train_tokenizer"]
+
 BASE_VOCABULARY = 2048
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from paliglass.contrastive.config import ContrastiveConfig
     from paliglass.contrastive.pairs import PairSource
 
+__all__ = ["EncoderOptions", "contrastive", "train_dual"]
+
 
 @dataclass(frozen=True)
 class EncoderOptions:

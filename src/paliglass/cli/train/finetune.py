@@ -15,6 +15,8 @@ from paliglass.cli.scores import warn
 from paliglass.cli.train.group import RunOptions, ShardOption, train, wants_shards
 from paliglass.training.recipes import FinetuneRecipe
 
+__all__ = ["TaskOptions", "finetune"]
+
 
 def published_recipe(context: typer.Context, name: str | None) -> str | None:
     """Takes a published recipe's settings as the options' defaults; --config and flags win."""

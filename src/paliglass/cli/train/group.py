@@ -15,6 +15,8 @@ from paliglass.training.processes import Logs
 if TYPE_CHECKING:
     from paliglass.training.runs import Run
 
+__all__ = ["RunOptions", "ShardOption", "train", "wants_shards"]
+
 train = typer.Typer(no_args_is_help=True)
 app.add_typer(train, name="train", help="Train a model; see `paliglass train COMMAND --help`.")
 
