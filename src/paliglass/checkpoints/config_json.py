@@ -22,6 +22,7 @@ __all__ = [
     "from_fields",
     "gemma_from_json",
     "gemma_to_json",
+    "is_colpali",
     "only",
     "paligemma_from_json",
     "paligemma_to_json",

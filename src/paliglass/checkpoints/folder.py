@@ -36,6 +36,7 @@ __all__ = [
     "read_config",
     "read_tensors",
     "require_layers",
+    "tensor_names",
     "tensor_sizes",
     "weight_files",
 ]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from paliglass.contrastive.modeling_contrastive import ContrastiveModel
     from paliglass.contrastive.processing import ContrastiveProcessor
 
-__all__ = ["Dual", "DualOptions", "classify", "embed", "similarity"]
+__all__ = ["Dual", "DualOptions", "Encoder", "EncoderOptions", "classify", "embed", "similarity"]
 
 MODEL_HELP = "mini-dual, a folder, or a SigLIP checkpoint's hub id."
 

@@ -25,6 +25,7 @@ __all__ = [
     "note",
     "one_line",
     "set_level",
+    "tell_unknown",
     "waiting",
 ]
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from paliglass.contrastive.index import Index
     from paliglass.retrieval.index import Page, PageIndex
 
+__all__ = ["ColPali", "DualSearch", "Hit", "SearchOptions", "search"]
+
 INDEX = ".paliglass"
 COLPALI = "vidore/colpali-v1.3-hf"
 

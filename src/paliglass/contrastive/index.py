@@ -24,7 +24,7 @@ from paliglass.files import require_readable
 from paliglass.pictures import load_picture
 from paliglass.tensors import open_tensors, read_tensor, save_file
 
-__all__ = ["Index", "build", "embed_pictures", "embed_words", "fingerprint"]
+__all__ = ["Index", "Stamp", "build", "embed_pictures", "embed_words", "fingerprint", "stamp"]
 
 Stamp = tuple[int, int]
 
