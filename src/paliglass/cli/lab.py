@@ -34,8 +34,7 @@ def lab(
     from paliglass.formats.export import write_files
     from paliglass.lab.build import build
 
-    if out is not None:
-        refuse_existing_file(out, overwrite)
+    refuse_existing_file(out, overwrite)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = out or cache / "paliglass" / "lab.html"
     page = build(locate(model), locate("mini-dual"))
