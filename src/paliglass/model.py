@@ -16,7 +16,7 @@ from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_co
 from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
-from paliglass.errors import CheckpointError, PromptError
+from paliglass.errors import CheckpointError, PaliglassError, PromptError
 from paliglass.fast import accelerate
 from paliglass.generation import Completion, FinishReason, Request, complete, run
 from paliglass.modeling_mask_codec import MaskCodec
@@ -435,16 +435,23 @@ class PaliGemma:
         codec = self.mask_codec
         return SegmentTask(self.processor, self.calibration, names, codec, min_score, free)
 
-    def complete(self, requests: Iterable[Request], batch_size: int = 8) -> Iterator[Completion]:
-        """Token ids and log-probabilities of the answer to each request, in their order."""
-        return complete(self.model, self.processor, requests, batch_size)
+    def complete(
+        self, requests: Iterable[Request], batch_size: int = 8, raises: bool = True
+    ) -> Iterator[Completion]:
+        """Token ids and log-probabilities of the answer to each request, in their order.
+
+        raises: see `generation.complete`.
+        """
+        return complete(self.model, self.processor, requests, batch_size, raises)
 
     def answer(
         self,
         jobs: Iterable[tuple[int, Task[R], Sequence[PreparedPicture]]],
         options: GenerationOptions,
-    ) -> Iterator[tuple[R, int]]:
+    ) -> Iterator[tuple[R | PaliglassError, int]]:
         """Runs tasks over groups of pictures, as many together as fit: result, tokens of each.
+
+        A job whose numbers overflow has an error for its result; the others go on.
 
         jobs: a number that tells the job's random numbers from those of others, a task, and its
         pictures; they are taken as the batch has room, so that their pictures need not all be in
@@ -458,11 +465,13 @@ class PaliGemma:
                 yield from task.requests(pictures, options, number)
 
         done: list[Completion] = []
-        for completion in self.complete(requests(), options.batch_size):
+        for completion in self.complete(requests(), options.batch_size, raises=False):
             done.append(completion)
             task, pictures = under_way[0]
             if len(done) == task.requests_per_picture:
-                yield task.result(pictures, done), sum(some.num_tokens for some in done)
+                error = next((some.error for some in done if some.error is not None), None)
+                result = error or task.result(pictures, done)
+                yield result, sum(some.num_tokens for some in done)
                 under_way.popleft()
                 done = []
 
@@ -490,7 +499,12 @@ class PaliGemma:
     ) -> list[R]:
         how = GenerationOptions.of(options)
         jobs = ((number, task, group) for number, (task, group) in enumerate(pairs))
-        return [result for result, _ in self.answer(jobs, how)]
+        results: list[R] = []
+        for result, _ in self.answer(jobs, how):
+            if isinstance(result, PaliglassError):
+                raise result
+            results.append(result)
+        return results
 
     def _prepared(self, images: Pictures) -> list[list[PreparedPicture]]:
         return [[self._prepare(picture) for picture in row] for row in picture_rows(images)]
@@ -505,6 +519,8 @@ class PaliGemma:
         text = TextStream(self.processor)
         reason: FinishReason | None = None
         for event in run(self.model, self.processor, [request], 1):
+            if event.error is not None:
+                raise event.error
             reason = event.finish_reason
             if reason != "stop" and (piece := text.add(event.token)):
                 yield piece
