@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 
 from paliglass.checkpoints.adapters import with_base
-from paliglass.checkpoints.assembly import skeleton
+from paliglass.checkpoints.assembly import DeviceName, DtypeName, skeleton
 from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_config
 from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
 from paliglass.errors import CheckpointError, PaliglassError, PromptError
-from paliglass.fast import accelerate
+from paliglass.fast import Method, accelerate
 from paliglass.generation import Completion, FinishReason, Request, complete, run
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -55,9 +56,9 @@ R = TypeVar("R")
 def load(
     model: str | Path = "mini",
     *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype | None = None,
-    quantize: str | None = None,
+    device: DeviceName | str | torch.device = "auto",
+    dtype: DtypeName | torch.dtype | None = None,
+    quantize: Method | None = None,
     fast: bool = True,
     tokenizer: str | Path | None = None,
     mask_codec: str | Path | None = None,
@@ -75,7 +76,7 @@ def load(
             and faster on processors with VNNI; see `fast.int8`. None leaves them as they are.
         fast: put what is fastest on this processor in the place of the plain modules, see
             `fast.accelerate`: they cannot be trained, or looked at by name, any more. False
-            leaves them as they are, unless `quantize` asks for it.
+            leaves them as they are, save what `quantize` asks for.
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
@@ -91,7 +92,8 @@ def load(
     path, adapter = with_base(locate(model), adapter)
     settings: dict[str, Any] = {
         **{"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter},
-        **{"accelerate": accelerate if fast or quantize else None, **overrides},
+        **{"accelerate": partial(accelerate, plain=not fast) if fast or quantize else None},
+        **overrides,
     }
     if path.suffix != ".npz":
         if tokenizer is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ Tensors = Iterable[tuple[str, str, Tensor]]
 
 Accelerate = Callable[[nn.Module, str | None], object]
 """`fast.accelerate`, for who wants it: told of each layer that is filled, then of the model."""
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]  # "cuda:1" is a device too
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
