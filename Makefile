@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # Two test processes of one thread each: small models gain nothing from more threads.
 TEST_PROCESSES ?= 2
 
@@ -73,11 +74,11 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable '.[train,test,dev]'
-	$(PIP) install --quiet --no-deps moondream  # a client of the server; what it asks for takes gigabytes
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[train,test,dev]'
+	$(INSTALL) --no-deps moondream  # a client of the server; what it asks for takes gigabytes
 	touch $@ $(VENV)/.installed

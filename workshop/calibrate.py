@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from paliglass.checkpoints.assembly import DtypeName
 from paliglass.checkpoints.hub import locate
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.cases import Question
@@ -226,7 +227,7 @@ def calibrate(
     diagram: Annotated[
         Path | None, typer.Option(dir_okay=False, help="An SVG of the reliability to draw.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="What the weights are converted to.")] = "float32",
+    dtype: Annotated[DtypeName, typer.Option(help="What to convert the weights to.")] = "float32",
     threads: Threads = 2,
     world_cache: WorldCache = CACHE,
 ) -> None:

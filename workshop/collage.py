@@ -9,13 +9,13 @@ with a margin, which no scene that mini was trained on has.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import resvg_py
 import typer
 
+from paliglass.files import replacing
 from workshop.commands import CACHE, WorldCache, run
 from workshop.world.sources import SOURCES, fetch, read_members
 
@@ -56,9 +56,8 @@ def collage(
     world_cache: WorldCache = CACHE,
 ) -> None:
     """Draw a picture in the spirit of mini's world that the world did not make."""
-    unfinished = out.with_name(f".{out.name}.tmp")
-    unfinished.write_bytes(draw(world_cache))
-    os.replace(unfinished, out)
+    with replacing(out) as unfinished:
+        unfinished.write_bytes(draw(world_cache))
     print(out)
 
 

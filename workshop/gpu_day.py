@@ -42,6 +42,7 @@ import typer
 from torch import Tensor
 
 from paliglass.config import PRESETS, PaliGemmaConfig
+from paliglass.files import replacing
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from workshop.commands import run
 
@@ -479,9 +480,8 @@ def publish(work: Path, out: Path, seen: float) -> float:
             size = tensor.numel() * tensor.element_size()
         parts[-1][name] = tensor
     for number, part in enumerate(parts, 1):
-        unfinished = out / f".part-{number}"
-        save_file(part, unfinished)
-        os.replace(unfinished, out / f"weights-{number}.safetensors")
+        with replacing(out / f"weights-{number}.safetensors") as unfinished:
+            save_file(part, unfinished)
     for path in (work / "tokenizer.json", work / "log.jsonl", work / "model" / "config.json"):
         if path.exists():
             shutil.copy(path, out / path.name)

@@ -121,12 +121,9 @@ def int8_quality(
         for name, function in EMULATION.items():
             setattr(int8, name, function)
     models = {
-        name: load("mini", device="cpu", dtype=dtype, quantize=quantize)
-        for name, dtype, quantize in (
-            ("bfloat16", "bfloat16", None),
-            ("int8", "bfloat16", "int8"),
-            ("float32", "float32", None),
-        )
+        "bfloat16": load("mini", device="cpu", dtype="bfloat16"),
+        "int8": load("mini", device="cpu", dtype="bfloat16", quantize="int8"),
+        "float32": load("mini", device="cpu", dtype="float32"),
     }
     scores, cases = {}, []
     for name in ("int8", "bfloat16"):

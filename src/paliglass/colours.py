@@ -90,7 +90,10 @@ def _unpacked(image: Image.Image) -> Image.Image:
     kept: dict[Any, Any] = {key: True for key in (IS_FIRST_OF_SEVERAL,) if image.info.get(key)}
     profile = image.info.get("icc_profile")
     colours, alpha = _split_alpha(image, bits)
-    convert = _to_srgb(profile, colours.mode) if isinstance(profile, bytes) else None
+    if isinstance(profile, bytes):
+        convert = _to_srgb(profile, colours.mode)
+    else:
+        convert = _from_chunks(image.info, colours.mode)
     if convert is not None:
         colours = convert(colours)
     rgb = colours.copy() if colours is image and image.mode == "RGB" else colours.convert("RGB")
@@ -225,3 +228,73 @@ def _to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] 
     except Exception:  # lcms, and what Pillow makes of profiles that are none
         return None
     return lambda image: cast("Image.Image", ImageCms.applyTransform(image, transform))
+
+
+def _from_chunks(info: dict[Any, Any], mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """What a PNG's chunks gAMA and cHRM say of its colours, in images of mode L or RGB, to sRGB.
+
+    None where there is nothing to do: with a chunk sRGB, which outweighs them, or where what they
+    say is sRGB to a rounding, or nonsense.
+    """
+    if "srgb" in info or mode not in ("L", "RGB"):
+        return None
+    gamma, places = info.get("gamma"), info.get("chromaticity")
+    # 1/2.2 stands for sRGB's own curve; libpng takes 5 % for a rounding too.
+    samples = np.linspace(0, 1, 256)
+    bends = isinstance(gamma, float) and gamma > 0 and abs(gamma * 2.2 - 1) > 0.05
+    light = samples ** (1.0 / float(gamma or 1)) if bends else _to_light(samples)
+    matrix = _to_srgb_primaries(places) if mode == "RGB" and isinstance(places, tuple) else None
+    if matrix is None:
+        if not bends:
+            return None
+        table = _to_samples(light).tolist()
+        return lambda image: image.point(table * len(image.getbands()))
+
+    def convert(image: Image.Image) -> Image.Image:
+        values = np.array(image)
+        for rows in _row_blocks(values):
+            values[rows] = _to_samples(light[values[rows]] @ matrix.T)
+        return Image.fromarray(values)
+
+    return convert
+
+
+def _to_light(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sRGB's samples, 0 … 1, → shares of light (IEC 61966-2-1)."""
+    return np.where(samples <= 0.04045, samples / 12.92, ((samples + 0.055) / 1.055) ** 2.4)
+
+
+def _to_samples(light: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Shares of light → sRGB's samples, 0 … 255."""
+    light = light.clip(0, 1)
+    bent = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return (bent * 255).round().astype(np.uint8)
+
+
+# x and y of white, red, green and blue, as in a chunk cHRM.
+_SRGB_PLACES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+
+
+def _to_srgb_primaries(places: tuple[float, ...]) -> NDArray[np.float64] | None:
+    """Light in other primaries, 3, → in sRGB's: 3 × 3. None where they are sRGB's, or nonsense."""
+    found = np.array(places, np.float64)
+    if found.shape != (8,) or np.abs(found - _SRGB_PLACES).max() < 0.002:
+        return None
+    try:
+        with np.errstate(all="raise"):
+            (white, own), (target, srgb) = _to_xyz(found), _to_xyz(np.array(_SRGB_PLACES))
+            adapt = np.diag((_BRADFORD @ target) / (_BRADFORD @ white))
+            return np.linalg.inv(srgb) @ np.linalg.inv(_BRADFORD) @ adapt @ _BRADFORD @ own
+    except (ArithmeticError, np.linalg.LinAlgError):
+        return None
+
+
+def _to_xyz(places: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """XYZ of white, 3; and what turns shares of red, green and blue into XYZ, 3 × 3."""
+    x, y = places[::2], places[1::2]
+    white, *primaries = np.stack((x / y, np.ones(4), (1 - x - y) / y), -1)
+    columns = np.stack(primaries, -1)
+    return white, columns * np.linalg.solve(columns, white)

@@ -30,20 +30,34 @@ __all__ = [
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id")
+# What a file may claim, before any of it is built; far above every published model. No tensor of
+# such a size overflows what torch counts in, and so many layers without weights take four seconds.
+MOST = {
+    **dict.fromkeys(("num_hidden_layers", "depths"), 1 << 8),
+    **dict.fromkeys(("num_channels", "patch_size"), 1 << 10),
+    "num_attention_heads": 1 << 12,
+    **dict.fromkeys(("head_dim", "image_size"), 1 << 16),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 1 << 24),
+    **dict.fromkeys((*TOKEN_IDS, "image_token_index"), 1 << 31),
+}
+MOST_OTHER, MOST_FLOAT = 1 << 20, 1e12
 
 
 def check_numbers(config: object) -> None:
-    """Every number of a configuration is one, and positive; ids may be 0, caps and such None."""
+    """Every number of a configuration is one, positive and no more than `MOST`.
+
+    Ids may be 0, caps and such None. Raises ConfigError that names the setting.
+    """
     for f in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, f.name)
         kind = f.type if isinstance(f.type, str) else ""
-        if not kind.startswith(("int", "float")) or (value is None and "None" in kind):
+        if not kind.startswith(("int", "float", "tuple[int")) or (value is None and "None" in kind):
             continue
         if isinstance(value, tuple) and "tuple" in kind and value:
             numbers: tuple[object, ...] = value
         else:
             numbers = (value,)
-        whole = kind.startswith("int")
+        whole = not kind.startswith("float")
         # Ids count from 0 (or below it: one that never comes); a softcap of 0 means none.
         any_sign = f.name in (*TOKEN_IDS, "image_token_index") or f.name.endswith("softcapping")
         for number in numbers:
@@ -54,6 +68,9 @@ def check_numbers(config: object) -> None:
                 )
             if not any_sign and not number > 0:  # type: ignore[operator]
                 raise ConfigError(f"{f.name} is {value!r}; it must be above 0")
+            most = MOST.get(f.name, MOST_OTHER) if whole else MOST_FLOAT
+            if not abs(number) <= most:  # type: ignore[arg-type]
+                raise ConfigError(f"{f.name} is {value!r:.40}; at most {most:,} is read")
 
 
 def check_multiple(config: object, name: str, of: str) -> None:

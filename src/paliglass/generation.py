@@ -77,7 +77,8 @@ class Event(NamedTuple):
     """A request's next token, with its log-probability in nats.
 
     finish_reason: of an answer's last event. With "stop" the token is an end token. alternatives:
-    the likeliest tokens at this place with theirs, the likeliest first; see `Request`.
+    the likeliest tokens at this place with theirs, the likeliest first; see `Request`. error: why
+    the request has no answer, in its last event, whose other numbers then mean nothing.
     """
 
     request: Request
@@ -85,6 +86,7 @@ class Event(NamedTuple):
     log_prob: float
     finish_reason: FinishReason | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    error: PaliglassError | None = None
 
 
 @dataclass
@@ -92,13 +94,14 @@ class Completion:
     """A whole answer: its ids without the end token, the log-probability of each, nats.
 
     finish_reason: "stop" where the model ended it, "length" where the limit did. end_log_prob: of
-    the end token, 0 where there is none.
+    the end token, 0 where there is none. error: why there is no whole answer.
     """
 
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
     end_log_prob: float = 0.0
+    error: PaliglassError | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -107,7 +110,9 @@ class Completion:
 
     def add(self, event: Event) -> None:
         """Takes in the answer's next event."""
-        if event.finish_reason == "stop":
+        if event.error is not None:
+            self.error = event.error
+        elif event.finish_reason == "stop":
             self.finish_reason, self.end_log_prob = "stop", event.log_prob
         else:
             self.ids.append(event.token)
@@ -145,8 +150,12 @@ def complete(
     processor: PaliGemmaProcessor,
     requests: Iterable[Request],
     max_rows: int = 8,
+    raises: bool = True,
 ) -> Iterator[Completion]:
-    """Whole answers, in the order of the requests; see `run`."""
+    """Whole answers, in the order of the requests; see `run`.
+
+    raises: the error of a request that has no answer; else its `Completion` tells it.
+    """
     completions: dict[Request, Completion] = {}  # of those that are not yielded yet, in order
 
     def noted() -> Iterator[Request]:
@@ -157,6 +166,8 @@ def complete(
 
     finished: set[Request] = set()
     for event in run(model, processor, noted(), max_rows):
+        if raises and event.error is not None:
+            raise event.error
         completions[event.request].add(event)
         if event.finish_reason is not None:
             finished.add(event.request)
@@ -200,6 +211,7 @@ class _Row:
     num_run: int = 0
     num_told: int = 0
     finish_reason: FinishReason | None = None
+    error: PaliglassError | None = None
 
     @property
     def is_deciding(self) -> bool:
@@ -233,6 +245,14 @@ class _Row:
         if self.budget == 0:
             self.finish_reason = "length"
 
+    def fail(self, error: PaliglassError) -> None:
+        """Ends it without an answer; what is not told yet is let go of."""
+        del self.ids[self.num_told :], self.log_probs[self.num_told :]
+        self.ids.append(0)
+        self.log_probs.append(math.nan)
+        self.pending_scores.clear()
+        self.finish_reason, self.error = "length", error
+
     def events(self) -> Iterator[Event]:
         """Those tokens that are not told yet and whose log-probability is known."""
         known = min(self.pending_scores, default=len(self.ids))
@@ -242,14 +262,16 @@ class _Row:
             last = self.num_told == len(self.ids)
             reason = self.finish_reason if last else None
             others = self.alternatives.get(i, ())
-            yield Event(self.request, self.ids[i], self.log_probs[i], reason, others)
+            error = self.error if last else None
+            yield Event(self.request, self.ids[i], self.log_probs[i], reason, others, error)
 
 
 class RunningBatch:
     """Requests that are answered together; who is in it changes from step to step.
 
-    `len(batch)` is the number of its rows. Methods raise PaliglassError where the model's numbers
-    are no numbers any more, as after an overflow in float16.
+    `len(batch)` is the number of its rows. Where numbers are no numbers any more, as after an
+    overflow in float16, the request ends with an error; where the model's weights are none, `step`
+    raises PaliglassError.
 
     feature_bytes: how much of pictures' features is kept for further prompts about them.
     prefix_bytes: how much of whole prompts' keys and values, for the same prompt asked again.
@@ -449,8 +471,9 @@ class RunningBatch:
                 log_probs[i] = score
         for row, token, log_prob in zip(rows, ids, log_probs, strict=True):
             if math.isnan(log_prob):
-                raise PaliglassError(_not_finite(self.model))
-            row.append(token, log_prob, self.ends)
+                row.fail(_not_finite(self.model))
+            else:
+                row.append(token, log_prob, self.ends)
 
     def _extend(self) -> None:
         """Runs the tokens that have not been through the decoder yet, each row its own number."""
@@ -487,19 +510,18 @@ class RunningBatch:
         batch, token, _ = map(list, zip(*places, strict=True))
         scores = self._scores(hidden[batch, token], [self._rows[i].ids[n] for i, _, n in places])
         for (i, _, place), score in zip(places, scores, strict=True):
-            self._rows[i].log_probs[place] = score
-            self._rows[i].pending_scores.discard(place)
+            row = self._rows[i]
+            if row.error is None and math.isnan(score):
+                row.fail(_not_finite(self.model))
+            elif row.error is None:
+                row.log_probs[place] = score
+                row.pending_scores.discard(place)
 
     def _scores(self, hidden: Tensor, ids: Sequence[int]) -> list[float]:
         """N × D and N ids → the log-probability of each over the whole vocabulary, nats."""
         logits = self._logits(hidden)
         chosen = torch.tensor(ids, device=logits.device)
-        scores: list[float] = (
-            logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-        ).tolist()
-        if any(map(math.isnan, scores)):
-            raise PaliglassError(_not_finite(self.model))
-        return scores
+        return (logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """… × D → … × V in float32, of the words that may be said: `<image>` may not."""
@@ -510,11 +532,13 @@ class RunningBatch:
         return logits
 
 
-def _not_finite(model: PaliGemmaForConditionalGeneration) -> str:
-    """Why a model's numbers are no numbers any more."""
+def _not_finite(model: PaliGemmaForConditionalGeneration) -> PaliglassError:
+    """Why numbers of a row are no numbers any more. Raises it where no row can do better."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if weight.is_floating_point() and not weight.isfinite().all():
-            return f"weight {name} holds NaN or an infinity: the checkpoint is broken"
+            raise PaliglassError(
+                f"weight {name} holds NaN or an infinity: the checkpoint is broken"
+            )
     dtype = str(model.dtype).removeprefix("torch.")
     mend = ": use bfloat16 or float32" if dtype == "float16" else ", though its weights are finite"
-    return f"the model's numbers overflowed in {dtype}{mend}"
+    return PaliglassError(f"the model's numbers overflowed in {dtype}{mend}")

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 
 from paliglass.checkpoints.adapters import with_base
-from paliglass.checkpoints.assembly import skeleton
+from paliglass.checkpoints.assembly import DeviceName, DtypeName, skeleton
 from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_config
 from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.mask_codec import find_mask_codec
 from paliglass.checkpoints.processor import load_processor, make_processor
-from paliglass.errors import CheckpointError, PromptError
-from paliglass.fast import accelerate
+from paliglass.errors import CheckpointError, PaliglassError, PromptError
+from paliglass.fast import Method, accelerate
 from paliglass.generation import Completion, FinishReason, Request, complete, run
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -54,9 +55,9 @@ R = TypeVar("R")
 def load(
     model: str | Path = "mini",
     *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype | None = None,
-    quantize: str | None = None,
+    device: DeviceName | str | torch.device = "auto",
+    dtype: DtypeName | torch.dtype | None = None,
+    quantize: Method | None = None,
     fast: bool = True,
     tokenizer: str | Path | None = None,
     mask_codec: str | Path | None = None,
@@ -74,7 +75,7 @@ def load(
             and faster on processors with VNNI; see `fast.int8`. None leaves them as they are.
         fast: put what is fastest on this processor in the place of the plain modules, see
             `fast.accelerate`: they cannot be trained, or looked at by name, any more. False
-            leaves them as they are, unless `quantize` asks for it.
+            leaves them as they are, save what `quantize` asks for.
         tokenizer: for an .npz, PaliGemma's tokenizer.json or its folder; by default the
             tokenizer.json beside it.
         mask_codec: what turns an answer to `segment` into masks: a .safetensors file of
@@ -116,7 +117,7 @@ def load(
         dtype=dtype,
         quantize=quantize,
         adapter=adapter,
-        accelerate=accelerate if fast or quantize else None,
+        accelerate=partial(accelerate, plain=not fast) if fast or quantize else None,
         **overrides,
     )
     return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
@@ -426,16 +427,23 @@ class PaliGemma:
         codec = self.mask_codec
         return SegmentTask(self.processor, self.calibration, names, codec, min_score, free)
 
-    def complete(self, requests: Iterable[Request], batch_size: int = 8) -> Iterator[Completion]:
-        """Token ids and log-probabilities of the answer to each request, in their order."""
-        return complete(self.model, self.processor, requests, batch_size)
+    def complete(
+        self, requests: Iterable[Request], batch_size: int = 8, raises: bool = True
+    ) -> Iterator[Completion]:
+        """Token ids and log-probabilities of the answer to each request, in their order.
+
+        raises: see `generation.complete`.
+        """
+        return complete(self.model, self.processor, requests, batch_size, raises)
 
     def answer(
         self,
         jobs: Iterable[tuple[int, Task[R], Sequence[PreparedPicture]]],
         options: GenerationOptions,
-    ) -> Iterator[tuple[R, int]]:
+    ) -> Iterator[tuple[R | PaliglassError, int]]:
         """Runs tasks over groups of pictures, as many together as fit: result, tokens of each.
+
+        A job whose numbers overflow has an error for its result; the others go on.
 
         jobs: a number that tells the job's random numbers from those of others, a task, and its
         pictures; they are taken as the batch has room, so that their pictures need not all be in
@@ -449,11 +457,13 @@ class PaliGemma:
                 yield from task.requests(pictures, options, number)
 
         done: list[Completion] = []
-        for completion in complete(self.model, self.processor, requests(), options.batch_size):
+        for completion in self.complete(requests(), options.batch_size, raises=False):
             done.append(completion)
             task, pictures = under_way[0]
             if len(done) == task.requests_per_picture:
-                yield task.result(pictures, done), sum(some.num_tokens for some in done)
+                error = next((some.error for some in done if some.error is not None), None)
+                result = error or task.result(pictures, done)
+                yield result, sum(some.num_tokens for some in done)
                 under_way.popleft()
                 done = []
 
@@ -474,8 +484,11 @@ class PaliGemma:
             asked *= len(groups)
         if len(groups) != len(asked):
             raise PromptError(f"{len(groups)} pictures for {len(asked)} prompts")
-        jobs = zip(range(len(asked)), asked, groups, strict=True)
-        results = [result for result, _ in self.answer(jobs, how)]
+        results: list[Any] = []
+        for result, _ in self.answer(zip(range(len(asked)), asked, groups, strict=True), how):
+            if isinstance(result, PaliglassError):
+                raise result
+            results.append(result)
         return results[0] if one else results
 
     def _prepare(self, picture: Picture) -> PreparedPicture:
@@ -488,6 +501,8 @@ class PaliGemma:
         text = TextStream(self.processor)
         reason: FinishReason | None = None
         for event in run(self.model, self.processor, [request], 1):
+            if event.error is not None:
+                raise event.error
             reason = event.finish_reason
             if reason != "stop" and (piece := text.add(event.token)):
                 yield piece

@@ -144,30 +144,6 @@ def test_languages_that_there_are(cli, lang):
     assert cli("caption", "a.png", "--lang", lang).code == 0
 
 
-class TestOut:
-    """What is there is not replaced, whatever the command."""
-
-    @pytest.mark.parametrize(
-        "command",
-        [
-            ("trace", "a.png", "--max-new-tokens", "2"),
-            ("embed", "a.png", "--model", "mini-dual"),
-            ("similarity", "a.png", "-t", "dog", "--model", "mini-dual"),
-        ],
-        ids=lambda words: words[0],
-    )
-    def test_a_file_is_replaced_where_one_says_so(self, cli, command):
-        picture("a.png")
-        out = Path("mine.safetensors")
-        out.write_text("mine")
-        refused = cli(*command, "--out", out)
-        assert (refused.code, refused.out) == (1, "")
-        assert "exists already; --overwrite replaces it" in refused.err
-        assert out.read_text() == "mine"
-        assert cli(*command, "-o", out, "--overwrite").code == 0
-        assert out.read_bytes() != b"mine"
-
-
 class TestTogether:
     def test_one_answer_about_all(self, cli, model_folder):
         from paliglass import load

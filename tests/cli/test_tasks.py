@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.cli.helpers import picture
 
 from paliglass import Box, Detection, load
 from paliglass.cli.messages import harmless
+from paliglass.processing_paligemma import PaliGemmaProcessor
 
 FOUND = [
     Detection("dog", Box(1.0, 2.0, 21.25, 20.0), 0.875),
@@ -65,6 +67,27 @@ def test_batch_size_changes_no_answer(cli):
     whole = cli("caption", ".", "--batch-size", "8")
     for batch_size in ("1", "2", "5"):
         assert cli("caption", ".", "--batch-size", batch_size) == whole
+
+
+@pytest.mark.parametrize("task", [("caption",), ("ask", "why?"), ("detect", "dog")])
+def test_a_picture_whose_numbers_overflow_is_named_and_the_others_go_on(cli, monkeypatch, task):
+    made = PaliGemmaProcessor.prepare
+
+    def prepare(processor, source):
+        prepared = made(processor, source)
+        is_blue = prepared.pixels[:, 0, 0].tolist() == [-1, -1, 1]
+        return replace(prepared, pixels=prepared.pixels * (float("inf") if is_blue else 1))
+
+    monkeypatch.setattr(PaliGemmaProcessor, "prepare", prepare)
+    names = [picture(f"{colour}.png", colour) for colour in ("red", "blue", "lime")]
+    result = cli(task[0], *names, *task[1:], "--json", "--out", "o")
+    assert result.code == 1
+    assert [record["file"] for record in result.records()] == ["red.png", "lime.png"]
+    first, *_, last = result.err.splitlines()
+    assert first.startswith("error: blue.png: the model's numbers overflowed")
+    assert last == "error: 1 of 3 pictures could not be answered"
+    alone = cli(task[0], "blue.png", *task[1:])
+    assert (alone.code, alone.out) == (1, "")
 
 
 def test_json_is_one_object_a_line(cli, model_folder):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.data.files import look, write
 from tests.tiny import tiny_processor
 
 from paliglass.data.checks import check, contact_sheet
 from paliglass.data.example import Example, Findings
+from paliglass.errors import PaliglassError
 
 PROCESSOR = tiny_processor()
 BOX = "<loc0000><loc0000><loc0512><loc0512>"
@@ -86,3 +88,16 @@ def test_what_was_found_in_reading_stands_first(example: Callable[..., Example])
         "problem": "has no area",
         "severity": "left out",
     }
+
+
+@pytest.mark.parametrize("name", ["nut; bolt", "...;", " "])
+def test_where_no_class_is_left_the_error_names_the_one_that_was_refused(
+    tmp_path: Path, name: str
+) -> None:
+    coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": name}]}
+    write(tmp_path / "coco.json", coco)
+    write(tmp_path / "data.yaml", f'names: ["{name}"]\ntrain: train\n')
+    (tmp_path / "train").mkdir()
+    for path in ("coco.json", "data.yaml"):
+        with pytest.raises(PaliglassError, match=f"asked for; .*{path}.*{name!r} is no label"):
+            look(tmp_path / path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,9 @@ class Parrot(PaliGemma):
         self.answers = answers
         self.asked: list[Request] = []
 
-    def complete(self, requests: Iterable[Request], batch_size: int = 8) -> Iterator[Completion]:
+    def complete(
+        self, requests: Iterable[Request], batch_size: int = 8, raises: bool = True
+    ) -> Iterator[Completion]:
         for request in requests:
             self.asked.append(request)
             ids = self.processor.encode_suffix(self.answers[request.prompt])[:-1]
@@ -233,6 +237,28 @@ def test_broken_pictures_are_left_out_and_told(folder: Path) -> None:
     assert all(message.startswith("line 1: ") and "gone.png" in message for message in told)
     assert counts == [1]
     with pytest.raises(PictureError):
+        answer(model, to_questions(examples))
+
+
+def test_a_picture_whose_numbers_overflow_is_left_out_and_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PaliGemma(tiny_model(worded_config()), tiny_processor())
+    made = model.processor.prepare
+
+    def prepare(picture: Any) -> PreparedPicture:
+        prepared = made(picture)
+        broken = Path(str(picture)).name == "b.png"
+        return replace(prepared, pixels=prepared.pixels * (math.inf if broken else 1))
+
+    monkeypatch.setattr(model.processor, "prepare", prepare)
+    examples = [example(folder, "ocr", "A", name) for name in ("a.png", "b.png", "a.png")]
+    told: list[str] = []
+    [case] = answer(model, to_questions(examples), complain=told.append)
+    assert case.question.pictures == (folder / "a.png",)
+    [line] = told
+    assert line.startswith("line 1: the model's numbers overflowed")
+    with pytest.raises(PaliglassError, match="overflowed"):
         answer(model, to_questions(examples))
 
 

@@ -8,6 +8,7 @@ import math
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -202,6 +203,21 @@ def test_a_model_without_numbers_is_named() -> None:
     next(iter(model.model.parameters())).data.fill_(math.nan)
     with running(model) as (_, client), pytest.raises(PaliglassError, match="NaN"):
         client.answer(client.submit(ask()))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_request_whose_numbers_overflow_fails_alone(streamed: bool) -> None:
+    model = tiny()
+    nothing = replace(PICTURES[1], pixels=PICTURES[1].pixels * math.inf)
+    with running(model, max_batch=3) as (engine, client):
+        bad = client.submit(Request("b", [nothing], max_new_tokens=5), streamed=streamed)
+        good = [client.submit(ask(str(i), i, max_new_tokens=5)) for i in range(3)]
+        with pytest.raises(PaliglassError, match="overflowed"):
+            client.answer(bad)
+        assert bad.is_over
+        for job in good:
+            assert ids(client.answer(job)) == alone(model, job.request)
+        assert engine.state == "ready"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from tests.tiny import noise_picture
 
 from paliglass.colours import _UNPACKING, _Budget
@@ -354,6 +355,78 @@ def test_srgb_itself_changes_no_number() -> None:
 def test_a_profile_that_is_none_or_of_other_colours_is_passed_over(broken: bytes) -> None:
     loaded = load_picture(as_bytes(NOISE, icc_profile=broken))
     assert np.array_equal(np.asarray(loaded), VALUES)
+
+
+def with_chunks(image: Image.Image, **chunks: Any) -> bytes:
+    """A PNG with gAMA, cHRM (numbers, times 100 000 in the file) or sRGB."""
+    more = PngInfo()
+    for name, value in chunks.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        fields = b"".join(struct.pack(">I", round(number * 1e5)) for number in numbers)
+        more.add(name.encode(), bytes([value]) if name == "sRGB" else fields)
+    kept = {k: v for k, v in image.info.items() if k == "transparency"}
+    return as_bytes(image, pnginfo=more, **kept)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.35, 0.55, 0.7, 1.0, 2.5])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
+def test_a_png_looks_the_same_whatever_gamma_it_was_stored_with(mode: str, gamma: float) -> None:
+    light = np.linspace(0.3, 1, 256).reshape(16, 16)
+    stored = (light**gamma * 255).round().astype(np.uint8)
+    image = Image.fromarray(stored)
+    if mode == "I;16":
+        image = Image.fromarray((light**gamma * 65535).round().astype(np.uint16))
+    elif mode != "L":
+        image = image.convert(mode)
+    loaded = np.asarray(load_picture(with_chunks(image, gAMA=gamma))).astype(float)
+    known = encoded((stored / 255) ** (1 / gamma))  # of what is left of it in 8 bits
+    assert np.abs(loaded - known[..., None]).max() <= 4
+    assert np.abs(loaded - encoded(light)[..., None]).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        {"gAMA": 0.45455},
+        {"gAMA": 0.46},
+        {"gAMA": 0.0},
+        {"gAMA": 1.0, "sRGB": 0},
+        {"cHRM": (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)},
+        {"cHRM": (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.0)},
+        {"cHRM": (0.3127, 0.0, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)},
+        {"cHRM": (0.3,) * 8},
+    ],
+)
+def test_chunks_that_say_srgb_or_nonsense_change_no_number(chunks: dict[str, Any]) -> None:
+    assert np.array_equal(np.asarray(load_picture(with_chunks(NOISE, **chunks))), VALUES)
+
+
+SWAPPED = (0.3127, 0.329, 0.3, 0.6, 0.15, 0.06, 0.64, 0.33)  # red is green, green blue
+
+
+def test_other_primaries_are_converted_with_and_without_a_gamma() -> None:
+    loaded = np.asarray(load_picture(with_chunks(NOISE, cHRM=SWAPPED)))
+    assert np.abs(loaded - VALUES[..., [2, 0, 1]]).max() <= 1
+    loaded = np.asarray(load_picture(with_chunks(NOISE, cHRM=SWAPPED, gAMA=1.0)))
+    assert np.abs(loaded - encoded(VALUES[..., [2, 0, 1]] / 255)).max() < 1.6
+    # Adobe RGB's green is greener than any of sRGB; the matrix is Lindbloom's, linear light.
+    adobe = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+    colours = np.array([[[0, 200, 0], [255, 255, 255], [90, 90, 90], [180, 200, 180]]], np.uint8)
+    loaded = np.asarray(load_picture(with_chunks(Image.fromarray(colours), cHRM=adobe)))[0]
+    assert loaded[:3].tolist() == colours[0, :3].tolist()
+    assert np.abs(loaded[3].astype(int) - [171, 200, 179]).max() <= 1
+
+
+def test_a_profile_outweighs_the_chunks_and_they_leave_transparency_alone() -> None:
+    more = PngInfo()
+    more.add(b"gAMA", struct.pack(">I", 250_000))
+    loaded = np.asarray(load_picture(as_bytes(NOISE, icc_profile=profile(), pnginfo=more)))
+    assert np.abs(loaded - encoded(VALUES / 255)).max() < 1.6
+    half = NOISE.copy()
+    half.putalpha(128)
+    loaded = np.asarray(load_picture(with_chunks(half, gAMA=1.0)))
+    expected = (encoded(VALUES / 255).round() * 128 + 255 * 127) / 255
+    assert np.abs(loaded - expected).max() < 2
 
 
 def test_nothing_of_the_files_metadata_stays() -> None:

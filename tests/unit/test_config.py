@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.tiny import GEMMA2, tiny_config
 
+import paliglass
 from paliglass import PRESETS, SigLipConfig
+from paliglass.checkpoints import load_hf_model
 from paliglass.checkpoints.assembly import skeleton
 from paliglass.checkpoints.config_json import (
     gemma_from_json,
@@ -16,7 +21,10 @@ from paliglass.checkpoints.config_json import (
     paligemma_from_json,
     paligemma_to_json,
 )
-from paliglass.errors import ConfigError
+from paliglass.config import GemmaConfig, PaliGemmaConfig
+from paliglass.contrastive.config import CbowConfig, ResNetConfig, TextTransformerConfig
+from paliglass.errors import ConfigError, PaliglassError
+from paliglass.inspect.info import describe, read_info
 
 # hidden, layers, MLP, query heads, key/value heads, head_dim, the queries' scale is this ^ -1/2
 DECODERS = {
@@ -181,3 +189,46 @@ def test_configurations_are_values() -> None:
     assert SigLipConfig() == SigLipConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         SigLipConfig().hidden_size = 1  # type: ignore[misc]
+
+
+def sizes(config: type) -> list[str]:
+    """The settings of a configuration that are numbers."""
+    return [f.name for f in dataclasses.fields(config) if str(f.type).startswith(("int", "float"))]
+
+
+CONFIGS = (SigLipConfig, GemmaConfig, PaliGemmaConfig, TextTransformerConfig, CbowConfig)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [(config, name) for config in CONFIGS for name in sizes(config)]
+)
+def test_a_size_that_no_model_has_is_refused_by_name(config: type, name: str) -> None:
+    for claim in (2**62, 10**30, 10**400, -(2**62), math.inf, math.nan):
+        with pytest.raises(ConfigError, match=f"^{name} is "):
+            config(**{name: claim})
+
+
+@pytest.mark.parametrize("name", ["hidden_sizes", "depths"])
+def test_a_stage_that_no_network_has_is_refused_by_name(name: str) -> None:
+    for claim in (2**31, 10**30):
+        with pytest.raises(ConfigError, match=f"^{name} is "):
+            ResNetConfig(**{name: (2, 2, claim, 2)})
+
+
+def test_the_largest_claims_that_are_read_can_be_counted() -> None:
+    """Nothing of them overflows, and none of it takes memory."""
+    vision = SigLipConfig(1 << 20, 1 << 20, 1, 1 << 12, 1 << 10, 1 << 16, 1)
+    text = GemmaConfig("gemma", 1 << 24, 1 << 20, 1 << 20, 1, 1 << 12, 1 << 12, 1 << 16)
+    assert describe(PaliGemmaConfig(vision, text, 1 << 23)).total_parameters > 1 << 52
+    deep = dataclasses.replace(PRESETS["tiny"].text_config, num_hidden_layers=1 << 8)
+    assert describe(PaliGemmaConfig(SigLipConfig(), deep)).total_parameters > 1 << 20
+
+
+def test_claims_of_a_file_are_refused_before_anything_is_built(folder: Path) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    for part in ("text_config", "vision_config"):
+        data[part]["num_hidden_layers"] = 10**6
+    (folder / "config.json").write_text(json.dumps(data))
+    for read in (read_info, load_hf_model, paliglass.load):
+        with pytest.raises(PaliglassError, match="num_hidden_layers is 1000000; at most 256"):
+            read(folder)

@@ -95,14 +95,19 @@ def test_both_of_the_tied_matrix_count_once(folder: Path) -> None:
     load(folder, device="cpu")
 
 
-def test_a_million_layers_are_not_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("count", "said"), [(200, "layers, the weights are"), (1_000_000, "at most 256 is read")]
+)
+def test_layers_that_the_file_has_not_are_not_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, said: str
+) -> None:
     monkeypatch.setattr(
         "paliglass.checkpoints.folder.assemble", lambda *_a, **_k: pytest.fail("it is built")
     )
     for part in ("text_config", "vision_config"):
         config = json.loads((folder / "config.json").read_text())
-        edit_json(folder / "config.json", **{part: config[part] | {"num_hidden_layers": 1_000_000}})
-        assert "layers, the weights are" in refusal(lambda: load_model(folder, "cpu"))
+        edit_json(folder / "config.json", **{part: config[part] | {"num_hidden_layers": count}})
+        assert said in refusal(lambda: load_model(folder, "cpu"))
         edit_json(folder / "config.json", **config)
 
 

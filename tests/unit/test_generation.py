@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -437,6 +438,56 @@ def test_an_overflow_says_what_reaches_further() -> None:
     assert all(weight.isfinite().all() for weight in model.parameters())
     with pytest.raises(PaliglassError, match=r"overflowed in float16: use bfloat16 or float32"):
         answers(model, [ask()])
+
+
+def broken(request: Request) -> Request:
+    """The same about a picture that no layer can make numbers of, as after an overflow."""
+    [picture] = request.pictures
+    return replace(request, pictures=[replace(picture, pixels=picture.pixels * torch.inf)])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"sampling": Sampling(1.0), "seed": 3},
+        {"num_alternatives": 2},
+        {"constraint": ChoiceGrammar(PROCESSOR, YES_NO).start()},  # scored among the choices
+        {"constraint": ObjectGrammar(PROCESSOR, ["dog"]).start(), "max_new_tokens": 24},
+    ],
+    ids=["greedy", "sampled", "alternatives", "choice", "boxes"],
+)
+def test_a_row_whose_numbers_overflow_fails_alone(how: dict[str, Any]) -> None:
+    model = tiny_model(worded_config())
+    requests = [ask(f"{i}", i, **{"max_new_tokens": 6, **how}) for i in range(4)]
+    expected = answers(model, requests)
+    requests[1] = broken(requests[1])
+    found = list(complete(model, PROCESSOR, requests, 3, raises=False))
+    assert "overflowed in float32" in str(found[1].error)
+    for i in (0, 2, 3):
+        assert (found[i].ids, found[i].error) == (expected[i].ids, None)
+    with pytest.raises(PaliglassError, match="overflowed in float32"):
+        answers(model, requests)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_row_that_overflows_on_the_way_is_told_once_and_leaves(step: int) -> None:
+    model = tiny_model(ENDLESS)
+    good, bad = ask("a", max_new_tokens=6), ask("b", 1, max_new_tokens=6)
+    [expected] = answers(model, [good])
+    batch = RunningBatch(model, PROCESSOR)
+    batch.admit([good, bad])
+    events: list[Event] = []
+    for _ in range(step):
+        events += batch.step()
+    with torch.inference_mode():
+        batch._last[1] = torch.nan
+    while len(batch):
+        events += batch.step()
+    assert [e.token for e in events if e.request is good] == expected.ids
+    of_bad = [e for e in events if e.request is bad]
+    assert [e.error is None for e in of_bad] == [True] * step + [False]
+    assert [e.finish_reason is None for e in of_bad] == [True] * step + [False]
 
 
 def test_a_cancelled_request_says_no_more_and_the_others_go_on() -> None:

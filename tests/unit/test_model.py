@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
 
 from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
+from paliglass.checkpoints.assembly import DTYPES, parse_device, parse_dtype
 from paliglass.checkpoints.mask_codec import save_mask_codec
-from paliglass.errors import CheckpointError, PictureError, PromptError
+from paliglass.cli import options
+from paliglass.errors import CheckpointError, PaliglassError, PictureError, PromptError
+from paliglass.fast import METHODS
 from paliglass.generation import Completion, Request
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
 from paliglass.tasks.confidence import Calibration, Platt
@@ -32,7 +36,28 @@ def model() -> PaliGemma:
 
 def say(patch: pytest.MonkeyPatch, completion: Completion) -> None:
     """Every request is answered so."""
-    patch.setattr("paliglass.model.complete", lambda _m, _p, asked, _n: (completion for _ in asked))
+    patch.setattr("paliglass.model.complete", lambda _m, _p, asked, *_: (completion for _ in asked))
+
+
+def test_an_editor_is_told_the_choices_that_are_there() -> None:
+    """The literals in the signature of `load` are what is taken, and what the flags take."""
+    hints = get_type_hints(load)
+
+    def literals(name: str) -> set[str]:
+        return {v for part in get_args(hints[name]) for v in get_args(part)} | {
+            v for v in get_args(hints[name]) if isinstance(v, str)
+        }
+
+    assert literals("dtype") == {"auto", *DTYPES} == set(get_args(options.Dtype))
+    assert literals("quantize") == set(METHODS) == set(get_args(options.Quantize))
+    for name in literals("dtype"):
+        parse_dtype(name)
+    assert literals("device") == {"auto", "cpu", "cuda", "mps"}
+    for name in literals("device"):
+        with contextlib.suppress(PaliglassError):  # a device that this machine lacks
+            parse_device(name)
+    with pytest.raises(PaliglassError, match="choose auto, cpu, cuda, mps"):
+        parse_device("gpu")
 
 
 def test_one_in_one_out_and_lists_in_lists_out(model: PaliGemma) -> None:
@@ -269,7 +294,7 @@ def test_segments_have_masks_of_the_whole_picture(
         answers[1] = f"{box}{tokens[8:]} cat"  # a code is missing
     prompts: list[str] = []
 
-    def answer(_model: object, _processor: object, requests: Iterable[Request], _rows: int) -> Any:
+    def answer(_model: object, _processor: object, requests: Iterable[Request], *_: Any) -> Any:
         for text, request in zip(answers, requests, strict=True):
             prompts.append(request.prompt)
             ids = model.processor.encode_suffix(text)[:-1]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from paliglass.files import write_whole
+from paliglass.files import replacing, write_whole
 from workshop.commands import CACHE, WorldCache, run
 from workshop.world.art import build
 from workshop.world.concepts import known_things
@@ -34,9 +33,8 @@ def preview(
     name: Any = split
     sheet = contact_sheet(World(world_cache, name, seed, size), start, count, columns)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.tmp")
-    sheet.save(unfinished, "PNG")
-    os.replace(unfinished, out)
+    with replacing(out) as unfinished:
+        sheet.save(unfinished, "PNG")
     print(f"{out}: {count} scenes of {split}")
 
 

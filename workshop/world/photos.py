@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import tarfile
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from paliglass.errors import PaliglassError
+from paliglass.files import replacing
 
 __all__ = ["PACKAGE", "SHA256", "fetch_photos", "photo_names"]
 
@@ -64,9 +64,8 @@ def fetch_photos(cache: Path, pixels: int) -> dict[str, list[NDArray[np.uint8]]]
         lacking = sorted(set(wanted.values()) - pictures.keys())
         if lacking:
             raise PaliglassError(f"{PACKAGE} lacks {lacking[0]}")
-        partial = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez_compressed(partial, allow_pickle=False, **pictures)
-        partial.replace(path)
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **pictures)
     with np.load(path, allow_pickle=False) as kept:
         return {name: [kept[stamp] for stamp in stamps] for name, stamps in names.items()}
 
@@ -75,15 +74,13 @@ def _package(cache: Path) -> bytes:
     """The Debian package, from the cache or from Debian."""
     path = cache / PACKAGE
     if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            with urllib.request.urlopen(URL, timeout=60) as answer:
-                partial.write_bytes(answer.read())
+            with replacing(path) as unfinished, urllib.request.urlopen(URL, timeout=60) as answer:
+                unfinished.write_bytes(answer.read())
         except (urllib.error.URLError, TimeoutError, OSError) as error:
             raise PaliglassError(
                 f"the photographs cannot be had ({error}); put {URL} into {cache}"
             ) from None
-        partial.replace(path)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise PaliglassError(f"{path} is not the package that is meant: delete it")

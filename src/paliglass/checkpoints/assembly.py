@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,16 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = [
-    "DTYPES",
-    "Accelerate",
-    "assemble",
-    "expected_shapes",
-    "fill",
-    "parse_device",
-    "parse_dtype",
-    "skeleton",
-    "weightless",
-]
+__all__ = ["DTYPES", "Accelerate", "DeviceName", "DtypeName", "assemble", "expected_shapes", "fill", "parse_device", "parse_dtype", "skeleton", "weightless"]
 
 Tensors = Iterable[tuple[str, str, Tensor]]
 """(our name, the file's name, tensor) of each tensor that a checkpoint holds."""
 
 Accelerate = Callable[[nn.Module, str | None], object]
 """`fast.accelerate`, for who wants it: told of each layer that is filled, then of the model."""
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]  # "cuda:1" is a device too
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -280,8 +280,7 @@ def similarity(
     if not text:
         raise typer.BadParameter("give the texts: --text, once for each")
     _refuse_stdin(pictures)
-    if out is not None:
-        refuse_existing_file(out, overwrite)
+    refuse_existing_file(out, overwrite)
     encoder = Dual(dual, dual.batch_size)
     from paliglass.contrastive.index import embed_words
 
@@ -293,6 +292,7 @@ def similarity(
             from paliglass.contrastive.drawing import similarity_picture
             from paliglass.files import replacing
 
+            out.parent.mkdir(parents=True, exist_ok=True)
             with replacing(out) as unfinished:
                 similarity_picture(index.names, text, cosines).save(unfinished, format="PNG")
             note(f"drawn: {out}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import app, command
-from paliglass.cli.options import CocoTask
+from paliglass.cli.messages import note
+from paliglass.cli.options import CocoTask, JsonObject, Overwrite, refuse_existing_file
 from paliglass.cli.scores import warn
 from paliglass.errors import printable
 
@@ -43,7 +44,8 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(dir_okay=False, help="A PNG to draw the first 24 examples to.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overwrite: Overwrite = False,
+    json: JsonObject = False,
 ) -> None:
     """Validate a data set: what is in it, and every line that is wrong, left out or odd.
 
@@ -59,6 +61,7 @@ def check(
     from paliglass.data.reading import open_examples
     from paliglass.files import replacing
 
+    refuse_existing_file(sheet, overwrite)
     folder = locate(model, ("*.json",))
     config = read_config(folder)
     load_tokenizer(folder)  # its complaint is the clearer one
@@ -70,8 +73,10 @@ def check(
     examples = open_examples(source, images, task, codec, split="all", findings=findings)
     report = look(examples, processor, config.text_config.max_position_embeddings, findings)
     if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
         with replacing(sheet) as unfinished:
             contact_sheet(examples[:24]).save(unfinished, format="PNG")
+        note(f"drawn: {sheet}")
     if json:
         print(json_text.dumps(report.to_dict(), ensure_ascii=False))
     else:

@@ -10,8 +10,15 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command, complain, fail
-from paliglass.cli.messages import waiting
-from paliglass.cli.options import BatchSizeOption, CocoTask, JsonObject, ModelOptions
+from paliglass.cli.messages import note, waiting
+from paliglass.cli.options import (
+    BatchSizeOption,
+    CocoTask,
+    JsonObject,
+    ModelOptions,
+    Overwrite,
+    refuse_existing_file,
+)
 from paliglass.cli.scores import print_scores, tell_progress, warn
 
 __all__ = ["EvaluatedModel", "evaluate"]
@@ -62,6 +69,7 @@ def evaluate(
         Path | None,
         typer.Option(dir_okay=False, help="A page of the scores and the worst answers to write."),
     ] = None,
+    overwrite: Overwrite = False,
     run: EvaluatedModel,
 ) -> None:
     """Score a model on your data: each prompt by the metric of its task.
@@ -69,6 +77,7 @@ def evaluate(
     Prompts are read as in training: `<loc0001>` in one is the token. A picture that cannot be read
     is named on stderr and the others go on; then the exit code is 1.
     """
+    refuse_existing_file(html, overwrite)
     with waiting(f"loading {run.model}"):
         loaded = run.load()
     from paliglass.data.reading import open_examples
@@ -80,7 +89,7 @@ def evaluate(
     )
     from paliglass.evaluation.metrics import score
     from paliglass.evaluation.page import to_html
-    from paliglass.files import write_whole
+    from paliglass.formats.export import write_files
 
     codec = loaded.mask_codec
     examples = open_examples(data, images, task, codec, split="held out", tell=warn)
@@ -114,7 +123,8 @@ def evaluate(
     scores, answered = {data.name: score(cases, codec)}, {data.name: cases}
     if html is not None:
         name = run.model if run.adapter is None else f"{run.adapter} on {run.model}"
-        write_whole(html, to_html(f"How right is {name}?", scores, answered))
+        write_files(html.parent, {html.name: to_html(f"How right is {name}?", scores, answered)})
+        note(f"the page: {html}")
     if json:
         found = {
             name: {task: value.to_dict() for task, value in rows.items()}

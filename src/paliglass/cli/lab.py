@@ -11,6 +11,7 @@ from paliglass.cli.app import command
 from paliglass.cli.messages import waiting
 from paliglass.cli.options import (
     DeviceOption,
+    Dtype,
     DtypeOption,
     Overwrite,
     refuse_existing_file,
@@ -53,8 +54,7 @@ def lab(
     from paliglass.formats.export import write_files
     from paliglass.lab.build import build, fits_in_a_page
 
-    if out is not None:
-        refuse_existing_file(out, overwrite)
+    refuse_existing_file(out, overwrite)
     folder = locate(model)
     if torch or (out is None and not fits_in_a_page(folder)):
         if out is not None:
@@ -70,7 +70,7 @@ def lab(
         print("no browser could be opened; open the file yourself")
 
 
-def _serve(model: str, port: int, device: str, dtype: str) -> None:
+def _serve(model: str, port: int, device: str, dtype: Dtype) -> None:
     import webbrowser
 
     from paliglass.checkpoints.hub import locate

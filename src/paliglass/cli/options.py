@@ -89,16 +89,17 @@ RecursiveOption = Annotated[
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the file of --out where there is one.")
+    bool, typer.Option("--overwrite", help="Replace the file to write where there is one.")
 ]
 
 
-def refuse_existing_file(path: Path, overwrite: bool) -> None:
-    """Raises PaliglassError where a file would be replaced that nobody said to replace."""
-    if path.exists() and not overwrite:
-        raise PaliglassError(
-            f"{path}: exists already; --overwrite replaces it, --out names another"
-        )
+def refuse_existing_file(path: Path | None, overwrite: bool) -> None:
+    """Raises PaliglassError where a file would be replaced that nobody said to replace.
+
+    To be called before any work is done, by every command that writes a file.
+    """
+    if path is not None and path.exists() and not overwrite:
+        raise PaliglassError(f"{path}: exists already; --overwrite replaces it, or name another")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paliglass.errors import PaliglassError
+from paliglass.files import lock_folder, replacing
 from paliglass.formats.export import EXPORTS, export, write_files
 from paliglass.formats.jsonl import to_line
 
@@ -52,8 +53,6 @@ class Results:
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
-        from paliglass.files import lock_folder
-
         self.folder = folder
         self.path = folder / FILE
         self.done: set[str] = set()
@@ -155,9 +154,8 @@ class Results:
     def _save(self, image: Image.Image, folder: str, name: str) -> str:
         path = self.folder / folder / name
         path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_name(f".{name}.tmp")
-        image.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            image.save(unfinished, format="PNG")
         return f"{folder}/{name}"
 
     def export(self, format: str, labels: list[str]) -> None:

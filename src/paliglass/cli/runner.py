@@ -26,7 +26,7 @@ from paliglass.cli.pictures import (
 from paliglass.cli.printing import Printer
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
-from paliglass.errors import PictureError
+from paliglass.errors import PaliglassError, PictureError
 from paliglass.tasks.results import Answer, Found, Segment
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptio
     if output.resume and not todo and names:
         note(f"all {len(names)} pictures are in {output.out}/{FILE} already")
     if remarks.count < len(todo):
-        fail(f"{len(todo) - remarks.count} of {len(todo)} pictures could not be read")
+        what = "answered" if screen.unanswered else "read"
+        fail(f"{len(todo) - remarks.count} of {len(todo)} pictures could not be {what}")
     if complaints:
         raise typer.Exit(1)
 
@@ -249,7 +250,13 @@ def _answers(
     try:
         for result, tokens in model.answer(asked(), run.generation()):
             screen.answered(1, tokens)
-            yield *under_way.popleft(), result
+            group, kept = under_way.popleft()
+            if isinstance(result, PaliglassError):
+                screen.unanswered += 1
+                screen.complain(f"{' '.join(group)}: {result}")
+                screen.advance()
+            else:
+                yield group, kept, result
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -29,6 +29,7 @@ class Screen:
     def __init__(self, total: int, keeps_on: bool = False) -> None:
         self.total, self.keeps_on = total, keeps_on
         self.first_frames: list[str] = []  # files of whose frames only the first was looked at
+        self.unanswered = 0  # pictures of which the model's numbers overflowed
         self._bar: tuple[Progress, TaskID] | None = None
         self._start = 0.0
         self._pictures = 0

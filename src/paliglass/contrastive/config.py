@@ -65,14 +65,9 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        stages = (*self.hidden_sizes, *self.depths)
-        if len(self.hidden_sizes) != len(self.depths) or not stages:
+        if len(self.hidden_sizes) != len(self.depths):
             raise ConfigError(
                 f"hidden_sizes {self.hidden_sizes} and depths {self.depths}: one each for a stage"
-            )
-        if not all(type(number) is int and number > 0 for number in stages):
-            raise ConfigError(
-                f"hidden_sizes {self.hidden_sizes} and depths {self.depths} must be ints above 0"
             )
 
     @property

@@ -77,7 +77,9 @@ def read_coco(
     names = _without_parent(path, content, names, pictures, findings)
     labels = list(dict.fromkeys(names.values()))
     if not labels:
-        raise PaliglassError(f"{path}: categories has no category that can be asked for")
+        raise PaliglassError(
+            f"{path}: categories has no category that can be asked for{findings.first}"
+        )
     order = {name: place for place, name in enumerate(labels)}
     encoder = MaskEncoder(codec)
     for picture in pictures.values():

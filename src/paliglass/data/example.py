@@ -113,6 +113,11 @@ class Findings(list[Finding]):
         except PaliglassError as error:
             self.wrong(where, str(error).removeprefix(printable(f"{where}: ")))
 
+    @property
+    def first(self) -> str:
+        """The first of them behind an error that they led to."""
+        return f"; {self[0].where}: {self[0].problem}" if self else ""
+
     def of(self, severity: Severity) -> list[Finding]:
         return [finding for finding in self if finding.severity == severity]
 

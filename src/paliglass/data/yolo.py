@@ -61,7 +61,7 @@ def read_yolo(
         sources = [_source(entry, root, path.parent) for entry in named]
     labels = to_labels(((f"{path}, names", k, name) for k, name in names.items()), findings)
     if not labels:
-        raise PaliglassError(f"{path}: names no class that can be asked for")
+        raise PaliglassError(f"{path}: names no class that can be asked for{findings.first}")
     encoder = MaskEncoder(codec)
     found = []
     for picture in _pictures(sources, path):

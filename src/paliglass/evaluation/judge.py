@@ -113,7 +113,8 @@ def answer(
     progress: Callable[[int], object] = lambda done: None,
     complain: Callable[[str], object] = _refuse,
 ) -> list[Case]:
-    """Answers each question greedily; a question whose pictures cannot be read is left out.
+    """Answers each question greedily; one whose pictures cannot be read, or whose numbers overflow,
+    is left out.
 
     Questions about one picture should follow each other: it is then looked at once.
 
@@ -148,9 +149,13 @@ def answer(
             yield _request(question, prepared, grammar, limit)
 
     cases = []
-    for done in model.complete(requests(), batch_size):
+    for done in model.complete(requests(), batch_size, raises=False):
         question, grammar = under_way.popleft()
-        cases.append(_case(model.processor, question, grammar, done))
+        if done.error is None:
+            cases.append(_case(model.processor, question, grammar, done))
+        else:
+            complain(f"{question.where}: {done.error}" if question.where else str(done.error))
+            left_out += 1
         progress(len(cases) + left_out)
     return cases
 

@@ -15,6 +15,8 @@ in here, and a test holds each replacement to the module that it replaces.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
@@ -22,30 +24,33 @@ from paliglass.errors import PaliglassError
 from paliglass.fast import attention, int8_model, last_positions, packed, widened
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = ["METHODS", "accelerate", "explain", "multiplies_bfloat16"]
+__all__ = ["METHODS", "Method", "accelerate", "explain", "multiplies_bfloat16"]
 
-METHODS = ("int8",)
+Method = Literal["int8"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
-def accelerate(model: nn.Module, quantize: str | None = None) -> None:
+def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = False) -> None:
     """Puts what is fastest on this processor in the place of a model's modules, for good.
 
     Attributes keep their names, so that a checkpoint's keys still fit. What is put in cannot be
-    trained.
+    trained, and is of this processor; but see `plain`.
 
     Args:
         model: a `PaliGemmaForConditionalGeneration`; with `quantize` also one of its layers or its
             table, so that a model can be quantized while it is read, and a model without memory
             (torch's meta device), to be filled with matrices that are quantized already.
         quantize: "int8" makes the matrices int8; None leaves their numbers as they are.
+        plain: do nothing but quantize. Gradients then flow through the matrices, which have none
+            themselves: adapters beside them can be trained (QLoRA, arXiv 2305.14314).
 
     Raises PaliglassError for another method.
     """
     if quantize not in (None, *METHODS):
         raise PaliglassError(f"quantize {quantize!r} is unknown: choose {', '.join(METHODS)}")
     if quantize is not None:
-        int8_model.replace_linears(model)
-    if not isinstance(model, PaliGemmaForConditionalGeneration):
+        int8_model.replace_linears(model, packed=not plain)
+    if plain or not isinstance(model, PaliGemmaForConditionalGeneration):
         return
     if any(parameter.is_meta for parameter in model.parameters()):
         return

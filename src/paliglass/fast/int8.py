@@ -371,12 +371,15 @@ class Int8Linear(nn.Module):
 
     def _widened(self, x: Tensor) -> Tensor:
         assert self.weight is not None
+        if x.requires_grad and torch.is_grad_enabled():
+            product: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+            return product
         if self.weight.device.type != "cpu":
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale  # in float32: rounded once
             return (y if self.bias is None else y + self.bias).to(x.dtype)
         few = x.shape[:-1].numel() <= _FEW_TOKENS and x.dtype == torch.bfloat16
-        # The kernel reads sixteen numbers at a time, past a row's end too, and has no gradient.
-        if not few or self.in_features % 16 or x.requires_grad:
+        # The kernel reads sixteen numbers at a time, past a row's end too.
+        if not few or self.in_features % 16:
             return widened_linear(x, self.weight, self.bias, self.scale)
         y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, _ones(self.out_features))
         y = y * self.scale if self.bias is None else torch.addcmul(self.bias, y, self.scale)
@@ -398,6 +401,32 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """An `Int8Linear`'s product with a gradient for what comes in; the matrix stays as it is.
+
+    For the way back nothing is kept: ∂x = (∂y · scale) · W needs the integers alone, which are
+    widened some rows at a time, as on the way there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Int8Linear) -> Tensor:
+        """… × K → … × N."""
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return layer._widened(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """… × N → … × K."""
+        weight, scale = ctx.layer.weight, ctx.layer.scale
+        scaled = gradient.reshape(-1, len(weight)).float() * scale
+        found = scaled.new_zeros(len(scaled), weight.shape[1])
+        step = max(1, _AT_ONCE // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            found.addmm_(scaled[:, rows], weight[rows].float())
+        return found.view(*gradient.shape[:-1], -1).to(ctx.dtype), None
 
 
 class Int8Embedding(Int8Linear):

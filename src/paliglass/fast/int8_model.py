@@ -16,41 +16,44 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 __all__ = ["explain", "fuse", "replace_linears"]
 
 
-def replace_linears(model: nn.Module) -> None:
+def replace_linears(model: nn.Module, packed: bool = True) -> None:
     """Puts an `Int8Linear` in the place of every linear layer, and ties the head to the table.
 
     Float matrices are quantized, one at a time; of those without memory empty ones are made.
-    Matrices are packed where the processor has a kernel for it. What is int8 already stays.
+    Matrices are packed where the processor has a kernel for it, unless they are not to be: through
+    those that are not, gradients flow. What is int8 already stays.
     """
     if isinstance(model, nn.Embedding):
-        _become_int8(model)
+        _become_int8(model, packed)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and name != "lm_head":
                 layer = _int8(Int8Linear, child.weight, child.bias)
-                layer.pack()
+                if packed:
+                    layer.pack()
                 setattr(parent, name, layer)
     if isinstance(model, PaliGemmaForConditionalGeneration):
         decoder = model.language_model
         table = decoder.model.embed_tokens
         if isinstance(table, nn.Embedding):
-            _become_int8(table)
+            _become_int8(table, packed)
         assert isinstance(table, Int8Embedding)
         table.dtype = model.dtype
         decoder.register_module("lm_head", Int8Head(table))
         for module in model.modules():  # those that were read in int8
-            if isinstance(module, Int8Linear):
+            if packed and isinstance(module, Int8Linear):
                 module.pack()
 
 
-def _become_int8(table: nn.Embedding) -> None:
+def _become_int8(table: nn.Embedding, packed: bool) -> None:
     """The module itself, whose parent may be unknown, becomes another."""
     dtype = table.weight.dtype
     table.__dict__ = _int8(Int8Embedding, table.weight, None).__dict__
     table.__class__ = Int8Embedding  # type: ignore[assignment]
     assert isinstance(table, Int8Embedding)
     table.dtype = dtype
-    table.pack()
+    if packed:
+        table.pack()
 
 
 def _int8(kind: type[Int8Linear], weight: Tensor, bias: nn.Parameter | None) -> Any:

@@ -139,13 +139,14 @@ class Engine:
             if not job.has_spoken:
                 job.has_spoken = True
                 self.metrics.first_token(now - job.since)
-            has_ended = job.unsent[-1].finish_reason is not None
+            last = job.unsent[-1]
+            has_ended = last.finish_reason is not None
             if has_ended:
                 del self._running[job.request]
                 job.is_over = True
                 self._seconds += 0.1 * (now - job.since - self._seconds)
             if has_ended or job.is_streamed:
-                told.append((job, job.unsent))
+                told.append((job, last.error or job.unsent))
                 job.unsent = []
         self.metrics.tokens(len(events))
         self._tell(told)

@@ -25,6 +25,7 @@ from paliglass.data.rows import batches
 from paliglass.evaluation.cases import Case
 from paliglass.evaluation.judge import answer, to_questions
 from paliglass.evaluation.metrics import overall
+from paliglass.files import replacing
 from paliglass.model import PaliGemma
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.processing_paligemma import PaliGemmaProcessor
@@ -150,9 +151,8 @@ def _look(
             append(out / "samples.jsonl", {"step": trainer.step, **sample})
         if cases:
             (out / "samples").mkdir(exist_ok=True)
-            contact_sheet([_shown(case) for case in cases[:8]]).save(
-                out / "samples" / f"{trainer.step:06}.png"
-            )
+            with replacing(out / "samples" / f"{trainer.step:06}.png") as unfinished:
+                contact_sheet([_shown(case) for case in cases[:8]]).save(unfinished, format="PNG")
         if better:
             save_file(learned, out / "best.safetensors")
     if better:

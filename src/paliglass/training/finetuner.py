@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paliglass.data.rows import Batch
 from paliglass.errors import PaliglassError
+from paliglass.fast.int8 import Int8Embedding, Int8Linear
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "QUANTIZED", "Finetuner", "SuffixLoss", "checkpoint_layers"]
 
 QUANTIZED = (
-    "a model in int8 cannot be trained: fine-tune the one that it was made from, and quantize the "
-    "result"
+    "a model in int8 cannot be trained, nor adapters be merged into it: fine-tune the one that it "
+    "was made from, with --lora and --quantize int8 to spare memory, and quantize the result"
 )
+ADAPTERS_ALONE = "of a model in int8 adapters alone can learn: --quantize int8 needs --lora"
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
 
@@ -80,7 +82,8 @@ class Finetuner(Trainer[Batch]):
     """A model in fine-tuning: what learns of it, the optimizer, the step.
 
     What learns is float32, and bfloat16 only while it computes; frozen weights keep their dtype,
-    or are float32 too where that is computed in.
+    or are float32 too where that is computed in. Beside frozen int8 matrices (`quantize` with
+    `fast=False`) adapters learn: gradients flow through the matrices (QLoRA, arXiv 2305.14314).
 
     Args:
         shard: each process holds a part of weights, gradients and optimizer (see `sharding`).
@@ -89,7 +92,7 @@ class Finetuner(Trainer[Batch]):
         data: tells the run's data from others, for a resumed run to agree with.
 
     Raises PaliglassError where rows cannot be shared by the processes, the recipe has no end, or
-    the model is in int8.
+    the model is in int8 and more than adapters is to learn.
     """
 
     recipe: FinetuneRecipe
@@ -113,13 +116,20 @@ class Finetuner(Trainer[Batch]):
                 f"a batch of {recipe.batch_size} rows cannot be shared by {share} (processes × "
                 "--accumulate); choose a multiple"
             )
-        if any(buffer.dtype == torch.int8 for buffer in model.buffers()):
-            raise PaliglassError(QUANTIZED)
+        quantized = [module for module in model.modules() if isinstance(module, Int8Linear)]
+        self.is_quantized = bool(quantized)
+        if quantized and (shard or not recipe.lora):
+            raise PaliglassError(ADAPTERS_ALONE + (", and no --shard" if shard else ""))
+        if any(module.packed is not None for module in quantized):
+            raise PaliglassError("packed int8 matrices have no gradients; load with fast=False")
         self.model, self.accelerator, self.data = model, accelerator, data
         self.rows, self.accumulate = recipe.batch_size // share, recipe.accumulate
         torch.manual_seed(recipe.seed)
         if recipe.precision != "bf16" and not shard:
             model.float()
+            for module in quantized:
+                if isinstance(module, Int8Embedding):
+                    module.dtype = torch.float32
         if adapter is not None:
             continue_lora(model, adapter, recipe.lora_dropout)
         elif recipe.lora:
@@ -192,7 +202,8 @@ class Finetuner(Trainer[Batch]):
         return total / max(tokens, 1)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "data": self.data}
+        quantize = {"quantize": "int8"} if self.is_quantized else {}
+        return {**super().settings(), "data": self.data, **quantize}
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "validation": self.validation}

@@ -16,6 +16,7 @@ from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
 from paliglass.checkpoints.layouts import transformers_name
 from paliglass.checkpoints.saving import new_folder
 from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.fast.int8 import Int8Linear
 from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import save_file
@@ -101,12 +102,24 @@ def _inject(model: PaliGemmaForConditionalGeneration, **settings: Any) -> Any:
     except ImportError as error:
         raise PaliglassError('LoRA needs peft: pip install "paliglass[train]"') from error
     config = LoraConfig(**settings)
+    config._register_custom_module({Int8Linear: _beside_int8()})
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return config
+
+
+def _beside_int8() -> type[Any]:
+    """peft's adapter beside an `Int8Linear`, whose kind it does not know."""
+    from peft.tuners.lora import Linear
+
+    class Int8Lora(Linear):  # type: ignore[misc]
+        def _get_in_out_features(self, module: Int8Linear) -> tuple[int, int]:
+            return module.in_features, module.out_features
+
+    return Int8Lora
 
 
 def save_lora(

@@ -335,9 +335,42 @@ def test_a_model_in_int8_is_refused_with_the_mend(cli: Cli, finetuning: Training
     assert converted.code == 0, converted.err
     result = finetuning(model="small", lora=2)
     assert result.code == 1
-    assert (
-        "a model in int8 cannot be trained: fine-tune the one that it was made from" in result.err
-    )
+    assert "fine-tune the one that it was made from, with --lora and --quantize int8" in result.err
+
+
+def test_adapters_learn_beside_int8(finetuning: Training, model_folder: Path) -> None:
+    """And are those of the model as it was: they load onto it in float and in int8."""
+    result = finetuning(lora=4, quantize="int8", steps=12, learning_rate=0.02)
+    assert result.code == 0, result.err
+    found = losses("run")
+    assert found[-1][1] < found[0][1]
+    assert settings("run")["quantize"] == "int8"
+    for quantize in (None, "int8"):
+        model = load(model_folder, adapter="run/adapter", quantize=quantize)
+        assert model.ask("data/red.png", "what colour?", max_new_tokens=4) is not None
+    forget_accelerator()
+    longer = {"lora": 4, "steps": 14, "learning_rate": 0.02, "resume": True}
+    other = finetuning(**longer)  # resumed in float
+    assert (other.code, "started with quantize int8" in other.err) == (1, True), other.err
+    forget_accelerator()
+    assert finetuning(**longer, quantize="int8").code == 0
+    assert [step for step, _ in losses("run")] == list(range(1, 15))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, "--quantize needs --lora"),
+        ({"lora": 2, "shard": True}, "--quantize and --shard: choose one"),
+        ({"lora": 2, "quantize": "int4"}, "'int8'"),
+    ],
+)
+def test_what_int8_cannot_do_is_refused(
+    finetuning: Training, changes: dict[str, Any], complaint: str
+) -> None:
+    result = finetuning(**{"quantize": "int8", **changes})
+    assert (result.code, complaint in result.err) == (2, True), result.err
+    assert not Path("run").exists()
 
 
 def test_help_does_not_wait_for_torch() -> None:

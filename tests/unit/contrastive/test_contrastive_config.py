@@ -58,7 +58,8 @@ def test_impossible_values(changes: dict[str, Any], message: str) -> None:
     ("build", "message"),
     [
         (lambda: ResNetConfig((8, 16), (1,)), "one each for a stage"),
-        (lambda: ResNetConfig((8, 0), (1, 1)), "must be ints above 0"),
+        (lambda: ResNetConfig((8, 0), (1, 1)), r"hidden_sizes is \(8, 0\); it must be above 0"),
+        (lambda: ResNetConfig((), ()), r"hidden_sizes is \(\); it must be an int"),
         (lambda: TextTransformerConfig(hidden_size=10, num_attention_heads=3), "not a multiple"),
         (lambda: TextTransformerConfig(hidden_act="relu"), "hidden_act is 'relu'"),  # type: ignore
         (lambda: TextTransformerConfig(padding="left"), "padding is 'left'"),  # type: ignore

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command, complain
-from paliglass.cli.options import CocoTask
+from paliglass.cli.options import CocoTask, Quantize
 from paliglass.cli.scores import warn
 from paliglass.cli.train.group import RunOptions, ShardOption, train, wants_shards
 from paliglass.training.recipes import FinetuneRecipe
@@ -49,6 +49,10 @@ class TaskOptions:
     adapter: Annotated[
         str | None,
         typer.Option(help="LoRA adapters of the model to go on with: a folder or a hub id."),
+    ] = None
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(help="With --lora: hold what is frozen in int8, in less memory (QLoRA)."),
     ] = None
     images: Annotated[
         Path | None,
@@ -94,6 +98,10 @@ def finetune(
     """
     if settings.steps is None and settings.epochs is None:
         raise typer.BadParameter("say when to end: --steps or --epochs")
+    if learned.quantize and not (settings.lora or learned.adapter):
+        raise typer.BadParameter("--quantize needs --lora: what is in int8 cannot learn")
+    if learned.quantize and wants_shards(shard):
+        raise typer.BadParameter("--quantize and --shard: choose one")
     from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.hub import locate
     from paliglass.data.reading import open_examples, trainable
@@ -117,7 +125,7 @@ def finetune(
         accelerator = make_accelerator(settings.precision, options.out, options.logs)
         # What is to be sharded need not fit onto one GPU: it comes from the CPU layer by layer.
         device = "cpu" if shard else accelerator.device
-        base = load(learned.model, device=device, fast=False)
+        base = load(learned.model, device=device, fast=False, quantize=learned.quantize)
         codec = base.mask_codec if learned.task == "segment" else None
         how = learned.images, learned.task, codec
         examples = trainable(open_examples(learned.data, *how, tell=warn))
