@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -16,7 +16,7 @@ from paliglass.checkpoints.big_vision import load_big_vision, read_big_vision_co
 from paliglass.checkpoints.folder import load_model, load_tokenizer, read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import load_processor, make_processor
-from paliglass.errors import CheckpointError, PromptError
+from paliglass.errors import CheckpointError, PaliglassError, PromptError
 from paliglass.fast import accelerate
 from paliglass.generation import Completion, FinishReason, Request, complete, run
 from paliglass.modeling_mask_codec import MaskCodec
@@ -62,6 +62,7 @@ def load(
     tokenizer: str | Path | None = None,
     mask_codec: str | Path | None = None,
     adapter: str | Path | None = None,
+    tensor_parallel: bool = False,
     **overrides: Any,
 ) -> PaliGemma:
     """Loads a PaliGemma or PaliGemma 2.
@@ -83,6 +84,8 @@ def load(
             mask_codec.safetensors, if it has one. Only `segment` needs it.
         adapter: a folder (or hub id) with a LoRA adapter in peft's format, which is merged
             into the weights while they are read.
+        tensor_parallel: under `torchrun`, hold a part of the model in each process; all must ask
+            it the same, and get the same answers. See docs/scale.md.
         overrides: settings that config.json, or the shapes of an .npz's arrays, do not tell
             rightly, such as final_logit_softcapping=0; see `PaliGemmaConfig.replace`.
 
@@ -93,6 +96,15 @@ def load(
         **{"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter},
         **{"accelerate": accelerate if fast or quantize else None, **overrides},
     }
+    if tensor_parallel and quantize is not None:
+        raise PaliglassError(
+            "several processes cannot share a quantized model yet: leave quantize out, or run one"
+        )
+    if tensor_parallel and path.suffix == ".npz":
+        raise CheckpointError(
+            f"{path}: several processes cannot share an .npz; `paliglass convert` makes a folder "
+            "of it"
+        )
     if path.suffix != ".npz":
         if tokenizer is not None:
             raise CheckpointError(f"{path}: a folder has its own tokenizer.json; edit it there")
@@ -101,10 +113,20 @@ def load(
                 f"{path}: is neither a folder with config.json nor a big_vision .npz file"
             )
         # All small files before the weights, which may take a minute.
-        processor = load_processor(path, read_config(path).replace(**overrides))
+        config = read_config(path).replace(**overrides)
+        processor = load_processor(path, config)
         codec, calibration = _beside(path, mask_codec)
-        network = load_model(path, **settings)
-        return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
+        fresh_seed = None
+        if tensor_parallel:
+            # Imported here: the distributed parts of torch take half a second.
+            from paliglass.parallel.tensor_parallel import TensorParallel
+
+            shard = TensorParallel(config, device)
+            settings |= {"shard": shard, "device": shard.device}
+            fresh_seed = shard.fresh_seed
+        network = load_model(path, **settings).requires_grad_(not tensor_parallel)
+        codec = codec and codec.to(network.device)
+        return PaliGemma(network, processor, codec, calibration, fresh_seed)
     source = path.parent if tokenizer is None else Path(tokenizer)
     if not source.exists() or (source.is_dir() and not (source / "tokenizer.json").exists()):
         raise CheckpointError(
@@ -139,6 +161,8 @@ class PaliGemma:
     or what `processor.prepare` made of one; a list within the list holds several pictures of one
     prompt. Coordinates refer to the (first) picture upright, see `load_picture`. Options of all
     tasks: see `GenerationOptions`.
+
+    fresh_seed: where requests without a seed take theirs from, if not from the system.
     """
 
     def __init__(
@@ -147,11 +171,13 @@ class PaliGemma:
         processor: PaliGemmaProcessor,
         mask_codec: MaskCodec | None = None,
         calibration: Calibration | None = None,
+        fresh_seed: Callable[[], tuple[int, ...]] | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.mask_codec = mask_codec
         self.calibration = calibration or Calibration()
+        self.fresh_seed = fresh_seed
 
     @overload
     def caption(  # type: ignore[overload-overlap]
@@ -437,7 +463,7 @@ class PaliGemma:
 
     def complete(self, requests: Iterable[Request], batch_size: int = 8) -> Iterator[Completion]:
         """Token ids and log-probabilities of the answer to each request, in their order."""
-        return complete(self.model, self.processor, requests, batch_size)
+        return complete(self.model, self.processor, map(self._seeded, requests), batch_size)
 
     def answer(
         self,
@@ -501,10 +527,15 @@ class PaliGemma:
             return picture
         return replace(self.processor.prepare(picture), source=picture)
 
+    def _seeded(self, request: Request) -> Request:
+        if request.seed is not None or self.fresh_seed is None:
+            return request
+        return replace(request, seed=self.fresh_seed())
+
     def _pieces(self, request: Request) -> Generator[str, None, FinishReason]:
         text = TextStream(self.processor)
         reason: FinishReason | None = None
-        for event in run(self.model, self.processor, [request], 1):
+        for event in run(self.model, self.processor, [self._seeded(request)], 1):
             reason = event.finish_reason
             if reason != "stop" and (piece := text.add(event.token)):
                 yield piece

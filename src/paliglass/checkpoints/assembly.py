@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,17 @@ Tensors = Iterable[tuple[str, str, Tensor]]
 
 Accelerate = Callable[[nn.Module, str | None], object]
 """`fast.accelerate`, for who wants it: told of each layer that is filled, then of the model."""
+
+
+class Shard(Protocol):
+    """A process's part of a model that several hold: one of so many `parts`."""
+
+    parts: int
+
+    def __call__(self, model: PaliGemmaForConditionalGeneration, tensors: Tensors) -> Tensors:
+        """Leaves a weightless model its part of every module, and cuts the tensors for it."""
+        ...
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -97,16 +108,19 @@ def assemble(
     accelerate: Accelerate | None = None,
     quantize: str | None = None,
     is_quantized: bool = False,
+    shard: Shard | None = None,
 ) -> PaliGemmaForConditionalGeneration:
     """Fills a PaliGemma with a checkpoint's tensors, each used once.
 
     accelerate: what is told of each layer once it is filled, so that of a model that is to become
     int8 one layer at a time is held as it was. quantize: what it is told to do. is_quantized:
-    whether the tensors are so already.
+    whether the tensors are so already. shard: what leaves of the model a part.
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
     """
     model = skeleton(config)
+    if shard is not None:
+        tensors = shard(model, tensors)
     if accelerate is not None and is_quantized:
         with weightless():
             accelerate(model, quantize)
@@ -175,11 +189,7 @@ def fill(
         if name not in missing:
             surplus.append(key)
             continue
-        if tensor.shape != missing[name]:
-            raise CheckpointError(
-                f"{source}: {key} has shape {list(tensor.shape)}, "
-                f"the configuration asks for {list(missing[name])}"
-            )
+        require_shape(source, key, tensor, missing[name])
         path, _, leaf = name.rpartition(".")
         own = buffers.get(name)
         if own is not None and own.is_floating_point and tensor.is_floating_point():
@@ -208,6 +218,15 @@ def fill(
     if len(dtypes) > 1:
         mixture = ", ".join(f"{key} is {kind}" for kind, key in dtypes.items())
         raise CheckpointError(f"{source}: {mixture}; name one dtype for all, such as bfloat16")
+
+
+def require_shape(source: str, key: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Raises CheckpointError where a tensor has not the shape that the configuration asks for."""
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{source}: {key} has shape {list(tensor.shape)}, "
+            f"the configuration asks for {list(shape)}"
+        )
 
 
 class _Layers:
