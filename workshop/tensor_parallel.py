@@ -53,6 +53,7 @@ def measure(
     start = time.perf_counter()
     model = load_model(folder, "cpu", parse_dtype(dtype), accelerate=accelerate, shard=shard)
     found: dict[str, Any] = {"load": time.perf_counter() - start, "loaded": peak_memory()}
+    found["numbers"] = sum(parameter.numel() for parameter in model.parameters())
     generator = torch.Generator().manual_seed(0)
     edge, count = config.vision_config.image_size, config.num_image_tokens
     pixels = torch.rand(1, 3, edge, edge, generator=generator) * 2 - 1
@@ -74,7 +75,6 @@ def measure(
             ]
         found["token"] = (time.perf_counter() - start) / (tokens - 1)
     found |= {"said": said, "peak": peak_memory()}
-    found["numbers"] = sum(parameter.numel() for parameter in model.parameters())
     (out / f"{processes}-{rank}.json").write_text(json.dumps(found))
     if shard is not None:
         leave()
@@ -85,7 +85,8 @@ def measured(processes: int, folder: Path, dtype: str, tokens: int) -> list[dict
     with tempfile.TemporaryDirectory() as name:
         arguments = (processes, _free_port(), folder, dtype, tokens, Path(name))
         multiprocessing.start_processes(measure, arguments, processes, start_method="spawn")
-        return [json.loads(Path(name, f"{processes}-{i}.json").read_text()) for i in range(processes)]
+        files = [Path(name, f"{processes}-{i}.json") for i in range(processes)]
+        return [json.loads(file.read_text()) for file in files]
 
 
 def _free_port() -> int:

@@ -27,7 +27,7 @@ def num_processes() -> int:
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """The process's number among them, from 0."""
     return _number("RANK", 0)
 
 

@@ -67,7 +67,7 @@ def _divides(config: PaliGemmaConfig, processes: int) -> bool:
 
 
 class TensorParallel:
-    """This process's part in a model that several processes hold together.
+    """A process's part in a model that several processes hold together.
 
     `assemble` calls it with the model before it has numbers, and with the checkpoint's tensors.
 
@@ -181,8 +181,8 @@ class _Columns(ParallelStyle):
         parts = min(self.heads or device_mesh.size(), device_mesh.size())
         length = module.out_features // parts
         start = device_mesh.get_local_rank() * parts // device_mesh.size() * length
-        for name, parameter in list(module.named_parameters()):
-            cut = partial(torch.narrow, dim=0, start=start, length=length)
+        cut = partial(torch.narrow, dim=0, start=start, length=length)
+        for name in [name for name, _ in module.named_parameters()]:
             _hold(module, name, 0, length, cut, self.cuts)
         module.out_features = length
         return module
