@@ -22,7 +22,8 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
 
 from paliglass.checkpoints.assembly import parse_dtype
 from paliglass.checkpoints.folder import load_model, read_config
@@ -84,7 +85,7 @@ def measured(processes: int, folder: Path, dtype: str, tokens: int) -> list[dict
     """What `measure` found in each of so many processes."""
     with tempfile.TemporaryDirectory() as name:
         arguments = (processes, _free_port(), folder, dtype, tokens, Path(name))
-        multiprocessing.start_processes(measure, arguments, processes, start_method="spawn")
+        start_processes(measure, arguments, processes, start_method="spawn")  # type: ignore[no-untyped-call]
         files = [Path(name, f"{processes}-{i}.json") for i in range(processes)]
         return [json.loads(file.read_text()) for file in files]
 

@@ -21,7 +21,7 @@ from paliglass.errors import PaliglassError, printable
 from paliglass.tasks.prompts import READ, answer_prompt, caption_prompt, detect_prompt, one_label
 
 if TYPE_CHECKING:
-    from paliglass.evaluation.servers import Asked, Compared
+    from paliglass.evaluation.servers import Agreement, Asked, Compared
 
 SHOWN = 5  # differences that are shown whole
 KEY = "OPENAI_API_KEY"
@@ -128,7 +128,7 @@ def _prompts(source: Path, question: str, labels: list[str]) -> Iterator[Asked]:
         yield from (Asked(Path(name).name, picture, prompt) for prompt in prompts)
 
 
-def _by_task(cases: list[Compared]) -> dict[str, object]:
+def _by_task(cases: list[Compared]) -> dict[str, Agreement]:
     from paliglass.evaluation.servers import agreement
 
     tasks = dict.fromkeys(case.asked.task for case in cases)
@@ -143,12 +143,9 @@ def _tell(done: int, count: int) -> None:
 
 def _print(cases: list[Compared], url: str, model: str) -> None:
     """A table of at most 80 columns, and the first answers that differ."""
-    from paliglass.evaluation.servers import Agreement
-
     print(f"{'task':10}{'prompts':>8}{'refused':>9}{'same':>7}", end="")
     print(f"{'differs at token':>18}{'box IoU':>9}{'log-prob gap':>14}")
     for task, found in _by_task(cases).items():
-        assert isinstance(found, Agreement)
         token = "-" if found.token is None else str(found.token + 1)
         iou = "-" if found.iou is None else f"{found.iou:.3f}"
         gap = "-" if found.log_prob_gap is None else f"{found.log_prob_gap:.2g}"
@@ -161,9 +158,9 @@ def _print(cases: list[Compared], url: str, model: str) -> None:
     width = min(shutil.get_terminal_size().columns, 80)
     others = [case for case in cases if not case.is_same]
     for case in others[:SHOWN]:
-        where = case.refused or f"character {(case.character or 0) + 1}"
+        where = case.refused or f"differs at character {(case.character or 0) + 1}"
         for line in (
-            f"{case.asked.prompt!r} about {case.asked.name}: {where}",
+            f"{case.asked.name}, {case.asked.prompt!r}: {where}",
             *(() if case.refused else (f"  here   {case.here!r}", f"  there  {case.there!r}")),
         ):
             text = printable(line)

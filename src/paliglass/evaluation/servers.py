@@ -128,7 +128,7 @@ class Server:
             models = {str(model["id"]): str(model.get("owned_by", "")) for model in found["data"]}
         except (KeyError, TypeError, AttributeError):
             raise PaliglassError(
-                f"{self.url}/models: does not list models as OpenAI's does"
+                f"{self.url}/models: lists no models; is it an OpenAI-compatible server?"
             ) from None
         if name is None and models:
             name = next(iter(models))
@@ -287,20 +287,20 @@ def compare(
     """Asks both, prompt by prompt. Raises PaliglassError as `Server` does."""
     processor = model.processor
     for asked in prompts:
-        held = None
+        held, limit = None, max_new_tokens
         if server.owner == OWN and asked.task in OBJECT_TASKS:
             labels = split_labels(asked.prompt.partition(" ")[2], asked.task)
             held = ObjectGrammar(processor, labels, masks=asked.task == "segment").start()
-            max_new_tokens = max(max_new_tokens, held.fair_budget)
+            limit = max(limit, held.fair_budget)
         request = Request(
             asked.prompt,
             [processor.prepare(asked.picture)],
             held,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limit,
         )
         [done] = model.complete([request])
         try:
-            reply = server.ask(asked, max_new_tokens)
+            reply = server.ask(asked, limit)
         except RefusedError as error:
             yield Compared(asked, processor.decode(done.ids).strip(), refused=str(error))
         else:

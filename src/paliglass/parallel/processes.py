@@ -7,12 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 from paliglass.errors import PaliglassError
-
-if TYPE_CHECKING:
-    from torch import distributed
 
 __all__ = ["agree", "answering", "is_first_to_fail", "join", "leave", "num_processes", "rank"]
 
@@ -111,9 +108,9 @@ def is_first_to_fail() -> bool:
         return True
 
 
-def _store() -> distributed.Store:
+def _store() -> Any:
     """The numbers that all processes see, kept by `torchrun` itself or by the first process."""
-    from torch import distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, timeout=timedelta(seconds=5), wait_for_workers=False)
+    return TCPStore(address, port, timeout=timedelta(seconds=5), wait_for_workers=False)

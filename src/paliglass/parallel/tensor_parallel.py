@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +30,12 @@ from torch.nn import functional as F
 
 from paliglass.checkpoints.assembly import Tensors, parse_device, require_shape
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD
-from paliglass.config import PaliGemmaConfig
+from paliglass.config import GemmaConfig, PaliGemmaConfig
 from paliglass.errors import PaliglassError
 from paliglass.layers.kv_cache import KVCache
 from paliglass.modeling_gemma import GemmaForCausalLM
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.modeling_siglip import SigLipAttention
 from paliglass.parallel.processes import agree, answering, join
 
 __all__ = ["TensorParallel", "refuse_division"]
@@ -99,14 +99,14 @@ class TensorParallel:
         shapes = {name: p.shape for name, p in model.named_parameters()}
         parallelize_module(model, self.mesh, self._plan())
         model.tie_weights()
-        head = model.language_model.lm_head
-        head.out_features = len(head.weight)
-        group, text = self.mesh.get_group(), self.config.text_config
-        model.__class__ = _PaliGemmaPart
-        model.language_model.__class__ = _CausalLMPart
+        decoder, text = model.language_model, self.config.text_config
+        decoder.lm_head.out_features = len(decoder.lm_head.weight)
+        model.__class__, decoder.__class__ = _PaliGemmaPart, _CausalLMPart
+        assert isinstance(model, _PaliGemmaPart)
+        assert isinstance(decoder, _CausalLMPart)
         heads = max(1, text.num_key_value_heads // self.parts)
         model.cache_config = replace(text, num_key_value_heads=heads)
-        model.language_model.group = group
+        decoder.group = self.mesh.get_group()
         cuts = {name: self._cuts[p] for name, p in model.named_parameters() if p in self._cuts}
         return self._cut(tensors, shapes, cuts)
 
@@ -157,7 +157,9 @@ def own_device(device: str | torch.device) -> torch.device:
 # ------------------------------------------------------- what becomes of a module
 
 
-def _hold(module: nn.Module, name: str, dim: int, length: int, cut: Cut, cuts: Any) -> None:
+def _hold(
+    module: nn.Module, name: str, dim: int, length: int, cut: Cut, cuts: dict[Tensor, Cut]
+) -> None:
     """Gives a weightless parameter the shape of its part, and notes how that is cut."""
     whole = getattr(module, name)
     shape = list(whole.shape)
@@ -214,7 +216,7 @@ class _Added(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         group = device_mesh.get_group()
-        if hasattr(module, "heads"):  # SigLIP's attention splits its channels by them
+        if isinstance(module, SigLipAttention):  # which splits its channels by them
             module.heads //= device_mesh.size()
         module.register_forward_hook(lambda module, inputs, output: _added_up(output, group))
         return module
@@ -238,7 +240,8 @@ class _Words(ParallelStyle):
 
         _hold(module, "weight", 0, length, rows, self.cuts)
         module.__class__ = _TablePart
-        module.start, module.group = start, device_mesh.get_group()  # type: ignore[assignment]
+        assert isinstance(module, _TablePart)
+        module.start, module.group = start, device_mesh.get_group()
         return module
 
 
@@ -274,7 +277,7 @@ class _CausalLMPart(GemmaForCausalLM):
 class _PaliGemmaPart(PaliGemmaForConditionalGeneration):
     """The whole model, whose cache has this process's key/value heads."""
 
-    cache_config: Any
+    cache_config: GemmaConfig
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         return KVCache(self.cache_config, batch_size, capacity, self.device, self.dtype)
