@@ -16,6 +16,8 @@ from tests.cli.helpers import Result, picture
 import paliglass
 from paliglass.cli.tasks import _answer
 
+pytestmark = pytest.mark.slow  # each test starts processes that import torch
+
 SOURCES = os.pathsep.join(
     [str(Path(paliglass.__file__).parents[1]), str(Path(__file__).parents[2])]
 )

@@ -247,7 +247,7 @@ def test_the_table_has_80_columns_and_json_has_all(
     for name in ("red", "blue"):
         picture(tmp_path / f"{name}.png", name)
     address = serve(says("x" * 200 + "\x1b[2J"))
-    words = (address, str(tmp_path), "--label", "red square", "--max-new-tokens", "20")
+    words = (address, str(tmp_path), "--detect", "red square", "--max-new-tokens", "20")
     out, _ = run_command(capsys, *words)
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -278,7 +278,8 @@ def test_errors_of_the_command_are_one_line(
     serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     address = serve(lambda p, b: says("")(p, b) if b is None else (500, b"broken"))
-    _, err = run_command(capsys, address, "--limit", "2", code=1)
+    source = str(picture(tmp_path / "pictures" / "red.png", "red").parent)
+    _, err = run_command(capsys, address, source, code=1)
     assert err.count("\n") == 1
     assert "HTTP 500" in err
     _, err = run_command(capsys, address, str(tmp_path / "nowhere"), code=1)

@@ -28,6 +28,8 @@ from paliglass.model import PaliGemma, load
 from paliglass.parallel.processes import agree, is_first_to_fail, join, leave
 from paliglass.parallel.tensor_parallel import refuse_division
 
+pytestmark = pytest.mark.slow  # six processes import torch
+
 KINDS: dict[str, dict[str, Any]] = {
     "gemma": {},  # one key/value head, which each process has
     "gemma2": GEMMA2,  # two: one for each of two processes, and for two of four each

@@ -35,6 +35,7 @@ def compare_server(
     source: Annotated[
         Path | None,
         typer.Argument(
+            metavar="[SOURCE]",
             show_default=False,
             help="A folder of pictures, or data with prompts as `paliglass eval` takes it; "
             "without it, drawings that are made on the spot.",
@@ -51,12 +52,9 @@ def compare_server(
     question: Annotated[
         str, typer.Option(help="What is asked about each picture of a folder.")
     ] = "what is in the picture?",
-    label: Annotated[
+    detect: Annotated[
         list[str] | None,
-        typer.Option("--label", "-l", help="What to find in a folder's pictures; repeatable."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="How many prompts are asked, at most.")
+        typer.Option(help="What to find in a folder's pictures, and to segment of it the first."),
     ] = None,
     max_new_tokens: MaxNewTokensOption = 64,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 120,
@@ -77,8 +75,7 @@ def compare_server(
         if key is None:
             raise PaliglassError(f"{api_key_file}: holds no key")
     server = Server(url, name, key, timeout)
-    prompts = drawings() if source is None else list(_prompts(source, question, label or []))
-    prompts = prompts[:limit]
+    prompts = drawings() if source is None else list(_prompts(source, question, detect or []))
     with waiting(f"loading {run.model}"):
         model = run.load()
     cases: list[Compared] = []
