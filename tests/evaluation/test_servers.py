@@ -207,6 +207,7 @@ def test_agreement_is_of_all_answers() -> None:
         (lambda path, body: (404, b"nothing"), None, "HTTP 404; is it an OpenAI-compatible"),
         (lambda path, body: (200, {"data": 3}), None, "lists no models"),
         (lambda path, body: (200, {"data": []}), None, "has no model None; there is none"),
+        (lambda path, body: (302, b""), None, "HTTP 302"),
         (says(""), "other", "has no model 'other'; there is 'pali'"),
     ],
 )
@@ -216,7 +217,7 @@ def test_a_server_that_cannot_be_asked_is_one_line(answer: Any, name: Any, said:
 
 
 def test_an_address_that_is_none_or_refuses_is_one_line() -> None:
-    for address in ("localhost:8000", "file:///etc/passwd", "http://"):
+    for address in ("localhost:8000", "file:///etc/passwd", "http://", "http://[::1"):
         with pytest.raises(PaliglassError, match="is no address"):
             Server(address)
     with fake(says("")) as address:
@@ -272,6 +273,31 @@ def test_a_files_own_prompts_are_asked(
     out, _ = run_command(capsys, address, str(tmp_path / "data.jsonl"), "--json")
     [case] = json.loads(out)["cases"]
     assert case["prompt"] == line["prefix"]
+
+
+def test_what_was_compared_before_a_server_ended_is_told(
+    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture(tmp_path / "a.png", "red")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    asked: list[str] = []
+
+    def answer(path: str, body: dict[str, Any] | None) -> Answer:
+        if body is not None:
+            asked.append(path)
+        return (200, b"half an ans") if len(asked) == 3 else says("red")(path, body)
+
+    out, err = run_command(capsys, serve(answer), str(tmp_path), code=1)
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [
+        ["caption", "1"],
+        ["answer", "1"],
+    ]
+    assert "not JSON" in err
+    asked += ["from", "now", "on"]
+    out, _ = run_command(capsys, serve(answer), str(tmp_path), "--json")
+    refused = [case["refused"] for case in json.loads(out)["cases"] if case["refused"]]
+    assert len(refused) == 3  # the one that is no picture, with three prompts
+    assert all("is not a picture" in one for one in refused)
 
 
 def test_errors_of_the_command_are_one_line(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_text
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,15 +15,21 @@ import typer
 from paliglass.cli.app import command
 from paliglass.cli.messages import level, waiting
 from paliglass.cli.options import JsonObject, LoadOptions, MaxNewTokensOption
-from paliglass.cli.pictures import open_picture, picture_names
+from paliglass.cli.pictures import picture_names
 from paliglass.errors import PaliglassError, printable
-from paliglass.tasks.prompts import READ, answer_prompt, caption_prompt, detect_prompt, one_label
+from paliglass.tasks.prompts import (
+    READ,
+    answer_prompt,
+    caption_prompt,
+    detect_prompt,
+    segment_prompt,
+    split_labels,
+)
 
 if TYPE_CHECKING:
-    from paliglass.evaluation.servers import Agreement, Asked, Compared
+    from paliglass.evaluation.servers import Agreement, Asked, Compared, Server
 
 SHOWN = 5  # differences that are shown whole
-KEY = "OPENAI_API_KEY"
 
 
 @command
@@ -47,7 +52,7 @@ def compare_server(
     ] = None,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help=f"A key to send; or {KEY}."),
+        typer.Option(exists=True, dir_okay=False, help="A file with the key to send."),
     ] = None,
     question: Annotated[
         str, typer.Option(help="What is asked about each picture of a folder.")
@@ -69,34 +74,41 @@ def compare_server(
     """
     from paliglass.evaluation.servers import Server, compare, drawings
 
-    key = os.environ.get(KEY)
+    key = None
     if api_key_file is not None:
         key = next(iter(api_key_file.read_text("utf-8").split()), None)
         if key is None:
             raise PaliglassError(f"{api_key_file}: holds no key")
     server = Server(url, name, key, timeout)
     prompts = drawings() if source is None else list(_prompts(source, question, detect or []))
+    if not prompts:
+        raise PaliglassError(f"{source}: holds no prompt about a single picture")
     with waiting(f"loading {run.model}"):
         model = run.load()
     cases: list[Compared] = []
-    for case in compare(model, server, prompts, max_new_tokens):
-        cases.append(case)
-        _tell(len(cases), len(prompts))
-    refused = [case.refused for case in cases if case.refused is not None]
-    if len(refused) == len(cases):
-        raise PaliglassError(str(refused[0]))
-    if json:
-        found = {
-            "server": server.url,
-            "name": server.name,
-            "model": run.model,
-            "fields": server.fields[0],
-            "tasks": {task: dataclasses.asdict(some) for task, some in _by_task(cases).items()},
-            "cases": [case.to_dict() for case in cases],
-        }
-        print(json_text.dumps(found, ensure_ascii=False))
-    else:
-        _print(cases, server.url, run.model)
+    try:
+        for case in compare(model, server, prompts, max_new_tokens):
+            cases.append(case)
+            _tell(len(cases), len(prompts))
+    finally:  # a server that ends early leaves what was compared before
+        if not all(case.refused for case in cases):
+            _report(cases, server, run.model, json)
+    if all(case.refused for case in cases):
+        raise PaliglassError(str(cases[0].refused))
+
+
+def _report(cases: list[Compared], server: Server, model: str, json: bool) -> None:
+    if not json:
+        return _print(cases, server.url, model)
+    found = {
+        "server": server.url,
+        "name": server.name,
+        "model": model,
+        "fields": server.fields[0],
+        "tasks": {task: dataclasses.asdict(some) for task, some in _by_task(cases).items()},
+        "cases": [case.to_dict() for case in cases],
+    }
+    print(json_text.dumps(found, ensure_ascii=False))
 
 
 def _prompts(source: Path, question: str, labels: list[str]) -> Iterator[Asked]:
@@ -111,18 +123,16 @@ def _prompts(source: Path, question: str, labels: list[str]) -> Iterator[Asked]:
         for example in open_examples(source, split="held out"):
             if len(example.images) == 1:
                 file = example.images[0]
-                yield Asked(file.name, open_picture(str(file)), example.prefix)
+                yield Asked(file.name, file, example.prefix)
         return
     prompts = [caption_prompt(), answer_prompt(question), READ]
     if labels:
-        names = [one_label(some) for some in labels]
-        prompts += [detect_prompt(names), f"segment {names[0]}"]
+        prompts += [detect_prompt(labels), segment_prompt(split_labels(labels)[0])]
     names, complaints = picture_names([str(source)])
     if not names:
         raise PaliglassError(complaints[0])
-    for name in names:
-        picture = open_picture(name)
-        yield from (Asked(Path(name).name, picture, prompt) for prompt in prompts)
+    for file in names:
+        yield from (Asked(Path(file).name, file, prompt) for prompt in prompts)
 
 
 def _by_task(cases: list[Compared]) -> dict[str, Agreement]:

@@ -26,10 +26,11 @@ from urllib.parse import urlsplit
 from PIL import Image, ImageDraw, ImageFont
 
 from paliglass.data.example import OBJECT_TASKS
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, PictureError
 from paliglass.evaluation.objects import intersection_over_union, pair_off
 from paliglass.generation import Completion, Request
 from paliglass.model import PaliGemma
+from paliglass.pictures import Picture, load_picture
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.grammar import ObjectGrammar
@@ -55,7 +56,7 @@ class Asked:
     """A prompt about a picture. name: what messages call the picture."""
 
     name: str
-    picture: Image.Image
+    picture: Picture
     prompt: str
 
     @property
@@ -85,7 +86,10 @@ class Server:
     def __init__(
         self, url: str, name: str | None = None, key: str | None = None, seconds: float = 120.0
     ) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # an unfinished [ of IPv6
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise PaliglassError(f"{url}: is no address; give one like http://127.0.0.1:8000")
         base = url.rstrip("/")
@@ -94,13 +98,13 @@ class Server:
         self.fields = list(FIELDS)
         self.name, self.owner = self._find_model(name)
 
-    def ask(self, asked: Asked, max_tokens: int) -> Reply:
+    def ask(self, prompt: str, picture: Image.Image, max_tokens: int) -> Reply:
         """The greedy answer. Raises RefusedError where the server does not take this request."""
-        text = {"type": "text", "text": asked.prompt}
-        picture = {"type": "image_url", "image_url": {"url": data_address(asked.picture)}}
+        text = {"type": "text", "text": prompt}
+        image = {"type": "image_url", "image_url": {"url": data_address(picture)}}
         body = {
             "model": self.name,
-            "messages": [{"role": "user", "content": [picture, text]}],
+            "messages": [{"role": "user", "content": [image, text]}],
             "temperature": 0,
             "max_tokens": max_tokens,
         }
@@ -159,12 +163,12 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(address, data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.seconds) as response:
+            with _opener.open(request, timeout=self.seconds) as response:
                 content = response.read()
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(address, error.code, error.read(1 << 16)) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
                 cause = f"no answer in {self.seconds:g} s"
@@ -182,6 +186,16 @@ class Server:
             given = "another key" if self.key else "a key"
             return PaliglassError(f"{address}: wants {given} (HTTP {status}); see --api-key-file")
         return RefusedError(address, status, _told(content))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows none: a key is for the server that was named."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
 
 
 class RefusedError(PaliglassError):
@@ -284,9 +298,17 @@ def agreement(cases: Sequence[Compared]) -> Agreement:
 def compare(
     model: PaliGemma, server: Server, prompts: Iterable[Asked], max_new_tokens: int = 64
 ) -> Iterable[Compared]:
-    """Asks both, prompt by prompt. Raises PaliglassError as `Server` does."""
+    """Asks both, prompt by prompt; a picture that cannot be read is refused, and the others go on.
+
+    Raises PaliglassError as `Server` does.
+    """
     processor = model.processor
     for asked in prompts:
+        try:
+            picture = load_picture(asked.picture)
+        except PictureError as error:
+            yield Compared(asked, "", refused=str(error))
+            continue
         held, limit = None, max_new_tokens
         if server.owner == OWN and asked.task in OBJECT_TASKS:
             labels = split_labels(asked.prompt.partition(" ")[2], asked.task)
@@ -294,13 +316,13 @@ def compare(
             limit = max(limit, held.fair_budget)
         request = Request(
             asked.prompt,
-            [processor.prepare(asked.picture)],
+            [processor.prepare(picture)],
             held,
             max_new_tokens=limit,
         )
         [done] = model.complete([request])
         try:
-            reply = server.ask(asked, limit)
+            reply = server.ask(asked.prompt, picture, limit)
         except RefusedError as error:
             yield Compared(asked, processor.decode(done.ids).strip(), refused=str(error))
         else:
