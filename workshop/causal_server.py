@@ -28,8 +28,8 @@ def make_causal(model: PaliGemma) -> PaliGemma:
     prefill, image = network.prefill, network.config.image_token_index
 
     def causal(input_ids: Tensor, *arguments: Any, **more: Any) -> Tensor:
-        is_word: Tensor = (input_ids != image).long()
-        return prefill(input_ids, *arguments, **more, token_type_ids=is_word)
+        more["token_type_ids"] = (input_ids != image).long()
+        return prefill(input_ids, *arguments, **more)
 
     network.prefill = causal  # type: ignore[method-assign]
     return model

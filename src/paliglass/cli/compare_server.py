@@ -122,8 +122,7 @@ def _prompts(source: Path, question: str, labels: list[str]) -> Iterator[Asked]:
 
         for example in open_examples(source, split="held out"):
             if len(example.images) == 1:
-                file = example.images[0]
-                yield Asked(file.name, file, example.prefix)
+                yield Asked(example.images[0].name, example.images[0], example.prefix)
         return
     prompts = [caption_prompt(), answer_prompt(question), READ]
     if labels:
