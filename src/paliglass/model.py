@@ -62,6 +62,7 @@ def load(
     tokenizer: str | Path | None = None,
     mask_codec: str | Path | None = None,
     adapter: str | Path | None = None,
+    tensor_parallel: bool = False,
     **overrides: Any,
 ) -> PaliGemma:
     """Loads a PaliGemma or PaliGemma 2.
@@ -83,13 +84,26 @@ def load(
             mask_codec.safetensors, if it has one. Only `segment` needs it.
         adapter: a folder (or hub id) with a LoRA adapter in peft's format, which is merged
             into the weights while they are read.
+        tensor_parallel: under `torchrun`, hold a part of the model in each process; all must ask
+            it the same, and get the same answers. See docs/scale.md.
         overrides: settings that config.json, or the shapes of an .npz's arrays, do not tell
             rightly, such as final_logit_softcapping=0; see `PaliGemmaConfig.replace`.
 
     Raises PaliglassError (CheckpointError, ConfigError): one line with the cause and the mend.
     """
     path, adapter = with_base(locate(model), adapter)
+    if tensor_parallel and quantize is not None:
+        raise PaliglassError(
+            "several processes cannot share a quantized model yet: leave quantize out, or run one"
+        )
+    if tensor_parallel and path.suffix == ".npz":
+        raise CheckpointError(
+            f"{path}: several processes cannot share an .npz; `paliglass convert` makes a folder "
+            "of it"
+        )
     read: Callable[..., PaliGemmaForConditionalGeneration]
+    settings: dict[str, Any] = {"device": device, **overrides}
+    fresh_seed = None
     # All small files before the weights, which may take a minute.
     if path.suffix == ".npz":
         source = path.parent if tokenizer is None else Path(tokenizer)
@@ -108,19 +122,29 @@ def load(
             f"{path}: is neither a folder with config.json nor a big_vision .npz file"
         )
     else:
-        processor = load_processor(path, read_config(path).replace(**overrides))
+        config = read_config(path).replace(**overrides)
+        processor = load_processor(path, config)
         folder, read = path, load_model
+        if tensor_parallel:
+            # Imported here: the distributed parts of torch take half a second.
+            from paliglass.parallel.tensor_parallel import TensorParallel
+
+            shard = TensorParallel(config, device)
+            settings |= {"shard": shard, "device": shard.device}
+            fresh_seed = shard.fresh_seed
     codec, calibration = find_mask_codec(folder, mask_codec), load_calibration(folder)
     network = read(
         path,
-        device=device,
         dtype=dtype,
         quantize=quantize,
         adapter=adapter,
         accelerate=partial(accelerate, plain=not fast) if fast or quantize else None,
-        **overrides,
+        **settings,
     )
-    return PaliGemma(network, processor, codec and codec.to(network.device), calibration)
+    if tensor_parallel:
+        network.requires_grad_(False)
+    codec = codec and codec.to(network.device)
+    return PaliGemma(network, processor, codec, calibration, fresh_seed)
 
 
 class PaliGemma:
@@ -131,6 +155,8 @@ class PaliGemma:
     or what `processor.prepare` made of one; a list within the list holds several pictures of one
     prompt. Coordinates refer to the (first) picture upright, see `load_picture`. Options of all
     tasks: see `GenerationOptions`.
+
+    fresh_seed: where requests without a seed take theirs from, if not from the system.
     """
 
     def __init__(
@@ -139,11 +165,13 @@ class PaliGemma:
         processor: PaliGemmaProcessor,
         mask_codec: MaskCodec | None = None,
         calibration: Calibration | None = None,
+        fresh_seed: Callable[[], tuple[int, ...]] | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.mask_codec = mask_codec
         self.calibration = calibration or Calibration()
+        self.fresh_seed = fresh_seed
 
     @overload
     def caption(  # type: ignore[overload-overlap]
@@ -434,7 +462,8 @@ class PaliGemma:
 
         raises: see `generation.complete`.
         """
-        return complete(self.model, self.processor, requests, batch_size, raises)
+        seeded = map(self._seeded, requests)
+        return complete(self.model, self.processor, seeded, batch_size, raises)
 
     def answer(
         self,
@@ -497,10 +526,15 @@ class PaliGemma:
             return picture
         return replace(self.processor.prepare(picture), source=picture)
 
+    def _seeded(self, request: Request) -> Request:
+        if request.seed is not None or self.fresh_seed is None:
+            return request
+        return replace(request, seed=self.fresh_seed())
+
     def _pieces(self, request: Request) -> Generator[str, None, FinishReason]:
         text = TextStream(self.processor)
         reason: FinishReason | None = None
-        for event in run(self.model, self.processor, [request], 1):
+        for event in run(self.model, self.processor, [self._seeded(request)], 1):
             if event.error is not None:
                 raise event.error
             reason = event.finish_reason

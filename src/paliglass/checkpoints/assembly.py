@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,22 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = ["DTYPES", "Accelerate", "DeviceName", "DtypeName", "assemble", "expected_shapes", "fill", "parse_device", "parse_dtype", "skeleton", "weightless"]
+__all__ = [
+    "DTYPES",
+    "Accelerate",
+    "DeviceName",
+    "DtypeName",
+    "Shard",
+    "Tensors",
+    "assemble",
+    "expected_shapes",
+    "fill",
+    "parse_device",
+    "parse_dtype",
+    "require_shape",
+    "skeleton",
+    "weightless",
+]
 
 Tensors = Iterable[tuple[str, str, Tensor]]
 """(our name, the file's name, tensor) of each tensor that a checkpoint holds."""
@@ -26,6 +41,17 @@ Accelerate = Callable[[nn.Module, str | None], object]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]  # "cuda:1" is a device too
+
+
+class Shard(Protocol):
+    """A process's part of a model that several hold: one of so many `parts`."""
+
+    parts: int
+
+    def __call__(self, model: PaliGemmaForConditionalGeneration, tensors: Tensors) -> Tensors:
+        """Leaves a weightless model its part of every module, and cuts the tensors for it."""
+        ...
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -102,16 +128,19 @@ def assemble(
     accelerate: Accelerate | None = None,
     quantize: str | None = None,
     is_quantized: bool = False,
+    shard: Shard | None = None,
 ) -> PaliGemmaForConditionalGeneration:
     """Fills a PaliGemma with a checkpoint's tensors, each used once.
 
     accelerate: what is told of each layer once it is filled, so that of a model that is to become
     int8 one layer at a time is held as it was. quantize: what it is told to do. is_quantized:
-    whether the tensors are so already.
+    whether the tensors are so already. shard: what leaves of the model a part.
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
     """
     model = skeleton(config)
+    if shard is not None:
+        tensors = shard(model, tensors)
     if accelerate is not None and is_quantized:
         with weightless():
             accelerate(model, quantize)
@@ -180,11 +209,7 @@ def fill(
         if name not in missing:
             surplus.append(key)
             continue
-        if tensor.shape != missing[name]:
-            raise CheckpointError(
-                f"{source}: {key} has shape {list(tensor.shape)}, "
-                f"the configuration asks for {list(missing[name])}"
-            )
+        require_shape(source, key, tensor, missing[name])
         path, _, leaf = name.rpartition(".")
         own = buffers.get(name)
         if own is not None and own.is_floating_point and tensor.is_floating_point():
@@ -213,6 +238,15 @@ def fill(
     if len(dtypes) > 1:
         mixture = ", ".join(f"{key} is {kind}" for kind, key in dtypes.items())
         raise CheckpointError(f"{source}: {mixture}; name one dtype for all, such as bfloat16")
+
+
+def require_shape(source: str, key: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Raises CheckpointError where a tensor has not the shape that the configuration asks for."""
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{source}: {key} has shape {list(tensor.shape)}, "
+            f"the configuration asks for {list(shape)}"
+        )
 
 
 class _Layers:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from paliglass.checkpoints.adapters import base_model, is_adapter, with_adapter
-from paliglass.checkpoints.assembly import Accelerate, assemble, parse_device, parse_dtype
+from paliglass.checkpoints.assembly import Accelerate, Shard, assemble, parse_device, parse_dtype
 from paliglass.checkpoints.config_json import paligemma_from_json
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import EMBEDDING, HEAD, module_name
@@ -80,12 +80,13 @@ def load_model(
     adapter: str | Path | None = None,
     accelerate: Accelerate | None = None,
     quantize: str | None = None,
+    shard: Shard | None = None,
     **overrides: Any,
 ) -> PaliGemmaForConditionalGeneration:
     """The model alone; see `load_hf_model`.
 
-    adapter: a folder or hub id, see `with_adapter`. accelerate, quantize: see `assemble`; an int8
-    folder can be read with it alone.
+    adapter: a folder or hub id, see `with_adapter`. accelerate, quantize, shard: see `assemble`; an
+    int8 folder can be read with the first alone, and not cut.
     """
     config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
@@ -98,13 +99,20 @@ def load_model(
     quantize = quantize or stored
     sizes = tensor_sizes(folder)
     require_layers(folder, [config.text_config, config.vision_config], len(sizes))
+    if shard is not None:
+        if stored is not None:
+            raise CheckpointError(
+                f"{folder}: its matrices are {stored}, which several processes cannot share yet; "
+                "name the checkpoint that it was made from"
+            )
+        sizes = [(count // shard.parts, stored_bytes) for count, stored_bytes in sizes]
     require_memory(folder.name, sizes, wanted, target, quantize)
     tensors = read_tensors(folder)
     if adapter is not None:
         tensors = with_adapter(tensors, locate(adapter), wanted)
     is_quantized = stored is not None
     return assemble(
-        config, tensors, str(folder), wanted, target, accelerate, quantize, is_quantized
+        config, tensors, str(folder), wanted, target, accelerate, quantize, is_quantized, shard
     )
 
 

@@ -9,12 +9,14 @@ from importlib import import_module
 
 from paliglass.cli.app import app
 from paliglass.cli.help import Group
-from paliglass.cli.messages import complain, has_complained
+from paliglass.cli.messages import has_complained
+from paliglass.cli.processes import complain_once, only_the_first_speaks
 
 __all__ = ["app", "main"]
 
 for _name in (
     *("tasks", "contrastive", "search", "models", "trace", "lab", "learn", "serve"),
+    "compare_server",
     *("train", "data", "evaluate", "export", "bench"),
 ):
     import_module(f"paliglass.cli.{_name}")
@@ -29,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     _open_closed_streams()
     try:
-        app(args=arguments, prog_name="paliglass")
+        with only_the_first_speaks():
+            app(args=arguments, prog_name="paliglass")
     except SystemExit as ending:
         if ending.code == 130 and not has_complained():  # before the command began
-            complain("interrupted")
+            complain_once("interrupted")
         raise
 
 

@@ -20,6 +20,7 @@ from typer.models import OptionInfo
 from paliglass import __version__
 from paliglass.cli.help import GENERAL, Command, Group
 from paliglass.cli.messages import complain, set_level
+from paliglass.cli.processes import complain_once
 from paliglass.errors import PaliglassError
 
 __all__ = ["app", "clear_errors", "command", "complain", "explain", "fail"]
@@ -177,7 +178,8 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.BadParameter):
         raise
     except KeyboardInterrupt as interrupt:
-        fail("interrupted" + "".join(f"; {hint}" for hint in interrupt.args), 130)
+        complain_once("interrupted" + "".join(f"; {hint}" for hint in interrupt.args))
+        raise typer.Exit(130) from None
     except BrokenPipeError:
         # Whoever read on, as `head`, has had enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,7 +187,8 @@ def clear_errors(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        fail(explain(error))
+        complain_once(explain(error))
+        raise typer.Exit(1) from None
 
 
 def explain(error: Exception) -> str:

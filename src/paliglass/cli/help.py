@@ -34,7 +34,7 @@ PANELS = {
     "Ask about pictures": "caption ask read detect segment generate",
     "Compare pictures and texts": "embed search classify similarity",
     "Look inside": "trace lab learn",
-    "Models": "info convert export verify bench serve",
+    "Models": "info convert export verify bench serve compare-server",
     "Your data": "data train eval",
 }
 """The application's commands, in the order in which help lists them."""

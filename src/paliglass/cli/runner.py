@@ -24,9 +24,11 @@ from paliglass.cli.pictures import (
     work_ahead,
 )
 from paliglass.cli.printing import Printer
+from paliglass.cli.processes import together
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
 from paliglass.errors import PaliglassError, PictureError
+from paliglass.parallel.processes import agree, num_processes, rank
 from paliglass.tasks.results import Answer, Found, Segment
 
 if TYPE_CHECKING:
@@ -73,7 +75,9 @@ def load_model(
 
     waiting: shows that it takes its time.
     """
-    more = {} if mask_codec is None else {"mask_codec": mask_codec}
+    more: dict[str, Any] = {} if mask_codec is None else {"mask_codec": mask_codec}
+    if num_processes() > 1:
+        more["tensor_parallel"] = True
     with waiting(f"loading {run.model}"):
         model = run.load(**more)
     if level() == "verbose":
@@ -88,7 +92,13 @@ def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptio
     """Runs a job over pictures and hands out each result as soon as it is there.
 
     A picture that cannot be read is named on stderr and the others go on; then the exit code is 1.
+    Under `torchrun` all processes do so together, and the first hands out the results.
     """
+    with together():
+        _run_job(job, arguments, run, output)
+
+
+def _run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptions) -> None:
     names, complaints = picture_names(arguments, output.recursive)
     single = names == arguments and len(names) == 1
     groups = [tuple(names)] if output.together and names else [(name,) for name in names]
@@ -97,11 +107,13 @@ def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptio
     with ExitStack() as stack:
         results = None
         todo = list(enumerate(groups))
-        if output.out is not None:
+        if output.out is not None and not rank():
             whole = {**about, **job.settings, **run.settings(), "format": output.format}
             results = Results(output.out, whole, output.resume)
             stack.enter_context(closing(results))
             todo = [(i, group) for i, group in todo if identity(*group) not in results.done]
+        if num_processes() > 1:
+            todo = [(i, tuple(group)) for i, group in agree(todo)]
         screen = stack.enter_context(Screen(len(groups), keeps_on=results is not None))
         for complaint in complaints:
             screen.complain(complaint)
@@ -181,6 +193,8 @@ class Remarks:
 
 def _check(job: Job, names: list[str], output: OutputOptions) -> None:
     """What cannot end well is said before anything is loaded."""
+    if num_processes() > 1 and STDIN in names:
+        raise typer.BadParameter("- is read by one process, and this is several; name a file")
     if output.resume and STDIN in names:
         raise typer.BadParameter("--resume cannot know which picture - was; name a file")
     if output.format == "yolo":

@@ -23,6 +23,7 @@ from paliglass.cli.options import (
 from paliglass.cli.pictures import open_picture, tell_first_frames
 from paliglass.cli.results import STDIN
 from paliglass.cli.runner import Job, Remarks, load_model, run_job
+from paliglass.parallel.processes import num_processes
 from paliglass.tasks.prompts import (
     READ,
     CaptionStyle,
@@ -164,7 +165,7 @@ def _answer(
     is_file = len(arguments) == 1 and (arguments[0] == STDIN or os.path.isfile(arguments[0]))
     plain = output.printed == "text" and output.out is None
     job = Job(name, prompt, lambda m: m.text_task(prompt, CALIBRATED.get(name)), {})
-    if plain and is_file and sys.stdout.isatty():
+    if plain and is_file and sys.stdout.isatty() and num_processes() == 1:
         _stream(job, arguments[0], run)
     else:
         run_job(job, arguments, run, output)
