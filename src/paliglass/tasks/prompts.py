@@ -25,6 +25,8 @@ from paliglass.tasks.boxes import Box, clip_box, encode_box
 from paliglass.tasks.languages import is_language
 
 READ = "ocr"
+TASKS = ("caption", "cap", "describe", "ocr", "answer", "question", "detect", "segment")
+"""First words of PaliGemma's prompts."""
 CaptionStyle = Literal["cap", "caption", "describe"]
 CAPTION_STYLES: tuple[CaptionStyle, ...] = ("cap", "caption", "describe")
 
@@ -54,6 +56,12 @@ def region_prompt(box: Box, width: int, height: int) -> str:
 def answer_prompt(question: str, language: str = "en") -> str:
     """A short answer to a question."""
     return f"answer {_language(language)} {question}"
+
+
+def as_prompt(text: str) -> str:
+    """The text itself where it begins with one of `TASKS`, else a question: `answer en …`."""
+    first, *_ = text.split(maxsplit=1) or [""]
+    return text if first in TASKS else answer_prompt(text)
 
 
 def question_prompt(answer: str, language: str = "en") -> str:
