@@ -9,6 +9,7 @@ from tests.serving.helpers import Running, chat, noise_address, scene_address
 
 from paliglass.serving.errors import ApiError
 from paliglass.serving.prompts import read_chat
+from paliglass.tasks.prompts import TASKS
 
 
 def user(text: str, *urls: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ ORDER = {
     "inspect": "what a checkpoint needs, whether it is right, what a run computed; the lessons",
     "lab": "mini in a web page, every part there to be looked at and broken",
     "serving": "the model over HTTP: one batch, OpenAI's and Moondream's interfaces",
+    "scale": "past one machine: rows of pictures without number, on Ray Data",
     "cli": "the command line",
 }
 MODELS = sorted(p for p in SOURCE.glob("modeling_*.py") if "mask_codec" not in p.name)

@@ -14,7 +14,7 @@ from paliglass.cli.messages import complain, has_complained
 __all__ = ["app", "main"]
 
 for _name in (
-    *("tasks", "contrastive", "models", "trace", "lab", "learn", "serve"),
+    *("tasks", "annotate", "contrastive", "models", "trace", "lab", "learn", "serve"),
     *("train", "data", "evaluate", "export", "bench"),
 ):
     import_module(f"paliglass.cli.{_name}")

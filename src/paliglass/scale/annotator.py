@@ -9,30 +9,29 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from paliglass.checkpoints.adapters import with_base
 from paliglass.checkpoints.big_vision import read_big_vision_config
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.processor import picture_settings
-from paliglass.errors import PaliglassError, PictureError
+from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.generation import Completion, Request
 from paliglass.model import PaliGemma, load
 from paliglass.pictures import PreparedPicture
+from paliglass.scale.opening import Opened, Square
 from paliglass.scale.rows import Row, failed_row, to_row, to_table
-from paliglass.scale.sources import Entry, open_entry
 from paliglass.tasks.answering import GenerationOptions, Options, Task
 from paliglass.tasks.prompts import READ, split_labels
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Annotator", "Job", "Opened", "Square"]
+__all__ = ["Annotator", "Job"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -99,52 +98,6 @@ class Job:
         return {**own, **loading, **options, "min_score": self.min_score, "free": self.free}
 
 
-@dataclass(frozen=True)
-class Square:
-    """Opens pictures, and resizes them as the model wants: all that is done apart from it.
-
-    side: of the model's square, in pixels. resample: Pillow's filter.
-    """
-
-    side: int
-    resample: int = Image.Resampling.BICUBIC
-
-    def open(self, entry: Entry) -> Opened:
-        try:
-            image = open_entry(entry)
-        except PictureError as error:
-            return Opened(entry.number, entry.id, entry.picture, error=str(error))
-        resized = image.resize((self.side, self.side), Image.Resampling(self.resample))
-        return Opened(entry.number, entry.id, entry.picture, resized.tobytes(), *image.size)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of the manifest → `OPENED`, for Ray Data."""
-        import pyarrow as pa
-
-        opened = [self.open(Entry(**row))._asdict() for row in table.to_pylist()]
-        return pa.Table.from_pylist(opened, _opened_schema())
-
-
-class Opened(NamedTuple):
-    """A picture that was opened. square: S × S × 3 bytes, RGB; None where there is an error."""
-
-    number: int
-    id: str
-    picture: str
-    square: bytes | None = None
-    width: int = 0
-    height: int = 0
-    error: str | None = None
-
-
-def _opened_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.int64()
-    kinds = [number, text, text, pa.large_binary(), number, number, text]
-    return pa.schema(list(zip(Opened._fields, kinds, strict=True)))
-
-
 class _Noted(Task[tuple[R, Sequence[Completion]]], Generic[R]):
     """A task whose result tells what the model said, too."""
 
@@ -166,12 +119,15 @@ class _Noted(Task[tuple[R, Sequence[Completion]]], Generic[R]):
 class _SourceError(Exception):
     """What went wrong where pictures come from, not in the model."""
 
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
 
 def _guarded(items: Iterable[T]) -> Iterator[T]:
     try:
         yield from items
     except Exception as error:
-        raise _SourceError from error
+        raise _SourceError(error) from None
 
 
 class Annotator:
@@ -208,8 +164,7 @@ class Annotator:
                 yield from self._together(waiting, under_way)
                 return
             except _SourceError as error:
-                assert error.__cause__ is not None
-                raise error.__cause__ from None
+                raise error.cause from None
             except Exception:
                 yield from map(self._alone, under_way)
 

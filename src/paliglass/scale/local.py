@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from paliglass.data.ahead import reading_threads, work_ahead
-from paliglass.scale.annotator import Annotator, Opened
+from paliglass.scale.annotator import Annotator
+from paliglass.scale.opening import Opened
 from paliglass.scale.output import Output
 from paliglass.scale.rows import Row
 

@@ -29,7 +29,7 @@ from paliglass.files import lock_folder, replacing
 from paliglass.formats.export import class_names
 from paliglass.formats.jsonl import to_line
 from paliglass.scale.rows import Row, to_record, to_table
-from paliglass.scale.sources import MANIFEST, Entry, child, is_remote, open_place
+from paliglass.scale.sources import MANIFEST, Entry, is_remote, open_place
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

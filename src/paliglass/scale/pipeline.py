@@ -34,7 +34,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
-__all__ = ["annotate", "connected"]
+__all__ = ["annotate", "connected", "require_slots"]
 
 OTHERS = 3  # CPU slots beside the workers': to read, to filter what is done, to open and write
 FILTER_BYTES = CheckpointConfig.CHECKPOINT_ACTOR_MEMORY_BYTES
@@ -48,21 +48,30 @@ def connected(address: str, workers: int, threads: int, verbose: bool = False) -
     """
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
-    slots = workers * threads + OTHERS
-    local = {"num_cpus": max(slots, os.cpu_count() or 1), "include_dashboard": False}
+    if not verbose:  # it warns of each pool of actors
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    slots = max(workers * threads + OTHERS, os.cpu_count() or 1)
+    local = {"address": "local", "num_cpus": slots, "include_dashboard": False}
     try:
         ray.init(
-            **({"address": "local", **local} if address == "local" else {"address": address}),
+            **(local if address == "local" else {"address": address}),
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise PaliglassError(f"{address}: no Ray cluster answers there ({reason(error)})") from None
+    except Exception as error:  # of all kinds, plain `Exception` too
+        where = "Ray does not start here" if address == "local" else f"{address}: no Ray answers"
+        raise PaliglassError(f"{where} ({reason(error)})") from None
     try:
-        _require("CPU slots", "CPU", slots, f"{workers} workers of {threads} and {OTHERS} to read")
+        require_slots(workers, threads)
         yield
     finally:
         ray.shutdown()
+
+
+def require_slots(workers: int, threads: int) -> None:
+    """Raises PaliglassError where Ray has not the slots for so many workers, and to read."""
+    why = f"{workers} workers of {threads} and {OTHERS} to read"
+    _require("CPU slots", "CPU", workers * threads + OTHERS, why)
 
 
 def _require(what: str, resource: str, needed: float, why: str) -> None:

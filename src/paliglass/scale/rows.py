@@ -46,10 +46,10 @@ SCHEMA = pa.schema(
 """Columns of a part.
 
 id: unique. picture: what it was read from. task: the command's name. width, height: of the upright
-picture, in pixels. objects: of detect and segment; box is x0, y0, x1, y1 in pixels, score in (0, 1],
-mask COCO's compressed run lengths. answer, score: of the other tasks. log_prob: of all that the model
-said, nats. num_tokens: that it said, ends included. finish_reason: "stop" or "length". error: why
-there is nothing else.
+picture, in pixels. objects: of detect and segment; box is x0, y0, x1, y1 in pixels, score in
+(0, 1], mask COCO's compressed run lengths. answer, score: of the other tasks. log_prob: of all that
+the model said, nats. num_tokens: that it said, ends included. finish_reason: "stop" or "length".
+error: why there is nothing else.
 """
 
 

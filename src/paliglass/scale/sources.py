@@ -27,12 +27,11 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 from PIL import Image
 
-from paliglass.data.reading import open_examples
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.files import reason
 from paliglass.pictures import SUFFIXES, UNREAD_SUFFIXES, load_picture
 
-__all__ = ["MANIFEST", "Entry", "child", "entries", "open_entry", "is_remote", "open_place"]
+__all__ = ["MANIFEST", "Entry", "entries", "is_remote", "open_entry", "open_place"]
 
 COLUMNS = ("image", "picture", "bytes", "jpg", "png", "path", "file", "file_name", "url")
 """Of a Parquet file, where a picture is looked for."""
@@ -78,6 +77,7 @@ Found = tuple[str, str, dict[str, Any]]  # (name, address, more of an entry)
 
 
 def is_remote(address: str) -> bool:
+    """Whether it is an address, as s3://bucket/folder, and no path of this machine."""
     return "://" in address
 
 
@@ -100,15 +100,6 @@ def _system(root: str) -> tuple[pa_fs.FileSystem, str]:
     return found
 
 
-def child(address: str, *names: str) -> str:
-    """The address of what lies in a folder."""
-    if not is_remote(address):
-        return os.path.join(address, *names)
-    parts = urllib.parse.urlsplit(address)
-    path = "/".join([parts.path.rstrip("/"), *map(urllib.parse.quote, names)])
-    return urllib.parse.urlunsplit(parts._replace(path=path))
-
-
 def entries(
     sources: Sequence[str],
     recursive: bool = False,
@@ -127,7 +118,9 @@ def entries(
         is_empty = True
         for name, address, more in _of_source(source, recursive, column, id_column):
             is_empty = False
-            entry = Entry(**{"number": len(known), "id": name, **more}, picture=name, address=address)
+            entry = Entry(
+                **{"number": len(known), "id": name, **more}, picture=name, address=address
+            )
             place = f"{address} {entry.start} {entry.row_group} {entry.row}"
             other = known.setdefault(entry.id, place)
             if other is place:
@@ -170,6 +163,8 @@ def _files(source: str, system: pa_fs.FileSystem, path: str, recursive: bool) ->
             from fsspec.implementations.arrow import ArrowFSWrapper
 
             matches = sorted(map(str, ArrowFSWrapper(system).glob(path)))
+            if "/." not in path:  # a shell passes over hidden ones, too
+                matches = [match for match in matches if "/." not in match]
             return [file for match in matches for file in _files(source, system, match, recursive)]
         if info.type == pa_fs.FileType.NotFound:
             raise PaliglassError(f"{source}: no such file or folder")
@@ -246,7 +241,7 @@ def _parquet(source: str, path: str, column: str | None, id_column: str | None) 
             first = 0
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
-                values = file.read_row_group(group, columns=columns) if columns else None
+                values = file.read_row_group(group, columns=columns)
                 for row in range(size):
                     more: dict[str, Any] = {"id": f"{name}#{first + row}"}
                     if id_column is not None:
@@ -303,6 +298,8 @@ def _list(source: str, path: str) -> Iterator[Found]:
                 f"{_name(address)}: data sets are read from this machine; copy it, or name its "
                 "folder of pictures"
             )
+        from paliglass.data.reading import open_examples  # which brings torch
+
         examples = open_examples(Path(path), split="all")
         names = dict.fromkeys(str(image) for example in examples for image in example.images)
         lines = list(names)
@@ -325,8 +322,8 @@ def _relative(address: str, name: str) -> str:
         return name
     if is_remote(address):
         parts = urllib.parse.urlsplit(address)
-        folder = parts._replace(path=str(PurePosixPath(parts.path).parent))
-        return child(urllib.parse.urlunsplit(folder), *name.split("/"))
+        path = PurePosixPath(parts.path).parent / urllib.parse.quote(name)
+        return urllib.parse.urlunsplit(parts._replace(path=str(path)))
     return os.path.abspath(os.path.join(os.path.dirname(address), name))
 
 
