@@ -201,7 +201,7 @@ def _application(options: ServerOptions, max_replicas: int) -> serve.Application
             "target_ongoing_requests": options.max_batch,
         },
     )
-    return Front.bind(  # type: ignore[attr-defined,no-any-return]
+    return Front.bind(  # type: ignore[attr-defined]
         replica.bind(options), options.settings.max_body
     )
 
