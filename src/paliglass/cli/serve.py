@@ -102,8 +102,10 @@ def serve(
     settings = options.settings
     told = f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)"
     if ray is not None:
+        from paliglass.checkpoints.hub import locate
         from paliglass.serving.ray import serve_replicas
 
+        locate(run.model)  # what is not there is said before anything is started
         serve_replicas(ray, options, host, port, replicas, lambda: print(told, flush=True))
         return
     engine, settings, dual = options.create()

@@ -96,7 +96,7 @@ class Output:
         return "/".join([self.path.rstrip("/"), *names])
 
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
-        if self._has(JOB):
+        if self._has(MANIFEST_FILE):  # else its pictures could not even be listed
             if not resume:
                 raise PaliglassError(
                     f"{self.address}: has a run already; --resume goes on with it, or choose "

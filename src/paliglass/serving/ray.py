@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -24,12 +25,12 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import msgspec
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
 from paliglass.errors import PaliglassError
@@ -38,7 +39,7 @@ from paliglass.serving.app import create_app
 from paliglass.serving.errors import ApiError
 from paliglass.serving.options import ServerOptions
 
-__all__ = ["app", "serve_replicas"]
+__all__ = ["app", "application", "serve_replicas"]
 
 TRIES = 4  # replicas that a request is brought to before it gets 503
 RETRY_AFTER = {"Retry-After": "5"}
@@ -108,10 +109,12 @@ class Front:
     def __init__(self, replicas: Any, max_body: int) -> None:
         self.replicas, self.max_body = replicas.options(stream=True), max_body
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return Starlette(routes=[Mount("/", app=self._answer)])
+    def __serve_build_asgi_app__(self) -> Router:
+        return Router(default=self._answer)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
         body = bytearray()
         more = True
         while more:
@@ -125,8 +128,6 @@ class Front:
                 await error.response()(scope, receive, send)
                 return
         plain = {name: scope[name] for name in _SCOPE if name in scope}
-        plain["path"] = plain.get("raw_path", plain["path"].encode()).decode().partition("?")[0]
-        plain["root_path"] = ""
         answer = asyncio.ensure_future(self._forward(plain, bytes(body), receive, send))
         hangup = asyncio.ensure_future(_hangup(receive))
         await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,17 +183,26 @@ def _broken_off() -> Message:
 
 
 def app(arguments: Mapping[str, Any]) -> serve.Application:
-    """Ray Serve's application. arguments: the fields of `ServerOptions`, and max_replicas (4).
+    """Ray Serve's application. arguments: the fields of `ServerOptions`, as values or as text.
 
-    Raises TypeError for one that there is none of, PaliglassError for a file without keys.
+    Raises PaliglassError for one that there is none of, a wrong value, or a file without keys.
     """
-    fields = dict(arguments)
-    max_replicas = int(fields.pop("max_replicas", 4))
-    return _application(ServerOptions(**fields), max_replicas)
+    known = {field.name for field in dataclasses.fields(ServerOptions)}
+    unknown = sorted(arguments.keys() - known)
+    if unknown:
+        raise PaliglassError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
+    try:
+        options = msgspec.convert(dict(arguments), ServerOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise PaliglassError(f"options of the server: {error}") from None
+    return application(options)
 
 
-def _application(options: ServerOptions, max_replicas: int) -> serve.Application:
-    """A replica takes as many requests as its engine has places for; one more for each batch."""
+def application(options: ServerOptions, max_replicas: int = 4) -> serve.Application:
+    """As many replicas as there are batches of requests, within bounds.
+
+    Each takes as many requests as its engine has places for.
+    """
     replica = Replica.options(  # type: ignore[attr-defined]
         max_ongoing_requests=options.max_batch + options.max_queue,
         autoscaling_config={
@@ -226,7 +236,7 @@ def serve_replicas(
     try:
         ray.init(address, **(local if address == "local" else {}), logging_level="ERROR")
         serve.start(http_options={"host": host, "port": port})
-        serve.run(_application(options, max_replicas), name="paliglass")
+        serve.run(application(options, max_replicas), name="paliglass")
     except Exception as error:
         ray.shutdown()
         raise PaliglassError(f"Ray Serve does not start ({reason(error)})") from error
