@@ -75,9 +75,11 @@ def test_what_a_dead_driver_wrote_late_is_dropped(output) -> None:
 
 def test_another_run_is_refused(tmp_path: Path, pictures: Path) -> None:
     place = str(tmp_path / "o")
-    with Output(place, {"prompt": "describe en"}, resume=False) as output:
-        with pytest.raises(PaliglassError, match="no such file"):
-            output.manifest(entries([str(tmp_path / "nowhere")]))
+    with (
+        Output(place, {"prompt": "describe en"}, resume=False) as output,
+        pytest.raises(PaliglassError, match="no such file"),
+    ):
+        output.manifest(entries([str(tmp_path / "nowhere")]))
     with Output(place, {"prompt": "ocr"}, resume=False) as output:  # what failed at once is no run
         output.manifest(entries([str(pictures)]))
     with pytest.raises(PaliglassError, match="has a run already; --resume goes on"):
