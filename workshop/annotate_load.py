@@ -158,6 +158,12 @@ class Watch:
         return dict(found)
 
 
+def told(watch: Watch, count: int) -> str:
+    """What each kind of process spent; start-up too."""
+    seconds = sorted(watch.seconds().items())
+    return ", ".join(f"{kind} {1000 * spent / count:.1f}" for kind, spent in seconds)
+
+
 def wait_for_rows(out: Path, count: int, process: psutil.Popen) -> None:
     while written(out) < count:
         if process.poll() is not None:
@@ -217,7 +223,8 @@ def faults(place: Path, count: int, part_size: int) -> bool:
         growth = max(growth, last / half - 1)
         shown = [memory[len(memory) * i // 10] for i in range(10)] + [last]
         print("a worker's memory, MB:", *(f"{m:.0f}" for m in shown))
-    print(f"growth in the second half: {growth:+.1%} at most", flush=True)
+    print(f"growth in the second half: {growth:+.1%} at most")
+    print(f"processor ms a picture: {told(watch, count)}", flush=True)
 
     process = start(pictures, faulted, 2, part_size)
     with Watch(process.pid) as watch:
@@ -268,10 +275,9 @@ def scaling(place: Path, count: int, part_size: int) -> bool:
         with Watch(process.pid) as watch:
             process.wait()
         rows, seconds = rate(out)
-        cpu = watch.seconds()
         rates.append(rows / seconds)
-        told = ", ".join(f"{kind} {1000 * s / count:.1f}" for kind, s in sorted(cpu.items()))
-        print(f"{workers} worker(s): {rates[-1]:.1f} pictures/s; processor ms a picture: {told}")
+        print(f"{workers} worker(s): {rates[-1]:.1f} pictures/s")
+        print(f"processor ms a picture: {told(watch, count)}")
     print(f"two against one: {rates[1] / rates[0]:.2f} ×", flush=True)
     return True
 

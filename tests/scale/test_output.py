@@ -65,11 +65,11 @@ def test_a_row_that_is_there_twice_is_told(output) -> None:
 def test_what_a_dead_driver_wrote_late_is_dropped(output) -> None:
     """Its worker put a part in place after the next driver had looked for what is done."""
     names = [entry.id for entry in output.entries(set())]
-    output.write_part(0, [row(name) for name in names[:2]])
-    output.write_part(1, [row(name) for name in names[2:3]])
-    output.write_part(7, [row(name) for name in names[2:]])
-    output.drop_repeated_parts("part-000007")
-    assert sorted(ids(output)) == [f"{n}.png" for n in range(6)]
+    for number, some in enumerate((names[:2], names[1:4], names[2:3], names[4:])):
+        output.write_part(number, [row(name) for name in some])
+    assert output.drop_repeated_rows() == 2
+    assert ids(output) == [f"{n}.png" for n in range(6)]
+    assert len(output.part_files()) == 3
     assert output.check().rows == 6
 
 

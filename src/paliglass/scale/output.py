@@ -176,22 +176,26 @@ class Output:
                 for batch in pq.ParquetFile(file).iter_batches(_BATCH):
                     yield from batch.to_pylist()
 
-    def drop_repeated_parts(self, of_this_run: str) -> int:
-        """Removes parts whose rows are all in this run's too; how many.
+    def drop_repeated_rows(self) -> int:
+        """Leaves each id the first of its rows; how many went.
 
         A worker of a driver that was killed may put a part in place after the next driver has
-        looked for what is done. of_this_run: how the names of this run's parts begin.
+        looked for what is done.
         """
-        own = {os.path.basename(p): p for p in self.part_files()}
-        new = {p for name, p in own.items() if name.startswith(of_this_run)}
-        ids = {id for path in new for id in self._ids(path)}
+        known: set[str] = set()
         dropped = 0
-        for path in own.values():
-            if path not in new and ids.intersection(before := self._ids(path)):
-                if not ids.issuperset(before):
-                    raise PaliglassError(f"{path}: repeats some rows of other parts, not all")
+        for path in self.part_files():
+            ids = self._ids(path)
+            is_new = [id not in known for id in ids]
+            known.update(ids)
+            dropped += is_new.count(False)
+            if not any(is_new):
                 self.system.delete_file(path)
-                dropped += 1
+            elif not all(is_new):
+                with self.system.open_input_file(path) as file:
+                    table = pq.read_table(file)
+                with self._new(PARTS, os.path.basename(path)) as file:
+                    pq.write_table(table.filter(pa.array(is_new)), file)
         return dropped
 
     def check(self) -> Summary:

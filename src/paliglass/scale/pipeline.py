@@ -20,7 +20,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from uuid import uuid4
 
 from paliglass.errors import PaliglassError
 from paliglass.files import reason
@@ -32,7 +31,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
-from ray.data.datasource import FilenameProvider
 
 __all__ = ["annotate", "connected", "require_slots"]
 
@@ -113,7 +111,6 @@ def annotate(
         override_filesystem=output.system,
         delete_checkpoint_on_success=False,  # else a run that is finished would begin anew
     )
-    run = uuid4().hex
     try:
         (
             ray.data.read_parquet(output.place(MANIFEST_FILE), filesystem=output.system)
@@ -128,17 +125,13 @@ def annotate(
                 num_cpus=threads,
                 num_gpus=gpus,
             )
-            .write_parquet(
-                output.place(PARTS),
-                filesystem=output.system,
-                filename_provider=FilenameProvider(dataset_uuid=run, file_format="parquet"),
-            )
+            .write_parquet(output.place(PARTS), filesystem=output.system)
         )
     except ray.exceptions.RayError as error:
         raise _explained(error) from error
     finally:
         context.checkpoint_config = None
-    output.drop_repeated_parts(run)
+    output.drop_repeated_rows()
 
 
 def _gpus_of_a_worker(job: Job) -> float:
