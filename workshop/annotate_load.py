@@ -3,6 +3,8 @@
     faults    a run on two workers, one of which is killed by SIGKILL three times and then the
               driver; resumed: each picture must have its row once, as in a run without faults, and
               no worker's memory may grow by more than 5 % after half of the run
+    cost      processor time that a picture takes to open and to answer, and by arithmetic what a
+              million take on 1, 8 and 64 workers, and carry through Ray's object store
     scaling   pictures a second with one worker and with two, of one thread each
     ceiling   pictures a second with a model that answers at once: what opening them, the driver and
               Ray's own processes cost, and so where it stops scaling
@@ -31,7 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from paliglass.scale.annotator import Job
+from paliglass.cli.options import MIN_SCORE
+from paliglass.scale.annotator import Annotator, Job
 from paliglass.scale.opening import Opened
 from paliglass.scale.output import PARTS, Output
 from paliglass.scale.rows import failed_row, to_table
@@ -266,6 +269,30 @@ def rate(out: Path) -> tuple[int, float]:
     return rows, parts[-1][0] - parts[0][0]
 
 
+def cost(place: Path, count: int, part_size: int) -> bool:
+    annotator = Annotator(Job(TASK, loading={"device": "cpu"}, min_score=MIN_SCORE), threads=1)
+    square = annotator.job.square()
+    found = list(entries([str(place / "pictures")]))
+    list(annotator.annotate(map(square.open, found[:8])))  # warm
+    begin = time.process_time()
+    opened = [square.open(entry) for entry in found]
+    middle = time.process_time()
+    rows = list(annotator.annotate(opened))
+    opening, answering = (1000 * t / count for t in (middle - begin, time.process_time() - middle))
+    stored = 3 * square.side**2
+    print(f"processor ms a picture: {opening:.1f} to open, {answering:.1f} to answer; tokens:")
+    print(f"{sum(row['num_tokens'] or 0 for row in rows) / count:.1f}; found in", end=" ")
+    print(f"{sum(bool(row['objects']) for row in rows)} of {count}")
+    print("| workers | a million pictures | cores that open | through the object store |")
+    print("|---:|---:|---:|---:|")
+    for workers in (1, 8, 64):
+        hours = answering / 1000 * 1e6 / workers / 3600
+        rate = workers * 1000 / answering
+        store = rate * stored / 1e6
+        print(f"| {workers} | {hours:.2f} h | {rate * opening / 1000:.1f} | {store:.0f} MB/s |")
+    return True
+
+
 def scaling(place: Path, count: int, part_size: int) -> bool:
     print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     rates = []
@@ -307,9 +334,9 @@ def ceiling(place: Path, count: int, part_size: int) -> bool:
 
 def annotate_load(
     what: Annotated[
-        Literal["faults", "scaling", "ceiling"],
+        Literal["faults", "cost", "scaling", "ceiling"],
         typer.Argument(
-            help="faults: kills and memory; scaling: workers; ceiling: Ray's own share."
+            help="faults: kills, memory; cost: arithmetic; scaling: workers; ceiling: Ray's share."
         ),
     ],
     pictures: Annotated[int, typer.Option(min=100, help="How many are made and asked about.")] = (
@@ -322,7 +349,7 @@ def annotate_load(
 ) -> None:
     """Kill workers and driver of a run, measure its memory, its scaling and Ray's share."""
     with pictures_in(keep, pictures) as place:
-        done = {"faults": faults, "scaling": scaling, "ceiling": ceiling}[what]
+        done = {"faults": faults, "cost": cost, "scaling": scaling, "ceiling": ceiling}[what]
         if not done(place, pictures, part_size):
             raise typer.Exit(1)
 

@@ -130,11 +130,12 @@ class Front:
         plain = {name: scope[name] for name in _SCOPE if name in scope}
         answer = asyncio.ensure_future(self._forward(plain, bytes(body), receive, send))
         hangup = asyncio.ensure_future(_hangup(receive))
-        await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
-        hangup.cancel()
-        if not answer.done():
+        try:
+            await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # Serve cancels this where a client hangs up, too
             answer.cancel()
-        await asyncio.gather(answer, hangup, return_exceptions=True)
+            hangup.cancel()
+            await asyncio.gather(answer, hangup, return_exceptions=True)
         if not answer.cancelled() and (failure := answer.exception()) is not None:
             raise failure
 
