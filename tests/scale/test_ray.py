@@ -16,6 +16,7 @@ from tests.scale.conftest import PART_SIZE, png
 
 from paliglass.scale.annotator import Annotator
 from paliglass.scale.output import Output
+from paliglass.scale.rows import to_table
 from paliglass.scale.sources import entries
 
 COUNT = 24
@@ -73,7 +74,7 @@ def test_rows_are_those_of_one_machine(finished: Run, annotator: Annotator) -> N
         rows = {row["id"]: row for row in output.rows()}
     square = annotator.job.square()
     opened = [square.open(entry) for entry in entries([str(finished.pictures)])]
-    for expected in annotator.annotate(opened):
+    for expected in to_table(annotator.annotate(opened)).to_pylist():
         row = rows[expected["id"]]
         assert row["error"] == expected["error"]
         assert (row["width"], row["height"]) == (expected["width"], expected["height"])

@@ -151,7 +151,10 @@ class Output:
 
     def part_files(self) -> list[str]:
         """Paths of `system`, sorted."""
-        selector = pa_fs.FileSelector(self.place(PARTS), allow_not_found=True)
+        return self._parquet_files(PARTS)
+
+    def _parquet_files(self, folder: str) -> list[str]:
+        selector = pa_fs.FileSelector(self.place(folder), allow_not_found=True)
         names = (info.path for info in self.system.get_file_info(selector))
         return sorted(name for name in names if name.endswith(".parquet"))
 
@@ -163,6 +166,12 @@ class Output:
     def done(self) -> set[str]:
         """The ids of all rows that are there."""
         return {id for path in self.part_files() for id in self._ids(path)}
+
+    def committed(self) -> set[str]:
+        """The ids of Ray's checkpoint: of parts that are whole, as others may not yet be."""
+        files = self._parquet_files(CHECKPOINT)
+        whole = (path for path in files if not path.endswith(".pending.parquet"))
+        return {id for path in whole for id in self._ids(path)}
 
     def _ids(self, path: str) -> list[str]:
         with self.system.open_input_file(path) as file:

@@ -97,6 +97,8 @@ def annotate(
 
     Raises PaliglassError where slots lack, or the model cannot be loaded.
     """
+    if next(output.entries(output.committed()), None) is None:
+        return
     gpus = _gpus_of_a_worker(job)
     if gpus:
         _require("GPUs", "GPU", workers, "one a worker")
