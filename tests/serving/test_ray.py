@@ -43,6 +43,8 @@ def server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         assert process.wait() == 0
     finally:
         process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def replicas(process: subprocess.Popen[bytes]) -> list[int]:

@@ -233,19 +233,17 @@ def serve_replicas(
     slots = max(max_replicas + 2, os.cpu_count() or 1)  # Front, and one for its successor
     local = {"num_cpus": slots, "include_dashboard": False, "log_to_driver": False}
     over = threading.Event()
-    before = {s: signal.signal(s, lambda *_: over.set()) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(address, **(local if address == "local" else {}), logging_level="ERROR")
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(application(options, max_replicas), name="paliglass")
-    except Exception as error:
-        ray.shutdown()
-        raise PaliglassError(f"Ray Serve does not start ({reason(error)})") from error
-    try:
+        try:
+            ray.init(address, **(local if address == "local" else {}), logging_level="ERROR")
+            serve.start(http_options={"host": host, "port": port})
+            serve.run(application(options, max_replicas), name="paliglass")
+        except Exception as error:
+            raise PaliglassError(f"Ray Serve does not start ({reason(error)})") from error
+        for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray has set its own
+            signal.signal(number, lambda *_: over.set())
         ready()
         over.wait()
         serve.shutdown()
     finally:
         ray.shutdown()
-        for number, handler in before.items():
-            signal.signal(number, handler)
