@@ -136,12 +136,7 @@ class Annotator:
     threads: of torch's; None leaves them. Raises PaliglassError as `load` and the task do.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        threads: int | None = None,
-        load: Callable[..., PaliGemma] = load,
-    ) -> None:
+    def __init__(self, job: Job, threads: int | None = None) -> None:
         if threads is not None:
             import torch
 
