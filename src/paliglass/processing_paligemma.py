@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
@@ -201,10 +202,13 @@ class PaliGemmaProcessor:
             return picture
         image = load_picture(picture)
         square = image.resize((self.image_size,) * 2, self.resample)
-        values = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
+        return PreparedPicture(self.scale(np.asarray(square)), image.size)
+
+    def scale(self, square: NDArray[np.uint8]) -> Tensor:
+        """S × S × 3 of a resized picture → its pixels, 3 × S × S."""
+        values = square.astype(np.float32) * np.float32(1 / 255)
         values = (values - self.image_mean) / self.image_std
-        pixels = torch.from_numpy(values.transpose(2, 0, 1).copy())
-        return PreparedPicture(pixels, image.size)
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
     def encode_prefix(
         self, prompt: str, num_pictures: int = 1, allow_special_tokens: bool = False

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tests.cli.helpers import picture
 
-from paliglass.cli.pictures import open_picture, work_ahead
+from paliglass.cli.pictures import open_picture
+from paliglass.data.ahead import work_ahead
 from paliglass.model import PaliGemma
 
 

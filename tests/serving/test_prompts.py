@@ -8,7 +8,8 @@ import pytest
 from tests.serving.helpers import Running, chat, noise_address, scene_address
 
 from paliglass.serving.errors import ApiError
-from paliglass.serving.prompts import TASKS, read_chat
+from paliglass.serving.prompts import read_chat
+from paliglass.tasks.prompts import TASKS
 
 
 def user(text: str, *urls: str) -> dict[str, Any]:

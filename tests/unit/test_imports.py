@@ -16,6 +16,7 @@ import paliglass
 from paliglass import fast
 
 SOURCE = Path(paliglass.__file__).parent
+NEEDS_RAY = ("paliglass.scale.pipeline", "paliglass.serving.ray")
 WORKSHOP = Path(__file__).parents[2] / "workshop"
 
 # Every module and package, from the ground up: each imports from those above it in this list, and
@@ -53,6 +54,7 @@ ORDER = {
     "inspect": "what a checkpoint needs, whether it is right, what a run computed; the lessons",
     "lab": "mini in a web page, every part there to be looked at and broken",
     "serving": "the model over HTTP: one batch, OpenAI's and Moondream's interfaces",
+    "scale": "past one machine: rows of pictures without number, on Ray Data",
     "cli": "the command line",
 }
 MODELS = sorted(p for p in SOURCE.glob("modeling_*.py") if "mask_codec" not in p.name)
@@ -162,6 +164,8 @@ def imported_of(module: str) -> set[str]:
 @pytest.mark.parametrize("module", public_modules())
 def test_a_module_says_what_it_hands_out(module: str) -> None:
     """`__all__` names what is there, each once, and all that any other module imports of it."""
+    if module in NEEDS_RAY:
+        pytest.importorskip("ray", reason="ray is not installed: pip install 'paliglass[ray]'")
     loaded = importlib.import_module(module)
     names = getattr(loaded, "__all__", None)
     assert names is not None, f"{module} has no __all__"

@@ -15,8 +15,8 @@ from paliglass.cli.processes import complain_once, only_the_first_speaks
 __all__ = ["app", "main"]
 
 for _name in (
-    *("tasks", "contrastive", "search", "models", "trace", "lab", "learn", "serve"),
-    "compare_server",
+    *("tasks", "annotate", "contrastive", "search", "models", "trace", "lab", "learn"),
+    *("serve", "compare_server"),
     *("train", "data", "evaluate", "export", "bench"),
 ):
     import_module(f"paliglass.cli.{_name}")

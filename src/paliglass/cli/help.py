@@ -31,7 +31,7 @@ __all__ = [
 COLUMN = 24  # letters for flags; longer ones have a line of their own
 COMMANDS = "Commands"
 PANELS = {
-    "Ask about pictures": "caption ask read detect segment generate",
+    "Ask about pictures": "caption ask read detect segment generate annotate",
     "Compare pictures and texts": "embed search classify similarity",
     "Look inside": "trace lab learn",
     "Models": "info convert export verify bench serve compare-server",

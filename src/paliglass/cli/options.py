@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paliglass.tasks.answering import GenerationOptions, Options
 
 __all__ = [
+    "MIN_SCORE",
     "MODEL_HELP",
     "AdapterOption",
     "BatchSizeOption",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from paliglass.cli.messages import note
 from paliglass.cli.results import STDIN, identity, is_drawing
@@ -18,10 +17,7 @@ from paliglass.errors import PictureError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["open_picture", "picture_names", "tell_first_frames", "work_ahead"]
-
-T = TypeVar("T")
-R = TypeVar("R")
+__all__ = ["open_picture", "picture_names", "tell_first_frames"]
 
 
 def picture_names(
@@ -118,19 +114,3 @@ def tell_first_frames(names: Sequence[str]) -> None:
     if names:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         note(f"{some}: only the first frame or page was looked at; the next is {names[0]}#2")
-
-
-def work_ahead(
-    pool: Executor, function: Callable[[T], R], items: Iterable[T], count: int
-) -> Iterator[tuple[T, Future[R]]]:
-    """Each item with function(item), in order; `count` more are under way in the pool, or done.
-
-    No more than that, so that memory stays flat however many items there are.
-    """
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(function, item)))
-        if len(waiting) > count:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,12 @@ import typer
 from paliglass.cli.app import fail
 from paliglass.cli.messages import detail, level, note, waiting
 from paliglass.cli.options import ModelOptions, OutputOptions, RunOptions
-from paliglass.cli.pictures import (
-    open_picture,
-    picture_names,
-    tell_first_frames,
-    work_ahead,
-)
+from paliglass.cli.pictures import open_picture, picture_names, tell_first_frames
 from paliglass.cli.printing import Printer
 from paliglass.cli.processes import together
 from paliglass.cli.results import FILE, STDIN, Results, identity
 from paliglass.cli.screen import Screen
+from paliglass.data.ahead import reading_threads, work_ahead
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.parallel.processes import agree, num_processes, rank
 from paliglass.tasks.results import Answer, Found, Segment
@@ -43,8 +38,6 @@ __all__ = ["Job", "Remarks", "load_model", "run_job"]
 T = TypeVar("T")
 PictureGroup = tuple[str, ...]  # the pictures of one prompt; one, save with --together
 Numbered = tuple[int, PictureGroup]
-
-MAX_THREADS = 8  # that read pictures; more would seldom be faster, and each holds a whole picture
 
 
 @dataclass(frozen=True)
@@ -242,7 +235,7 @@ def _answers(
     def ready(item: Numbered) -> tuple[list[PreparedPicture], Image.Image | None]:
         return prepare([opened(name) for name in item[1]])
 
-    threads = min(os.cpu_count() or 1, MAX_THREADS)
+    threads = reading_threads()
     pool = ThreadPoolExecutor(threads)  # starts none before there is a second picture
     under_way: deque[tuple[PictureGroup, Image.Image | None]] = deque()
 

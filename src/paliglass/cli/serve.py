@@ -5,16 +5,13 @@ from __future__ import annotations
 import ipaddress
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from paliglass.cli.app import command
 from paliglass.cli.options import LoadOptions, Quantize
 from paliglass.errors import PaliglassError
-
-if TYPE_CHECKING:
-    from paliglass.model import PaliGemma
 
 __all__ = ["serve"]
 
@@ -62,49 +59,59 @@ def serve(
     ignore_system: Annotated[
         bool, typer.Option("--ignore-system", help="Do without system messages, not refuse them.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Replicas on a Ray cluster, or local: Ray on this machine."
+        ),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Of --ray, at most; as many as the waiting requests need.")
+    ] = 2,
 ) -> None:
     """Serve the model: OpenAI's interface and Moondream's, many requests in one batch.
 
     SIGTERM or Ctrl-C ends it once the requests under way are answered; a second one at once.
     """
     try:
-        from paliglass.serving import Dual, Engine, Settings, create_app
+        from paliglass.serving import create_app
+        from paliglass.serving.options import ServerOptions
         from paliglass.serving.server import serve as serve_app
     except ModuleNotFoundError as error:
         raise PaliglassError(f"{error.name} is missing: pip install 'paliglass[serve]'") from None
 
-    keys = () if api_key_file is None else tuple(api_key_file.read_text("utf-8").split())
-    if api_key_file is not None and not keys:
-        raise PaliglassError(f"{api_key_file}: holds no key; write one a line")
-    is_local = _is_local(host)
-    if not is_local and not keys:
-        print(f"{host} can be reached by others, and there is no --api-key-file", file=sys.stderr)
-    dual_name = embedding_model or ("mini-dual" if run.model == "mini" else None)
-    dual = None if dual_name is None else Dual(dual_name, run.device)
-    settings = Settings(
-        name=name or _last_part(run.model),
-        embedding_name=None if dual_name is None else _last_part(dual_name),
-        timeout=timeout,
-        keys=keys,
-        media_domains=tuple(allow_media_domain or ()),
-        media_path=media_path,
-        ignore_system=ignore_system,
-        is_local=is_local,
-    )
-
-    def load_model() -> PaliGemma:
-        if dual is not None:
-            dual.load()
-        return run.load(quantize=quantize, mask_codec=mask_codec)
-
-    engine = Engine(
-        load_model,
-        max_batch=max_batch,
+    options = ServerOptions(
+        model=run.model,
+        adapter=run.adapter,
+        device=run.device,
+        dtype=run.dtype,
+        quantize=quantize,
+        mask_codec=None if mask_codec is None else str(mask_codec),
+        name=name,
+        api_key_file=None if api_key_file is None else str(api_key_file),
         max_queue=max_queue,
-        feature_bytes=cache << 20,
-        prefix_bytes=cache << 20,
+        max_batch=max_batch,
+        timeout=timeout,
+        cache=cache,
+        embedding_model=embedding_model,
+        allow_media_domain=tuple(allow_media_domain or ()),
+        media_path=None if media_path is None else str(media_path),
+        ignore_system=ignore_system,
+        is_local=_is_local(host),
     )
-    print(f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)", flush=True)
+    if not options.is_local and not options.keys:
+        print(f"{host} can be reached by others, and there is no --api-key-file", file=sys.stderr)
+    settings = options.settings
+    told = f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)"
+    if ray is not None:
+        from paliglass.checkpoints.hub import locate
+        from paliglass.serving.ray import serve_replicas
+
+        locate(run.model)  # what is not there is said before anything is started
+        serve_replicas(ray, options, host, port, replicas, lambda: print(told, flush=True))
+        return
+    engine, settings, dual = options.create()
+    print(told, flush=True)
     serve_app(create_app(engine, settings, dual), engine, host, port)
 
 
@@ -113,9 +120,3 @@ def _is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _last_part(model: str) -> str:
-    """No path of this machine: clients are told it. A hub id stays as it is."""
-    path = Path(model)
-    return path.resolve().name if path.exists() or path.is_absolute() else model

@@ -17,12 +17,10 @@ from paliglass.serving.errors import ApiError, refused
 from paliglass.tasks.answering import GenerationOptions, Task
 from paliglass.tasks.confidence import raw_score
 from paliglass.tasks.grammar import ObjectGrammar
-from paliglass.tasks.prompts import answer_prompt, split_labels
+from paliglass.tasks.prompts import as_prompt, split_labels
 from paliglass.tasks.results import Answer
 
-__all__ = ["TASKS", "Chat", "PromptTask", "read_chat"]
-
-TASKS = ("caption", "cap", "describe", "ocr", "answer", "question", "detect", "segment")
+__all__ = ["Chat", "PromptTask", "read_chat"]
 
 
 class Chat(NamedTuple):
@@ -34,8 +32,7 @@ class Chat(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        first = self.text.split(maxsplit=1)[:1]
-        return self.text if first and first[0] in TASKS else answer_prompt(self.text)
+        return as_prompt(self.text)
 
     @property
     def headers(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ __all__ = [
     "READ",
     "CaptionStyle",
     "answer_prompt",
+    "as_prompt",
     "caption_prompt",
     "detect_prompt",
     "label_key",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 READ = "ocr"
+TASKS = ("caption", "cap", "describe", "ocr", "answer", "question", "detect", "segment")
+"""First words of PaliGemma's prompts."""
 CaptionStyle = Literal["cap", "caption", "describe"]
 CAPTION_STYLES: tuple[CaptionStyle, ...] = ("cap", "caption", "describe")
 
@@ -86,6 +89,12 @@ def region_prompt(box: Box, width: int, height: int) -> str:
 def answer_prompt(question: str, language: str = "en") -> str:
     """A short answer to a question."""
     return f"answer {_language(language)} {question}"
+
+
+def as_prompt(text: str) -> str:
+    """The text itself where it begins with one of `TASKS`, else a question: `answer en …`."""
+    first, *_ = text.split(maxsplit=1) or [""]
+    return text if first in TASKS else answer_prompt(text)
 
 
 def question_prompt(answer: str, language: str = "en") -> str:

@@ -1,0 +1,249 @@
+"""The server as replicas: Ray Serve runs the same application as often as there is work for it.
+
+    serve run paliglass.serving.ray:app model=mini
+    serve deploy docs/deploy/ray.yaml
+
+    client → Front (ASGI, no model) → Replica (the application, a model)
+
+- a replica takes requests once its model is loaded; their number waiting and running says how many
+  replicas there are to be
+- a request is a question without side effects: where its replica dies before an answer has begun,
+  another one is asked; where it dies later, the stream ends with an error, and never in silence
+- a rolling update or a smaller number of replicas ends one when what it has is answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import msgspec
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
+
+from paliglass.errors import PaliglassError
+from paliglass.files import reason
+from paliglass.serving.app import create_app
+from paliglass.serving.errors import ApiError
+from paliglass.serving.options import ServerOptions
+
+__all__ = ["app", "application", "serve_replicas"]
+
+TRIES = 4  # replicas that a request is brought to before it gets 503
+RETRY_AFTER = {"Retry-After": "5"}
+# Of a request's scope: all that is plain data, and so can be sent to a replica.
+_SCOPE = (
+    *("type", "http_version", "method", "scheme", "path", "raw_path", "root_path"),
+    *("query_string", "headers", "client", "server"),
+)
+
+
+@serve.deployment(
+    graceful_shutdown_timeout_s=120,  # an answer may take so long
+    health_check_period_s=5,
+)
+class Replica:
+    """The whole application in a process of its own, asked in ASGI's messages."""
+
+    async def __init__(self, options: ServerOptions) -> None:  # type: ignore[misc]
+        self.engine, settings, dual = options.create()
+        self.app = create_app(self.engine, settings, dual)
+        self._lifespan = self.app.router.lifespan_context(self.app)
+        await self._lifespan.__aenter__()
+        await asyncio.to_thread(self.engine.has_loaded.wait)
+        if self.engine.failure is not None:
+            raise self.engine.failure
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_lifespan"):
+            await self._lifespan.__aexit__(None, None, None)
+
+    def check_health(self) -> None:
+        """Serve starts another one where this raises."""
+        if self.engine.state == "dead":
+            raise RuntimeError("the model's thread has died")
+
+    async def ask(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
+        """The application's messages, as they come."""
+        waiting: list[Message] = [{"type": "http.request", "body": body}]
+        told: asyncio.Queue[Message | None] = asyncio.Queue()
+        never = asyncio.Event()
+
+        async def receive() -> Message:
+            if not waiting:
+                await never.wait()  # who hangs up cancels this generator
+            return waiting.pop()
+
+        async def answer() -> None:
+            try:
+                await self.app(scope, receive, told.put)
+            finally:
+                told.put_nowait(None)
+
+        task = asyncio.ensure_future(answer())
+        try:
+            while (message := await told.get()) is not None:
+                yield [message]
+            await task
+        finally:
+            task.cancel()
+
+
+@serve.deployment(max_ongoing_requests=10_000)
+@serve.ingress()
+class Front:
+    """Brings requests to replicas, and again to others where one dies."""
+
+    def __init__(self, replicas: Any, max_body: int) -> None:
+        self.replicas, self.max_body = replicas.options(stream=True), max_body
+
+    def __serve_build_asgi_app__(self) -> Router:
+        return Router(default=self._answer)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.max_body:
+                error = ApiError(413, f"a request may have {self.max_body:,} bytes")
+                await error.response()(scope, receive, send)
+                return
+        plain = {name: scope[name] for name in _SCOPE if name in scope}
+        answer = asyncio.ensure_future(self._forward(plain, bytes(body), receive, send))
+        hangup = asyncio.ensure_future(_hangup(receive))
+        try:
+            await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # Serve cancels this where a client hangs up, too
+            answer.cancel()
+            hangup.cancel()
+            await asyncio.gather(answer, hangup, return_exceptions=True)
+        if not answer.cancelled() and (failure := answer.exception()) is not None:
+            raise failure
+
+    async def _forward(
+        self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send
+    ) -> None:
+        """The answer of the first replica that lives to give one."""
+        for _ in range(TRIES):
+            start: Message | None = None
+            has_begun = False
+            answers = self.replicas.ask.remote(scope, body)
+            try:
+                async for messages in answers:
+                    for message in messages:
+                        if message["type"] == "http.response.start":
+                            start = message  # kept until there is something behind it
+                            continue
+                        if start is not None:
+                            await send(start)
+                            start, has_begun = None, True
+                        await send(message)
+                return
+            except (RayActorError, DeploymentUnavailableError, BackPressureError):
+                if has_begun:
+                    await send(_broken_off())
+                    return
+            except asyncio.CancelledError:
+                answers.cancel()
+                raise
+        error = ApiError(
+            503, "no replica lived to answer; try again", code="not_ready", headers=RETRY_AFTER
+        )
+        await error.response()(scope, receive, send)
+
+
+async def _hangup(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _broken_off() -> Message:
+    """The end of an event stream whose replica has died."""
+    error = ApiError(503, "the replica died in the midst of the answer", code="not_ready")
+    data = f"data: {json.dumps(error.body)}\n\n"
+    return {"type": "http.response.body", "body": data.encode()}
+
+
+def app(arguments: Mapping[str, Any]) -> serve.Application:
+    """Ray Serve's application. arguments: the fields of `ServerOptions`, as values or as text.
+
+    Raises PaliglassError for one that there is none of, a wrong value, or a file without keys.
+    """
+    known = {field.name for field in dataclasses.fields(ServerOptions)}
+    unknown = sorted(arguments.keys() - known)
+    if unknown:
+        raise PaliglassError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
+    try:
+        options = msgspec.convert(dict(arguments), ServerOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise PaliglassError(f"options of the server: {error}") from None
+    return application(options)
+
+
+def application(options: ServerOptions, max_replicas: int = 4) -> serve.Application:
+    """As many replicas as there are batches of requests, within bounds.
+
+    Each takes as many requests as its engine has places for.
+    """
+    replica = Replica.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=options.max_batch + options.max_queue,
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": max_replicas,
+            "target_ongoing_requests": options.max_batch,
+        },
+    )
+    return Front.bind(  # type: ignore[attr-defined]
+        replica.bind(options), options.settings.max_body
+    )
+
+
+def serve_replicas(
+    address: str,
+    options: ServerOptions,
+    host: str,
+    port: int,
+    max_replicas: int,
+    ready: Callable[[], object],
+) -> None:
+    """Serves until SIGTERM or SIGINT. address: of a Ray cluster, or "local".
+
+    ready: is called once requests are answered. Raises PaliglassError where Ray or the model does
+    not start.
+    """
+    slots = max(max_replicas + 2, os.cpu_count() or 1)  # Front, and one for its successor
+    local = {"num_cpus": slots, "include_dashboard": False, "log_to_driver": False}
+    over = threading.Event()
+    try:
+        try:
+            ray.init(address, **(local if address == "local" else {}), logging_level="ERROR")
+            serve.start(http_options={"host": host, "port": port})
+            serve.run(application(options, max_replicas), name="paliglass")
+        except Exception as error:
+            raise PaliglassError(f"Ray Serve does not start ({reason(error)})") from error
+        for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray has set its own
+            signal.signal(number, lambda *_: over.set())
+        ready()
+        over.wait()
+        serve.shutdown()
+    finally:
+        ray.shutdown()

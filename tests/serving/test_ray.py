@@ -1,0 +1,108 @@
+"""Replicas on Ray Serve: a replica that is killed under load loses no request."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from tests.serving.helpers import chat, mini
+from workshop.serving_load import free_port, picture_of, scenes
+
+psutil = pytest.importorskip("psutil")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None,
+        reason="Ray is not installed: pip install 'paliglass[ray]'",
+    ),
+]
+PATH = "/v1/chat/completions"
+SCENES = scenes(3)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    port = free_port()
+    command = [sys.executable, "-m", "paliglass", "serve", "--ray", "local", "--replicas", "1"]
+    command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        assert b"http://" in process.stdout.readline(), "the server did not start"
+        yield f"http://127.0.0.1:{port}", process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def replicas(process: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of the replicas with a model."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    return [child.pid for child in found if ":Replica" in " ".join(child.cmdline()[:1])]
+
+
+def ask(url: str, address: str, **more: object) -> httpx.Response:
+    body = {**chat("caption en", address), **more}
+    return httpx.post(url + PATH, json=body, timeout=None, trust_env=False)
+
+
+def test_a_replica_answers_as_the_application_does(server) -> None:
+    url, _ = server
+    answer = ask(url, SCENES[0])
+    assert answer.status_code == 200
+    expected = mini().caption(picture_of(SCENES[0]))
+    assert answer.json()["choices"][0]["message"]["content"] == expected
+    assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ready"}
+    assert httpx.get(f"{url}/nowhere", trust_env=False).status_code == 404
+    assert httpx.post(url + PATH, json={}, trust_env=False).json()["error"]["param"]
+
+
+def test_a_stream_comes_as_events(server) -> None:
+    url, _ = server
+    answer = ask(url, SCENES[0], stream=True)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_replica_killed_under_load_loses_no_request(server) -> None:
+    """Each is answered, by its successor, or is told with 503 to come again."""
+    url, process = server
+    expected = {n: ask(url, SCENES[n]).json()["choices"] for n in range(3)}
+    begun = threading.Event()
+
+    def client(number: int) -> list[httpx.Response]:
+        answers = []
+        for _ in range(4):
+            answers.append(ask(url, SCENES[number % 3]))
+            begun.set()
+        return answers
+
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(client, number) for number in range(6)]
+        begun.wait()
+        [victim] = replicas(process)
+        os.kill(victim, signal.SIGKILL)
+        found = [(n, answer) for n, future in enumerate(futures) for answer in future.result()]
+    assert len(found) == 24
+    for number, answer in found:
+        if answer.status_code == 503:
+            assert answer.json()["error"]["code"] == "not_ready"
+            assert answer.headers["retry-after"]
+        else:
+            assert answer.status_code == 200
+            assert answer.json()["choices"] == expected[number % 3]
+    assert sum(answer.status_code == 200 for _, answer in found) > 12
+    while replicas(process) == [victim]:
+        time.sleep(0.1)
