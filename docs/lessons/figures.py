@@ -958,6 +958,78 @@ def cost(name: str) -> None:
     draw.save(name)
 
 
+def training(name: str) -> None:
+    """The losses of lesson 24's four runs, each the mean of the last ten steps."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("training").parts:
+            if part.kind == "python" and "curves" not in lesson:
+                exec(part.text, lesson)
+    draw = Drawing(368, 344)
+    kinds = ("grey", "orange", "blue", "green")
+    lines = []
+    for (words, losses), kind in zip(lesson["curves"].items(), kinds, strict=True):
+        means = torch.tensor(losses).unfold(0, 10, 1).mean(1).tolist()
+        lines.append((range(9, 9 + len(means)), means, f"s-{kind}"))
+        y = 278 + 22 * len(lines)
+        draw.rect(36, y - 10, 12, 12, kind)
+        draw.text(56, y, words.replace("trained", "a trained tower"), "", "start")
+    steps = len(losses)
+    place = draw.plot(36, 28, 296, 216, (0, steps, 0, 2), *lines)
+    for loss in (0, 1, 2):
+        draw.text(28, place(0, loss)[1] + 4, str(loss), "small soft", "end")
+    for step in (0, steps // 2, steps):
+        draw.text(place(step, 0)[0], 262, str(step), "small soft")
+    draw.text(36, 18, "loss, nats a word", "soft small", "start")
+    draw.text(332, 278, "steps", "soft small", "end")
+    draw.save(name)
+
+
+def evaluation(name: str) -> None:
+    """What lesson 25 measures on mini."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("evaluation").parts:
+            if part.kind == "python" and "scaled" not in lesson:
+                exec(part.text, lesson)
+    draw = Drawing(504, 344)
+    draw.text(8, 18, "is there a red circle? right, of 32", "strong", "start")
+    for i, (words, share) in enumerate(lesson["found"].items()):
+        y = 32 + 28 * i
+        draw.text(94, y + 15, words, "", "end")
+        draw.rect(100, y, 200, 20, "faint")
+        draw.rect(100, y, 200 * share, 20, "grey" if i else "blue")
+        draw.text(336, y + 15, f"{share:.2f}", "soft", "end")
+    draw.parts.append('<path class="line" stroke-dasharray="3 4" d="M200 28V116"/>')
+    draw.text(200, 132, "a coin", "small soft")
+    draw.text(8, 168, "what colour is it? right, by score", "strong", "start")
+    place = draw.plot(32, 182, 296, 240, (0, 1, 0, 1), ((0.0, 1.0), (0.0, 1.0), "s-grey"))
+    hits = lesson["rest"]
+    for scores, kind in ((lesson["raw"], "orange"), (lesson["scaled"], "blue")):
+        for score, share, count in lesson["bins"](scores, hits):
+            x, y = place(score, share)
+            size = 4 + 14 * (count / len(hits)) ** 0.5
+            draw.parts.append(
+                f'<circle class="{kind}" fill-opacity="0.8" cx="{x:.1f}" cy="{y:.1f}" '
+                f'r="{size:.1f}"/>'
+            )
+    for at in (0, 1):
+        draw.text(26, place(0, at)[1] + 4, str(at), "small soft", "end")
+        draw.text(place(at, 0)[0], 438, str(at), "small soft")
+    draw.text(180, 444, "score", "small soft")
+    draw.text(40, 192, "share that is right", "small soft", "start")
+    draw.text(232, 330, "as often as it says", "small soft", "start")
+    for i, (words, kind) in enumerate((("raw scores", "orange"), ("after Platt scaling", "blue"))):
+        draw.rect(32 + 130 * i, 456, 12, 12, kind)
+        draw.text(50 + 130 * i, 466, words, "", "start")
+    draw.text(
+        8, 492, "the larger, the more answers: of 32 discs under noise", "small soft", "start"
+    )
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -982,6 +1054,8 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "21_int8": int8,
     "22_detection": detection,
     "23_cost": cost,
+    "24_training": training,
+    "25_evaluation": evaluation,
 }
 
 
