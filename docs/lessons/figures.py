@@ -1030,6 +1030,51 @@ def evaluation(name: str) -> None:
     draw.save(name)
 
 
+def interpretability(name: str) -> None:
+    """What lesson 26 measures on mini: the ablated heads, and the patched vectors."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("interpretability").parts:
+            if part.kind == "python" and "patched" not in lesson:
+                exec(part.text, lesson)
+    effect, attended = lesson["effect"], lesson["attended"]
+    count, heads = effect.shape
+    most, cell = effect.max().item(), 120 / heads
+    below = 60 + cell * count
+    draw = Drawing(below + 334, 344)
+    for left, title, values, top in (
+        (44, "lost without it", effect.clamp(min=0), most),
+        (204, "attends to the picture", attended, 1.0),
+    ):
+        draw.text(left + 60, 20, title, "strong")
+        draw.heat(left, 32, values, cell, most=top)
+        draw.text(left + 60, below - 10, "heads", "soft small")
+        draw.legend(left, below, f"{top:.1f}")
+    for i in range(count):
+        draw.text(38, 36 + cell * (i + 0.5), f"layer {i}", "small soft", "end")
+    top = below + 68
+    draw.text(8, top - 12, "how much of the answer moves", "strong", "start")
+    curves = [
+        (range(count + 1), values, kind)
+        for values, kind in zip(lesson["patched"].values(), ("s-blue", "s-orange"), strict=True)
+    ]
+    place = draw.plot(32, top, 296, 150, (0, count, 0, 1.001), *curves)
+    for at in (0, 1):
+        draw.text(26, place(0, at)[1] + 4, str(at), "small soft", "end")
+    for depth in range(count + 1):
+        words = "input" if not depth else f"after {depth - 1}"
+        anchor = "start" if not depth else "end" if depth == count else "middle"
+        draw.text(place(depth, 0)[0], top + 168, words, "small soft", anchor)
+    for i, (words, kind) in enumerate(
+        (("the picture's vectors exchanged", "blue"), ("the last word's vector", "orange"))
+    ):
+        draw.rect(32, top + 190 + 22 * i, 12, 12, kind)
+        draw.text(52, top + 200 + 22 * i, words, "", "start")
+    draw.text(8, top + 250, "1: it names the other picture's colour", "small soft", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1056,6 +1101,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "23_cost": cost,
     "24_training": training,
     "25_evaluation": evaluation,
+    "26_interpretability": interpretability,
 }
 
 
