@@ -1042,7 +1042,7 @@ def interpretability(name: str) -> None:
     count, heads = effect.shape
     most, cell = effect.max().item(), 120 / heads
     below = 60 + cell * count
-    draw = Drawing(below + 334, 344)
+    draw = Drawing(below + 330, 344)
     for left, title, values, top in (
         (44, "lost without it", effect.clamp(min=0), most),
         (204, "attends to the picture", attended, 1.0),
@@ -1075,6 +1075,35 @@ def interpretability(name: str) -> None:
     draw.save(name)
 
 
+def serving(name: str) -> None:
+    """Lesson 27's eight answers in three rows."""
+    lengths = [3, 9, 2, 4, 7, 2, 5, 3]
+    static = [
+        (sum(max(lengths[j : j + 3]) for j in range(0, i - i % 3, 3)), i % 3) for i in range(8)
+    ]
+    running, free = [], [0, 0, 0]
+    for length in lengths:  # each begins in the row that is free first
+        row = free.index(min(free))
+        running.append((free[row], row))
+        free[row] += length
+    draw = Drawing(286, 344)
+    each = 332 / 21
+    for top, title, starts in ((28, "static batches", static), (150, "a running batch", running)):
+        steps = max(start + length for (start, _), length in zip(starts, lengths, strict=True))
+        draw.text(6, top - 10, title, "strong", "start")
+        draw.text(338, top - 10, f"{steps} steps", "soft", "end")
+        for row in range(3):
+            draw.rect(6, top + 28 * row, each * steps, 24, "faint")
+        for i, ((start, row), length) in enumerate(zip(starts, lengths, strict=True)):
+            kind = ("blue", "orange", "green")[i % 3]
+            x, y = 6 + each * start, top + 28 * row
+            draw.rect(x, y, each * length - 2, 24, kind, 0.75)
+            draw.text(x + each * length / 2 - 1, y + 17, str(length))
+    draw.text(6, 258, "a row each; the numbers: tokens of an answer;", "soft small", "start")
+    draw.text(6, 274, "pale: nobody is served", "soft small", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1102,6 +1131,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "24_training": training,
     "25_evaluation": evaluation,
     "26_interpretability": interpretability,
+    "27_serving": serving,
 }
 
 
