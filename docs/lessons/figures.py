@@ -1104,6 +1104,42 @@ def serving(name: str) -> None:
     draw.save(name)
 
 
+def connectors(name: str) -> None:
+    """Tokens of a 448-pixel picture by connector; a page of 4 : 1 cut into patches."""
+    draw = Drawing(494, 344)
+    draw.text(6, 18, "tokens of a picture of 448 × 448", "strong", "start")
+    for i, (words, count) in enumerate(
+        (
+            ("linear, MLP", 1024),
+            ("pixel shuffle, 2 × 2", 256),
+            ("mean of 4 × 4", 64),
+            ("Q-Former", 32),
+            ("cross-attention", 0),
+        )
+    ):
+        y = 30 + 28 * i
+        draw.text(138, y + 15, words, "", "end")
+        draw.rect(144, y, 156, 20, "faint")
+        if count:
+            draw.rect(144, y, 156 * count / 1024, 20, "blue")
+        draw.text(338, y + 15, str(count), "soft", "end")
+
+    def cut(x: float, y: float, w: float, h: float, columns: int, rows: int) -> None:
+        draw.rect(x, y, w, h, "faint")
+        lines = "".join(f"M{x + w * i / columns:.1f} {y}v{h}" for i in range(columns + 1))
+        lines += "".join(f"M{x} {y + h * i / rows:.1f}h{w}" for i in range(rows + 1))
+        draw.parts.append(f'<path class="s-blue" stroke-width="0.8" d="{lines}"/>')
+
+    draw.text(6, 200, "a page of 1600 × 400, 256 patches at most", "strong", "start")
+    draw.text(6, 222, "squashed to a square: 16 × 16", "soft", "start")
+    cut(6, 230, 332, 83, 16, 16)
+    draw.text(6, 336, "NaFlex: 32 × 8", "soft", "start")
+    cut(6, 344, 332, 83, 32, 8)
+    draw.text(6, 450, "4 tiles and the whole, 16 × 16 each: 1280", "soft", "start")
+    draw.text(6, 478, "(as cut: PaliGemma, SigLIP 2, Gemma 3)", "soft small", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1132,6 +1168,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "25_evaluation": evaluation,
     "26_interpretability": interpretability,
     "27_serving": serving,
+    "28_connectors": connectors,
 }
 
 

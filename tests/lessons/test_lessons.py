@@ -73,7 +73,9 @@ def test_the_figure_is_one_that_is_drawn(lesson: Lesson) -> None:
     assert [name for name in names if f'"{name}":' not in script] == []
 
 
-@pytest.mark.parametrize("name", ["01_architecture", "14_gqa", "15_masks", "23_cost", "27_serving"])
+@pytest.mark.parametrize(
+    "name", ["01_architecture", "14_gqa", "15_masks", "23_cost", "27_serving", "28_connectors"]
+)
 def test_figures_of_sizes_and_masks_are_up_to_date(name: str, tmp_path: Path) -> None:
     """Those that no weight is needed for, so that every machine draws the same."""
     figures = runpy.run_path(str(FOLDER / "figures.py"))
