@@ -1136,7 +1136,7 @@ def connectors(name: str) -> None:
     draw.text(6, 336, "NaFlex: 32 × 8", "soft", "start")
     cut(6, 344, 332, 83, 32, 8)
     draw.text(6, 450, "4 tiles and the whole, 16 × 16 each: 1280", "soft", "start")
-    draw.text(6, 478, "(as cut: PaliGemma, SigLIP 2, Gemma 3)", "soft small", "start")
+    draw.text(6, 478, "the ways of PaliGemma, SigLIP 2 and Gemma 3", "soft small", "start")
     draw.save(name)
 
 
