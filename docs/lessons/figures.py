@@ -1140,6 +1140,32 @@ def connectors(name: str) -> None:
     draw.save(name)
 
 
+def zero_shot(name: str) -> None:
+    """Lesson 29's matrix: mini-dual's cosines of 24 drawings and 24 descriptions."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("zero_shot").parts:
+            if part.kind == "python" and "names" not in lesson:
+                exec(part.text, lesson)
+    cosines, names = lesson["cosines"], lesson["names"]
+    draw = Drawing(398, 344)
+    cell, left, top = 11, 72, 32
+    draw.text(left + 132, 18, "descriptions", "strong")
+    draw.heat(left, top, cosines, cell, most=1)
+    for i, shape in enumerate(("circles", "squares", "triangles")):
+        draw.text(left - 8, top + 88 * i + 48, shape, "", "end")
+        draw.text(left + 88 * i + 44, top + 282, shape, "soft")
+    for i in (8, 16):
+        at = cell * i - 0.5
+        draw.parts.append(f'<path class="line" d="M{left} {top + at}h264M{left + at} {top}v264"/>')
+    draw.legend(left, 332, "+1", "−1")
+    draw.text(204, 343, "cosine", "soft small", "start")
+    words = f"rows: drawings; of each shape {len(names) // 3} colours in turn"
+    draw.text(6, 382, words, "soft small", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1169,6 +1195,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "26_interpretability": interpretability,
     "27_serving": serving,
     "28_connectors": connectors,
+    "29_zero_shot": zero_shot,
 }
 
 
