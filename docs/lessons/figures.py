@@ -1166,6 +1166,30 @@ def zero_shot(name: str) -> None:
     draw.save(name)
 
 
+def after(name: str) -> None:
+    """What six layers keep of 32 768 tokens: each layer a bar, whole where it is global."""
+    draw = Drawing(346, 344)
+    n = 32768
+    for i, (title, kept) in enumerate(
+        (
+            ("Gemma: all global", [n] * 6),
+            ("Gemma 2: 1 : 1, window 4096", [4096, n] * 3),
+            ("Gemma 3: 5 : 1, window 1024", [1024] * 5 + [n]),
+        )
+    ):
+        top = 28 + 104 * i
+        draw.text(6, top - 8, title, "strong", "start")
+        draw.text(338, top - 8, f"{sum(kept) / (6 * n):.0%}", "soft", "end")
+        for layer, count in enumerate(kept):
+            y = top + 11 * layer
+            draw.rect(6, y, 332, 9, "faint")
+            draw.rect(
+                338 - 332 * count / n, y, 332 * count / n, 9, "blue" if count == n else "orange"
+            )
+    draw.text(6, 338, "the right end is now; blue: global, orange: local", "soft small", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1196,6 +1220,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "27_serving": serving,
     "28_connectors": connectors,
     "29_zero_shot": zero_shot,
+    "30_after": after,
 }
 
 

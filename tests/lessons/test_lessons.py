@@ -74,7 +74,8 @@ def test_the_figure_is_one_that_is_drawn(lesson: Lesson) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["01_architecture", "14_gqa", "15_masks", "23_cost", "27_serving", "28_connectors"]
+    "name",
+    ["01_architecture", "14_gqa", "15_masks", "23_cost", "27_serving", "28_connectors", "30_after"],
 )
 def test_figures_of_sizes_and_masks_are_up_to_date(name: str, tmp_path: Path) -> None:
     """Those that no weight is needed for, so that every machine draws the same."""
