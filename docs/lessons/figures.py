@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -1190,6 +1191,45 @@ def after(name: str) -> None:
     draw.save(name)
 
 
+def inference(name: str) -> None:
+    """mini's file of weights: the header's length, the header, and whose the numbers are."""
+    path = Path(paliglass.__file__).parent / "mini" / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    parts = {"vision tower": 0, "projector": 0, "words": 0, "decoder": 0}
+    for key, one in header.items():
+        start, end = one["data_offsets"]
+        part = "words" if "embed_tokens" in key else "decoder"
+        if key.startswith("vision"):
+            part = "vision tower"
+        parts["projector" if "projector" in key else part] += end - start
+    draw = Drawing(372, 344)
+    draw.label(6, 10, 332, 44, f"8 bytes\nhow long the header is: {length:,}", "faint")
+    lines = (
+        f"{length:,} bytes of JSON\nof each of {len(header)} tensors its dtype,\nshape and place"
+    )
+    draw.label(6, 64, 332, 64, lines)
+    draw.label(
+        6, 138, 332, 44, f"{len(data) - 8 - length:,} bytes\nnumbers, and nothing else", "faint"
+    )
+    draw.text(6, 214, "whose they are", "strong", "start")
+    total = sum(parts.values())
+    for i, ((words, size), kind) in enumerate(
+        zip(parts.items(), ("blue", "green", "grey", "orange"), strict=True)
+    ):
+        y = 226 + 30 * i
+        draw.text(98, y + 15, words, "", "end")
+        draw.rect(106, y, 184, 20, "faint")
+        draw.rect(106, y, max(184 * size / total, 1), 20, kind)
+        draw.text(338, y + 15, f"{size / total:.0%}", "soft", "end")
+    draw.text(
+        6, 364, "mini's model.safetensors; the output layer is the words", "soft small", "start"
+    )
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1221,6 +1261,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "28_connectors": connectors,
     "29_zero_shot": zero_shot,
     "30_after": after,
+    "31_inference": inference,
 }
 
 
