@@ -1230,6 +1230,24 @@ def inference(name: str) -> None:
     draw.save(name)
 
 
+def masks_and_reading(name: str) -> None:
+    """Lesson 32's four masks, and what mini's codec makes of their sixteen codes."""
+    lesson: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("masks_and_reading").parts:
+            if part.kind == "python" and "back" not in lesson:
+                exec(part.text, lesson)
+    draw = Drawing(244, 344)
+    for i, (title, mask) in enumerate(lesson["masks"].items()):
+        x, back = 12 + 82 * i, lesson["back"][title]
+        draw.heat(x, 12, mask.float(), 1.15, most=1)
+        draw.heat(x, 126, back.float(), 1.15, most=1)
+        draw.text(x + 37, 106, title, "small")
+        draw.text(x + 37, 218, f"IoU {lesson['iou'](mask, back):.2f}", "small soft")
+    draw.text(172, 240, "above: 4096 pixels; below: after 16 tokens", "soft small")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1262,6 +1280,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "29_zero_shot": zero_shot,
     "30_after": after,
     "31_inference": inference,
+    "32_masks_and_reading": masks_and_reading,
 }
 
 
