@@ -95,6 +95,19 @@ def test_the_source_shown_is_the_packages() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_outputs_are_written_beneath_their_code(tmp_path: Path) -> None:
+    page = tmp_path / "01_sums.md"
+    page.write_text(
+        "# 01 · Sums\n\n```python\nx = 1\n```\n\n```text\ngone\n```\n\nThen:\n\n"
+        "```python\nprint(x + 1)\n```\n\nEnd.\n"
+    )
+    with_outputs = runpy.run_path(str(FOLDER / "outputs.py"))["with_outputs"]
+    assert with_outputs(Lesson(page, 1, "sums")) == (
+        "# 01 · Sums\n\n```python\nx = 1\n```\n\nThen:\n\n"
+        "```python\nprint(x + 1)\n```\n\n```text\n2\n```\n\nEnd.\n"
+    )
+
+
 def test_lessons_are_numbered_in_order() -> None:
     assert [one.number for one in LESSONS] == list(range(1, len(LESSONS) + 1))
     assert len({one.topic for one in LESSONS}) == len(LESSONS)
