@@ -275,13 +275,19 @@ def norms(name: str) -> None:
         ),
         ("RMSNorm", x / x.square().mean(1, keepdim=True).sqrt(), "each row, no mean"),
     ]
-    draw = Drawing(660)
+    draw = Drawing(378)
     for i, (title, values, how) in enumerate(rows):
         left, top = 28 + 200 * (i % 2), 18 + 166 * (i // 2)
         draw.text(left + 72, top, title, "strong")
         draw.heat(left, top + 10, values, 24, most=3)
         draw.text(left + 72, top + 146, how, "soft small")
     draw.legend(140, 346, "+3", "−3")
+    draw.save(name)
+
+
+def covariate_shift(name: str) -> None:
+    torch.manual_seed(3)
+    draw = Drawing(280)
     train, test = torch.randn(60) * 0.5 + 0.5, torch.randn(60) * 0.3
 
     def fit(points: Tensor, weights: Tensor) -> tuple[float, float]:
@@ -298,7 +304,7 @@ def norms(name: str) -> None:
     lines = ((fit(train, torch.ones(60)), "s-grey"), (fit(train, weights), "s-orange"))
     place = draw.plot(
         14,
-        392,
+        12,
         372,
         150,
         (-1, 1.6, -0.9, 1.5),
@@ -318,8 +324,8 @@ def norms(name: str) -> None:
             ("the line, weighted for the test inputs", "orange"),
         )
     ):
-        draw.rect(14, 562 + 24 * i, 12, 12, kind)
-        draw.text(34, 572 + 24 * i, words, "", "start")
+        draw.rect(14, 182 + 24 * i, 12, 12, kind)
+        draw.text(34, 192 + 24 * i, words, "", "start")
     draw.save(name)
 
 
@@ -1281,6 +1287,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "30_after": after,
     "31_inference": inference,
     "32_masks_and_reading": masks_and_reading,
+    "33_covariate_shift": covariate_shift,
 }
 
 
