@@ -38,8 +38,9 @@ bench: $(VENV)/.installed-test
 	test -d $(BENCH) || $(BIN)/python -m workshop.random_checkpoint paligemma-3b-224 $(BENCH)
 	$(BIN)/python -m workshop.peers $(BENCH) --markdown --chart docs/bench.svg
 
-# The lessons' figures, drawn from real tensors, and the source that the lessons show.
+# The lessons' outputs and figures, from real tensors, and the source that the lessons show.
 docs: $(VENV)/.installed-test
+	$(BIN)/python docs/lessons/outputs.py
 	$(BIN)/python docs/lessons/figures.py
 	$(BIN)/python docs/architecture.py
 	$(BIN)/cog -r -I docs README.md docs/commands.md

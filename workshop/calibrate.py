@@ -159,40 +159,54 @@ def calibration_error(scores: Sequence[float], right: Sequence[bool]) -> float:
     return gaps / max(sum(count for *_, count in rows), 1)
 
 
+_STYLE = """
+  text { font: 13px system-ui, sans-serif; fill: #22242a } .small { font-size: 11px }
+  .soft { fill: #6c6f78 } .line { stroke: #6c6f78; fill: none }
+  .raw { fill: #d9822b } .calibrated { fill: #2f6fb7 }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e8e6e1 } .soft { fill: #9a9ca5 } .line { stroke: #9a9ca5 }
+    .raw { fill: #eda04f } .calibrated { fill: #6aa9ee }
+  }
+"""
+
+
 def draw_diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Sequence[bool]]]) -> str:
-    """Reliability before and after, an SVG: for each task (raw, calibrated, right)."""
-    side, gap = 200, 50
-    width = gap + (side + gap) * len(panels)
+    """Reliability before and after, an SVG: for each task (raw, calibrated, right).
+
+    Two panels a row, 344 pixels wide, so that a phone shows it whole; light or dark as the page.
+    """
+    side, columns = 130, 2
+    height = 216 * -(-len(panels) // columns)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {side + 110}" '
-        f'width="{width}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{side + 110}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 344 {height}" width="344">',
+        f"<style>{_STYLE}</style>",
     ]
     for i, (task, (raw, calibrated, right)) in enumerate(panels.items()):
-        left, top = gap + i * (side + gap), 30
+        left, top = 30 + 172 * (i % columns), 28 + 216 * (i // columns)
+        end, floor = left + side, top + side
         parts += [
-            f'<text x="{left}" y="20" font-weight="bold">{html.escape(task)} ({len(right)})</text>',
-            f'<rect x="{left}" y="{top}" width="{side}" height="{side}" fill="none" '
-            'stroke="#888"/>',
-            f'<path d="M{left} {top + side}L{left + side} {top}" stroke="#888" '
-            'stroke-dasharray="4"/>',
-            f'<text x="{left}" y="{top + side + 16}">0</text>',
-            f'<text x="{left + side}" y="{top + side + 16}" text-anchor="end">1, score</text>',
-            f'<text x="{left - 4}" y="{top + 10}" text-anchor="end">right</text>',
+            f'<text x="{left}" y="{top - 10}" font-weight="650">{html.escape(task)}</text>',
+            f'<text class="soft small" x="{end}" y="{top - 10}" text-anchor="end">'
+            f"{len(right)} answers</text>",
+            f'<path class="line" d="M{left} {top}V{floor}H{end}"/>',
+            f'<path class="line" stroke-dasharray="3 4" d="M{left} {floor}L{end} {top}"/>',
+            f'<text class="soft small" x="{left - 6}" y="{top + 8}" text-anchor="end">1</text>',
+            f'<text class="soft small" x="{left - 6}" y="{floor}" text-anchor="end">0</text>',
+            f'<text class="soft small" transform="translate({left - 8} {top + side / 2}) '
+            'rotate(-90)" text-anchor="middle">right</text>',
+            f'<text class="soft small" x="{end}" y="{floor + 14}" text-anchor="end">score 1</text>',
         ]
-        for j, (name, colour, scores) in enumerate(
-            (("raw", "#d1495b", raw), ("calibrated", "#00798c", calibrated))
-        ):
+        for j, (name, scores) in enumerate((("raw", raw), ("calibrated", calibrated))):
             for mean, share, count in reliability(scores, right):
                 radius = 2 + 8 * (count / len(right)) ** 0.5
                 parts.append(
-                    f'<circle cx="{left + mean * side:.1f}" cy="{top + (1 - share) * side:.1f}" '
-                    f'r="{radius:.1f}" fill="{colour}" fill-opacity="0.7"/>'
+                    f'<circle class="{name}" fill-opacity="0.75" cx="{left + mean * side:.1f}" '
+                    f'cy="{top + (1 - share) * side:.1f}" r="{radius:.1f}"/>'
                 )
             error = calibration_error(scores, right)
             parts.append(
-                f'<text x="{left}" y="{top + side + 36 + 18 * j}" fill="{colour}">{name}: '
-                f"error {error:.3f}</text>"
+                f'<text class="{name} small" x="{left}" y="{floor + 30 + 15 * j}">{name}: error '
+                f"{error:.3f}</text>"
             )
     return "\n".join([*parts, "</svg>"]) + "\n"
 

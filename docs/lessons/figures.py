@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -274,13 +275,19 @@ def norms(name: str) -> None:
         ),
         ("RMSNorm", x / x.square().mean(1, keepdim=True).sqrt(), "each row, no mean"),
     ]
-    draw = Drawing(660)
+    draw = Drawing(378)
     for i, (title, values, how) in enumerate(rows):
         left, top = 28 + 200 * (i % 2), 18 + 166 * (i // 2)
         draw.text(left + 72, top, title, "strong")
         draw.heat(left, top + 10, values, 24, most=3)
         draw.text(left + 72, top + 146, how, "soft small")
     draw.legend(140, 346, "+3", "−3")
+    draw.save(name)
+
+
+def covariate_shift(name: str) -> None:
+    torch.manual_seed(3)
+    draw = Drawing(280)
     train, test = torch.randn(60) * 0.5 + 0.5, torch.randn(60) * 0.3
 
     def fit(points: Tensor, weights: Tensor) -> tuple[float, float]:
@@ -297,7 +304,7 @@ def norms(name: str) -> None:
     lines = ((fit(train, torch.ones(60)), "s-grey"), (fit(train, weights), "s-orange"))
     place = draw.plot(
         14,
-        392,
+        12,
         372,
         150,
         (-1, 1.6, -0.9, 1.5),
@@ -317,8 +324,8 @@ def norms(name: str) -> None:
             ("the line, weighted for the test inputs", "orange"),
         )
     ):
-        draw.rect(14, 562 + 24 * i, 12, 12, kind)
-        draw.text(34, 572 + 24 * i, words, "", "start")
+        draw.rect(14, 182 + 24 * i, 12, 12, kind)
+        draw.text(34, 192 + 24 * i, words, "", "start")
     draw.save(name)
 
 
@@ -958,6 +965,295 @@ def cost(name: str) -> None:
     draw.save(name)
 
 
+def training(name: str) -> None:
+    """The losses of lesson 24's four runs, each the mean of the last ten steps."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("training").parts:
+            if part.kind == "python" and "curves" not in lesson:
+                exec(part.text, lesson)
+    draw = Drawing(368, 344)
+    kinds = ("grey", "orange", "blue", "green")
+    lines = []
+    for (words, losses), kind in zip(lesson["curves"].items(), kinds, strict=True):
+        means = torch.tensor(losses).unfold(0, 10, 1).mean(1).tolist()
+        lines.append((range(9, 9 + len(means)), means, f"s-{kind}"))
+        y = 278 + 22 * len(lines)
+        draw.rect(36, y - 10, 12, 12, kind)
+        draw.text(56, y, words.replace("trained", "a trained tower"), "", "start")
+    steps = len(losses)
+    place = draw.plot(36, 28, 296, 216, (0, steps, 0, 2), *lines)
+    for loss in (0, 1, 2):
+        draw.text(28, place(0, loss)[1] + 4, str(loss), "small soft", "end")
+    for step in (0, steps // 2, steps):
+        draw.text(place(step, 0)[0], 262, str(step), "small soft")
+    draw.text(36, 18, "loss, nats a word", "soft small", "start")
+    draw.text(332, 278, "steps", "soft small", "end")
+    draw.save(name)
+
+
+def evaluation(name: str) -> None:
+    """What lesson 25 measures on mini."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("evaluation").parts:
+            if part.kind == "python" and "scaled" not in lesson:
+                exec(part.text, lesson)
+    draw = Drawing(504, 344)
+    draw.text(8, 18, "is there a red circle? right, of 32", "strong", "start")
+    for i, (words, share) in enumerate(lesson["found"].items()):
+        y = 32 + 28 * i
+        draw.text(94, y + 15, words, "", "end")
+        draw.rect(100, y, 200, 20, "faint")
+        draw.rect(100, y, 200 * share, 20, "grey" if i else "blue")
+        draw.text(336, y + 15, f"{share:.2f}", "soft", "end")
+    draw.parts.append('<path class="line" stroke-dasharray="3 4" d="M200 28V116"/>')
+    draw.text(200, 132, "a coin", "small soft")
+    draw.text(8, 168, "what colour is it? right, by score", "strong", "start")
+    place = draw.plot(32, 182, 296, 240, (0, 1, 0, 1), ((0.0, 1.0), (0.0, 1.0), "s-grey"))
+    hits = lesson["rest"]
+    for scores, kind in ((lesson["raw"], "orange"), (lesson["scaled"], "blue")):
+        for score, share, count in lesson["bins"](scores, hits):
+            x, y = place(score, share)
+            size = 4 + 14 * (count / len(hits)) ** 0.5
+            draw.parts.append(
+                f'<circle class="{kind}" fill-opacity="0.8" cx="{x:.1f}" cy="{y:.1f}" '
+                f'r="{size:.1f}"/>'
+            )
+    for at in (0, 1):
+        draw.text(26, place(0, at)[1] + 4, str(at), "small soft", "end")
+        draw.text(place(at, 0)[0], 438, str(at), "small soft")
+    draw.text(180, 444, "score", "small soft")
+    draw.text(40, 192, "share that is right", "small soft", "start")
+    draw.text(232, 330, "as often as it says", "small soft", "start")
+    for i, (words, kind) in enumerate((("raw scores", "orange"), ("after Platt scaling", "blue"))):
+        draw.rect(32 + 130 * i, 456, 12, 12, kind)
+        draw.text(50 + 130 * i, 466, words, "", "start")
+    draw.text(
+        8, 492, "the larger, the more answers: of 32 discs under noise", "small soft", "start"
+    )
+    draw.save(name)
+
+
+def interpretability(name: str) -> None:
+    """What lesson 26 measures on mini: the ablated heads, and the patched vectors."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("interpretability").parts:
+            if part.kind == "python" and "patched" not in lesson:
+                exec(part.text, lesson)
+    effect, attended = lesson["effect"], lesson["attended"]
+    count, heads = effect.shape
+    most, cell = effect.max().item(), 120 / heads
+    below = 60 + cell * count
+    draw = Drawing(below + 330, 344)
+    for left, title, values, top in (
+        (44, "lost without it", effect.clamp(min=0), most),
+        (204, "attends to the picture", attended, 1.0),
+    ):
+        draw.text(left + 60, 20, title, "strong")
+        draw.heat(left, 32, values, cell, most=top)
+        draw.text(left + 60, below - 10, "heads", "soft small")
+        draw.legend(left, below, f"{top:.1f}")
+    for i in range(count):
+        draw.text(38, 36 + cell * (i + 0.5), f"layer {i}", "small soft", "end")
+    top = below + 68
+    draw.text(8, top - 12, "how much of the answer moves", "strong", "start")
+    curves = [
+        (range(count + 1), values, kind)
+        for values, kind in zip(lesson["patched"].values(), ("s-blue", "s-orange"), strict=True)
+    ]
+    place = draw.plot(32, top, 296, 150, (0, count, 0, 1.001), *curves)
+    for at in (0, 1):
+        draw.text(26, place(0, at)[1] + 4, str(at), "small soft", "end")
+    for depth in range(count + 1):
+        words = "input" if not depth else f"after {depth - 1}"
+        anchor = "start" if not depth else "end" if depth == count else "middle"
+        draw.text(place(depth, 0)[0], top + 168, words, "small soft", anchor)
+    for i, (words, kind) in enumerate(
+        (("the picture's vectors exchanged", "blue"), ("the last word's vector", "orange"))
+    ):
+        draw.rect(32, top + 190 + 22 * i, 12, 12, kind)
+        draw.text(52, top + 200 + 22 * i, words, "", "start")
+    draw.text(8, top + 250, "1: it names the other picture's colour", "small soft", "start")
+    draw.save(name)
+
+
+def serving(name: str) -> None:
+    """Lesson 27's eight answers in three rows."""
+    lengths = [3, 9, 2, 4, 7, 2, 5, 3]
+    static = [
+        (sum(max(lengths[j : j + 3]) for j in range(0, i - i % 3, 3)), i % 3) for i in range(8)
+    ]
+    running, free = [], [0, 0, 0]
+    for length in lengths:  # each begins in the row that is free first
+        row = free.index(min(free))
+        running.append((free[row], row))
+        free[row] += length
+    draw = Drawing(286, 344)
+    each = 332 / 21
+    for top, title, starts in ((28, "static batches", static), (150, "a running batch", running)):
+        steps = max(start + length for (start, _), length in zip(starts, lengths, strict=True))
+        draw.text(6, top - 10, title, "strong", "start")
+        draw.text(338, top - 10, f"{steps} steps", "soft", "end")
+        for row in range(3):
+            draw.rect(6, top + 28 * row, each * steps, 24, "faint")
+        for i, ((start, row), length) in enumerate(zip(starts, lengths, strict=True)):
+            kind = ("blue", "orange", "green")[i % 3]
+            x, y = 6 + each * start, top + 28 * row
+            draw.rect(x, y, each * length - 2, 24, kind, 0.75)
+            draw.text(x + each * length / 2 - 1, y + 17, str(length))
+    draw.text(6, 258, "a row each; the numbers: tokens of an answer;", "soft small", "start")
+    draw.text(6, 274, "pale: nobody is served", "soft small", "start")
+    draw.save(name)
+
+
+def connectors(name: str) -> None:
+    """Tokens of a 448-pixel picture by connector; a page of 4 : 1 cut into patches."""
+    draw = Drawing(494, 344)
+    draw.text(6, 18, "tokens of a picture of 448 × 448", "strong", "start")
+    for i, (words, count) in enumerate(
+        (
+            ("linear, MLP", 1024),
+            ("pixel shuffle, 2 × 2", 256),
+            ("mean of 4 × 4", 64),
+            ("Q-Former", 32),
+            ("cross-attention", 0),
+        )
+    ):
+        y = 30 + 28 * i
+        draw.text(138, y + 15, words, "", "end")
+        draw.rect(144, y, 156, 20, "faint")
+        if count:
+            draw.rect(144, y, 156 * count / 1024, 20, "blue")
+        draw.text(338, y + 15, str(count), "soft", "end")
+
+    def cut(x: float, y: float, w: float, h: float, columns: int, rows: int) -> None:
+        draw.rect(x, y, w, h, "faint")
+        lines = "".join(f"M{x + w * i / columns:.1f} {y}v{h}" for i in range(columns + 1))
+        lines += "".join(f"M{x} {y + h * i / rows:.1f}h{w}" for i in range(rows + 1))
+        draw.parts.append(f'<path class="s-blue" stroke-width="0.8" d="{lines}"/>')
+
+    draw.text(6, 200, "a page of 1600 × 400, 256 patches at most", "strong", "start")
+    draw.text(6, 222, "squashed to a square: 16 × 16", "soft", "start")
+    cut(6, 230, 332, 83, 16, 16)
+    draw.text(6, 336, "NaFlex: 32 × 8", "soft", "start")
+    cut(6, 344, 332, 83, 32, 8)
+    draw.text(6, 450, "4 tiles and the whole, 16 × 16 each: 1280", "soft", "start")
+    draw.text(6, 478, "the ways of PaliGemma, SigLIP 2 and Gemma 3", "soft small", "start")
+    draw.save(name)
+
+
+def zero_shot(name: str) -> None:
+    """Lesson 29's matrix: mini-dual's cosines of 24 drawings and 24 descriptions."""
+    lesson: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("zero_shot").parts:
+            if part.kind == "python" and "names" not in lesson:
+                exec(part.text, lesson)
+    cosines, names = lesson["cosines"], lesson["names"]
+    draw = Drawing(398, 344)
+    cell, left, top = 11, 72, 32
+    draw.text(left + 132, 18, "descriptions", "strong")
+    draw.heat(left, top, cosines, cell, most=1)
+    for i, shape in enumerate(("circles", "squares", "triangles")):
+        draw.text(left - 8, top + 88 * i + 48, shape, "", "end")
+        draw.text(left + 88 * i + 44, top + 282, shape, "soft")
+    for i in (8, 16):
+        at = cell * i - 0.5
+        draw.parts.append(f'<path class="line" d="M{left} {top + at}h264M{left + at} {top}v264"/>')
+    draw.legend(left, 332, "+1", "−1")
+    draw.text(204, 343, "cosine", "soft small", "start")
+    words = f"rows: drawings; of each shape {len(names) // 3} colours in turn"
+    draw.text(6, 382, words, "soft small", "start")
+    draw.save(name)
+
+
+def after(name: str) -> None:
+    """What six layers keep of 32 768 tokens: each layer a bar, whole where it is global."""
+    draw = Drawing(346, 344)
+    n = 32768
+    for i, (title, kept) in enumerate(
+        (
+            ("Gemma: all global", [n] * 6),
+            ("Gemma 2: 1 : 1, window 4096", [4096, n] * 3),
+            ("Gemma 3: 5 : 1, window 1024", [1024] * 5 + [n]),
+        )
+    ):
+        top = 28 + 104 * i
+        draw.text(6, top - 8, title, "strong", "start")
+        draw.text(338, top - 8, f"{sum(kept) / (6 * n):.0%}", "soft", "end")
+        for layer, count in enumerate(kept):
+            y = top + 11 * layer
+            draw.rect(6, y, 332, 9, "faint")
+            draw.rect(
+                338 - 332 * count / n, y, 332 * count / n, 9, "blue" if count == n else "orange"
+            )
+    draw.text(6, 338, "the right end is now; blue: global, orange: local", "soft small", "start")
+    draw.save(name)
+
+
+def inference(name: str) -> None:
+    """mini's file of weights: the header's length, the header, and whose the numbers are."""
+    path = Path(paliglass.__file__).parent / "mini" / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    parts = {"vision tower": 0, "projector": 0, "words": 0, "decoder": 0}
+    for key, one in header.items():
+        start, end = one["data_offsets"]
+        part = "words" if "embed_tokens" in key else "decoder"
+        if key.startswith("vision"):
+            part = "vision tower"
+        parts["projector" if "projector" in key else part] += end - start
+    draw = Drawing(372, 344)
+    draw.label(6, 10, 332, 44, f"8 bytes\nhow long the header is: {length:,}", "faint")
+    lines = (
+        f"{length:,} bytes of JSON\nof each of {len(header)} tensors its dtype,\nshape and place"
+    )
+    draw.label(6, 64, 332, 64, lines)
+    draw.label(
+        6, 138, 332, 44, f"{len(data) - 8 - length:,} bytes\nnumbers, and nothing else", "faint"
+    )
+    draw.text(6, 214, "whose they are", "strong", "start")
+    total = sum(parts.values())
+    for i, ((words, size), kind) in enumerate(
+        zip(parts.items(), ("blue", "green", "grey", "orange"), strict=True)
+    ):
+        y = 226 + 30 * i
+        draw.text(98, y + 15, words, "", "end")
+        draw.rect(106, y, 184, 20, "faint")
+        draw.rect(106, y, max(184 * size / total, 1), 20, kind)
+        draw.text(338, y + 15, f"{size / total:.0%}", "soft", "end")
+    draw.text(
+        6, 364, "mini's model.safetensors; the output layer is the words", "soft small", "start"
+    )
+    draw.save(name)
+
+
+def masks_and_reading(name: str) -> None:
+    """Lesson 32's four masks, and what mini's codec makes of their sixteen codes."""
+    lesson: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for part in find("masks_and_reading").parts:
+            if part.kind == "python" and "back" not in lesson:
+                exec(part.text, lesson)
+    draw = Drawing(244, 344)
+    for i, (title, mask) in enumerate(lesson["masks"].items()):
+        x, back = 12 + 82 * i, lesson["back"][title]
+        draw.heat(x, 12, mask.float(), 1.15, most=1)
+        draw.heat(x, 126, back.float(), 1.15, most=1)
+        draw.text(x + 37, 106, title, "small")
+        draw.text(x + 37, 218, f"IoU {lesson['iou'](mask, back):.2f}", "small soft")
+    draw.text(172, 240, "above: 4096 pixels; below: after 16 tokens", "soft small")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -982,6 +1278,16 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "21_int8": int8,
     "22_detection": detection,
     "23_cost": cost,
+    "24_training": training,
+    "25_evaluation": evaluation,
+    "26_interpretability": interpretability,
+    "27_serving": serving,
+    "28_connectors": connectors,
+    "29_zero_shot": zero_shot,
+    "30_after": after,
+    "31_inference": inference,
+    "32_masks_and_reading": masks_and_reading,
+    "33_covariate_shift": covariate_shift,
 }
 
 

@@ -28,7 +28,7 @@ def show(name: str, first: str = "", last: str = "") -> None:
     found = module
     for part in path.split("."):
         found = getattr(found, part)
-    found = inspect.unwrap(found)
+    found = inspect.unwrap(found.fget if isinstance(found, property) else found)
     lines, _ = inspect.getsourcelines(found)
     code = textwrap.dedent("".join(lines)).splitlines()
     kept = _without_docstring(code, bool(found.__doc__))

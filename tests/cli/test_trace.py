@@ -66,6 +66,12 @@ class TestLearn:
         assert "positions 7 and 6: dot product 0.0" in done.out  # as the page has it
         assert "held" not in done.out
 
+    def test_keeps_the_answers_until_asked(self, cli):
+        kept, told = cli("learn", "cost", "--no-run"), cli("learn", "cost", "--no-run", "--answers")
+        assert "--answers shows the answers." in kept.out
+        assert len(told.out) > len(kept.out) + 200
+        assert "--answers shows" not in told.out
+
     def test_an_unknown_topic(self, cli):
         done = cli("learn", "cooking")
         assert done.code == 1

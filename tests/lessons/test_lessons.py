@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "lessons"
 LESSONS = lessons()
 SECTIONS = ["By hand", "The source", "The same numbers", "Break it", "Exercises", "Papers"]
-NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
+# ≈ before a number: what a training ended with, which the rounding of another processor moves.
+NUMBER = re.compile(r"(≈?)(-?\d+\.\d*(?:e[+-]?\d+)?)")
 
 each = pytest.mark.parametrize("lesson", LESSONS, ids=lambda one: one.topic)
 
@@ -31,18 +32,20 @@ def test_the_code_runs_and_prints_what_is_shown(lesson: Lesson) -> None:
     for part, output in lesson.run():
         if part.kind == "text":
             assert printed is not None, "a text block follows no code"
-            assert "".join(NUMBER.sub("#", printed).split()) == "".join(
-                NUMBER.sub("#", part.text).split()
+            assert "".join(NUMBER.sub(r"\1#", printed).split()) == "".join(
+                NUMBER.sub(r"\1#", part.text).split()
             )
-            shown = [float(number) for number in NUMBER.findall(part.text)]
-            found = [float(number) for number in NUMBER.findall(printed)]
-            assert found == pytest.approx(shown, rel=2e-3, abs=2e-3)
+            for (about, shown), (_, found) in zip(
+                NUMBER.findall(part.text), NUMBER.findall(printed), strict=True
+            ):
+                rel, abs_ = (0.5, 0.2) if about else (2e-3, 2e-3)
+                assert float(found) == pytest.approx(float(shown), rel=rel, abs=abs_)
         if part.kind == "python":
             assert not printed, f"printed and not shown: {printed}"
         printed = output if part.kind == "python" else None if part.kind == "text" else printed
     assert not printed, f"printed and not shown: {printed}"
     assert lesson.num_asserts >= 2
-    assert time.process_time() - start < 10  # three seconds on a quick machine
+    assert time.process_time() - start < 20  # three seconds on a quick machine
 
 
 @each
@@ -70,7 +73,10 @@ def test_the_figure_is_one_that_is_drawn(lesson: Lesson) -> None:
     assert [name for name in names if f'"{name}":' not in script] == []
 
 
-@pytest.mark.parametrize("name", ["01_architecture", "14_gqa", "15_masks", "23_cost"])
+@pytest.mark.parametrize(
+    "name",
+    ["01_architecture", "14_gqa", "15_masks", "23_cost", "27_serving", "28_connectors", "30_after"],
+)
 def test_figures_of_sizes_and_masks_are_up_to_date(name: str, tmp_path: Path) -> None:
     """Those that no weight is needed for, so that every machine draws the same."""
     figures = runpy.run_path(str(FOLDER / "figures.py"))
@@ -87,6 +93,19 @@ def test_the_source_shown_is_the_packages() -> None:
         [sys.executable, *command, *pages], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_outputs_are_written_beneath_their_code(tmp_path: Path) -> None:
+    page = tmp_path / "01_sums.md"
+    page.write_text(
+        "# 01 · Sums\n\n```python\nx = 1\n```\n\n```text\ngone\n```\n\nThen:\n\n"
+        "```python\nprint(x + 1)\n```\n\nEnd.\n"
+    )
+    with_outputs = runpy.run_path(str(FOLDER / "outputs.py"))["with_outputs"]
+    assert with_outputs(Lesson(page, 1, "sums")) == (
+        "# 01 · Sums\n\n```python\nx = 1\n```\n\nThen:\n\n"
+        "```python\nprint(x + 1)\n```\n\n```text\n2\n```\n\nEnd.\n"
+    )
 
 
 def test_lessons_are_numbered_in_order() -> None:

@@ -27,6 +27,9 @@ def learn(
     run: Annotated[
         bool, typer.Option("--run/--no-run", help="Run the lesson's code, or only show it.")
     ] = True,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Show the answers to the exercises, too.")
+    ] = False,
 ) -> None:
     """List the lessons, or read one with its code running: paliglass learn rope."""
     from rich.console import Console
@@ -37,7 +40,7 @@ def learn(
     if topic is None:
         _list(console, lessons())
     else:
-        _show(console, find(topic), run)
+        _show(console, find(topic), run, answers)
 
 
 def _list(console: Console, lessons: list[Lesson]) -> None:
@@ -51,7 +54,7 @@ def _list(console: Console, lessons: list[Lesson]) -> None:
     console.print("\npaliglass learn TOPIC shows one and runs its code.", highlight=False)
 
 
-def _show(console: Console, lesson: Lesson, run: bool) -> None:
+def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
     from rich.markdown import Markdown
     from rich.padding import Padding
     from rich.syntax import Syntax
@@ -63,7 +66,7 @@ def _show(console: Console, lesson: Lesson, run: bool) -> None:
     try:
         for part, printed in steps:
             if part.kind == "markdown":
-                console.print(Markdown(_for_terminal(part.text)))
+                console.print(Markdown(_for_terminal(part.text, answers)))
             elif part.kind == "python":
                 console.print(Padding(Syntax(part.text.rstrip(), "python"), (1, 0)))
                 blocks += 1
@@ -83,8 +86,11 @@ def _show(console: Console, lesson: Lesson, run: bool) -> None:
         )
 
 
-def _for_terminal(text: str) -> str:
+def _for_terminal(text: str, answers: bool) -> str:
     """Markdown without what a terminal cannot show: comments, folding, pictures."""
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    if not answers:
+        hint = "*`--answers` shows the answers.*"
+        text = re.sub(r"<details>.*?</details>", hint, text, flags=re.DOTALL)
     text = re.sub(r"</?(details|summary)>", "", text)
     return re.sub(r"!\[(.*?)\]\((.*?)\)", r"*Figure: \1 (\2)*", text, flags=re.DOTALL)
