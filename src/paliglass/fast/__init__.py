@@ -4,13 +4,15 @@
 in here, and a test holds each replacement to the module that it replaces.
 
     int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
+    int4.py                  int4 matrices; quantized.py makes a model int8 or int4
     packed.py                bfloat16 matrices, laid out for a CPU's decoding
     widened.py               bfloat16 on processors without instructions for it
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
     cuda_graph.py            decoding as one CUDA graph; not used by itself yet
-    matrix.py decode.py      int8 and int4 matrices, and a token's whole way through the decoder, as
-                             compiled functions (numba); measured, not used by `accelerate` yet
+    compiled_model.py        decoding as one compiled function, for int8 and int4, with the extra `fast`:
+                             matrix.py decode.py call it, threads.py runs it, compiled.py keeps it,
+                             kernels.py step.py instructions.py are its source
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import torch
 from torch import nn
 
 from paliglass.errors import PaliglassError
-from paliglass.fast import attention, int8_model, last_positions, packed, widened
+from paliglass.fast import attention, compiled_model, last_positions, packed, quantized, widened
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 __all__ = ["METHODS", "accelerate", "explain", "multiplies_bfloat16"]
 
-METHODS = ("int8",)
+METHODS = ("int8", "int4")
 
 
 def accelerate(model: nn.Module, quantize: str | None = None) -> None:
@@ -37,14 +39,17 @@ def accelerate(model: nn.Module, quantize: str | None = None) -> None:
         model: a `PaliGemmaForConditionalGeneration`; with `quantize` also one of its layers or its
             table, so that a model can be quantized while it is read, and a model without memory
             (torch's meta device), to be filled with matrices that are quantized already.
-        quantize: "int8" makes the matrices int8; None leaves their numbers as they are.
+        quantize: "int8" makes the matrices int8, "int4" most of the decoder's int4 and the others
+            int8; None leaves their numbers as they are.
 
-    Raises PaliglassError for another method.
+    Raises PaliglassError for another method, and for int4 where it needs what is not there: the
+    extra `fast`, a processor with dot products of bytes, a model on the CPU.
     """
     if quantize not in (None, *METHODS):
         raise PaliglassError(f"quantize {quantize!r} is unknown: choose {', '.join(METHODS)}")
     if quantize is not None:
-        int8_model.replace_linears(model)
+        quantized.require(model, quantize)
+        quantized.replace_linears(model, quantize)
     if not isinstance(model, PaliGemmaForConditionalGeneration):
         return
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -54,7 +59,8 @@ def accelerate(model: nn.Module, quantize: str | None = None) -> None:
     if model.device.type != "cpu":
         return
     if quantize is not None:
-        int8_model.fuse(model)
+        quantized.fuse(model)
+        compiled_model.replace(model)
     else:
         packed.pack_linears(model.language_model)
     widened.widen(model, model.dtype)
@@ -68,7 +74,7 @@ def multiplies_bfloat16() -> bool:
 def explain(dtype: torch.dtype, quantize: str | None = None) -> list[str]:
     """What `accelerate` does for a model in this dtype on this processor, and why: a line each."""
     if quantize is not None:
-        return int8_model.explain()
+        return quantized.explain(quantize)
     if not widened.has_kernel(dtype):
         return [
             f"matrices stay {str(dtype).removeprefix('torch.')} and are widened to float32 a few "

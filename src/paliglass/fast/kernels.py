@@ -62,6 +62,7 @@ from paliglass.fast.threads import LINE
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPINS = 1000  # looks at a barrier before the thread sleeps: some 15 µs
+SPANS_AT_ONCE = 8  # of a panel, so that rows are read some lines at a time: 32 KiB in all
 TASK_BYTES = 1 << 17  # of weights, about, in one task
 # What describes a matrix to compiled code: int64, so many bytes from its address.
 BITS, WEIGHTS, SCALES, BLOCKS, SPANS, FIELDS = (8 * i for i in range(6))
@@ -609,9 +610,10 @@ def arrange(thread: int, threads: int, sync: int, job: int) -> None:
         first = panel * PANEL
         for c in range(PANEL):
             store_int32((totals + 4 * c, 0))
-        for s in range(spans):
+        for start in range(0, spans, SPANS_AT_ONCE):
             for c in range(min(PANEL, count - first)):
-                row = source + (first + c) * stride + s * SPAN
-                total = arrange_64((target + s * SPAN_8 + 4 * c, row))
+                row, total = source + (first + c) * stride, 0
+                for s in range(start, min(spans, start + SPANS_AT_ONCE)):
+                    total += arrange_64((target + s * SPAN_8 + 4 * c, row + s * SPAN))
                 add_to_int32((totals + 4 * c, -total))
     wait_for_all(sync, threads)

@@ -8,7 +8,7 @@ that an answer does not depend on what else is in its batch::
     y = Σ_groups (q_x · q_w) · s_x · s_w        q_x = round(127 · x / max|x|),  s_x = max|x| / 127
 
 One copy serves single tokens and prompts. Needs numba (the extra `fast`) and a processor with dot
-products of bytes: `is_available`.
+products of bytes: `is_available`; `obstacle` says what is missing.
 """
 
 from __future__ import annotations
@@ -44,14 +44,21 @@ LARGE_PAGE = 1 << 21  # bytes
 MOST_ROWS = 8  # tokens of a tile
 
 
-@lru_cache
 def is_available() -> bool:
-    """Whether numba is installed and knows a fitting instruction of this processor."""
+    """Whether there are compiled functions for this processor."""
+    return obstacle() is None
+
+
+@lru_cache
+def obstacle() -> str | None:
+    """What they lack, and the mend."""
     if find_spec("numba") is None:
-        return False
+        return "numba is missing: pip install 'paliglass[fast]'"
     from paliglass.fast.processor import INSTRUCTION
 
-    return INSTRUCTION is not None
+    if INSTRUCTION is None:
+        return "this processor has no dot product of bytes (AVX2, VNNI, or ARM's dotprod)"
+    return None
 
 
 @dataclass(frozen=True)
@@ -82,18 +89,10 @@ class PackedMatrix:
 
     @staticmethod
     def of_bytes(
-        bits: int,
-        rows: int,
-        columns: int,
-        weights: Tensor,
-        scales: Tensor | None = None,
-        owner: Tensor | None = None,
+        bits: int, rows: int, columns: int, weights: Tensor, owner: Tensor | None = None
     ) -> PackedMatrix:
-        """What is packed already; scales: of int8, N."""
-        own = _full_blocks(rows, bits)
-        if scales is not None:
-            own[:rows] = scales
-        return PackedMatrix(bits, rows, columns, weights, own, owner)
+        """Over memory of `layout.packed_bytes` that is packed, or will be; int8's scales are 0."""
+        return PackedMatrix(bits, rows, columns, weights, _full_blocks(rows, bits), owner)
 
     @property
     def blocks(self) -> int:
@@ -236,15 +235,21 @@ def integers(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
     if matrix.bits == 8:
         return rows_of(matrix, torch.arange(matrix.rows)), matrix.scales[: matrix.rows]
     blocks, spans = matrix.blocks, matrix.spans
-    data = matrix.weights.view(blocks, spans, SPAN_4)
-    scales = data[..., : 4 * BLOCK].contiguous().view(torch.float16).float()
-    scales = scales.view(blocks, spans * 2, BLOCK).transpose(1, 2).reshape(blocks * BLOCK, -1)
-    packed = data[..., 4 * BLOCK :].reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
+    packed = matrix.weights.view(blocks, spans, SPAN_4)[..., 4 * BLOCK :]
+    packed = packed.reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
     halves = torch.stack((packed & 15, packed >> 4), dim=3)  # blocks, eights, BLOCK, 2, 4
     places = halves.permute(0, 2, 1, 3, 4).reshape(blocks * BLOCK, -1)
     found = torch.tensor(CODES, dtype=torch.int8)[places.int()]
+    scales = group_scales(matrix).transpose(1, 2).reshape(blocks * BLOCK, -1).float()
     groups = -(-matrix.columns // GROUP[4])
     return found[: matrix.rows, : matrix.columns], scales[: matrix.rows, :groups]
+
+
+def group_scales(matrix: PackedMatrix) -> Tensor:
+    """int4's scales as they lie, float16: N/16 × K/32 × 16."""
+    data = matrix.weights.view(matrix.blocks, matrix.spans, SPAN_4)
+    scales = data[..., : 4 * BLOCK].contiguous().view(torch.float16)
+    return scales.view(matrix.blocks, matrix.spans * 2, BLOCK)
 
 
 def rows_of(matrix: PackedMatrix, ids: Tensor) -> Tensor:
