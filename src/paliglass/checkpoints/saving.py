@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paliglass.checkpoints.config_json import paligemma_to_json
-from paliglass.checkpoints.folder import INDEX, INT8, QUANTIZATION
+from paliglass.checkpoints.folder import INDEX, METHODS, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
 from paliglass.errors import CheckpointError
@@ -100,16 +100,18 @@ def save_folder(
 
     config.json, model.safetensors (or shards of up to 5 GB with their index), checksums.json (the
     SHA-256 of every tensor, for `paliglass verify`); with a processor also tokenizer.json and what
-    AutoProcessor needs. The tied head is not stored twice. A model in int8 is saved in int8, which
+    AutoProcessor needs. The tied head is not stored twice. A quantized model is saved so, which
     transformers does not read. `files`, by name, are written beside.
     """
     with new_folder(Path(folder)) as target:
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
         write_weights(target, state)
         dtype = str(model.dtype).removeprefix("torch.")
-        is_int8 = any(tensor.dtype == torch.int8 for tensor in state.values())
-        about = {**paligemma_to_json(model.config), "dtype": dtype}
-        write_json(target / "config.json", about | ({QUANTIZATION: INT8} if is_int8 else {}))
+        about: dict[str, object] = {**paligemma_to_json(model.config), "dtype": dtype}
+        kinds = {tensor.dtype for tensor in state.values()}
+        if torch.int8 in kinds:
+            about[QUANTIZATION] = METHODS["int4" if torch.uint8 in kinds else "int8"]
+        write_json(target / "config.json", about)
         if processor is not None:
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():

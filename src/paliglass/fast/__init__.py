@@ -10,9 +10,9 @@ in here, and a test holds each replacement to the module that it replaces.
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
     cuda_graph.py            decoding as one CUDA graph; not used by itself yet
-    compiled_model.py        decoding as one compiled function, for int8 and int4, with the extra `fast`:
-                             matrix.py decode.py call it, threads.py runs it, compiled.py keeps it,
-                             kernels.py step.py instructions.py are its source
+    compiled_model.py        decoding in int8 and int4 as one compiled function, with the extra `fast`
+    matrix.py decode.py      what calls compiled functions; threads.py runs them, compiled.py keeps
+                             them, and their source is kernels.py, step.py and instructions.py
 """
 
 from __future__ import annotations

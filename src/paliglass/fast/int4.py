@@ -1,8 +1,8 @@
 """Matrices in int4, by compiled functions alone: nine sixteenths of int8's memory.
 
-A scale for each 32 inputs of a channel, searched for the least squared error, and 16 values that lie
-where weights are dense: see `layout`. Only the MLPs of the decoder, but for its first layer's, are
-so; the rest is int8, since mini loses most by those (`python -m workshop.int4_quality`).
+A scale for each 32 inputs of a channel, searched for the least squared error, and 16 values that
+lie where weights are dense: see `layout`. Only the decoder's MLPs, but for the first layer's, are
+so; the rest is int8, since mini loses most by it (`python -m workshop.int4_quality`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def quantize(cls, weight: Tensor, name: str) -> Int4Linear:
-        """From float weights, N × K. Raises CheckpointError where one is no number; name: for it."""
+        """From float weights, N × K. Raises CheckpointError, with `name`, for one without value."""
         matrix = quantize(weight, 4)
         if not is_finite(group_scales(matrix)):
             raise CheckpointError(f"{name} holds NaN or an infinity: the checkpoint is broken")
@@ -81,5 +81,7 @@ class Int4GeGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """… × D → … × D."""
         gate, up, down = self.gate_proj.matrix, self.up_proj.matrix, self.down_proj.matrix
-        assert gate is not None and up is not None and down is not None
+        assert gate is not None
+        assert up is not None
+        assert down is not None
         return geglu(x, gate, up, down)

@@ -10,10 +10,9 @@ Weights carry one scale per output channel, activations one per token, found as 
   which takes as long for four as for one
 - oneDNN's kernel wants activations as uint8 with zero point 128: of int8 it makes a reference loop
 - weights are packed once into the layout that kernel reads; prompts and single tokens share it
-- with the extra `fast` a compiled decoder reads the same copy, see `matrix`; where oneDNN has no such
-  kernel, prompts go through compiled functions too, and the table always does, of which prompts read
-  a row or two
-- where there is neither (no VNNI instructions and no extra, a GPU) activations keep their precision,
+- with the extra `fast` a compiled decoder reads the same copy, see `matrix`; compiled functions
+  also take prompts where oneDNN has no such kernel, and always the products with the table
+- where there is neither (no VNNI instructions, no extra, a GPU) activations keep their precision,
   and the integers are widened at every use: as small, and more exact, but prompts are no faster
   than bfloat16's; on a CPU a few tokens are read by torch's own kernel for that
 """

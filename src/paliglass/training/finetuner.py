@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 QUANTIZED = (
-    "a model in int8 cannot be trained: fine-tune the one that it was made from, and quantize the "
-    "result"
+    "a quantized model cannot be trained: fine-tune the one that it was made from, and quantize "
+    "the result"
 )
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
 
@@ -87,7 +87,7 @@ class Finetuner(Trainer[Batch]):
         data: tells the run's data from others, for a resumed run to agree with.
 
     Raises PaliglassError where rows cannot be shared by the processes, the recipe has no end, or
-    the model is in int8.
+    the model is quantized.
     """
 
     recipe: FinetuneRecipe
@@ -111,7 +111,7 @@ class Finetuner(Trainer[Batch]):
                 f"a batch of {recipe.batch_size} rows cannot be shared by {share} (processes × "
                 "--accumulate); choose a multiple"
             )
-        if any(buffer.dtype == torch.int8 for buffer in model.buffers()):
+        if not isinstance(model.language_model.model.embed_tokens, nn.Embedding):
             raise PaliglassError(QUANTIZED)
         self.model, self.accelerator, self.data = model, accelerator, data
         self.rows, self.accumulate = recipe.batch_size // share, recipe.accumulate

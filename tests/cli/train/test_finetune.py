@@ -336,7 +336,7 @@ def test_a_model_in_int8_is_refused_with_the_mend(cli: Cli, finetuning: Training
     result = finetuning(model="small", lora=2)
     assert result.code == 1
     assert (
-        "a model in int8 cannot be trained: fine-tune the one that it was made from" in result.err
+        "a quantized model cannot be trained: fine-tune the one that it was made from" in result.err
     )
 
 
