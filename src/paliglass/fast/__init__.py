@@ -10,7 +10,7 @@ in here, and a test holds each replacement to the module that it replaces.
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
     cuda_graph.py            decoding as one CUDA graph; not used by itself yet
-    compiled_model.py        decoding in int8 and int4 as one compiled function, with the extra `fast`
+    compiled_model.py        decoding in int8 and int4 as one compiled function (extra `fast`)
     matrix.py decode.py      what calls compiled functions; threads.py runs them, compiled.py keeps
                              them, and their source is kernels.py, step.py and instructions.py
 """
@@ -21,10 +21,18 @@ import torch
 from torch import nn
 
 from paliglass.errors import PaliglassError
-from paliglass.fast import attention, compiled_model, last_positions, packed, quantized, widened
+from paliglass.fast import (
+    attention,
+    compiled_model,
+    last_positions,
+    matrix,
+    packed,
+    quantized,
+    widened,
+)
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = ["METHODS", "accelerate", "explain", "multiplies_bfloat16"]
+__all__ = ["METHODS", "accelerate", "available_methods", "explain", "multiplies_bfloat16"]
 
 METHODS = ("int8", "int4")
 
@@ -64,6 +72,11 @@ def accelerate(model: nn.Module, quantize: str | None = None) -> None:
     else:
         packed.pack_linears(model.language_model)
     widened.widen(model, model.dtype)
+
+
+def available_methods() -> tuple[str, ...]:
+    """Those of METHODS that can be had on this processor, with what is installed."""
+    return METHODS if matrix.is_available() else ("int8",)
 
 
 def multiplies_bfloat16() -> bool:
