@@ -97,6 +97,10 @@ class Decoder:
         self._room = _Room(config, rows=0, slots=0, threads=0)
         self._lock = threading.Lock()  # of the room
 
+    def __deepcopy__(self, memo: object) -> Decoder:
+        """Itself: what a copied model would change is not in here."""
+        return self
+
     def step(
         self,
         ids: Tensor,

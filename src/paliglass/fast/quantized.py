@@ -147,7 +147,8 @@ def explain(method: str) -> list[str]:
 
         assert INSTRUCTION is not None
         told.append(
-            f"a token's way through the decoder is one compiled function ({INSTRUCTION.name})"
+            f"tokens go through the decoder by one compiled function ({INSTRUCTION.name}), where a "
+            "layer, run both ways at load, is faster so"
         )
     else:
         told.append(f"tokens would be faster by compiled functions, but {missing}")
