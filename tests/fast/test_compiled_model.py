@@ -239,6 +239,19 @@ def test_a_layer_is_timed_both_ways(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert type(compiled("int8", DECODERS[name])) is PaliGemmaForConditionalGeneration
 
 
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_where_onednn_has_no_kernel_prompts_are_compiled_too(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = filled(compiled(method))[1]
+    monkeypatch.setattr("paliglass.fast.int8.has_kernel", lambda: False)
+    model = compiled(method)
+    linears = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    assert all(m.packed is None and m.weight is None and m.matrix is not None for m in linears)
+    assert (filled(model)[1] - expected).norm() < 0.05 * expected.norm()
+
+
 def test_matrices_share_one_memory_with_onednn() -> None:
     model = compiled("int8")
     for module in model.modules():

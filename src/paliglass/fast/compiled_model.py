@@ -74,7 +74,7 @@ def replace(model: PaliGemmaForConditionalGeneration) -> None:
     if not is_available() or not fits(config, model.dtype):
         return
     matrices = dict(_matrices(decoder.model))
-    norms = {
+    norms: dict[str, Tensor] = {
         name.removesuffix(".weight"): weight
         for name, weight in decoder.model.named_parameters()
         if name.endswith("norm.weight")

@@ -94,8 +94,8 @@ class Decoder:
         }
         self._factors = torch.tensor(list(factors.values()))
         self._all_panels = np.arange(-(-table.rows // PANEL), dtype=np.int64)
-        self._room = _Room(config, rows=0, slots=0, threads=0)
-        self._lock = threading.Lock()  # of the room
+        self._rooms: dict[int, _Room] = {}  # by rows of a tile
+        self._lock = threading.Lock()  # of the rooms
 
     def __deepcopy__(self, memo: object) -> Decoder:
         """Itself: what a copied model would change is not in here."""
@@ -167,8 +167,9 @@ class Decoder:
         """
         config, count, threads = self.config, tokens.shape[1], team().threads
         rows = tile_rows(count)
-        if not self._room.holds(rows, cache[0], threads):
-            self._room = _Room(config, rows, cache[0] + 256, threads)
+        room = self._rooms.get(rows)
+        if room is None or not room.holds(cache[0], threads):
+            room = self._rooms[rows] = _Room(config, rows, cache[0] + 256, threads)
         out = torch.empty(count, config.hidden_size) if out is None else out
         logits = torch.empty(rows, len(panels) * PANEL)
         job = [
@@ -187,7 +188,7 @@ class Decoder:
             cache[2],
             tokens.data_ptr(),
             panels.ctypes.data,
-            *self._room.addresses,
+            *room.addresses,
             out.data_ptr(),
             logits.data_ptr(),
         ]
@@ -220,7 +221,7 @@ class _Room:
     """
 
     def __init__(self, config: GemmaConfig, rows: int, slots: int, threads: int) -> None:
-        self._sizes = rows, slots, threads
+        self._slots, self._threads = slots, threads
         positions = torch.arange(slots + 1)[None]
         rotary = rotary_cos_sin(positions, config.head_dim, config.rope_theta, torch.float32)
         self._rotary = [x[0, 0, :, : config.head_dim // 2].contiguous() for x in rotary]
@@ -249,5 +250,5 @@ class _Room:
         starts = [first, *(first + size for size in itertools.accumulate(sizes))]
         self.addresses = [*(x.data_ptr() for x in self._rotary), *starts, own]
 
-    def holds(self, rows: int, slots: int, threads: int) -> bool:
-        return self._sizes[0] == rows and self._sizes[1] >= slots and self._sizes[2] == threads
+    def holds(self, slots: int, threads: int) -> bool:
+        return self._slots >= slots and self._threads == threads

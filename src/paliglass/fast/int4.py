@@ -50,7 +50,8 @@ class Int4Linear(nn.Module):
         matrix = quantize(weight, 4)
         if not is_finite(group_scales(matrix)):
             raise CheckpointError(f"{name} holds NaN or an infinity: the checkpoint is broken")
-        layer = cls(*weight.shape, matrix.weights)
+        rows, columns = weight.shape
+        layer = cls(rows, columns, matrix.weights)
         layer.matrix = matrix
         return layer
 

@@ -108,7 +108,7 @@ def fuse(model: PaliGemmaForConditionalGeneration) -> None:
     if model.config.text_config.has_post_norms:
         before_mlp = "pre_feedforward_layernorm"
     for layer in model.language_model.model.layers:
-        if isinstance(layer.mlp.down_proj, Int4Linear):
+        if isinstance(layer.get_submodule("mlp.down_proj"), Int4Linear):
             _fuse_layer(layer, Int4GeGLU, Int8RMSNorm, "input_layernorm")
         else:
             _fuse_layer(layer, Int8GeGLU, Int8RMSNorm, "input_layernorm", before_mlp)

@@ -460,10 +460,12 @@ def score(thread: int, threads: int, sync: int, job: int) -> None:
     width, count, rows = field(job, WIDTH), field(job, COUNT), field(job, ROWS)
     table = field(job, MATRICES) + field(job, LAYERS) * LAYER_MATRICES * FIELDS
     stride = 4 * ((width + SPAN - 1) // SPAN * SPAN)
-    padded = field(job, OWN) + thread * field(job, OWN_BYTES)
+    attended_stride = 4 * ((field(job, HEADS) * field(job, HEAD_DIM) + SPAN - 1) // SPAN * SPAN)
+    # All where `decode` has it: what fills up `normed` to full spans has to stay 0.
+    padded = field(job, OWN) + thread * field(job, OWN_BYTES) + rows * stride
     tokens = padded + rows * stride
-    scales = tokens + rows * stride // 4
-    sums = scales + rows * stride // 32
+    scales = tokens + rows * max(stride, attended_stride) // 4
+    sums = scales + rows * max(stride, attended_stride) // 32
     for t in range(count):
         for i in range(0, 4 * width, 64):
             copy_16((padded + stride * t + i, field(job, OUT) + 4 * width * t + i))
