@@ -31,7 +31,10 @@ HASH = 32  # bytes
 
 
 class Library:
-    """Functions of an object file, by name; each takes four int64 and runs without the GIL."""
+    """Functions of an object file, by name; each takes four int64 and runs without the GIL.
+
+    They are valid as long as it lives.
+    """
 
     def __init__(self, code: bytes) -> None:
         from llvmlite import binding
