@@ -111,7 +111,9 @@ def decode_speed(
             ids = torch.full((count, 1), 7)
             start = time.perf_counter()
             if count == 0:
-                team().run(own["read"], len(matrices), np.array(job, dtype=np.int64), decoder.nbytes)
+                team().run(
+                    own["read"], len(matrices), np.array(job, dtype=np.int64), decoder.nbytes
+                )
             else:
                 decoder.step(ids, caches[count])
             if i:

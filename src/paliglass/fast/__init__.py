@@ -68,10 +68,11 @@ def accelerate(model: nn.Module, quantize: str | None = None) -> None:
         return
     if quantize is not None:
         quantized.fuse(model)
-        compiled_model.replace(model)
     else:
         packed.pack_linears(model.language_model)
     widened.widen(model, model.dtype)
+    if quantize is not None:
+        compiled_model.replace(model)
 
 
 def available_methods() -> tuple[str, ...]:
