@@ -146,10 +146,8 @@ def explain(method: str) -> list[str]:
         from paliglass.fast.processor import INSTRUCTION
 
         assert INSTRUCTION is not None
-        told.append(
-            f"tokens go through the decoder by one compiled function ({INSTRUCTION.name}), where a "
-            "layer, run both ways at load, is faster so"
-        )
+        faster = "" if method == "int4" else ", if a layer, run both ways at load, is faster so"
+        told.append(f"tokens are decoded by one compiled function ({INSTRUCTION.name}){faster}")
     else:
         told.append(f"tokens would be faster by compiled functions, but {missing}")
     return told
