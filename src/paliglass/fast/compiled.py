@@ -1,7 +1,7 @@
 """The compiled functions, as machine code that is made once for a processor and then kept.
 
-numba takes six seconds for them, so what LLVM has made of them is kept as an object file, and the
-next process neither compiles nor imports numba: a tenth of a second. numba's own cache would do
+numba takes six to ten seconds for them, so what LLVM has made of them is kept as an object file, and
+the next process neither compiles nor imports numba: 0.1 s. numba's own cache would do
 the same with a pickle, which runs what is in it when it is opened for a look. An object file runs
 too once it is loaded, of course, so it is read from a folder that this user alone may write to, or
 not at all; its name tells the source, the libraries and the processor, and its first bytes the hash
