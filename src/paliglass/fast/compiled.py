@@ -1,11 +1,11 @@
 """The compiled functions, as machine code that is made once for a processor and then kept.
 
-numba takes six to ten seconds for them, so what LLVM has made of them is kept as an object file, and
-the next process neither compiles nor imports numba: 0.1 s. numba's own cache would do
-the same with a pickle, which runs what is in it when it is opened for a look. An object file runs
-too once it is loaded, of course, so it is read from a folder that this user alone may write to, or
-not at all; its name tells the source, the libraries and the processor, and its first bytes the hash
-of the rest. PALIGLASS_CACHE names another folder.
+numba takes six to ten seconds for them, so what LLVM has made of them is kept as an object file,
+and the next process neither compiles nor imports numba: 0.1 s. numba's own cache would do the same
+with a pickle, which runs what is in it when it is opened for a look. An object file runs too once
+it is loaded, of course, so it is read from a folder that this user alone may write to, or not at
+all; its name tells the source, the libraries and the processor, and its first bytes the hash of the
+rest. PALIGLASS_CACHE names another folder.
 """
 
 from __future__ import annotations
