@@ -19,6 +19,7 @@ import typer
 
 from paliglass.config import PRESETS, GemmaConfig
 from paliglass.fast import kernels
+from paliglass.fast.compiled import Library
 from paliglass.fast.decode import Decoder
 from paliglass.fast.instructions import fetch_add
 from paliglass.fast.matrix import PackedMatrix, bits_of, quantize
@@ -96,6 +97,7 @@ def decode_speed(
     places = torch.tensor(
         [[m.weights.data_ptr() for m in matrices], [m.weights.nbytes for m in matrices]]
     )
+    own = Library(kernels.emit_object())
     sums = torch.zeros(1024, dtype=torch.int64)
     job = [len(matrices), places[0].data_ptr(), places[1].data_ptr(), sums.data_ptr()]
     caches = {
@@ -109,7 +111,9 @@ def decode_speed(
             ids = torch.full((count, 1), 7)
             start = time.perf_counter()
             if count == 0:
-                team().run(read, len(matrices), np.array(job, dtype=np.int64), decoder.nbytes)
+                team().run(
+                    own["read"], len(matrices), np.array(job, dtype=np.int64), decoder.nbytes
+                )
             else:
                 decoder.step(ids, caches[count])
             if i:

@@ -1,4 +1,4 @@
-"""What int8 costs in quality: mini's answers to the test split, and logits of any checkpoint.
+"""What int8, and int4, cost in quality: mini's answers to the test split, and logits.
 
     python -m workshop.int8_quality --scenes 300
     python -m workshop.int8_quality --logits checkpoint-3b
@@ -6,8 +6,9 @@
 Tokens are compared after the same words, those of the bfloat16 model's greedy answers (without a
 grammar), which go through both models one by one, as in decoding; float32 is compared with bfloat16
 too, for scale. Scores are those of `workshop.score`. Logits are compared after one prompt about
-noise, as a share of their norm. Where the processor has no int8 kernel, its arithmetic is done in
-float64, exactly as the kernel would; `--widened` is what runs there instead.
+noise, as a share of their norm. With the extra `fast`, words go through the compiled decoder, as
+they do for users. Where oneDNN has no int8 kernel, its arithmetic is done in float64, exactly as
+the kernel would; `--widened` is what runs there instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from paliglass import PaliGemma, load
 from paliglass.checkpoints.folder import load_model
 from paliglass.evaluation.cases import Case
 from paliglass.evaluation.judge import answer
-from paliglass.fast import accelerate, int8
+from paliglass.fast import accelerate, available_methods, int8
 from paliglass.inspect.bench import noise_batch
 from workshop.commands import CACHE, WorldCache, run
 from workshop.scene_scores import questions_of, score
@@ -113,20 +114,20 @@ def int8_quality(
     ] = None,
     world_cache: WorldCache = CACHE,
 ) -> None:
-    """Measure what int8 costs in quality: mini's answers to the test split, or logits."""
+    """Measure what int8 and int4 cost in quality: mini's answers to the test split, or logits."""
     if logits is not None:
         print(f"relative error of the logits: {logits_error(logits):.4f}")
         return
     if not int8.has_kernel() and not widened:
         for name, function in EMULATION.items():
             setattr(int8, name, function)
-    models = {
-        "bfloat16": load("mini", device="cpu", dtype="bfloat16"),
-        "int8": load("mini", device="cpu", dtype="bfloat16", quantize="int8"),
-        "float32": load("mini", device="cpu", dtype="float32"),
+    methods = available_methods()
+    models = {name: load("mini", device="cpu", dtype=name) for name in ("bfloat16", "float32")}
+    models |= {
+        method: load("mini", device="cpu", dtype="bfloat16", quantize=method) for method in methods
     }
     scores, cases = {}, []
-    for name in ("int8", "bfloat16"):
+    for name in (*methods, "bfloat16"):
         model = models[name]
         world = World(world_cache, "test", 1, 128, codec=model.mask_codec)
         questions = list(questions_of(world, "test", scenes, 8))
@@ -138,9 +139,12 @@ def int8_quality(
         tasks = ", ".join(f"{task} {a / b:.4f} of {b}" for task, (a, b) in agreed.items())
         print(f"{name}: {same / count:.4f} of {count} greedy tokens are bfloat16's ({tasks})")
     for task in (task for task in TASKS if task in scores["int8"]):  # few scenes lack some
-        before, after = (scores[name][task].score for name in ("bfloat16", "int8"))
-        change = 100 * (after - before)
-        print(f"{task}: bfloat16 {before:.4f}, int8 {after:.4f} ({change:+.2f} points)")
+        before = scores["bfloat16"][task].score
+        changes = ", ".join(
+            f"{method} {100 * (scores[method][task].score - before):+.2f} points"
+            for method in methods
+        )
+        print(f"{task}: bfloat16 {before:.4f}, {changes}")
 
 
 if __name__ == "__main__":

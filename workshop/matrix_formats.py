@@ -3,8 +3,9 @@
     python -m workshop.matrix_formats
 
 One matrix of PaliGemma 3B's MLP (16384 × 2048), as torch multiplies bfloat16, as paliglass does in
-bfloat16 and int8, and as torch multiplies int4 (weights alone, groups of 64). Formats in turn in
-each round, medians; eighteen such matrices in turn, so that none is in a cache.
+bfloat16 and int8, as torch multiplies int4 (weights alone, groups of 64), and as compiled functions
+multiply int8 and int4, where they can be had. Formats in turn in each round, medians; eighteen such
+matrices in turn, so that none is in a cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.fast.int8 import Int8Linear
+from paliglass.fast.matrix import is_available, multiply, quantize
 from paliglass.fast.packed import PackedLinear, can_pack
 from paliglass.fast.widened import WidenedLinear
 from workshop.commands import Threads, run
@@ -51,12 +54,19 @@ def formats() -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
     def ours() -> nn.Module:
         return PackedLinear(nn.Parameter(plain().weight)) if can_pack() else WidenedLinear(plain())
 
-    return {
+    def compiled(bits: int) -> Callable[[Tensor], Tensor]:
+        packed = quantize(plain().weight.detach(), bits)
+        return lambda x: multiply(x, packed)
+
+    found: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
         "bfloat16, torch": lambda: (lambda w: lambda x: F.linear(x, w))(plain().weight),
         "bfloat16": ours,
         "int8": int8,
         "int4, torch": int4,
     }
+    if is_available():
+        found |= {f"int{bits}, compiled": partial(compiled, bits) for bits in (8, 4)}
+    return found
 
 
 @torch.inference_mode()

@@ -73,7 +73,8 @@ def load(
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the checkpoint's; "float32", "bfloat16", "float16".
         quantize: "int8" makes the matrices int8 while they are read: half of bfloat16's memory,
-            and faster on processors with VNNI; see `fast.int8`. None leaves them as they are.
+            and faster on most processors; see `fast.int8`. "int4" makes most of the decoder's
+            int4, on a CPU and with the extra `fast`; see `fast.int4`. None leaves them as they are.
         fast: put what is fastest on this processor in the place of the plain modules, see
             `fast.accelerate`: they cannot be trained, or looked at by name, any more. False
             leaves them as they are, save what `quantize` asks for.

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.cli.helpers import Result
 
+from paliglass.fast import available_methods
+
 Cli = Callable[..., Result]
 LIMITS = {"read_gb_per_s": 12.5, "bf16_gop_per_s": 107.1, "fp32_gop_per_s": 42.4}
 
@@ -37,7 +39,7 @@ def test_json_has_all_figures(cli: Cli, model_folder: Path) -> None:
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert (found["threads"], found["machine"]) == (1, LIMITS)
-    assert list(found["engines"]) == ["float32", "int8"]
+    assert list(found["engines"]) == ["float32", *available_methods()]
     figures = found["engines"]["float32"]
     assert {"load_s", "first_token_s", "tokens_per_s", "memory_gb", "token_share"} <= figures.keys()
 

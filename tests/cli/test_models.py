@@ -17,6 +17,7 @@ from tests.tiny import tiny_processor
 from paliglass import PRESETS, load
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.config_json import paligemma_to_json
+from paliglass.fast import available_methods
 from paliglass.inspect.info import describe
 
 BIG_VISION = Path(__file__).parents[1] / "fixtures" / "big_vision"
@@ -36,6 +37,7 @@ class TestInfo:
         memory = describe(PRESETS[preset]).memory
         if preset != "tiny":  # there, the scales of the rows weigh more
             assert 0.5 < memory["int8"] / memory["bfloat16"] < 0.51
+            assert 0.5 < memory["int4"] / memory["int8"] < 0.8
         assert memory["bfloat16"] * 2 == memory["float32"]
 
     def test_a_folder_without_weights(self, cli, model_folder):
@@ -185,12 +187,17 @@ def test_info_plans_the_memory_of_training(cli: Callable[..., Result]) -> None:
     assert "training_bytes" not in cli("info", "paligemma-3b-224", "--json").out
 
 
-def test_convert_to_int8_keeps_what_belongs_to_the_model(cli: Callable[..., Result]) -> None:
-    result = cli("convert", "mini", "small", "--quantize", "int8")
+@pytest.mark.parametrize("method", available_methods())
+def test_a_quantized_folder_keeps_what_belongs_to_the_model(
+    cli: Callable[..., Result], method: str
+) -> None:
+    result = cli("convert", "mini", "small", "--quantize", method)
     assert result.code == 0, result.err
     kept = {path.name for path in Path("small").iterdir()}
     assert {"mask_codec.safetensors", "calibration.json"} <= kept
     picture("a.png")
     arguments = ("detect", "a.png", "red square", "--json", "--model")
-    answers = [cli(*arguments, *how).records() for how in (["small"], ["mini", "--quantize=int8"])]
+    answers = [
+        cli(*arguments, *how).records() for how in (["small"], ["mini", f"--quantize={method}"])
+    ]
     assert answers[0][0]["detections"] == answers[1][0]["detections"]

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba")
-from paliglass.fast.instructions import INSTRUCTION
+from paliglass.fast.processor import INSTRUCTION
 
 BASE = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
 FEATURES = {"vpmaddubsw": BASE, "vpdpbusd.256": f"{BASE},+avx512f,+avx512vl,+avx512vnni"}
 SCRIPT = """
 import hashlib, torch
-from paliglass.fast import instructions, matrix
+from paliglass.fast import matrix, processor
 from tests.fast.test_matrix import normal
-print(instructions.INSTRUCTION.name)
+print(processor.INSTRUCTION.name)
 found = hashlib.sha256()
 for bits in (8, 4):
     packed = matrix.quantize(normal(130, 200), bits)
@@ -30,7 +30,7 @@ print(found.hexdigest())
 
 
 def run(features: str | None, cache: Path) -> list[str]:
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "PALIGLASS_CACHE": str(cache)}
     if features is not None:
         environment |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": features}
     found = subprocess.run(

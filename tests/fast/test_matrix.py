@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from paliglass.fast.int8 import quantize_rows
 from paliglass.fast.layout import CODES
-from paliglass.fast.matrix import from_integers, geglu, integers, multiply, quantize
+from paliglass.fast.matrix import (
+    PackedMatrix,
+    arrange_into,
+    geglu,
+    integers,
+    multiply,
+    quantize,
+)
 from paliglass.fast.threads import Team
 from tests.fast.emulation import rounded, weights
 
@@ -122,7 +129,9 @@ def test_geglu_is_its_three_products(bits: tuple[int, int], count: int) -> None:
 
 def test_int8_integers_are_taken_as_they_are() -> None:
     rows, scales = quantize_rows(normal(130, 200))
-    matrix = from_integers(rows, scales)
+    matrix = PackedMatrix.empty(8, 130, 200)
+    arrange_into(matrix, rows)
+    matrix.scales[:130] = scales
     found, found_scales = integers(matrix)
     assert torch.equal(found, rows)
     assert torch.equal(found_scales, scales)

@@ -9,6 +9,7 @@ from tests.tiny import tiny_model
 
 from paliglass.checkpoints.saving import save_folder
 from paliglass.errors import PaliglassError
+from paliglass.fast import available_methods
 from paliglass.inspect.bench import (
     Measured,
     bench,
@@ -42,10 +43,10 @@ def test_medians_by_hand() -> None:
     assert between([1.0, 2.0, 4.0, 4.5]) == 1.0
 
 
-def test_a_model_is_measured_as_stored_and_in_int8(tmp_path: Path) -> None:
+def test_a_model_is_measured_as_stored_and_quantized(tmp_path: Path) -> None:
     save_folder(tiny_model().bfloat16(), tmp_path / "model")
     found = bench(tmp_path / "model", rounds=2, tokens=3, threads=1)
-    assert list(found) == ["bfloat16", "int8"]
+    assert list(found) == ["bfloat16", *available_methods()]
     for engine in found.values():
         assert len(engine.answer) == len(engine.batch_each_token) == 2
         assert all(value > 0 for value in engine.to_dict().values())

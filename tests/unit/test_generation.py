@@ -93,6 +93,20 @@ REQUESTS = st.builds(
 )
 
 
+def requests_of(some: list[tuple[Any, ...]]) -> list[Request]:
+    starts = {
+        "free": lambda: None,
+        "boxes": ObjectGrammar(PROCESSOR, ["dog", "dog house"]).start,
+        "masks": ObjectGrammar(PROCESSOR, ["dog"], masks=True).start,
+        "choice": ChoiceGrammar(PROCESSOR, YES_NO).start,
+        "number": NumberGrammar(PROCESSOR).start,
+    }
+    return [
+        Request(prompt, [PICTURES[i] for i in pictures], starts[kind](), sampling, seed, limit)
+        for prompt, pictures, kind, sampling, seed, limit in some
+    ]
+
+
 @settings(max_examples=20)
 @given(
     some=st.lists(REQUESTS, min_size=2, max_size=7),
@@ -104,17 +118,7 @@ def test_a_request_alone_is_the_request_in_any_company(
 ) -> None:
     """Joining and leaving at any step: grammars, several pictures, padding and seeds mixed."""
     model = tiny_model(worded_config(**(GEMMA2 if gemma2 else {})), std=0.3)
-    starts = {
-        "free": lambda: None,
-        "boxes": ObjectGrammar(PROCESSOR, ["dog", "dog house"]).start,
-        "masks": ObjectGrammar(PROCESSOR, ["dog"], masks=True).start,
-        "choice": ChoiceGrammar(PROCESSOR, YES_NO).start,
-        "number": NumberGrammar(PROCESSOR).start,
-    }
-    requests = [
-        Request(prompt, [PICTURES[i] for i in pictures], starts[kind](), sampling, seed, limit)
-        for prompt, pictures, kind, sampling, seed, limit in some
-    ]
+    requests = requests_of(some)
     together = answers(model, requests, max_rows)
     for request, in_company in zip(requests, together, strict=True):
         [alone] = answers(model, [request])

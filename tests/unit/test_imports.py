@@ -43,7 +43,7 @@ ORDER = {
     "checkpoints": "transformers folders, the hub, big_vision .npz; strict, never a pickle",
     "drawing": "boxes and masks drawn onto a picture",
     "tasks": "prompts, grammars, scores, typed results",
-    "fast": "what is put in the place of plain modules: int8, packed matrices",
+    "fast": "what is put in the place of plain modules: int8, int4, compiled decoding",
     "parallel": "a model in several processes: a part of every matrix in each",
     "model": "all of it behind one friendly object; load()",
     "data": "pictures with prompts and answers, in every form they come in",

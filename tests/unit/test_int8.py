@@ -195,7 +195,8 @@ def test_embedding_and_head_share_one_matrix(packed: bool, dtype: torch.dtype) -
 
 
 def test_without_a_kernel_the_integers_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "has_kernel", lambda: False)
+    for name in ("has_kernel", "is_available"):
+        monkeypatch.setattr(int8, name, lambda: False)
     layer = Int8Linear.quantize(normal(130, 200))
     layer.pack()
     assert layer.packed is None
@@ -223,7 +224,8 @@ def test_few_tokens_without_a_kernel(columns: int, tokens: int) -> None:
 
 @needs_kernel
 def test_without_the_known_layout_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "knows_layout", lambda: False)
+    for name in ("knows_layout", "is_available"):
+        monkeypatch.setattr(int8, name, lambda: False)
     layer = Int8Linear.quantize(normal(130, 200))
     layer.pack()
     assert layer.packed is not None

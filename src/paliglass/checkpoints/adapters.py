@@ -117,7 +117,7 @@ def with_adapter(
         if not weight.is_floating_point():
             raise CheckpointError(
                 f"{where}: {key} is {weight.dtype} in this model; merge the adapter into the "
-                "checkpoint that was quantised (`paliglass convert --adapter … --quantize int8`)"
+                "checkpoint that was quantised (`paliglass convert --adapter … --quantize …`)"
             )
         update = _product(parts, weight, config["r"], layer, where)
         merged = (weight.float() + scale * update).to(dtype or weight.dtype)

@@ -132,8 +132,8 @@ def assemble(
 ) -> PaliGemmaForConditionalGeneration:
     """Fills a PaliGemma with a checkpoint's tensors, each used once.
 
-    accelerate: what is told of each layer once it is filled, so that of a model that is to become
-    int8 one layer at a time is held as it was. quantize: what it is told to do. is_quantized:
+    accelerate: what is told of each layer once it is filled, so that of a model that is to be
+    quantized one layer at a time is held as it was. quantize: what it is told to do. is_quantized:
     whether the tensors are so already. shard: what leaves of the model a part.
 
     Raises CheckpointError as `fill` does, and where the output layer is not the embedding.
@@ -196,7 +196,7 @@ def fill(
     """
     missing = expected_shapes(model)
     parameters = {name for name, _ in model.named_parameters()}
-    buffers = {  # of int8 modules: theirs stay as they are. BatchNorm's take the model's dtype.
+    buffers = {  # quantized modules' stay as they are, BatchNorm's take the model's dtype
         f"{path}.{leaf}": buffer.dtype
         for path, module in model.named_modules()
         if not all(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
@@ -217,7 +217,7 @@ def fill(
         if tensor.dtype != own if own else not tensor.is_floating_point() or tensor.itemsize < 2:
             raise CheckpointError(
                 f"{source}: {key} is {tensor.dtype}; of quantised checkpoints, only PaliGemmas "
-                "that `paliglass convert --quantize int8` writes are read"
+                "that `paliglass convert --quantize` writes are read"
             )
         if own is None:
             dtypes.setdefault(dtype or tensor.dtype, key)

@@ -27,7 +27,7 @@ from paliglass.tensors import open_tensors, read_tensor
 __all__ = [
     "GENERATION",
     "INDEX",
-    "INT8",
+    "METHODS",
     "QUANTIZATION",
     "load_hf_model",
     "load_model",
@@ -44,7 +44,11 @@ __all__ = [
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 QUANTIZATION = "quantization_config"
-INT8 = {"quant_method": "paliglass", "bits": 8, "scale": "row"}
+# What config.json says of quantized matrices: the fewest bits, and what shares a scale.
+METHODS: dict[str, dict[str, object]] = {
+    "int8": {"quant_method": "paliglass", "bits": 8, "scale": "row"},
+    "int4": {"quant_method": "paliglass", "bits": 4, "scale": "32 inputs of a row"},
+}
 LARGE = 1 << 20  # numbers of a tensor that is worth a mapping of its own
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -85,8 +89,8 @@ def load_model(
 ) -> PaliGemmaForConditionalGeneration:
     """The model alone; see `load_hf_model`.
 
-    adapter: a folder or hub id, see `with_adapter`. accelerate, quantize, shard: see `assemble`; an
-    int8 folder can be read with the first alone, and not cut.
+    adapter: a folder or hub id, see `with_adapter`. accelerate, quantize, shard: see `assemble`; a
+    quantized folder can be read with the first alone, and not cut.
     """
     config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
@@ -95,6 +99,11 @@ def load_model(
         raise CheckpointError(
             f"{folder}: its matrices are {stored}, which plain modules cannot hold; load the "
             "checkpoint that it was made from, or this one with paliglass.load(…, fast=True)"
+        )
+    if stored is not None and quantize not in (None, stored):
+        raise CheckpointError(
+            f"{folder}: its matrices are {stored} already; {quantize} has to be made from the "
+            "checkpoint that it was made from"
         )
     quantize = quantize or stored
     sizes = tensor_sizes(folder)
@@ -164,18 +173,21 @@ def _end_tokens(path: Path, vocab_size: int) -> int | tuple[int, ...] | None:
 
 
 def quantization(folder: Path) -> str | None:
-    """What a folder's matrices are quantized to, "int8", or None; as `save_folder` says it.
+    """What a folder's matrices are quantized to, of `METHODS`, or None; as `save_folder` says it.
 
     Raises CheckpointError for another program's quantization.
     """
     path = folder / "config.json"
     found = read_json(path).get(QUANTIZATION)
-    if found not in (None, INT8):
+    if found is None:
+        return None
+    method = next((name for name, about in METHODS.items() if about == found), None)
+    if method is None:
         raise CheckpointError(
             f"{path}: config key {QUANTIZATION!r} is {found!r}; of quantized checkpoints, only "
-            "those that `paliglass convert --quantize int8` writes are read"
+            "those that `paliglass convert --quantize` writes are read"
         )
-    return None if found is None else "int8"
+    return method
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -33,6 +33,10 @@ def available_memory(device: torch.device) -> int | None:
         return None
 
 
+# Of a number of a quantized model; in int4 what 3B comes to, of which half is int8.
+QUANTIZED_BYTES = {"int8": 1.0, "int4": 0.75}
+
+
 def require_memory(
     name: str,
     sizes: Sequence[tuple[int, int]],
@@ -49,11 +53,13 @@ def require_memory(
     picture add a few per cent.
     """
 
-    def need(item: int | None) -> int:
+    def need(item: float | None) -> float:
         return sum(count * (item or stored) for count, stored in sizes)
 
     free = available_memory(device)
-    wanted = need(1 if quantize else dtype.itemsize if dtype else None)
+    wanted = need(
+        QUANTIZED_BYTES.get(quantize, 1.0) if quantize else dtype.itemsize if dtype else None
+    )
     if free is None or wanted <= free:
         return
     halved = f"dtype bfloat16 needs {gigabytes(need(2))}, " if need(2) < wanted else ""

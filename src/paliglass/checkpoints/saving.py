@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paliglass.checkpoints.config_json import paligemma_to_json
-from paliglass.checkpoints.folder import INDEX, INT8, QUANTIZATION
+from paliglass.checkpoints.folder import INDEX, METHODS, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import processor_files
 from paliglass.errors import CheckpointError
@@ -25,7 +25,15 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tensors import save_file
 
-__all__ = ["CHECKSUMS", "digest", "new_folder", "refuse_existing", "save_folder", "write_weights"]
+__all__ = [
+    "CHECKSUMS",
+    "digest",
+    "new_folder",
+    "quantization_of",
+    "refuse_existing",
+    "save_folder",
+    "write_weights",
+]
 
 fcntl: ModuleType | None
 try:
@@ -102,22 +110,29 @@ def save_folder(
 
     config.json, model.safetensors (or shards of up to 5 GB with their index), checksums.json (the
     SHA-256 of every tensor, for `paliglass verify`); with a processor also tokenizer.json and what
-    AutoProcessor needs. The tied head is not stored twice. A model in int8 is saved in int8, which
+    AutoProcessor needs. The tied head is not stored twice. A quantized model is saved so, which
     transformers does not read. `files`, by name, are written beside.
     """
     with new_folder(Path(folder)) as target:
         state = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k != HEAD}
         write_weights(target, state)
         dtype = str(model.dtype).removeprefix("torch.")
-        is_int8 = any(tensor.dtype == torch.int8 for tensor in state.values())
-        about = {**paligemma_to_json(model.config), "dtype": dtype}
-        write_json(target / "config.json", about | ({QUANTIZATION: INT8} if is_int8 else {}))
+        about: dict[str, object] = {**paligemma_to_json(model.config), "dtype": dtype}
+        write_json(target / "config.json", about | quantization_of(state.values()))
         if processor is not None:
             processor.tokenizer.save(str(target / "tokenizer.json"))
             for name, data in processor_files(processor).items():
                 write_json(target / name, data)
         for name, content in files.items():
             (target / name).write_bytes(content)
+
+
+def quantization_of(tensors: Iterable[Tensor]) -> dict[str, object]:
+    """What config.json is to say of quantized tensors, to be read by `folder.quantization`."""
+    kinds = {tensor.dtype for tensor in tensors}
+    if torch.int8 not in kinds:
+        return {}
+    return {QUANTIZATION: METHODS["int4" if torch.uint8 in kinds else "int8"]}
 
 
 def write_weights(target: Path, state: dict[str, Tensor]) -> None:

@@ -36,9 +36,10 @@ def bench(
     ] = os.cpu_count() or 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a model's speed and memory on this machine's processor: as stored, and in int8.
+    """Measure a model's speed and memory on this machine's processor: as stored, in int8 and int4.
 
-    Each answers about one picture of noise, greedily, in a process of its own; both in turn.
+    Each answers about one picture of noise, greedily, in a process of its own; all in turn. int4 is
+    left out where it cannot be had (`paliglass info` says why).
     Figures are medians. The limits are what the machine itself was measured to read from memory (a
     token reads the decoder once) and to multiply (the first token).
     """
@@ -56,7 +57,11 @@ def bench(
     figures = {
         name: measured.to_dict()
         | measuring.limit_shares(
-            measured, folder, limits, measuring.BYTES[name], measuring.rate_of(name, limits)
+            measured,
+            folder,
+            limits,
+            measuring.weight_bytes(name, folder),
+            measuring.rate_of(name, limits),
         )
         for name, measured in found.items()
     }

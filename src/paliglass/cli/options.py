@@ -49,7 +49,7 @@ MIN_SCORE = 0.05
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Dtypes of weights; auto is the checkpoint's own."""
 
-Quantize = Literal["int8"]
+Quantize = Literal["int8", "int4"]
 """Ways of making weights smaller."""
 
 CocoTask = Literal["detect", "segment"]

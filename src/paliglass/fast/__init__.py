@@ -4,13 +4,15 @@
 in here, and a test holds each replacement to the module that it replaces.
 
     int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
+    int4.py                  int4 matrices; quantized.py makes a model int8 or int4
     packed.py                bfloat16 matrices, laid out for a CPU's decoding
     widened.py               bfloat16 on processors without instructions for it
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
     cuda_graph.py            decoding as one CUDA graph; not used by itself yet
-    matrix.py decode.py      int8 and int4 matrices, and a token's whole way through the decoder, as
-                             compiled functions (numba); measured, not used by `accelerate` yet
+    compiled_model.py        decoding in int8 and int4 as one compiled function (extra `fast`)
+    matrix.py decode.py      what calls compiled functions; threads.py runs them, compiled.py keeps
+                             them, and their source is kernels.py, step.py and instructions.py
 """
 
 from __future__ import annotations
@@ -21,12 +23,27 @@ import torch
 from torch import nn
 
 from paliglass.errors import PaliglassError
-from paliglass.fast import attention, int8_model, last_positions, packed, widened
+from paliglass.fast import (
+    attention,
+    compiled_model,
+    last_positions,
+    matrix,
+    packed,
+    quantized,
+    widened,
+)
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
-__all__ = ["METHODS", "Method", "accelerate", "explain", "multiplies_bfloat16"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "accelerate",
+    "available_methods",
+    "explain",
+    "multiplies_bfloat16",
+]
 
-Method = Literal["int8"]
+Method = Literal["int8", "int4"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
@@ -40,16 +57,19 @@ def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = F
         model: a `PaliGemmaForConditionalGeneration`; with `quantize` also one of its layers or its
             table, so that a model can be quantized while it is read, and a model without memory
             (torch's meta device), to be filled with matrices that are quantized already.
-        quantize: "int8" makes the matrices int8; None leaves their numbers as they are.
-        plain: do nothing but quantize. Gradients then flow through the matrices, which have none
+        quantize: "int8" makes the matrices int8, "int4" most of the decoder's int4 and the others
+            int8; None leaves their numbers as they are.
+        plain: do nothing but quantize. Gradients then flow through int8 matrices, which have none
             themselves: adapters beside them can be trained (QLoRA, arXiv 2305.14314).
 
-    Raises PaliglassError for another method.
+    Raises PaliglassError for another method, and for int4 where it needs what is not there: the
+    extra `fast`, a processor with dot products of bytes, a model on the CPU.
     """
     if quantize not in (None, *METHODS):
         raise PaliglassError(f"quantize {quantize!r} is unknown: choose {', '.join(METHODS)}")
     if quantize is not None:
-        int8_model.replace_linears(model, packed=not plain)
+        quantized.require(model, quantize)
+        quantized.replace_linears(model, quantize, packed=not plain)
     if plain or not isinstance(model, PaliGemmaForConditionalGeneration):
         return
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -59,10 +79,17 @@ def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = F
     if model.device.type != "cpu":
         return
     if quantize is not None:
-        int8_model.fuse(model)
+        quantized.fuse(model)
     else:
         packed.pack_linears(model.language_model)
     widened.widen(model, model.dtype)
+    if quantize is not None:
+        compiled_model.replace(model)
+
+
+def available_methods() -> tuple[Method, ...]:
+    """Those of METHODS that can be had on this processor, with what is installed."""
+    return METHODS if matrix.is_available() else ("int8",)
 
 
 def multiplies_bfloat16() -> bool:
@@ -73,7 +100,7 @@ def multiplies_bfloat16() -> bool:
 def explain(dtype: torch.dtype, quantize: str | None = None) -> list[str]:
     """What `accelerate` does for a model in this dtype on this processor, and why: a line each."""
     if quantize is not None:
-        return int8_model.explain()
+        return quantized.explain(quantize)
     if not widened.has_kernel(dtype):
         return [
             f"matrices stay {str(dtype).removeprefix('torch.')} and are widened to float32 a few "

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paliglass.config import GemmaConfig
-from paliglass.fast.layout import BLOCK, SCRATCH, SPAN
+from paliglass.fast.compiled import library
+from paliglass.fast.layout import BLOCK, PANEL, SCRATCH, SPAN
 from paliglass.fast.matrix import KINDS, MOST_ROWS, PackedMatrix, tile_rows
 from paliglass.fast.threads import COUNTERS, team
 from paliglass.layers.kv_cache import KVCache
@@ -92,9 +93,13 @@ class Decoder:
             "final_cap": config.final_logit_softcapping or 0.0,
         }
         self._factors = torch.tensor(list(factors.values()))
-        self._all_blocks = np.arange(table.blocks, dtype=np.int64)
-        self._room = _Room(config, rows=0, slots=0, threads=0)
-        self._lock = threading.Lock()  # of the room
+        self._all_panels = np.arange(-(-table.rows // PANEL), dtype=np.int64)
+        self._rooms: dict[int, _Room] = {}  # by rows of a tile
+        self._lock = threading.Lock()  # of the rooms
+
+    def __deepcopy__(self, memo: object) -> Decoder:
+        """Itself: what a copied model would change is not in here."""
+        return self
 
     def step(
         self,
@@ -111,9 +116,9 @@ class Decoder:
         """
         is_token = torch.ones_like(ids) if attention_mask is None else attention_mask
         slots = cache.reserve(is_token.bool())
-        blocks, places = self._blocks(words)
+        panels, places = self._panels(words)
         hidden = torch.zeros(*ids.shape, self.config.hidden_size)
-        logits = torch.zeros(*ids.shape, len(blocks) * BLOCK)
+        logits = torch.zeros(*ids.shape, len(panels) * PANEL)
         # A row's earlier tokens come first: later ones see them.
         columns, rows = is_token.bool().T.nonzero(as_tuple=True)
         pairs = zip(cache.keys, cache.values, strict=True)
@@ -124,7 +129,7 @@ class Decoder:
             for some in range(0, len(rows), MOST_ROWS):
                 at = rows[some : some + MOST_ROWS], columns[some : some + MOST_ROWS]
                 tokens = torch.stack((ids[at], at[0], slots[at]))
-                out, found = self._run("decode", counters, tokens, about, blocks)
+                out, found = self._run("decode", counters, tokens, about, panels)
                 hidden[at], logits[at] = out, found
         return hidden, logits[..., places]
 
@@ -136,13 +141,13 @@ class Decoder:
         """… × D → … × U, float32, Gemma 2's capped.
 
         words: the ids whose logits are wanted: all of the vocabulary (None), a slice of it, or U
-        ids. Only the blocks of 16 rows that they are in are read.
+        ids. Only the panels of 64 rows that they are in are read.
         """
-        blocks, places = self._blocks(words)
+        panels, places = self._panels(words)
         tokens = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
         with self._lock:
             found = [
-                self._run("score", 1, torch.empty(3, len(some)), (1, 0, 0), blocks, some)[1]
+                self._run("score", 1, torch.empty(3, len(some)), (1, 0, 0), panels, some)[1]
                 for some in torch.split(tokens, MOST_ROWS)
             ]
         return torch.cat(found)[:, places].view(*hidden.shape[:-1], -1)
@@ -153,21 +158,20 @@ class Decoder:
         counters: int,
         tokens: Tensor,
         cache: tuple[int, int, int],
-        blocks: NDArray[np.int64],
+        panels: NDArray[np.int64],
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A function of `step` for up to eight tokens: what is at `out`, M × D, and logits.
 
         tokens: 3 × M, each one's id, row and slot. cache: its slots, kind and addresses.
         """
-        from paliglass.fast import step
-
         config, count, threads = self.config, tokens.shape[1], team().threads
         rows = tile_rows(count)
-        if not self._room.holds(rows, cache[0], threads):
-            self._room = _Room(config, rows, cache[0] + 256, threads)
+        room = self._rooms.get(rows)
+        if room is None or not room.holds(cache[0], threads):
+            room = self._rooms[rows] = _Room(config, rows, cache[0] + 256, threads)
         out = torch.empty(count, config.hidden_size) if out is None else out
-        logits = torch.empty(rows, len(blocks) * BLOCK)
+        logits = torch.empty(rows, len(panels) * PANEL)
         job = [
             config.hidden_size,
             config.num_attention_heads,
@@ -177,33 +181,33 @@ class Decoder:
             *cache[:2],
             count,
             rows,
-            len(blocks),
+            len(panels),
             self._factors.data_ptr(),
             self._descriptors.ctypes.data,
             self._norms.ctypes.data,
             cache[2],
             tokens.data_ptr(),
-            blocks.ctypes.data,
-            *self._room.addresses,
+            panels.ctypes.data,
+            *room.addresses,
             out.data_ptr(),
             logits.data_ptr(),
         ]
-        team().run(getattr(step, name), counters, np.array(job, dtype=np.int64), self.nbytes)
+        team().run(library()[name], counters, np.array(job, dtype=np.int64), self.nbytes)
         return out, logits[:count]
 
-    def _blocks(self, words: Words) -> tuple[NDArray[np.int64], slice | Tensor]:
-        """The table's blocks that hold some words, and the words' places in them."""
+    def _panels(self, words: Words) -> tuple[NDArray[np.int64], slice | Tensor]:
+        """The table's panels that hold some words, and the words' places in them."""
         vocabulary = self.config.vocab_size
         if words is None:
-            return self._all_blocks, slice(vocabulary)
+            return self._all_panels, slice(vocabulary)
         if isinstance(words, slice):
             first, last, _ = words.indices(vocabulary)
-            blocks = self._all_blocks[first // BLOCK : max(-(-last // BLOCK), first // BLOCK)]
-            skipped = first - first % BLOCK
-            return blocks, slice(first - skipped, max(last - skipped, 0))
+            panels = self._all_panels[first // PANEL : max(-(-last // PANEL), first // PANEL)]
+            skipped = first - first % PANEL
+            return panels, slice(first - skipped, max(last - skipped, 0))
         ids = words.cpu().numpy()
-        blocks, places = np.unique(ids // BLOCK, return_inverse=True)
-        return blocks, torch.from_numpy(places * BLOCK + ids % BLOCK)
+        panels, places = np.unique(ids // PANEL, return_inverse=True)
+        return panels, torch.from_numpy(places * PANEL + ids % PANEL)
 
 
 def _gain(weight: Tensor) -> Tensor:
@@ -217,7 +221,7 @@ class _Room:
     """
 
     def __init__(self, config: GemmaConfig, rows: int, slots: int, threads: int) -> None:
-        self._sizes = rows, slots, threads
+        self._slots, self._threads = slots, threads
         positions = torch.arange(slots + 1)[None]
         rotary = rotary_cos_sin(positions, config.head_dim, config.rope_theta, torch.float32)
         self._rotary = [x[0, 0, :, : config.head_dim // 2].contiguous() for x in rotary]
@@ -246,5 +250,5 @@ class _Room:
         starts = [first, *(first + size for size in itertools.accumulate(sizes))]
         self.addresses = [*(x.data_ptr() for x in self._rotary), *starts, own]
 
-    def holds(self, rows: int, slots: int, threads: int) -> bool:
-        return self._sizes[0] == rows and self._sizes[1] >= slots and self._sizes[2] == threads
+    def holds(self, slots: int, threads: int) -> bool:
+        return self._slots >= slots and self._threads == threads

@@ -5,13 +5,10 @@ integers: addresses, strides and counts. Plain loops do not reach these instruct
 find a dot product of bytes by itself.
 
 A dot product of bytes multiplies four unsigned bytes by four signed ones and adds the sum to an
-int32, in 16, 8 or 4 lanes. A lane is an output channel: its four weights are in the packed matrix,
-the token's four numbers are the same for all lanes. int8 weights are stored unsigned, 128 above
-their value, and the sums of `quantize_group` take that off again; int4's come out of a table of 16.
-
-- AVX-512 VNNI, AVX-VNNI: vpdpbusd
-- AVX2: vpmaddubsw, whose 16-bit sums would overflow for int8: there |w| · (±x) is summed
-- ARM: sdot, of signed bytes
+int32, in as many lanes as `processor.INSTRUCTION` has. A lane is an output channel: its four
+weights are in the packed matrix, the token's four numbers are the same for all lanes. Where weights
+have to be unsigned they are taken 128 above their value, and the sums of `quantize_group` take that
+off again.
 """
 
 from __future__ import annotations
@@ -19,15 +16,16 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SPAN
+from paliglass.fast.layout import BLOCK, CODES, GROUP, PANEL, SPAN, SPAN_4, SPAN_8
+from paliglass.fast.processor import INSTRUCTION
 
 Builder = Any  # llvmlite has no types
 Value = Any
@@ -36,38 +34,6 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 LANES = 16  # of vectors of float32, wherever lanes are not the processor's own
 FLOAT32, BFLOAT16 = 0, 1  # how numbers are stored that are computed in float32
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """A dot product of bytes. rows: tokens whose sums fit in registers beside each other."""
-
-    name: str
-    lanes: int
-    rows: int
-    is_signed: bool = False  # it takes signed weights: there is nothing to take off
-
-
-def _features() -> dict[str, bool]:
-    if config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES: what numba compiles for
-        return {name[1:]: name[0] == "+" for name in config.CPU_FEATURES.split(",") if name}
-    return dict(binding.get_host_cpu_features())
-
-
-def _find() -> Instruction | None:
-    has = _features().get
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return Instruction("sdot", 4, 4, is_signed=True) if has("dotprod") else None
-    if has("avx512vnni") and has("avx512vl") and has("avx512bw"):
-        return Instruction("vpdpbusd.512", 16, 8)
-    if has("f16c") and (has("avxvnni") or (has("avx512vnni") and has("avx512vl"))):
-        return Instruction("vpdpbusd.256", 8, 4)
-    if has("avx2") and has("f16c") and has("fma"):
-        return Instruction("vpmaddubsw", 8, 4, is_signed=True)
-    return None
-
-
-INSTRUCTION = _find()
 
 
 def _vector(element: Any, lanes: int) -> Any:
@@ -137,10 +103,11 @@ def _sum(b: Builder, x: Value) -> Value:
 
 
 def _largest(b: Builder, x: Value) -> Value:
+    """NaN where there is one."""
     while x.type.count > 1:
         half = x.type.count // 2
         low, high = _shuffle(b, x, range(half)), _shuffle(b, x, range(half, 2 * half))
-        x = _binary(b, "maxnum", low, high)
+        x = _binary(b, "maximum", low, high)
     return b.extract_element(x, I32(0))
 
 
@@ -162,13 +129,13 @@ def _store_floats(b: Builder, x: Value, address: Value, kind: int) -> None:
 
 
 def _exp(b: Builder, x: Value) -> Value:
-    """eˣ to about 2e-7: 2ⁿ times Taylor's polynomial over ±½ ln 2."""
+    """eˣ to about 2e-7: 2ⁿ times Taylor's polynomial over ±½ ln 2; NaN stays NaN."""
     lanes = x.type.count
 
     def number(value: float) -> Value:
         return _constant(F32, lanes, value)
 
-    x = _binary(b, "maxnum", _binary(b, "minnum", x, number(88.0)), number(-87.0))
+    x = _binary(b, "maximum", _binary(b, "minimum", x, number(88.0)), number(-87.0))
     n = _unary(b, "rint", b.fmul(x, number(1.44269504)))
     r = _fma(b, n, number(-0.693359375), x)  # ln 2 in two parts: the first has few bits
     r = _fma(b, n, number(2.12194440e-4), r)
@@ -222,7 +189,7 @@ def _unpack(b: Builder, bits: int, packed: Value) -> list[Value]:
     assert INSTRUCTION is not None
     count = packed.type.count
     if bits == 8:
-        return [b.xor(packed, _constant(I8, count, 128)) if INSTRUCTION.is_signed else packed]
+        return [packed if INSTRUCTION.is_signed else b.xor(packed, _constant(I8, count, 128))]
     table = [(code if INSTRUCTION.is_signed else code + 128) % 256 for code in CODES]
     codes = ir.Constant(packed.type, table * (count // 16))
     name = {
@@ -240,47 +207,57 @@ def _tile(bits: int, rows: int, blocks: int) -> Callable[..., Any]:
 
     Arguments:
         y, y_stride: float32 rows, so many bytes apart.
-        weights, weights_stride: the first block, and how many bytes on the next one lies.
+        weights: the first block; of int8, whose panels are multiplied whole, the panel.
         scales: of int8's channels, float32.
         tokens, token_scales, sums: a tile of so many tokens as `quantize_group` leaves them.
         spans: inputs / 64.
+        stored: blocks whose results are wanted.
     """
 
     def emit(b: Builder, arguments: Sequence[Value]) -> None:
         assert INSTRUCTION is not None
-        y, y_stride, weights, weights_stride, scales, tokens, token_scales, sums, spans = arguments
-        lanes, at_once = INSTRUCTION.lanes, INSTRUCTION.rows
+        y, y_stride, weights, scales, tokens, token_scales, sums, spans, stored = arguments
+        lanes, rows_at_once = INSTRUCTION.lanes, min(rows, INSTRUCTION.rows)
         floats = _vector(F32, lanes)
         places = [(c, p) for c in range(blocks) for p in range(0, BLOCK, lanes)]
+        at_once = max(1, INSTRUCTION.sums // rows_at_once)
         results = {(t, *place): _zeros(b, floats) for t in range(rows) for place in places}
-        starts = [b.add(weights, b.mul(weights_stride, I64(c))) for c in range(blocks)]
+        size = SPAN_8 if bits == 8 else SPAN_4
+        # A panel's blocks lie beside each other, others behind each other.
+        apart = [
+            I64(4 * BLOCK * c) if bits == 8 else b.mul(spans, I64(size * c)) for c in range(blocks)
+        ]
         with cgutils.for_range(b, spans) as loop:
-            w = [b.add(start, b.mul(loop.index, I64(SPAN * BYTES[bits]))) for start in starts]
+            span = b.add(weights, b.mul(loop.index, I64(size)))
+            w = [b.add(span, offset) for offset in apart]
             x = b.add(tokens, b.mul(loop.index, I64(SPAN * rows)))
             of_span = b.mul(loop.index, I64(4 * rows * (SPAN // GROUP[bits])))
             of_tokens = b.add(token_scales, of_span), b.add(sums, of_span)
-            for group in range(SPAN // GROUP[bits]):
-                for first in range(0, rows, at_once):
-                    some = range(first, min(rows, first + at_once))
-                    found = _group_products(b, bits, rows, group, some, places, w, x, of_tokens[1])
-                    for (t, c, p), product in found.items():
-                        scale = _splat(
-                            b,
-                            _load(b, F32, _add(b, of_tokens[0], 4 * (group * rows + t)), 4),
-                            lanes,
-                        )
-                        if bits == 4:
-                            at = _add(b, w[c], 2 * (group * BLOCK + p))
-                            own = b.fpext(_load(b, _vector(F16, lanes), at, 2 * lanes), floats)
-                            scale = b.fmul(scale, own)
-                        result = results[t, c, p]
-                        value = b.sitofp(product, floats)
-                        b.store(_fma(b, value, scale, b.load(result)), result)
-        for (t, c, p), result in results.items():
-            value, channel = b.load(result), 4 * (BLOCK * c + p)
-            if bits == 8:
-                value = b.fmul(value, _load(b, floats, _add(b, scales, channel), 4))
-            _store(b, value, _add(b, b.add(y, b.mul(y_stride, I64(t))), channel), 4)
+            for group, first, place in product(
+                range(SPAN // GROUP[bits]),
+                range(0, rows, rows_at_once),
+                range(0, len(places), at_once),
+            ):
+                some = range(first, first + rows_at_once)
+                channels = places[place : place + at_once]
+                found = _group_products(b, bits, rows, group, some, channels, w, x, of_tokens[1])
+                for (t, c, p), integers in found.items():
+                    at = _add(b, of_tokens[0], 4 * (group * rows + t))
+                    scale = _splat(b, _load(b, F32, at, 4), lanes)
+                    if bits == 4:
+                        at = _add(b, w[c], 2 * (group * BLOCK + p))
+                        own = b.fpext(_load(b, _vector(F16, lanes), at, 2 * lanes), floats)
+                        scale = b.fmul(scale, own)
+                    result = results[t, c, p]
+                    b.store(_fma(b, b.sitofp(integers, floats), scale, b.load(result)), result)
+        for c in range(blocks):
+            with b.if_then(b.icmp_signed(">", stored, I64(c))):
+                for (t, block, p), result in results.items():
+                    if block == c:
+                        value, channel = b.load(result), 4 * (BLOCK * c + p)
+                        if bits == 8:
+                            value = b.fmul(value, _load(b, floats, _add(b, scales, channel), 4))
+                        _store(b, value, _add(b, b.add(y, b.mul(y_stride, I64(t))), channel), 4)
 
     return _instruction(emit)
 
@@ -288,7 +265,8 @@ def _tile(bits: int, rows: int, blocks: int) -> Callable[..., Any]:
 def _zeros(b: Builder, kind: Any) -> Value:
     """A variable, zero where the builder stands."""
     variable = cgutils.alloca_once(b, kind)
-    b.store(ir.Constant(kind, [0.0] * kind.count), variable)
+    zero = 0 if isinstance(kind.element, ir.IntType) else 0.0
+    b.store(ir.Constant(kind, [zero] * kind.count), variable)
     return variable
 
 
@@ -314,7 +292,7 @@ def _group_products(
         found.update({(t, *place): start for place in places})
     for q in range(0, quads, 1 if bits == 8 else 2):
         for c, p in places:
-            at = 64 * q if bits == 8 else 4 * BLOCK + 32 * (group * quads + q)
+            at = 4 * PANEL * q if bits == 8 else 4 * BLOCK + 32 * (group * quads + q)
             packed = _load(b, _vector(I8, 4 * lanes), _add(b, weights[c], at + 4 * p), 4 * lanes)
             for h, vector in enumerate(_unpack(b, bits, packed)):
                 for t in some:
@@ -325,10 +303,12 @@ def _group_products(
     return found
 
 
-int8_tile_1, int8_tile_2, int8_tile_4, int8_tile_8 = (_tile(8, rows, 1) for rows in (1, 2, 4, 8))
+int8_tile_1, int8_tile_2, int8_tile_4, int8_tile_8 = (
+    _tile(8, rows, PANEL // BLOCK) for rows in (1, 2, 4, 8)
+)
 int4_tile_1, int4_tile_2, int4_tile_4, int4_tile_8 = (_tile(4, rows, 1) for rows in (1, 2, 4, 8))
 WIDE = 2 if INSTRUCTION is not None and INSTRUCTION.lanes == 16 else 1  # blocks of a prompt's tile
-int8_tile_wide, int4_tile_wide = _tile(8, 8, WIDE), _tile(4, 8, WIDE)
+int4_tile_wide = _tile(4, 8, WIDE)
 
 
 # ---- quantizing ---------------------------------------------------------------------------------
@@ -385,32 +365,46 @@ quantize_group_4_bf16 = _quantize_group(4, BFLOAT16)
 
 
 def _pack_row_8(kind: int) -> Callable[..., Any]:
-    """A channel's weights → its bytes in a block, and their scale, max|w| / 127.
+    """A channel's weights → its bytes in a panel, their scale, max|w| / 127, and minus their sum.
 
-    Arguments: source; target, of the channel's first four inputs; scale, a float32; spans.
+    Arguments: source; target, of the channel's first four inputs; scale, a float32; total, an
+    int32; spans.
     """
 
     def emit(b: Builder, arguments: Sequence[Value]) -> None:
-        source, target, scale, spans = arguments
+        source, target, scale, total, spans = arguments
         size = SPAN * (4 if kind == FLOAT32 else 2)
-        highest = _zeros(b, _vector(F32, SPAN))
+        highest, sums = _zeros(b, _vector(F32, SPAN)), _zeros(b, _vector(I32, SPAN))
         with cgutils.for_range(b, spans) as loop:
             x = _load_floats(b, b.add(source, b.mul(loop.index, I64(size))), SPAN, kind)
-            b.store(_binary(b, "maxnum", b.load(highest), _unary(b, "fabs", x)), highest)
+            b.store(_binary(b, "maximum", b.load(highest), _unary(b, "fabs", x)), highest)
         largest = _largest(b, b.load(highest))
-        _store(b, b.fmul(largest, F32(1 / 127)), scale, 4)
+        is_zero = b.fcmp_ordered("==", largest, F32(0.0))
+        _store(b, b.fdiv(b.select(is_zero, F32(1.0), largest), F32(127.0)), scale, 4)
         inverse = _splat(b, _inverse(b, largest), SPAN)
         with cgutils.for_range(b, spans) as loop:
             x = _load_floats(b, b.add(source, b.mul(loop.index, I64(size))), SPAN, kind)
             integers = _to_bytes(b, b.fmul(x, inverse))
-            unsigned = b.xor(integers, _constant(I8, SPAN, 128))
-            at = b.add(target, b.mul(loop.index, I64(SPAN * BYTES[8])))
-            _store_fours(b, unsigned, at, I64(4 * BLOCK))
+            b.store(b.add(b.load(sums), b.sext(integers, _vector(I32, SPAN))), sums)
+            at = b.add(target, b.mul(loop.index, I64(SPAN_8)))
+            _store_fours(b, integers, at, I64(4 * PANEL))
+        _store(b, b.neg(_sum(b, b.load(sums))), total, 4)
 
     return _instruction(emit)
 
 
 pack_row_8, pack_row_8_bf16 = _pack_row_8(FLOAT32), _pack_row_8(BFLOAT16)
+
+
+def _arrange_64(b: Builder, arguments: Sequence[Value]) -> Value:
+    """64 of a channel's integers to their places in a panel; their sum."""
+    target, source = arguments
+    integers = _load(b, _vector(I8, SPAN), source)
+    _store_fours(b, integers, target, I64(4 * PANEL))
+    return b.sext(_sum(b, b.sext(integers, _vector(I32, SPAN))), I64)
+
+
+arrange_64 = _instruction(_arrange_64, types.int64)
 
 # Where a group's largest weight may come to lie among the codes: at an end, cut off a little
 # beyond it, or inside, which leaves it and all others finer steps than the last one.
@@ -458,7 +452,9 @@ def _pack_group_4(kind: int) -> Callable[..., Any]:
             gain = b.fmul(with_x, own)
             is_better = b.fcmp_ordered(">", gain, best)
             best, step = b.select(is_better, gain, best), b.select(is_better, own, step)
-        half = b.fptrunc(step, F16)
+        # Of an infinity, too, nothing but a NaN is left, which is not forgotten.
+        is_number = b.fcmp_ordered("==", b.fsub(extreme, extreme), F32(0.0))
+        half = b.fptrunc(b.select(is_number, step, F32(math.nan)), F16)
         _store(b, half, scale, 2)
         places = chosen(rounded(_inverse(b, b.fpext(half, F32), 1.0)), range(len(CODES)))
         order = [8 * i + j for i in range(count // 8) for j in range(4)]
@@ -603,6 +599,10 @@ def _pause(b: Builder, arguments: Sequence[Value]) -> None:
 
 pause = _instruction(_pause)
 store_float = _instruction(lambda b, a: _store(b, a[1], a[0], 4))
+store_int32 = _instruction(lambda b, a: _store(b, b.trunc(a[1], I32), a[0], 4))
+add_to_int32 = _instruction(
+    lambda b, a: _store(b, b.add(_load(b, I32, a[0], 4), b.trunc(a[1], I32)), a[0], 4)
+)
 load_float = _instruction(lambda b, a: _load(b, F32, a[0], 4), types.float32)
 load_int = _instruction(lambda b, a: _load(b, I64, a[0], 8), types.int64)
 load_byte = _instruction(lambda b, a: b.zext(_load(b, I8, a[0]), I64), types.int64)

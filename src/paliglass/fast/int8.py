@@ -10,9 +10,11 @@ Weights carry one scale per output channel, activations one per token, found as 
   which takes as long for four as for one
 - oneDNN's kernel wants activations as uint8 with zero point 128: of int8 it makes a reference loop
 - weights are packed once into the layout that kernel reads; prompts and single tokens share it
-- where there is no such kernel (no VNNI instructions, a GPU, Apple) activations keep their
-  precision, and the integers are widened at every use: as small, and more exact, but prompts are no
-  faster than bfloat16's; on a CPU a few tokens are read by torch's own kernel for that
+- with the extra `fast` a compiled decoder reads the same copy, see `matrix`; compiled functions
+  also take prompts where oneDNN has no such kernel, and always the products with the table
+- where there is neither (no VNNI instructions, no extra, a GPU) activations keep their precision,
+  and the integers are widened at every use: as small, and more exact, but prompts are no faster
+  than bfloat16's; on a CPU a few tokens are read by torch's own kernel for that
 """
 
 from __future__ import annotations
@@ -30,6 +32,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paliglass.fast.matrix import (
+    PackedMatrix,
+    arrange_into,
+    is_available,
+    multiply,
+    quantize_into,
+    rows_of,
+)
 from paliglass.fast.widened import widened_linear
 
 LARGEST = 127
@@ -284,6 +294,19 @@ def pack(integers: Tensor) -> Tensor:
     return packed
 
 
+def _unfilled(shape: tuple[int, int]) -> Tensor:
+    """oneDNN's packed matrix for N × K, in large pages, to be filled in its known layout."""
+    like = _packed_by_shape.get(shape)
+    if like is None:
+        zeros = torch.zeros(shape, dtype=torch.int8)
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(zeros, None)
+        _packed_by_shape[shape] = packed
+    else:
+        packed = like.clone()
+    _use_large_pages(_memory(packed), keep=False)
+    return packed
+
+
 def _use_large_pages(memory: Tensor, keep: bool) -> None:
     """Asks Linux to hold memory in pages of 2 MiB: a token of 3B then takes .88 of its time.
 
@@ -305,12 +328,15 @@ def _use_large_pages(memory: Tensor, keep: bool) -> None:
 class Int8Linear(nn.Module):
     """`nn.Linear` with an int8 matrix: … × K → … × N, in the dtype of what comes in.
 
-    weight: N × K; None once it is packed. scale: N. bias: N, in the model's dtype, or None.
+    weight: N × K; None once it is packed. scale: N. bias: N, in the model's dtype, or None. packed:
+    oneDNN's matrix. matrix: the compiled functions', in the same memory where oneDNN's layout is
+    known.
     """
 
     weight: Tensor | None
     scale: Tensor
     bias: nn.Parameter | None
+    serves_prompts = True  # so that oneDNN's copy is wanted
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -319,20 +345,61 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.bias = bias
         self.packed: Tensor | None = None
+        self.matrix: PackedMatrix | None = None
 
     @classmethod
     def quantize(cls, weight: Tensor, bias: nn.Parameter | None = None) -> Self:
         """From float weights, N × K."""
         return cls(*quantize_rows(weight), bias)
 
+    @classmethod
+    def quantize_and_pack(cls, weight: Tensor, bias: nn.Parameter | None = None) -> Self:
+        """The same, ready for the fast kernels, and without integers in between where that goes."""
+        empty = torch.empty(weight.shape, dtype=torch.int8, device="meta")
+        layer = cls(empty, torch.empty(len(weight), device="meta"), bias)
+        if weight.device.type == "cpu" and layer._shares_memory() and layer._make_room():
+            assert layer.matrix is not None
+            quantize_into(layer.matrix, weight)
+            layer.weight, layer.scale = None, layer.matrix.scales[: len(weight)].clone()
+            return layer
+        layer = cls.quantize(weight, bias)
+        layer.pack()
+        return layer
+
     def pack(self) -> None:
-        """Makes the matrix ready for the fast kernel, where there is one."""
-        if self.packed is None and self.weight is not None and self.weight.device.type == "cpu":
-            if not has_kernel():
-                return
-            self.packed = pack(self.weight)
-            # The row-major integers are let go, unless rows could not be read otherwise.
-            self.weight = None if knows_layout() else self.weight
+        """Makes the matrix ready for the fast kernels, where there are some."""
+        weight = self.weight
+        if weight is None or weight.device.type != "cpu":
+            return
+        if self._make_room():
+            assert self.matrix is not None
+            arrange_into(self.matrix, weight)
+            self.matrix.scales[: self.out_features] = self.scale
+        if self.packed is None and self._wants_onednn():
+            self.packed = pack(weight)
+        # The row-major integers are let go, unless rows could not be read otherwise.
+        if self.matrix is not None or (self.packed is not None and knows_layout()):
+            self.weight = None
+
+    def _wants_onednn(self) -> bool:
+        return has_kernel() and (self.serves_prompts or not is_available())
+
+    def _shares_memory(self) -> bool:
+        """Whether one copy is enough."""
+        return not self._wants_onednn() or knows_layout()
+
+    def _make_room(self) -> bool:
+        """An empty `matrix`, where there are compiled functions; where it shares one, `packed`."""
+        if not is_available():
+            return False
+        shape = self.out_features, self.in_features
+        if self._wants_onednn() and knows_layout():
+            self.packed = _unfilled(shape)
+            memory = _memory(self.packed).view(torch.uint8)
+            self.matrix = PackedMatrix.of_bytes(8, *shape, memory, self.packed)
+        else:
+            self.matrix = PackedMatrix.empty(8, *shape)
+        return True
 
     def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
         """… × K → … × N; of a packed matrix, tokens may have been quantised before."""
@@ -342,6 +409,8 @@ class Int8Linear(nn.Module):
         """x · Wᵀ + bias."""
         if self.packed is None:
             assert isinstance(x, Tensor)
+            if self.matrix is not None:
+                return multiply(x, self.matrix, None if self.bias is None else self.bias.float())
             return self._widened(x)
         tokens = QuantizedActivation.of(x)
         y = self.product(tokens)
@@ -389,6 +458,8 @@ class Int8Linear(nn.Module):
         """Some rows of the matrix as int8: … → … × K."""
         if self.weight is not None:
             return self.weight[ids]
+        if self.matrix is not None:
+            return rows_of(self.matrix, ids)
         assert self.packed is not None
         blocks = _blocks(self.packed, self.out_features, self.in_features)
         found = blocks.permute(0, 3, 1, 2)[ids // CHANNELS, ids % CHANNELS]  # … K/64 16
@@ -435,6 +506,7 @@ class Int8Embedding(Int8Linear):
     The two share one copy: rows are read out of the packed matrix, where its layout is known.
     """
 
+    serves_prompts = False
     dtype = torch.float32  # of the rows; the model's
 
     def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]  # not activations

@@ -20,12 +20,16 @@ import numba
 import numpy as np
 from llvmlite import binding
 from numba import types
+from numba.core import compiler, registry
+from numba.core.compiler_lock import global_compiler_lock
 
 from paliglass.fast.instructions import (
     BFLOAT16,
     FLOAT32,
     WIDE,
     add_16,
+    add_to_int32,
+    arrange_64,
     fetch_add,
     gelu_mul,
     int4_tile_1,
@@ -37,7 +41,6 @@ from paliglass.fast.instructions import (
     int8_tile_2,
     int8_tile_4,
     int8_tile_8,
-    int8_tile_wide,
     load_int,
     load_shared,
     pack_group_4,
@@ -50,19 +53,21 @@ from paliglass.fast.instructions import (
     quantize_group_8,
     quantize_group_8_bf16,
     scale_16,
+    store_int32,
     to_bf16,
 )
-from paliglass.fast.layout import BLOCK, BYTES, GROUP, SCRATCH, SPAN
-from paliglass.fast.threads import LINE, Entry
+from paliglass.fast.layout import BLOCK, GROUP, PANEL, SCRATCH, SPAN, SPAN_4, SPAN_8
+from paliglass.fast.threads import LINE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPINS = 1000  # looks at a barrier before the thread sleeps: some 15 µs
+SPANS_AT_ONCE = 8  # of a panel, so that rows are read some lines at a time: 32 KiB in all
 TASK_BYTES = 1 << 17  # of weights, about, in one task
 # What describes a matrix to compiled code: int64, so many bytes from its address.
 BITS, WEIGHTS, SCALES, BLOCKS, SPANS, FIELDS = (8 * i for i in range(6))
-SPAN_8, SPAN_4 = SPAN * BYTES[8], SPAN * BYTES[4]  # bytes of a block's 64 inputs
 GROUP_8, GROUP_4 = GROUP[8], GROUP[4]
+PANEL_BLOCKS = PANEL // BLOCK
 
 
 def compiled(function: F) -> F:
@@ -71,30 +76,66 @@ def compiled(function: F) -> F:
     return cast(F, decorate(function))
 
 
+_functions: list[tuple[str, Callable[..., None], int]] = []  # with their numbers of arguments
+
+
 def compiled_once(function: F) -> F:
-    """Of int64 alone; others call it by its address. Kept on disk for the next process.
+    """Of int64 alone; others call it by its name in the object file.
 
     numba compiles what a function calls anew in every caller: seconds, were it the products.
     """
-    count = len(signature(function).parameters)
-    compiled = _compile(function, count)
-    name = f"paliglass_{function.__name__}"
-    binding.add_symbol(name, compiled.address)
+    count, name = len(signature(function).parameters), f"paliglass_{function.__name__}"
+    _functions.append((name, function, count))
+    binding.add_symbol(name, 1)  # numba wants to see one; what it links itself is never called
     return cast(F, types.ExternalFunction(name, types.void(*[types.int64] * count)))
 
 
-def entry(function: Callable[[int, int, int, int], None]) -> Entry:
-    """What `Team.run` runs on each thread; see there."""
-    return cast(Entry, _compile(function, 4).ctypes)
+def entry(function: F) -> F:
+    """What `Team.run` runs on each thread; see there and `compiled.Library`."""
+    _functions.append((f"paliglass_{function.__name__}", function, 4))
+    return function
 
 
-_kept: list[Any] = []  # what was compiled, so that its memory stays
-
-
-def _compile(function: Callable[..., None], count: int) -> Any:
-    kind = types.void(*[types.int64] * count)
-    _kept.append(numba.cfunc(kind, cache=True, error_model="numpy", boundscheck=False)(function))
-    return _kept[-1]
+def emit_object() -> bytes:
+    """An object file with all functions that were decorated so far."""
+    target = registry.cpu_target
+    parts, library = [], None
+    with global_compiler_lock:
+        for name, function, count in _functions:
+            flags = compiler.Flags()
+            flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+            flags.error_model = "numpy"
+            result = compiler.compile_extra(
+                target.typing_context,
+                target.target_context,
+                function,
+                [types.int64] * count,
+                types.void,
+                flags,
+                {},
+            )
+            library = result.library
+            library.finalize()  # links what it calls, and optimizes
+            # numba's functions take places for a result and an exception too.
+            arguments = ", ".join(f"i64 %{i}" for i in range(count))
+            wrapper = f"""
+                define void @{name}({arguments}) {{
+                    %result = alloca ptr
+                    %error = alloca ptr
+                    call i32 @"{result.fndesc.mangled_name}"(ptr %result, ptr %error, {arguments})
+                    ret void
+                }}"""
+            parts.append(binding.parse_assembly(library.get_llvm_str() + wrapper))
+        assert library is not None
+        for part in parts[1:]:
+            parts[0].link_in(part)
+        absent = [
+            function.name
+            for function in parts[0].functions
+            if function.is_declaration and function.name.startswith(("_ZN", "paliglass_", "numba"))
+        ]
+        assert not absent, absent  # would be a jump to nowhere
+        return bytes(library.codegen._tm.emit_object(parts[0]))
 
 
 # Linux lets a thread sleep until a number in memory changes (futex); elsewhere it offers its core.
@@ -103,10 +144,7 @@ FUTEX = 98 if platform.machine() == "aarch64" else 202
 FUTEX_WAIT, FUTEX_WAKE = 128, 129  # among the threads of this process
 syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 5))
 if sys.platform == "win32":
-    import ctypes
-
-    _yield = ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value
-    binding.add_symbol("sched_yield", _yield)
+    binding.add_symbol("sched_yield", 1)  # see `compiled.Library`
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -168,26 +206,31 @@ def multiply_blocks(
     sums: int,
     spans: int,
 ) -> None:
-    """A tile of tokens times the blocks first … last − 1, float32 at y."""
-    size = spans * (SPAN_8 if bits == 8 else SPAN_4)
+    """A tile of tokens times the blocks first … last − 1, float32 at y.
+
+    Of int8, the first block is a panel's first.
+    """
     block = first
     while block < last:
+        step = 1
+        if bits == 8:
+            step = min(PANEL_BLOCKS, last - block)
+        elif rows == 8 and block + WIDE <= last:
+            step = WIDE
+        start = block // PANEL_BLOCKS * SPAN_8 if bits == 8 else block * SPAN_4
         call = (
             y + 4 * BLOCK * (block - first),
             y_stride,
-            weights + block * size,
-            size,
+            weights + start * spans,
             scales + 4 * BLOCK * block,
             tokens,
             token_scales,
             sums,
             spans,
+            step,
         )
-        is_wide = rows == 8 and block + WIDE <= last
         if bits == 8:
-            if is_wide:
-                int8_tile_wide(call)
-            elif rows == 1:
+            if rows == 1:
                 int8_tile_1(call)
             elif rows == 2:
                 int8_tile_2(call)
@@ -195,17 +238,17 @@ def multiply_blocks(
                 int8_tile_4(call)
             else:
                 int8_tile_8(call)
-        elif is_wide:
-            int4_tile_wide(call)
         elif rows == 1:
             int4_tile_1(call)
         elif rows == 2:
             int4_tile_2(call)
         elif rows == 4:
             int4_tile_4(call)
+        elif step == WIDE:
+            int4_tile_wide(call)
         else:
             int4_tile_8(call)
-        block += WIDE if is_wide else 1
+        block += step
 
 
 @compiled_once
@@ -242,9 +285,10 @@ def quantize_groups(
 
 @compiled
 def task_blocks(bits: int, spans: int) -> int:
-    """Blocks of a task: about TASK_BYTES, in pairs if more than one."""
-    step = TASK_BYTES // (spans * (SPAN_8 if bits == 8 else SPAN_4))
-    return 1 if step < 2 else step // 2 * 2
+    """Blocks of a task: about TASK_BYTES, in whole panels of int8, in pairs of int4."""
+    if bits == 8:
+        return max(1, TASK_BYTES // (spans * SPAN_8)) * PANEL_BLOCKS
+    return max(1, TASK_BYTES // (spans * SPAN_4) // 2) * 2
 
 
 @compiled_once
@@ -480,14 +524,22 @@ def geglu(thread: int, threads: int, sync: int, job: int) -> None:
 
 @compiled_once
 def pack_block(
-    kind: int, bits: int, source: int, stride: int, count: int, spans: int, target: int, scales: int
+    kind: int,
+    bits: int,
+    source: int,
+    stride: int,
+    count: int,
+    spans: int,
+    target: int,
+    scales: int,
+    totals: int,
 ) -> None:
     """Quantizes up to 16 rows of weights, `stride` bytes apart, into a block."""
     width = 2 if kind == BFLOAT16 else 4
     for c in range(count):
         row = source + c * stride
         if bits == 8:
-            call = row, target + 4 * c, scales + 4 * c, spans
+            call = row, target + 4 * c, scales + 4 * c, totals + 4 * c, spans
             if kind == BFLOAT16:
                 pack_row_8_bf16(call)
             else:
@@ -514,12 +566,18 @@ def pack(thread: int, threads: int, sync: int, job: int) -> None:
     """
     matrix, kind, source = field(job, 0), field(job, 8), field(job, 16)
     stride, count = field(job, 24), field(job, 32)
-    bits, spans = field(matrix, BITS), field(matrix, SPANS)
-    size = spans * (SPAN_8 if bits == 8 else SPAN_4)
+    bits, blocks, spans = field(matrix, BITS), field(matrix, BLOCKS), field(matrix, SPANS)
+    weights = field(matrix, WEIGHTS)
+    totals = weights + (blocks + PANEL_BLOCKS - 1) // PANEL_BLOCKS * spans * SPAN_8
     while True:
         block = next_task(sync, 0)
-        if block >= field(matrix, BLOCKS):
+        if block >= blocks:
             break
+        if bits == 8:
+            panel, place = block // PANEL_BLOCKS, block % PANEL_BLOCKS
+            target = weights + panel * spans * SPAN_8 + 4 * BLOCK * place
+        else:
+            target = weights + block * spans * SPAN_4
         pack_block(
             kind,
             bits,
@@ -527,7 +585,35 @@ def pack(thread: int, threads: int, sync: int, job: int) -> None:
             stride,
             min(BLOCK, count - block * BLOCK),
             spans,
-            field(matrix, WEIGHTS) + block * size,
+            target,
             field(matrix, SCALES) + 4 * BLOCK * block,
+            totals + 4 * BLOCK * block,
         )
+    wait_for_all(sync, threads)
+
+
+@entry
+def arrange(thread: int, threads: int, sync: int, job: int) -> None:
+    """Puts rows of int8 into a matrix; the threads share panels.
+
+    job: matrix; address, stride and count of the rows.
+    """
+    matrix, source, stride, count = field(job, 0), field(job, 8), field(job, 16), field(job, 24)
+    blocks, spans = field(matrix, BLOCKS), field(matrix, SPANS)
+    panels = (blocks + PANEL_BLOCKS - 1) // PANEL_BLOCKS
+    while True:
+        panel = next_task(sync, 0)
+        if panel >= panels:
+            break
+        target = field(matrix, WEIGHTS) + panel * spans * SPAN_8
+        totals = field(matrix, WEIGHTS) + panels * spans * SPAN_8 + 4 * PANEL * panel
+        first = panel * PANEL
+        for c in range(PANEL):
+            store_int32((totals + 4 * c, 0))
+        for start in range(0, spans, SPANS_AT_ONCE):
+            for c in range(min(PANEL, count - first)):
+                row, total = source + (first + c) * stride, 0
+                for s in range(start, min(spans, start + SPANS_AT_ONCE)):
+                    total += arrange_64((target + s * SPAN_8 + 4 * c, row + s * SPAN))
+                add_to_int32((totals + 4 * c, -total))
     wait_for_all(sync, threads)

@@ -8,7 +8,7 @@ that an answer does not depend on what else is in its batch::
     y = Σ_groups (q_x · q_w) · s_x · s_w        q_x = round(127 · x / max|x|),  s_x = max|x| / 127
 
 One copy serves single tokens and prompts. Needs numba (the extra `fast`) and a processor with dot
-products of bytes: `is_available`.
+products of bytes: `is_available`; `obstacle` says what is missing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import ctypes
 import mmap
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -24,30 +25,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.fast.layout import BLOCK, BYTES, CODES, GROUP, SCRATCH, SPAN
-from paliglass.fast.threads import Entry, team
+from paliglass.fast.compiled import library
+from paliglass.fast.layout import (
+    BLOCK,
+    CODES,
+    GROUP,
+    PANEL,
+    SCRATCH,
+    SPAN,
+    SPAN_4,
+    SPAN_8,
+    packed_bytes,
+)
+from paliglass.fast.threads import team
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 LARGE_PAGE = 1 << 21  # bytes
 MOST_ROWS = 8  # tokens of a tile
 
 
-@lru_cache
 def is_available() -> bool:
-    """Whether numba is installed and knows a fitting instruction of this processor."""
-    try:
-        from paliglass.fast import instructions
-    except ImportError:
-        return False
-    return instructions.INSTRUCTION is not None
+    """Whether there are compiled functions for this processor."""
+    return obstacle() is None
+
+
+@lru_cache
+def obstacle() -> str | None:
+    """What they lack, and the mend."""
+    if find_spec("numba") is None:
+        return "numba is missing: pip install 'paliglass[fast]'"
+    from paliglass.fast.processor import INSTRUCTION
+
+    if INSTRUCTION is None:
+        return "this processor has no dot product of bytes (AVX2, VNNI, or ARM's dotprod)"
+    return None
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
     """N output channels × K inputs, see `layout`.
 
-    bits: 8 or 4. weights: the blocks' bytes, at an address that is a multiple of 64. scales: of
-    int8, float32, N in full blocks; else empty.
+    bits: 8 or 4. weights: its bytes, at an address that is a multiple of 64. scales: of int8,
+    float32, N in full blocks; else empty. owner: what has to live as long as the weights.
     """
 
     bits: int
@@ -55,17 +74,25 @@ class PackedMatrix:
     columns: int
     weights: Tensor
     scales: Tensor
+    owner: Tensor | None = None
 
     @staticmethod
     def empty(bits: int, rows: int, columns: int) -> PackedMatrix:
-        """Zeros."""
-        blocks, spans = -(-rows // BLOCK), -(-columns // SPAN)
-        weights = large_buffer(blocks * spans * SPAN * BYTES[bits])
-        if rows % BLOCK:  # channels that are not written to, but read
-            weights[-spans * SPAN * BYTES[bits] :] = 0
-        return PackedMatrix(
-            bits, rows, columns, weights, torch.zeros(blocks * BLOCK if bits == 8 else 0)
-        )
+        """To be filled; what fills up its last panel, or block, is zeros."""
+        weights = large_buffer(packed_bytes(bits, rows, columns))
+        spans = -(-columns // SPAN)
+        if bits == 8 and rows % PANEL:
+            weights[rows // PANEL * spans * SPAN_8 :] = 0
+        elif rows % BLOCK:
+            weights[-spans * SPAN_4 :] = 0
+        return PackedMatrix(bits, rows, columns, weights, _full_blocks(rows, bits))
+
+    @staticmethod
+    def of_bytes(
+        bits: int, rows: int, columns: int, weights: Tensor, owner: Tensor | None = None
+    ) -> PackedMatrix:
+        """Over memory of `layout.packed_bytes` that is packed, or will be; int8's scales are 0."""
+        return PackedMatrix(bits, rows, columns, weights, _full_blocks(rows, bits), owner)
 
     @property
     def blocks(self) -> int:
@@ -86,6 +113,10 @@ class PackedMatrix:
         return self.weights.nbytes + self.scales.nbytes
 
 
+def _full_blocks(rows: int, bits: int) -> Tensor:
+    return torch.zeros(-(-rows // BLOCK) * BLOCK if bits == 8 else 0)
+
+
 def large_buffer(size: int) -> Tensor:
     """Uninitialised bytes, in pages of 2 MiB where Linux has them: gigabytes read faster."""
     buffer = torch.empty(size, dtype=torch.uint8)
@@ -99,27 +130,25 @@ def large_buffer(size: int) -> Tensor:
 
 def quantize(weight: Tensor, bits: int) -> PackedMatrix:
     """From N × K float32 or bfloat16 weights."""
-    from paliglass.fast import kernels
+    matrix = PackedMatrix.empty(bits, *weight.shape)
+    quantize_into(matrix, weight)
+    return matrix
 
-    rows, columns = weight.shape
+
+def quantize_into(matrix: PackedMatrix, weight: Tensor) -> None:
+    """The same, into a matrix of its shape."""
     weight = _padded(weight)
-    matrix = PackedMatrix.empty(bits, rows, columns)
     descriptor = matrix.descriptor
     job = np.array([descriptor.ctypes.data, *_source(weight)], dtype=np.int64)
-    team().run(kernels.pack, 1, job, weight.nbytes)
-    return matrix
+    team().run(library()["pack"], 1, job, weight.nbytes)
 
 
-def from_integers(integers: Tensor, scales: Tensor) -> PackedMatrix:
-    """From int8 N × K in −127 … 127 and the float32 scale of each row."""
-    rows, columns = integers.shape
-    matrix = PackedMatrix.empty(8, rows, columns)
-    integers = F.pad(integers, (0, -columns % SPAN, 0, -rows % BLOCK))
-    fours = integers.view(torch.int32).view(matrix.blocks, BLOCK, -1).transpose(1, 2)
-    matrix.weights.view(torch.int32).view(fours.shape).copy_(fours)
-    matrix.weights.bitwise_xor_(128)
-    matrix.scales[:rows] = scales
-    return matrix
+def arrange_into(matrix: PackedMatrix, integers: Tensor) -> None:
+    """int8 N × K in −127 … 127 into an int8 matrix of that shape; scales stay."""
+    integers = F.pad(integers, (0, -integers.shape[1] % SPAN)).contiguous()
+    descriptor = matrix.descriptor
+    job = [descriptor.ctypes.data, integers.data_ptr(), integers.stride(0), len(integers)]
+    team().run(library()["arrange"], 1, np.array(job, dtype=np.int64), integers.nbytes)
 
 
 def bits_of(name: str, method: str) -> int:
@@ -165,23 +194,17 @@ class Activations:
 
 def multiply(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -> Tensor:
     """x · Wᵀ + bias, … × K → … × N, in x's dtype. bias: N, float32."""
-    from paliglass.fast import kernels
-
     if bias is not None:
         bias = F.pad(bias, (0, -len(bias) % BLOCK))
-    return _run(kernels.linear, x, (matrix,), bias)
+    return _run("linear", x, (matrix,), bias)
 
 
 def geglu(x: Tensor, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -> Tensor:
     """down(gelu(gate(x)) · up(x)), … × D → … × D, in x's dtype."""
-    from paliglass.fast import kernels
-
-    return _run(kernels.geglu, x, (gate, up, down), None)
+    return _run("geglu", x, (gate, up, down), None)
 
 
-def _run(
-    function: Entry, x: Tensor, matrices: tuple[PackedMatrix, ...], bias: Tensor | None
-) -> Tensor:
+def _run(name: str, x: Tensor, matrices: tuple[PackedMatrix, ...], bias: Tensor | None) -> Tensor:
     """A function of `kernels` that takes x through the matrices."""
     first, last = matrices[0], matrices[-1]
     tokens = _padded(x.detach().reshape(-1, x.shape[-1]))
@@ -197,7 +220,7 @@ def _run(
     job += [y.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
     job += [*hidden.addresses, scratch.data_ptr()]
     work = sum(matrix.nbytes for matrix in matrices) * max(1, count // MOST_ROWS)
-    team().run(function, 4, np.array(job, dtype=np.int64), work)
+    team().run(library()[name], 4, np.array(job, dtype=np.int64), work)
     return out[:count, : last.rows].reshape(*x.shape[:-1], last.rows).to(x.dtype)
 
 
@@ -209,18 +232,29 @@ def _source(tokens: Tensor) -> tuple[int, int, int, int]:
 
 def integers(matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
     """The weights' integers, int8 N × K, and scales: N (int8) or N × K/32 (int4), float32."""
-    blocks, spans = matrix.blocks, matrix.spans
     if matrix.bits == 8:
-        fours = matrix.weights.view(blocks, spans * SPAN // 4, BLOCK, 4)
-        found = fours.permute(0, 2, 1, 3).reshape(blocks * BLOCK, -1)
-        found = found.bitwise_xor(128).view(torch.int8)
-        return found[: matrix.rows, : matrix.columns], matrix.scales[: matrix.rows]
-    data = matrix.weights.view(blocks, spans, SPAN * BYTES[4])
-    scales = data[..., : 4 * BLOCK].contiguous().view(torch.float16).float()
-    scales = scales.view(blocks, spans * 2, BLOCK).transpose(1, 2).reshape(blocks * BLOCK, -1)
-    packed = data[..., 4 * BLOCK :].reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
+        return rows_of(matrix, torch.arange(matrix.rows)), matrix.scales[: matrix.rows]
+    blocks, spans = matrix.blocks, matrix.spans
+    packed = matrix.weights.view(blocks, spans, SPAN_4)[..., 4 * BLOCK :]
+    packed = packed.reshape(blocks, spans * 8, BLOCK, 4)  # 8 inputs each
     halves = torch.stack((packed & 15, packed >> 4), dim=3)  # blocks, eights, BLOCK, 2, 4
     places = halves.permute(0, 2, 1, 3, 4).reshape(blocks * BLOCK, -1)
     found = torch.tensor(CODES, dtype=torch.int8)[places.int()]
+    scales = group_scales(matrix).transpose(1, 2).reshape(blocks * BLOCK, -1).float()
     groups = -(-matrix.columns // GROUP[4])
     return found[: matrix.rows, : matrix.columns], scales[: matrix.rows, :groups]
+
+
+def group_scales(matrix: PackedMatrix) -> Tensor:
+    """int4's scales as they lie, float16: N/16 × K/32 × 16."""
+    data = matrix.weights.view(matrix.blocks, matrix.spans, SPAN_4)
+    scales = data[..., : 4 * BLOCK].contiguous().view(torch.float16)
+    return scales.view(matrix.blocks, matrix.spans * 2, BLOCK)
+
+
+def rows_of(matrix: PackedMatrix, ids: Tensor) -> Tensor:
+    """Some rows of an int8 matrix: … → … × K."""
+    panels = matrix.weights[: -(-matrix.rows // PANEL) * matrix.spans * SPAN_8].view(torch.int32)
+    fours = panels.view(-1, matrix.spans, SPAN // 4, PANEL).permute(0, 3, 1, 2)
+    found = fours[ids // PANEL, ids % PANEL]  # … K/64 16
+    return found.flatten(-2).view(torch.int8)[..., : matrix.columns]

@@ -36,9 +36,8 @@ from paliglass.fast.kernels import (
     BITS,
     BLOCKS,
     FIELDS,
+    PANEL_BLOCKS,
     SCALES,
-    SPAN_4,
-    SPAN_8,
     SPANS,
     WEIGHTS,
     compiled_once,
@@ -52,7 +51,7 @@ from paliglass.fast.kernels import (
     task_blocks,
     wait_for_all,
 )
-from paliglass.fast.layout import BLOCK, CODES, SCRATCH, SPAN
+from paliglass.fast.layout import BLOCK, CODES, PANEL, SCRATCH, SPAN, SPAN_4, SPAN_8
 
 # A layer's matrices in their order; after the last layer's comes the table.
 Q, K, V, O, GATE, UP, DOWN = (i * FIELDS for i in range(7))  # noqa: E741
@@ -75,13 +74,13 @@ JOB = (
     "kind",  # of the cache's numbers
     "count",  # of tokens
     "rows",  # of their tile
-    "words",  # blocks of 16 words whose logits are wanted
+    "words",  # panels of 64 words whose logits are wanted
     "factors",
     "matrices",
     "norms",
     "caches",  # of each layer keys and values
     "ids",  # count; then each token's row of the cache, and its slot: the position − 1
-    "blocks",  # the wanted words'
+    "panels",  # the wanted words'
     "cos",
     "sin",
     "qkv",  # count × (heads + 2 key_heads) × head_dim
@@ -93,10 +92,10 @@ JOB = (
     "own",  # the first thread's own memory
     "own_bytes",
     "out",  # count × width, after the last norm
-    "logits",  # rows × words · 16
+    "logits",  # rows × words · 64
 )
 WIDTH, HEADS, KEY_HEADS, HEAD_DIM, LAYERS, SLOTS, KIND, COUNT, ROWS, WORDS = range(0, 80, 8)
-FACTORS_AT, MATRICES, NORMS, CACHES, IDS, WORD_BLOCKS, COS, SIN = range(80, 144, 8)
+FACTORS_AT, MATRICES, NORMS, CACHES, IDS, WORD_PANELS, COS, SIN = range(80, 144, 8)
 QKV, ATTENDED, SUMMED, HIDDEN, HIDDEN_SCALES, HIDDEN_SUMS = range(144, 192, 8)
 OWN, OWN_BYTES, OUT, LOGITS = range(192, 224, 8)
 assert 8 * len(JOB) == LOGITS + 8
@@ -167,16 +166,16 @@ def add_rows(
 def embed(table: int, token: int, width: int, factors: int, out: int) -> None:
     """A row of the packed table, times √D."""
     factor = load_float((factors + EMBEDDING_SCALE,))
-    bits, spans, channel = field(table, BITS), field(table, SPANS), token % BLOCK
-    block = token // BLOCK * spans * (SPAN_8 if bits == 8 else SPAN_4)
-    start = field(table, WEIGHTS) + block
+    bits, spans, start = field(table, BITS), field(table, SPANS), field(table, WEIGHTS)
     for k in range(width):
         if bits == 8:
             scale = load_float((field(table, SCALES) + 4 * token,))
-            byte = load_byte((start + k // 4 * 64 + 4 * channel + k % 4,))
-            value = np.float32(byte - 128)
+            panel = start + (token // PANEL * spans + k // SPAN) * SPAN_8
+            at = panel + (k % SPAN // 4 * PANEL + token % PANEL) * 4 + k % 4
+            value = np.float32((load_byte((at,)) ^ 128) - 128)
         else:
-            span = start + k // SPAN * SPAN_4
+            channel = token % BLOCK
+            span = start + (token // BLOCK * spans + k // SPAN) * SPAN_4
             scale = load_half((span + k % SPAN // 32 * 2 * BLOCK + 2 * channel,))
             at = span + 4 * BLOCK + k % SPAN // 8 * 64 + 4 * channel + k % 4
             byte = load_byte((at,)) >> (4 * (k % 8 // 4))
@@ -311,18 +310,18 @@ def attend_all(sync: int, counter: int, job: int, layer: int, scores: int) -> No
 def score_words(
     sync: int, counter: int, job: int, table: int, tokens: int, scales: int, sums: int
 ) -> None:
-    """The wanted words' logits; the threads share the blocks."""
+    """The wanted words' logits; the threads share the panels."""
     bits, spans, words = field(table, BITS), field(table, SPANS), field(job, WORDS)
-    y_stride = 4 * BLOCK * words
+    y_stride = 4 * PANEL * words
     cap = load_float((field(job, FACTORS_AT) + FINAL_CAP,))
-    step = task_blocks(bits, spans)
+    step = max(1, task_blocks(bits, spans) // PANEL_BLOCKS)
     while True:
         first = next_task(sync, counter) * step
         if first >= words:
             return
         for i in range(first, min(first + step, words)):
-            y = field(job, LOGITS) + 4 * BLOCK * i
-            block = field(field(job, WORD_BLOCKS) + 8 * i, 0)
+            y = field(job, LOGITS) + 4 * PANEL * i
+            block = field(field(job, WORD_PANELS) + 8 * i, 0) * PANEL_BLOCKS
             multiply_blocks(
                 bits,
                 field(job, ROWS),
@@ -331,7 +330,7 @@ def score_words(
                 field(table, WEIGHTS),
                 field(table, SCALES),
                 block,
-                block + 1,
+                min(field(table, BLOCKS), block + PANEL_BLOCKS),
                 tokens,
                 scales,
                 sums,
@@ -339,7 +338,8 @@ def score_words(
             )
             if cap > np.float32(0.0):
                 for t in range(field(job, COUNT)):
-                    cap_16((y + y_stride * t, cap))
+                    for at in range(y + y_stride * t, y + y_stride * t + 4 * PANEL, 64):
+                        cap_16((at, cap))
 
 
 @entry
@@ -460,10 +460,12 @@ def score(thread: int, threads: int, sync: int, job: int) -> None:
     width, count, rows = field(job, WIDTH), field(job, COUNT), field(job, ROWS)
     table = field(job, MATRICES) + field(job, LAYERS) * LAYER_MATRICES * FIELDS
     stride = 4 * ((width + SPAN - 1) // SPAN * SPAN)
-    padded = field(job, OWN) + thread * field(job, OWN_BYTES)
+    attended_stride = 4 * ((field(job, HEADS) * field(job, HEAD_DIM) + SPAN - 1) // SPAN * SPAN)
+    # All where `decode` has it: what fills up `normed` to full spans has to stay 0.
+    padded = field(job, OWN) + thread * field(job, OWN_BYTES) + rows * stride
     tokens = padded + rows * stride
-    scales = tokens + rows * stride // 4
-    sums = scales + rows * stride // 32
+    scales = tokens + rows * max(stride, attended_stride) // 4
+    sums = scales + rows * max(stride, attended_stride) // 32
     for t in range(count):
         for i in range(0, 4 * width, 64):
             copy_16((padded + stride * t + i, field(job, OUT) + 4 * width * t + i))

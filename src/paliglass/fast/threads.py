@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Entry = Callable[[int, int, int, int], None]
+from paliglass.fast.compiled import Entry
 
 LINE = 64  # bytes of a cache line
 COUNTERS = 4096

@@ -263,13 +263,20 @@ def bench(
     threads: int = 2,
     progress: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Measured]:
-    """A model as it is stored and in int8, in turn, after a round that is not counted.
+    """A model as it is stored, in int8, and where it can be had in int4, in turn.
+
+    A first round is not counted.
 
     Raises PaliglassError where a process ends, as for want of memory.
     """
+    from paliglass.fast import METHODS, available_methods
+
     engines: list[Engine] = []
     try:
-        for name, quantize in {stored_as(folder): None, "int8": "int8"}.items():
+        stored = stored_as(folder)
+        methods = available_methods() if stored not in METHODS else ()
+        ways: list[tuple[str, str | None]] = [(stored, None), *((name, name) for name in methods)]
+        for name, quantize in ways:
             progress(f"loading, {name}")
             engines.append(open_engine(name, folder, threads, quantize))
             engines[-1].answer(1, 2)
@@ -284,7 +291,7 @@ def bench(
 
 
 def stored_as(folder: Path) -> str:
-    """The dtype of a checkpoint's first tensor, "bfloat16"; "int8" where it was quantized."""
+    """The dtype of a checkpoint's first tensor, "bfloat16"; "int8" or "int4" where it is that."""
     from paliglass.checkpoints.folder import quantization, read_tensors
 
     return quantization(folder) or str(next(read_tensors(folder))[2].dtype).removeprefix("torch.")
@@ -323,6 +330,17 @@ def machine_limits(threads: int) -> dict[str, float]:
     return {name: round(value, 1) for name, value in found.items()}
 
 
+def weight_bytes(name: str, folder: Path) -> float:
+    """Of a weight of the decoder, as a dtype or a method stores it: in int4 the mean."""
+    from paliglass.inspect.info import read_info
+
+    if name != "int4":
+        return BYTES[name]
+    info = read_info(folder)
+    numbers = info.parameters["embedding"] + info.parameters["decoder"]
+    return 1 - (info.memory["int8"] - info.memory["int4"]) / numbers
+
+
 def limit_shares(
     measured: Measured, folder: Path, limits: dict[str, float], weight_bytes: float, rate: str
 ) -> dict[str, float]:
@@ -358,8 +376,8 @@ def limit_shares(
 
 def rate_of(dtype: str, limits: dict[str, float]) -> str:
     """Which limit weights of a dtype meet; those of 16 bits are widened where that is faster."""
-    if dtype in ("int8", "float32"):
-        return "int8" if dtype == "int8" else "fp32"
+    if dtype in ("int8", "int4", "float32"):
+        return "fp32" if dtype == "float32" else "int8"
     return max(("bf16", "fp32"), key=lambda rate: limits[f"{rate}_gop_per_s"])
 
 

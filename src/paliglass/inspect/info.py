@@ -25,9 +25,10 @@ class ModelInfo:
 
     parameters: numbers by part; the output layer is the embedding and is counted once. memory:
     bytes of the weights by dtype; int8 means one byte for each number of a matrix and a float32
-    scale for each of its rows, vectors and convolution in bfloat16. cache: bytes that one token of
-    one sequence takes in the key/value cache, by dtype; see `KVCache`. things: what a small model
-    can know at all, with other words for it; None of one without such a list.
+    scale for each of its rows, vectors and convolution in bfloat16; int4 the same but for the
+    decoder's MLPs after its first layer, of which 32 numbers take 16 bytes and a float16. cache:
+    bytes that one token of one sequence takes in the key/value cache, by dtype; see `KVCache`.
+    things: what a small model can know at all, with other words for it; None without such a list.
     """
 
     config: PaliGemmaConfig
@@ -83,6 +84,9 @@ def describe(config: PaliGemmaConfig) -> ModelInfo:
     memory = {name: total * size for name, size in sizes.items()}
     memory["int8"] = in_matrices + 4 * rows + 2 * (total - in_matrices)
     text = config.text_config
+    in_mlps = (text.num_hidden_layers - 1) * 3 * text.hidden_size * text.intermediate_size
+    mlp_rows = (text.num_hidden_layers - 1) * (2 * text.intermediate_size + text.hidden_size)
+    memory["int4"] = memory["int8"] - in_mlps * 7 // 16 - 4 * mlp_rows
     numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     cache = {name: numbers * size for name, size in sizes.items()}
     return ModelInfo(config, parameters, memory, cache)

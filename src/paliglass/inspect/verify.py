@@ -96,9 +96,11 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Verificati
     """
     folder = locate(model)
     other = folder if reference is None else locate(reference)
-    if quantization(folder) is not None:
+    method = quantization(folder)
+    if method is not None:
         raise CheckpointError(
-            f"{folder}: is in int8, which transformers does not read; verify what it was made from"
+            f"{folder}: is in {method}, which transformers does not read; verify what it was made "
+            "from"
         )
     integrity, problems = check_integrity(folder)
     batch = fixed_input(read_config(folder))

@@ -20,7 +20,6 @@ from paliglass.checkpoints.config_json import (
     section,
 )
 from paliglass.checkpoints.folder import (
-    INT8,
     QUANTIZATION,
     load_tokenizer,
     quantization,
@@ -33,7 +32,7 @@ from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.memory import require_memory
 from paliglass.checkpoints.processor import make_processor, picture_settings, processor_files
-from paliglass.checkpoints.saving import new_folder, write_weights
+from paliglass.checkpoints.saving import new_folder, quantization_of, write_weights
 from paliglass.config import PaliGemmaConfig, check_numbers
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.fast import accelerate
@@ -163,7 +162,7 @@ def save_colpali(
 ) -> None:
     """Writes what `load_colpali` and transformers' `ColPaliForRetrieval` read, whole or not at all.
 
-    A model in int8 is saved in int8, which transformers does not read. Raises CheckpointError where
+    A quantized model is saved so, which transformers does not read. Raises CheckpointError where
     the folder holds something already.
     """
     with new_folder(Path(folder)) as target:
@@ -174,10 +173,9 @@ def save_colpali(
         }
         write_weights(target, state)
         dtype = str(model.vlm.dtype).removeprefix("torch.")
-        is_int8 = any(tensor.dtype == torch.int8 for tensor in state.values())
         config = ColPaliConfig(model.vlm.config, model.embedding_dim)
         about = {**config.to_dict(), "dtype": dtype}
-        write_json(target / "config.json", about | ({QUANTIZATION: INT8} if is_int8 else {}))
+        write_json(target / "config.json", about | quantization_of(state.values()))
         processor.processor.tokenizer.save(str(target / "tokenizer.json"))
         prompts = {key: getattr(processor, key) for key in PROMPTS}
         files = {**processor_files(processor.processor), "processor_config.json": prompts}

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["PARTS", "QUANTIZED", "Finetuner", "SuffixLoss", "checkpoint_layers"]
 
 QUANTIZED = (
-    "a model in int8 cannot be trained, nor adapters be merged into it: fine-tune the one that it "
-    "was made from, with --lora and --quantize int8 to spare memory, and quantize the result"
+    "a quantized model cannot be trained, nor adapters be merged into it: fine-tune the one that "
+    "it was made from, with --lora and --quantize int8 to spare memory, and quantize the result"
 )
 ADAPTERS_ALONE = "of a model in int8 adapters alone can learn: --quantize int8 needs --lora"
 SHORT = 512  # tokens of a picture up to which all attention weights are kept for the backward pass
@@ -120,7 +120,7 @@ class Finetuner(Trainer[Batch]):
         self.is_quantized = bool(quantized)
         if quantized and (shard or not recipe.lora):
             raise PaliglassError(ADAPTERS_ALONE + (", and no --shard" if shard else ""))
-        if any(module.packed is not None for module in quantized):
+        if any(module.packed is not None or module.matrix is not None for module in quantized):
             raise PaliglassError("packed int8 matrices have no gradients; load with fast=False")
         self.model, self.accelerator, self.data = model, accelerator, data
         self.rows, self.accumulate = recipe.batch_size // share, recipe.accumulate

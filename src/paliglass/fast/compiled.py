@@ -1,0 +1,117 @@
+"""The compiled functions, as machine code that is made once for a processor and then kept.
+
+numba takes six to ten seconds for them, so what LLVM has made of them is kept as an object file,
+and the next process neither compiles nor imports numba: 0.1 s. numba's own cache would do the same
+with a pickle, which runs what is in it when it is opened for a look. An object file runs too once
+it is loaded, of course, so it is read from a folder that this user alone may write to, or not at
+all; its name tells the source, the libraries and the processor, and its first bytes the hash of the
+rest. PALIGLASS_CACHE names another folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from paliglass.files import replacing
+
+Entry = Callable[[int, int, int, int], None]
+
+SOURCES = ("processor", "layout", "instructions", "kernels", "step")
+HASH = 32  # bytes
+
+
+class Library:
+    """Functions of an object file, by name; each takes four int64 and runs without the GIL.
+
+    They are valid as long as it lives.
+    """
+
+    def __init__(self, code: bytes) -> None:
+        from llvmlite import binding
+
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        if sys.platform == "win32":
+            kernel = ctypes.windll.kernel32.SwitchToThread
+            binding.add_symbol("sched_yield", ctypes.cast(kernel, ctypes.c_void_p).value)
+        target = binding.Target.from_default_triple().create_target_machine(jit=True)
+        self._engine: Any = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+        self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        self._entries: dict[str, Entry] = {}
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+            self._entries[name] = kind(self._engine.get_function_address(f"paliglass_{name}"))
+        return self._entries[name]
+
+
+@lru_cache
+def library() -> Library:
+    """All functions of `kernels` and `step`: read, or compiled and kept for the next time."""
+    folder = cache_folder()
+    path = None if folder is None else folder / f"kernels-{_key()}.o"
+    code = None if path is None else _read(path)
+    if code is None:
+        from paliglass.fast import kernels, step  # noqa: F401  # which tells kernels of its own
+
+        code = kernels.emit_object()
+        if path is not None:
+            with suppress(OSError), replacing(path) as unfinished:  # a full disk, for one
+                unfinished.write_bytes(hashlib.sha256(code).digest() + code)
+    return Library(code)
+
+
+def cache_folder() -> Path | None:
+    """Where machine code is kept; None where others could write to it, or nobody can."""
+    own = os.environ.get("PALIGLASS_CACHE")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(own) if own else base / "paliglass"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+    except (OSError, RuntimeError):  # Path.home without a home
+        return None
+    if sys.platform != "win32" and (
+        about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        return None
+    return folder
+
+
+def _key() -> str:
+    """A hash of all that the machine code depends on."""
+    from paliglass.fast.processor import cpu_name, features
+
+    found = hashlib.sha256()
+    about = [sys.version, version("numba"), version("llvmlite"), cpu_name(), features()]
+    for part in about:
+        found.update(part.encode() + b"\0")
+    for name in SOURCES:
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return found.hexdigest()[:HASH]
+
+
+def _read(path: Path) -> bytes | None:
+    """The code in a file that is whole and this user's."""
+    try:
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            data = file.read()
+    except OSError:
+        return None
+    if sys.platform != "win32" and about.st_uid != os.getuid():
+        return None
+    code = data[HASH:]
+    return code if hashlib.sha256(code).digest() == data[:HASH] else None
