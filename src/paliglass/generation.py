@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -471,7 +472,7 @@ class RunningBatch:
                 log_probs[i] = score
         for row, token, log_prob in zip(rows, ids, log_probs, strict=True):
             if math.isnan(log_prob):
-                row.fail(_not_finite(self.model))
+                row.fail(self._overflow)
             else:
                 row.append(token, log_prob, self.ends)
 
@@ -512,10 +513,15 @@ class RunningBatch:
         for (i, _, place), score in zip(places, scores, strict=True):
             row = self._rows[i]
             if row.error is None and math.isnan(score):
-                row.fail(_not_finite(self.model))
+                row.fail(self._overflow)
             elif row.error is None:
                 row.log_probs[place] = score
                 row.pending_scores.discard(place)
+
+    @cached_property
+    def _overflow(self) -> PaliglassError:
+        """Looked for once: to read all weights of a large model takes seconds."""
+        return _not_finite(self.model)
 
     def _scores(self, hidden: Tensor, ids: Sequence[int]) -> list[float]:
         """N × D and N ids → the log-probability of each over the whole vocabulary, nats."""

@@ -139,7 +139,7 @@ def load(
         dtype=dtype,
         quantize=quantize,
         adapter=adapter,
-        accelerate=partial(accelerate, plain=not fast) if fast or quantize else None,
+        accelerate=partial(accelerate, plain=not fast),
         **settings,
     )
     if tensor_parallel:

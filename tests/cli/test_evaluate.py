@@ -47,7 +47,7 @@ def test_wrong_files_are_named(cli: Cli, data: Path) -> None:
     gone = cli("eval", "--data", data.name)
     assert gone.code == 1
     assert "data.jsonl, line 1: gone.png: no such file" in gone.err
-    assert "not one of the pictures could be read" in gone.err
+    assert "not one of the prompts could be answered" in gone.err
 
 
 def test_one_missing_picture_does_not_end_it(cli: Cli, data: Path) -> None:
@@ -58,7 +58,7 @@ def test_one_missing_picture_does_not_end_it(cli: Cli, data: Path) -> None:
     assert result.code == 1
     assert json.loads(result.out)["data.jsonl"]["caption: exact"]["n"] == 1
     assert "data.jsonl, line 3: gone.png" in result.err
-    assert "2 of 4 prompts have pictures that cannot be read" in result.err
+    assert "2 of 4 prompts could not be answered" in result.err
 
 
 def test_what_is_cut_or_left_out_is_told(cli: Cli, data: Path) -> None:

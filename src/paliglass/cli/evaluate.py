@@ -116,7 +116,7 @@ def evaluate(
         complain=complain_of,
     )
     if not cases:
-        fail("not one of the pictures could be read")
+        fail("not one of the prompts could be answered")
     cut = sum(case.is_cut for case in cases)
     if cut:
         warn(f"{cut} of {len(cases)} answers were cut by the limit; raise --max-new-tokens")
@@ -134,7 +134,7 @@ def evaluate(
     else:
         print_scores(scores)
     if unread:
-        fail(f"{len(unread)} of {len(questions)} prompts have pictures that cannot be read")
+        fail(f"{len(unread)} of {len(questions)} prompts could not be answered")
 
 
 evaluate.__name__ = "eval"

@@ -231,15 +231,15 @@ def _locate(*names: str | None) -> None:
 
 
 def companions(source: str) -> dict[str, bytes]:
-    """What else belongs to a model: its mask codec and its calibration, by file name."""
+    """What else belongs to a model, by file name: mask codec, calibration, list of things."""
     from paliglass.checkpoints.adapters import with_base
     from paliglass.checkpoints.hub import locate
     from paliglass.checkpoints.mask_codec import CODEC
-    from paliglass.tasks.confidence import FILE
+    from paliglass.tasks import confidence, things
 
     place, _ = with_base(locate(source))
     folder = place if place.is_dir() else place.parent
-    files = (folder / name for name in (CODEC, FILE))
+    files = (folder / name for name in (CODEC, confidence.FILE, things.FILE))
     return {file.name: file.read_bytes() for file in files if file.is_file()}
 
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from PIL import Image, ImageDraw, ImageFont
 
 from paliglass.data.example import OBJECT_TASKS
-from paliglass.errors import PaliglassError, PictureError
+from paliglass.errors import PaliglassError, PictureError, PromptError
 from paliglass.evaluation.objects import intersection_over_union, pair_off
 from paliglass.generation import Completion, Request
 from paliglass.model import PaliGemma
@@ -108,17 +108,20 @@ class Server:
             "temperature": 0,
             "max_tokens": max_tokens,
         }
-        while True:
+        refusal: RefusedError | None = None
+        for fields in self.fields:
             try:
-                found = self._call("chat/completions", {**body, **self.fields[0]})
+                found = self._call("chat/completions", {**body, **fields})
             except RefusedError as error:
-                if error.status not in UNKNOWN_FIELD or len(self.fields) == 1:
-                    raise
-                del self.fields[0]
+                refusal = refusal or error
+                if error.status not in UNKNOWN_FIELD:
+                    break
                 continue
             # What one request was taken with, all later ones are asked with.
-            self.fields = self.fields[:1]
+            self.fields = [fields]
             return self._read(found)
+        assert refusal is not None
+        raise refusal
 
     def _find_model(self, name: str | None) -> tuple[str, str]:
         """(name, owner) of the model that is asked."""
@@ -310,17 +313,20 @@ def compare(
             yield Compared(asked, "", refused=str(error))
             continue
         held, limit = None, max_new_tokens
-        if server.owner == OWN and asked.task in OBJECT_TASKS:
-            labels = split_labels(asked.prompt.partition(" ")[2], asked.task)
-            held = ObjectGrammar(processor, labels, masks=asked.task == "segment").start()
-            limit = max(limit, held.fair_budget)
-        request = Request(
-            asked.prompt,
-            [processor.prepare(picture)],
-            held,
-            max_new_tokens=limit,
-        )
-        [done] = model.complete([request])
+        try:
+            if server.owner == OWN and asked.task in OBJECT_TASKS:
+                labels = split_labels(asked.prompt.partition(" ")[2], asked.task)
+                held = ObjectGrammar(processor, labels, masks=asked.task == "segment").start()
+                limit = max(limit, held.fair_budget)
+            prepared = [processor.prepare(picture)]
+            request = Request(asked.prompt, prepared, held, max_new_tokens=limit)
+            [done] = model.complete([request], raises=False)
+        except PromptError as error:
+            yield Compared(asked, "", refused=str(error))
+            continue
+        if done.error is not None:
+            yield Compared(asked, "", refused=str(done.error))
+            continue
         try:
             reply = server.ask(asked.prompt, picture, limit)
         except RefusedError as error:

@@ -60,7 +60,8 @@ def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = F
         quantize: "int8" makes the matrices int8, "int4" most of the decoder's int4 and the others
             int8; None leaves their numbers as they are.
         plain: do nothing but quantize. Gradients then flow through int8 matrices, which have none
-            themselves: adapters beside them can be trained (QLoRA, arXiv 2305.14314).
+            themselves: adapters beside them can be trained (QLoRA, arXiv 2305.14314). Through int4
+            ones none flow.
 
     Raises PaliglassError for another method, and for int4 where it needs what is not there: the
     extra `fast`, a processor with dot products of bytes, a model on the CPU.

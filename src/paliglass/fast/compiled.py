@@ -15,6 +15,7 @@ import hashlib
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -22,12 +23,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from paliglass.errors import PaliglassError
 from paliglass.files import replacing
 
 Entry = Callable[[int, int, int, int], None]
 
-SOURCES = ("processor", "layout", "instructions", "kernels", "step")
+SOURCES = ("processor", "layout", "instructions", "threads", "kernels", "step")
 HASH = 32  # bytes
+_MAKING = threading.Lock()
 
 
 class Library:
@@ -57,20 +60,37 @@ class Library:
         return self._entries[name]
 
 
-@lru_cache
 def library() -> Library:
     """All functions of `kernels` and `step`: read, or compiled and kept for the next time."""
-    folder = cache_folder()
-    path = None if folder is None else folder / f"kernels-{_key()}.o"
+    with _MAKING:  # two threads would each make one, and one of them would be freed while it runs
+        return _library()
+
+
+@lru_cache
+def _library() -> Library:
+    path = _place()
     code = None if path is None else _read(path)
     if code is None:
         from paliglass.fast import kernels, step  # noqa: F401  # which tells kernels of its own
 
         code = kernels.emit_object()
         if path is not None:
-            with suppress(OSError), replacing(path) as unfinished:  # a full disk, for one
+            # A full disk, or a folder in the file's place.
+            with suppress(OSError, PaliglassError), replacing(path) as unfinished:
                 unfinished.write_bytes(hashlib.sha256(code).digest() + code)
+                unfinished.chmod(0o600)
     return Library(code)
+
+
+def is_kept() -> bool:
+    """Whether they need not be compiled."""
+    path = _place()
+    return path is not None and path.is_file()
+
+
+def _place() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"kernels-{_key()}.o"
 
 
 def cache_folder() -> Path | None:
@@ -78,16 +98,19 @@ def cache_folder() -> Path | None:
     own = os.environ.get("PALIGLASS_CACHE")
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = Path(own) if own else base / "paliglass"
+        folder = Path(own) if own else base / "paliglass" / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.stat()
     except (OSError, RuntimeError):  # Path.home without a home
         return None
-    if sys.platform != "win32" and (
-        about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    ):
-        return None
-    return folder
+    return folder if _is_ours_alone(about) else None
+
+
+def _is_ours_alone(about: os.stat_result) -> bool:
+    """Whether nobody else may write there. Windows has no such bits: a home is one's own there."""
+    if sys.platform == "win32":
+        return "PALIGLASS_CACHE" not in os.environ
+    return about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _key() -> str:
@@ -111,7 +134,7 @@ def _read(path: Path) -> bytes | None:
             data = file.read()
     except OSError:
         return None
-    if sys.platform != "win32" and about.st_uid != os.getuid():
+    if not _is_ours_alone(about):
         return None
     code = data[HASH:]
     return code if hashlib.sha256(code).digest() == data[:HASH] else None

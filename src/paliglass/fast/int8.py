@@ -71,7 +71,10 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(len(weight), device=weight.device)
     for rows in _chunks(weight):
         largest = _largest(weight[rows])
-        integers[rows] = (weight[rows] * (LARGEST / largest)).round_()
+        # `LARGEST / largest` would be a reciprocal times LARGEST, and round some ties otherwise than
+        # the compiled functions.
+        steps = torch.full_like(largest, LARGEST) / largest
+        integers[rows] = (weight[rows] * steps).round_()
         scales[rows] = largest[:, 0] / LARGEST
     return integers, scales
 

@@ -17,6 +17,7 @@ import ctypes
 import mmap
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.fast.compiled import library
+from paliglass.fast.compiled import is_kept, library
 from paliglass.fast.layout import (
     BLOCK,
     CODES,
@@ -54,10 +55,15 @@ def obstacle() -> str | None:
     """What they lack, and the mend."""
     if find_spec("numba") is None:
         return "numba is missing: pip install 'paliglass[fast]'"
-    from paliglass.fast.processor import INSTRUCTION
+    try:
+        from paliglass.fast.processor import INSTRUCTION
 
-    if INSTRUCTION is None:
-        return "this processor has no dot product of bytes (AVX2, VNNI, or ARM's dotprod)"
+        if INSTRUCTION is None:
+            return "this processor has no dot product of bytes (AVX2, VNNI, or ARM's dotprod)"
+        if not is_kept():
+            import_module("numba")  # it refuses a numpy that is too new for it
+    except ImportError as error:
+        return f"numba does not work here ({' '.join(str(error).split())[:200]})"
     return None
 
 

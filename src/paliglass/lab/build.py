@@ -15,6 +15,7 @@ import json
 import re
 from pathlib import Path
 
+from paliglass.checkpoints.folder import quantization
 from paliglass.errors import CheckpointError
 
 HERE = Path(__file__).parent
@@ -110,6 +111,14 @@ def build(model: Path | None, dual: Path | None) -> str:
             "codec": model / "mask_codec.safetensors",
         }
         weights.append(parts["weights"])
+    for path in (parts.get("config"), parts.get("tokenizer")):
+        if path is not None and not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+    if model is not None and (method := quantization(model)) is not None:
+        raise CheckpointError(
+            f"{model}: is in {method}, which a page does not read; open the checkpoint that it was "
+            "made from"
+        )
     duals = (
         {}
         if dual is None

@@ -14,7 +14,8 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,9 @@ PATIENCE = 30.0  # seconds for a request to arrive
 
 
 def make_server(page: str, ask: Ask, port: int = 0) -> HTTPServer:
-    """A server for `serve_forever`, one request at a time; its `server_port` tells a free port.
+    """A server for `serve_forever`; its `server_port` tells a free port.
 
-    ask: what answers a method of the protocol; see `TorchLab.ask`.
+    ask: what answers a method of the protocol, one at a time; see `TorchLab.ask`.
 
     Raises PaliglassError where the port is taken.
     """
@@ -39,16 +40,26 @@ def make_server(page: str, ask: Ask, port: int = 0) -> HTTPServer:
     class Handler(_Handler):
         pass
 
-    Handler.page, Handler.ask = page.encode(), staticmethod(ask)
+    Handler.page, Handler.ask, Handler.lock = page.encode(), staticmethod(ask), Lock()
     try:
-        return HTTPServer(("127.0.0.1", port), Handler)
+        return _Server(("127.0.0.1", port), Handler)
     except (OSError, OverflowError) as error:
         raise PaliglassError(f"port {port} cannot be opened ({error}); choose another") from None
+
+
+class _Server(ThreadingHTTPServer):
+    """A browser's spare connection, which says nothing, keeps nobody waiting."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a page that was closed has gone, and an answer to it fails."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     page: bytes
     ask: Ask
+    lock: Lock
     timeout = PATIENCE
 
     def do_GET(self) -> None:
@@ -66,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._tell(403, error="only the lab's own page may ask")
         elif self.path != "/ask":
             self._tell(404, error="there is no such address")
-        elif not length.isdecimal() or int(length) > LARGEST_BODY:
+        elif not length.isdecimal() or len(length) > 9 or int(length) > LARGEST_BODY:
             self._tell(413, error=f"a question has at most {LARGEST_BODY >> 20} MB")
         else:
             self._answer(self.rfile.read(int(length)))
@@ -81,9 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._tell(400, error='a question is {"method": …, "values": {…}}')
             return
         try:
-            self._tell(200, result=type(self).ask(method, values))
+            with self.lock:
+                answer = {"result": type(self).ask(method, values)}
         except PaliglassError as error:
-            self._tell(200, error=printable(str(error)))
+            answer = {"error": printable(str(error))}
+        self._tell(200, **answer)
 
     def _is_own(self) -> bool:
         """Whether the request is for this machine by its own name, and from no other page."""

@@ -36,7 +36,7 @@ __all__ = ["TorchLab"]
 
 KEPT = 10  # runs that can still be asked about, and pictures
 HELD = 8  # runs that the page asked to keep
-MEMORY = 2 << 30  # bytes that kept runs may take; of a 3B, one takes some 80 MB
+MEMORY = 4 << 30  # bytes that kept runs may take, those that are held too
 _CAPITAL = re.compile("[A-Z]")  # the page's names, maxNewTokens, are max_new_tokens here
 EXCHANGED = 64  # tokens of an answer after a word of its prompt was exchanged
 Edits = Mapping[str, Any]
@@ -86,6 +86,10 @@ class Layer:
     middle: Tensor
     output: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in vars(self).values())
+
     def cut(self, count: int) -> Layer:
         """The first tokens alone."""
         q, k, v = (x[:, :count] for x in (self.q, self.k, self.v))
@@ -106,8 +110,7 @@ class Stream:
 
     @property
     def nbytes(self) -> int:
-        tensors = [t for layer in self.layers for t in vars(layer).values()]
-        return sum(t.nbytes for t in [self.inputs, self.final, *tensors])
+        return self.inputs.nbytes + self.final.nbytes + sum(one.nbytes for one in self.layers)
 
     def cut(self, count: int) -> Stream:
         """The first tokens alone."""
@@ -139,6 +142,11 @@ class Run:
     answer: list[int] = field(default_factory=list)
     ended: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        tower = self.tower.inputs.nbytes + sum(layer.nbytes for layer in self.tower.layers)
+        return self.stream.nbytes + tower + sum(row.nbytes for row in self.logits)
+
 
 class TorchLab:
     """Answers what the page asks; one question at a time.
@@ -165,7 +173,9 @@ class TorchLab:
         try:
             named = {_CAPITAL.sub(r"_\g<0>", name).lower(): v for name, v in values.items()}
             return getattr(self, METHODS[method])(**named)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except PaliglassError:
+            raise
+        except Exception as error:  # whatever a page sends, it gets an answer
             raise PaliglassError(f"{method}: {error}") from None
 
     # Pictures and answers
@@ -245,9 +255,13 @@ class TorchLab:
 
     def _forget(self) -> None:
         loose = [number for number in self.runs if number not in self.held]
-        total = sum(run.stream.nbytes for run in self.runs.values())
-        while len(loose) > 1 and (len(loose) > KEPT or total > MEMORY):
-            total -= self.runs.pop(loose.pop(0)).stream.nbytes
+        for number in loose[:-KEPT]:
+            del self.runs[number]
+        oldest = [*loose[-KEPT:], *(one for one in self.held if one in self.runs)]
+        newest = max(self.runs)
+        while sum(run.nbytes for run in self.runs.values()) > MEMORY and len(self.runs) > 1:
+            self.runs.pop(next(number for number in oldest if number != newest))
+            oldest = [number for number in oldest if number in self.runs]
 
     def _found(self, run: int) -> Run:
         if run not in self.runs:

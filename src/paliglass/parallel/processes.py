@@ -18,18 +18,21 @@ COMPLAINTS = "paliglass/complaints"
 T = TypeVar("T")
 
 
+NEEDED = frozenset(("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
 def num_processes() -> int:
-    """How many processes `torchrun` started; 1 without it."""
-    return _number("WORLD_SIZE", 1)
+    """How many processes `torchrun` started; 1 without it, whatever else sets one of its names."""
+    return _number("WORLD_SIZE") if os.environ.keys() >= NEEDED else 1
 
 
 def rank() -> int:
     """The process's number among them, from 0."""
-    return _number("RANK", 0)
+    return _number("RANK") if num_processes() > 1 else 0
 
 
-def _number(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
+def _number(name: str) -> int:
+    value = os.environ[name]
     if not value.isdecimal():
         raise PaliglassError(f"{name} is {value!r}; `torchrun` makes it a number")
     return int(value)
@@ -47,7 +50,7 @@ def join(timeout: float = TIMEOUT) -> None:
 
     if dist.is_initialized():
         return
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    if not os.environ.keys() >= NEEDED:
         raise PaliglassError(
             "tensor_parallel is for several processes: torchrun --nproc-per-node 2 …"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def load_colpali(
             `vidore/colpali-v1.3`, whose base is then loaded with it.
         device: "auto" (cuda, mps, cpu), or one of them.
         dtype: None or "auto" keeps the file's; or a dtype or its name to convert to.
-        quantize: "int8" makes PaliGemma's matrices int8 while they are read; see `fast.int8`. The
-            projection stays as it is. A folder that was saved in int8 is read so by itself.
+        quantize: "int8" or "int4" makes PaliGemma's matrices so while they are read; see
+            `fast.accelerate`. The projection stays as it is. What was saved so is read so.
         fast: put what is fastest on this processor in the place of the plain modules; see
             `fast.accelerate`.
 
@@ -126,6 +127,11 @@ def load_colpali(
     require_layers(
         folder, [config.vlm_config.text_config, config.vlm_config.vision_config], len(sizes)
     )
+    if stored is not None and quantize not in (None, stored):
+        raise CheckpointError(
+            f"{folder}: its matrices are {stored} already; {quantize} has to be made from the "
+            "checkpoint that it was made from"
+        )
     quantize = quantize or stored
     require_memory(folder.name, sizes, wanted, target, quantize)
     tensors = read_tensors(folder)
@@ -146,7 +152,7 @@ def load_colpali(
         str(folder),
         wanted,
         target,
-        accelerate if fast or quantize else None,
+        partial(accelerate, plain=not fast),
         quantize,
         is_quantized=stored is not None,
     )

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paliglass.data.rows import Batch
 from paliglass.errors import PaliglassError
+from paliglass.fast.int4 import Int4Linear
 from paliglass.fast.int8 import Int8Embedding, Int8Linear
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -120,6 +121,8 @@ class Finetuner(Trainer[Batch]):
         self.is_quantized = bool(quantized)
         if quantized and (shard or not recipe.lora):
             raise PaliglassError(ADAPTERS_ALONE + (", and no --shard" if shard else ""))
+        if any(isinstance(module, Int4Linear) for module in model.modules()):
+            raise PaliglassError("int4 matrices have no gradients: take --quantize int8")
         if any(module.packed is not None or module.matrix is not None for module in quantized):
             raise PaliglassError("packed int8 matrices have no gradients; load with fast=False")
         self.model, self.accelerator, self.data = model, accelerator, data

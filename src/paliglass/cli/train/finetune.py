@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from paliglass.cli.app import command, complain
-from paliglass.cli.options import CocoTask, Quantize
+from paliglass.cli.options import CocoTask
 from paliglass.cli.scores import warn
 from paliglass.cli.train.group import RunOptions, ShardOption, train, wants_shards
 from paliglass.training.recipes import FinetuneRecipe
@@ -51,7 +51,7 @@ class TaskOptions:
         typer.Option(help="LoRA adapters of the model to go on with: a folder or a hub id."),
     ] = None
     quantize: Annotated[
-        Quantize | None,
+        Literal["int8"] | None,
         typer.Option(help="With --lora: hold what is frozen in int8, in less memory (QLoRA)."),
     ] = None
     images: Annotated[
