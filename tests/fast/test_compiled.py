@@ -48,7 +48,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 
 def fresh() -> compiled.Library:
-    return library.__wrapped__()
+    return compiled._library.__wrapped__()
 
 
 @pytest.mark.slow

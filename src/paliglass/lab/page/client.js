@@ -47,9 +47,12 @@ export class Client {
     return this.ask("load", files);
   }
 
-  /** The dual encoder, once it is wanted; null where the file has none. */
-  loadDual() {
-    if (!document.getElementById("dual-weights")) return Promise.resolve(null);
+  /** The dual encoder, once it is wanted; null where the file has none. It stands at the file's end,
+   * so that the page need not wait for it. */
+  async loadDual() {
+    if (document.readyState === "loading")
+      await new Promise((whole) => document.addEventListener("DOMContentLoaded", whole));
+    if (!document.getElementById("dual-weights")) return null;
     this.dual ??= this.ask("loadDual", {
       config: packed("dual-config"),
       tokenizer: packed("dual-tokenizer"),
@@ -91,8 +94,6 @@ export class RemoteClient {
     this.local = new Client();
     /** @type {Set<object>} questions under way */
     this.waiting = new Set();
-    this.left = false;
-    addEventListener("pagehide", () => (this.left = true));
   }
 
   /** @param {string} method @param {any} values @returns {Promise<any>} */
@@ -110,7 +111,8 @@ export class RemoteClient {
       if (error) throw new Error(error);
       return result;
     } catch (error) {
-      if (this.left) return new Promise(() => {}); // nobody is there to be told
+      // A page that is being left has its questions cut off, and does not live to say so.
+      await new Promise((later) => setTimeout(later, 200));
       throw error;
     } finally {
       this.waiting.delete(values);
