@@ -11,12 +11,15 @@ import paliglass
 
 
 def test_a_caption_enters_few_files_functions_and_frames() -> None:
-    """As many as there are now: who adds one says why, here."""
+    """As many as there are now: who adds one says why, here.
+
+    108 → 113: several processes draw alike, and one row's overflow is its own error.
+    """
     model = paliglass.load("mini", device="cpu", fast=False)
     picture = np.zeros((64, 96, 3), np.uint8)
     path = follow(lambda: model.caption(picture))
     assert len(path.functions) <= 20
-    assert path.num_functions <= 108
+    assert path.num_functions <= 113
     assert len(path.frames) <= 13
     assert path.frames[0] == "model.py: PaliGemma.caption"
     assert path.frames[-1] == "layers/attention.py: Attention.attend"

@@ -1,7 +1,8 @@
 """What makes a model fast, put in the place of its plain modules from outside.
 
-`accelerate` is the only door; `explain` says what it does. The plain model knows nothing of what is
-in here, and a test holds each replacement to the module that it replaces.
+`accelerate` is the only door; `explain` says what it does, and adapters learn beside `Int8Linear`.
+The plain model knows nothing of what is in here, and a test holds each replacement to the module
+that it replaces.
 
     int8.py int8_blocks.py   int8 matrices, and what lies between them in one go
     int4.py                  int4 matrices; quantized.py makes a model int8 or int4
@@ -32,10 +33,15 @@ from paliglass.fast import (
     quantized,
     widened,
 )
+from paliglass.fast.int4 import Int4Linear
+from paliglass.fast.int8 import Int8Embedding, Int8Linear
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 __all__ = [
     "METHODS",
+    "Int4Linear",
+    "Int8Embedding",
+    "Int8Linear",
     "Method",
     "accelerate",
     "available_methods",

@@ -16,7 +16,6 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -24,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from paliglass.errors import PaliglassError
+from paliglass.fast.threads import Entry
 from paliglass.files import replacing
-
-Entry = Callable[[int, int, int, int], None]
 
 SOURCES = ("processor", "layout", "instructions", "threads", "kernels", "step")
 HASH = 32  # bytes

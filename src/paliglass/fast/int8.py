@@ -71,8 +71,8 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.empty(len(weight), device=weight.device)
     for rows in _chunks(weight):
         largest = _largest(weight[rows])
-        # `LARGEST / largest` would be a reciprocal times LARGEST, and round some ties otherwise than
-        # the compiled functions.
+        # `LARGEST / largest` would be a reciprocal times LARGEST, and round some ties otherwise
+        # than the compiled functions.
         steps = torch.full_like(largest, LARGEST) / largest
         integers[rows] = (weight[rows] * steps).round_()
         scales[rows] = largest[:, 0] / LARGEST

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paliglass.fast.compiled import Entry
+Entry = Callable[[int, int, int, int], None]  # a compiled function; it runs without the GIL
+
 
 LINE = 64  # bytes of a cache line
 COUNTERS = 4096

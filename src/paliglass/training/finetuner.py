@@ -23,8 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paliglass.data.rows import Batch
 from paliglass.errors import PaliglassError
-from paliglass.fast.int4 import Int4Linear
-from paliglass.fast.int8 import Int8Embedding, Int8Linear
+from paliglass.fast import Int4Linear, Int8Embedding, Int8Linear
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding

@@ -16,7 +16,7 @@ from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
 from paliglass.checkpoints.layouts import transformers_name
 from paliglass.checkpoints.saving import new_folder
 from paliglass.errors import CheckpointError, PaliglassError
-from paliglass.fast.int8 import Int8Linear
+from paliglass.fast import Int8Linear
 from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.tensors import save_file
