@@ -54,6 +54,22 @@ def test_the_manifest_stays_what_it_was(output, pictures) -> None:
     assert output.manifest(entries([str(pictures)])) == 6
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_listing_that_breaks_off_leaves_no_manifest(tmp_path, pictures, scheme) -> None:
+    """Else a resumed run would take the pictures listed so far for all."""
+
+    def breaking():
+        yield from entries([str(pictures)])
+        raise KeyboardInterrupt
+
+    (tmp_path / "o").mkdir()
+    with Output(f"{scheme}{tmp_path / 'o'}", {}, resume=False) as output:
+        with pytest.raises(KeyboardInterrupt):
+            output.manifest(breaking())
+        assert {path.name for path in (tmp_path / "o").iterdir()} <= {"job.json", ".annotate.lock"}
+        assert output.manifest(entries([str(pictures)])) == 6
+
+
 def test_a_row_that_is_there_twice_is_told(output) -> None:
     names = [entry.id for entry in output.entries(set())]
     output.write_part(0, [row(name) for name in names])

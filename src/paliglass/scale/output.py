@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self, TypeVar
@@ -123,9 +124,22 @@ class Output:
 
     def _new(self, *names: str) -> Any:
         """A file to be written, which is there once it is whole."""
-        if is_remote(self.address):  # where a file is not there before it is closed
-            return self.system.open_output_stream(self.place(*names))
-        return _new_file(Path(self.place(*names)))
+        path = self.place(*names)
+        return self._new_remote(path) if is_remote(self.address) else _new_file(Path(path))
+
+    @contextmanager
+    def _new_remote(self, path: str) -> Iterator[BinaryIO]:
+        """As `replacing`: a stream that is closed by an error is whole to the file system."""
+        folder, name = path.rsplit("/", 1)
+        unfinished = f"{folder}/.{name}.{secrets.token_hex(8)}.tmp"
+        try:
+            with self.system.open_output_stream(unfinished) as file:
+                yield file
+            self.system.move(unfinished, path)
+        except BaseException:
+            with suppress(OSError):
+                self.system.delete_file(unfinished)
+            raise
 
     # ---------------------------------------------------------------- the manifest
 
