@@ -49,6 +49,14 @@ def test_a_run_that_was_interrupted_goes_on(output, annotator, pictures) -> None
     assert output.check() == (6, 1, f"{pictures / '2.png'}: is not a picture")
 
 
+def test_a_part_that_was_deleted_is_made_again_beside_the_others(output, annotator) -> None:
+    local.annotate(output, annotator, set(), 2)
+    output.system.delete_file(output.part_files()[0])
+    local.annotate(output, annotator, output.done(), 2)
+    assert ids(output) == [f"{n}.png" for n in (2, 3, 4, 5, 0, 1)]
+    assert output.check().rows == 6
+
+
 def test_the_manifest_stays_what_it_was(output, pictures) -> None:
     (pictures / "9.png").write_bytes(png(9))
     assert output.manifest(entries([str(pictures)])) == 6

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -171,6 +172,12 @@ class Output:
         selector = pa_fs.FileSelector(self.place(folder), allow_not_found=True)
         names = (info.path for info in self.system.get_file_info(selector))
         return sorted(name for name in names if name.endswith(".parquet"))
+
+    def next_number(self) -> int:
+        """Of a part that is to be written: above all that are there, gaps or not."""
+        names = map(os.path.basename, self.part_files())
+        numbers = (re.fullmatch(r"part-(\d+)\.parquet", name) for name in names)
+        return max((int(found[1]) for found in numbers if found), default=-1) + 1
 
     def write_part(self, number: int, rows: Sequence[Row]) -> None:
         self.system.create_dir(self.place(PARTS))
