@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.cli.conftest import cli  # noqa: F401
 from tests.scale.conftest import TASK, png
 
 from paliglass.errors import PaliglassError
 from paliglass.scale import local
-from paliglass.scale.output import Output
+from paliglass.scale.output import CHECKPOINT, Output
 from paliglass.scale.rows import failed_row
 from paliglass.scale.sources import entries
 
@@ -95,6 +97,16 @@ def test_what_a_dead_driver_wrote_late_is_dropped(output) -> None:
     assert ids(output) == [f"{n}.png" for n in range(6)]
     assert len(output.part_files()) == 3
     assert output.check().rows == 6
+
+
+def test_rows_that_a_checkpoint_has_and_no_part_are_told(output) -> None:
+    """Ray passes over them for ever, so that --resume does not help."""
+    names = [entry.id for entry in output.entries(set())]
+    output.write_part(0, [row(name) for name in names[1:]])
+    output.system.create_dir(output.place(CHECKPOINT))
+    pq.write_table(pa.table({"id": names}), output.place(CHECKPOINT, "0.parquet"))
+    with pytest.raises(PaliglassError, match="1 pictures are done by checkpoint, yet have no row"):
+        output.check()
 
 
 def test_another_run_is_refused(tmp_path: Path, pictures: Path) -> None:

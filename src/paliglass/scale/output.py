@@ -240,6 +240,12 @@ class Output:
             errors = [error for error in table["error"].to_pylist() if error is not None]
             failed += len(errors)
             first_error = first_error or next(iter(errors), None)
+        if lost := len(self.committed() - ids):
+            raise PaliglassError(
+                f"{self.address}: {lost} pictures are done by {CHECKPOINT}, yet have no row: parts "
+                f"are missing; put them back, or delete {self.place(CHECKPOINT)}, and --resume "
+                "asks about all pictures again"
+            )
         missing = sum(1 for _ in self.entries(ids))
         if missing or count != len(ids):
             raise PaliglassError(
