@@ -174,13 +174,14 @@ class Annotator:
 
         for found, _ in self.model.answer(jobs(), self.options):
             yield from _failed_before(under_way, self._about)
-            picture = under_way.popleft()
+            picture = under_way[0]
             if isinstance(found, PaliglassError):
-                yield failed_row(self._about(picture), f"{picture.picture}: {found}")
-                continue
-            result, completions = found
-            size = picture.width, picture.height
-            yield to_row(self._about(picture), size, result, completions)
+                row = failed_row(self._about(picture), f"{picture.picture}: {found}")
+            else:
+                size = picture.width, picture.height
+                row = to_row(self._about(picture), size, *found)
+            under_way.popleft()  # only now: where no row could be made, it is tried alone
+            yield row
         yield from _failed_before(under_way, self._about)
 
     def _alone(self, picture: Opened) -> Row:
