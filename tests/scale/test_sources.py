@@ -54,6 +54,18 @@ def test_a_pattern_is_what_it_matches(folder: Path) -> None:
     assert opened(f"{folder}/?.png") == [0, 1]
 
 
+def test_keys_of_a_store_are_taken_as_they_are(tmp_path: Path) -> None:
+    """`#`, `%` and `?` mean nothing in them."""
+    names = ["a#1.png", "b%20c.png", "d?e.png"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(png(number))
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    address = f"file://{tmp_path}"
+    assert opened(address) == opened(f"{address}/list.txt") == [0, 1, 2]
+    assert [opened(f"{address}/{name}") for name in names] == [[0], [1], [2]]
+    assert [entry.id for entry in entries([address])] == [f"{address}/{name}" for name in names]
+
+
 def test_what_two_sources_name_is_one_picture(folder: Path) -> None:
     assert opened(folder, folder / "a.png", f"{folder}/*.png") == [0, 1]
 

@@ -13,9 +13,9 @@ All but data sets may lie behind s3:// or gs://, which `pyarrow.fs` opens.
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import threading
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -85,18 +85,28 @@ def open_place(address: str) -> tuple[pa_fs.FileSystem, str]:
     """The file system of a path or an address, and the path there. Raises PaliglassError."""
     if not is_remote(address):
         return pa_fs.LocalFileSystem(), os.path.abspath(address)
-    parts = urllib.parse.urlsplit(address)
-    system, root = _system(f"{parts.scheme}://{parts.netloc}/?{parts.query}")
-    return system, f"{root.rstrip('/')}/{urllib.parse.unquote(parts.path).strip('/')}".rstrip("/")
+    bucket, key, query = _split(address)
+    system, root = _system(f"{bucket}/{query}")
+    return system, f"{root.rstrip('/')}/{key.strip('/')}".rstrip("/")
+
+
+def _split(address: str) -> tuple[str, str, str]:
+    """`s3://bucket`, the key as it is, and `?region=…` for pyarrow, if that is there.
+
+    By hand: a key may hold what an address of the web must not, as `#`, `%20` and `?`.
+    """
+    found = re.fullmatch(r"(.*?://[^/?]*)/?(.*?)(\?\w+=.*)?", address, re.DOTALL)
+    assert found is not None
+    return found[1], found[2], found[3] or ""
 
 
 @lru_cache
 def _system(root: str) -> tuple[pa_fs.FileSystem, str]:
     """One for each bucket: to open one asks the bucket where it lies."""
     try:
-        found: tuple[pa_fs.FileSystem, str] = pa_fs.FileSystem.from_uri(root.rstrip("?"))
+        found: tuple[pa_fs.FileSystem, str] = pa_fs.FileSystem.from_uri(root)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise PaliglassError(f"{root.rstrip('?')}: cannot be opened ({reason(error)})") from None
+        raise PaliglassError(f"{root}: cannot be opened ({reason(error)})") from None
     return found
 
 
@@ -188,14 +198,17 @@ def _beside(source: str, path: str) -> str:
     """The address of a path in a source's file system."""
     if not is_remote(source):
         return path
-    parts = urllib.parse.urlsplit(source)
-    inner = path.removeprefix(parts.netloc).strip("/")
-    return urllib.parse.urlunsplit(parts._replace(path=f"/{urllib.parse.quote(inner)}"))
+    bucket, _, query = _split(source)
+    _, root = _system(f"{bucket}/{query}")
+    return f"{bucket}/{path.removeprefix(root).strip('/')}{query}"
 
 
 def _name(address: str) -> str:
     """An address for people: without what tells how it is reached."""
-    return address.partition("?")[0] if is_remote(address) else address
+    if not is_remote(address):
+        return address
+    bucket, key, _ = _split(address)
+    return f"{bucket}/{key}"
 
 
 def _tar(source: str, path: str) -> list[Found]:
@@ -321,9 +334,8 @@ def _relative(address: str, name: str) -> str:
     if is_remote(name) or os.path.isabs(name):
         return name
     if is_remote(address):
-        parts = urllib.parse.urlsplit(address)
-        path = PurePosixPath(parts.path).parent / urllib.parse.quote(name)
-        return urllib.parse.urlunsplit(parts._replace(path=str(path)))
+        bucket, key, query = _split(address)
+        return f"{bucket}/{PurePosixPath(key).parent / name}{query}"
     return os.path.abspath(os.path.join(os.path.dirname(address), name))
 
 
