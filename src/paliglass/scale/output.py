@@ -31,14 +31,22 @@ from paliglass.files import lock_folder, replacing
 from paliglass.formats.export import class_names
 from paliglass.formats.jsonl import to_line
 from paliglass.scale.rows import Row, to_record, to_table
-from paliglass.scale.sources import MANIFEST, Entry, is_remote, open_place
+from paliglass.scale.sources import (
+    CHECKPOINT,
+    JOB,
+    MANIFEST,
+    MANIFEST_FILE,
+    PARTS,
+    Entry,
+    is_remote,
+    open_place,
+)
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 __all__ = ["CHECKPOINT", "MANIFEST_FILE", "PARTS", "Output", "Summary"]
 
-JOB, MANIFEST_FILE, PARTS, CHECKPOINT = "job.json", "manifest.parquet", "parts", "checkpoint"
 LOCK = ".annotate.lock"
 T = TypeVar("T")
 _BATCH = 10_000  # rows that are read or written together
@@ -113,7 +121,8 @@ class Output:
                         f"{settings.get(key)!r}; choose another folder for --out"
                     )
             return
-        self._write(JOB, json.dumps(settings, ensure_ascii=False, indent=1).encode() + b"\n")
+        text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
+        self._write(JOB, text.encode("utf-8", errors="backslashreplace"))
 
     def _has(self, *names: str) -> bool:
         found = self.system.get_file_info(self.place(*names)).type
