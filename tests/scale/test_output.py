@@ -109,6 +109,30 @@ def test_rows_that_a_checkpoint_has_and_no_part_are_told(output) -> None:
         output.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("job.json", "choose another folder"),
+        ("manifest.parquet", "choose another folder"),
+        ("parts/part-000000.parquet", "delete it"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, pictures, name: str, mend: str) -> None:
+    place = tmp_path / "o"
+    with Output(str(place), {}, resume=False) as output:
+        output.manifest(entries([str(pictures)]))
+        output.write_part(0, [row(entry.id) for entry in output.entries(set())])
+    (place / name).write_bytes(b"PAR1 no more")
+
+    def resume() -> None:
+        with Output(str(place), {}, resume=True) as output:
+            output.manifest(())
+            output.done()
+
+    with pytest.raises(PaliglassError, match=rf"{name}: cannot be read.*{mend}"):
+        resume()
+
+
 def test_another_run_is_refused(tmp_path: Path, pictures: Path) -> None:
     place = str(tmp_path / "o")
     with (

@@ -27,7 +27,7 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from paliglass.errors import PaliglassError
-from paliglass.files import lock_folder, replacing
+from paliglass.files import lock_folder, reason, replacing
 from paliglass.formats.export import class_names
 from paliglass.formats.jsonl import to_line
 from paliglass.scale.rows import Row, to_record, to_table
@@ -112,8 +112,7 @@ class Output:
                     f"{self.address}: has a run already; --resume goes on with it, or choose "
                     "another folder for --out"
                 )
-            with self.system.open_input_stream(self.place(JOB)) as file:
-                before = json.loads(file.read())
+            before = self._read_job()
             for key in settings.keys() | before.keys():
                 if settings.get(key) != before.get(key):
                     raise PaliglassError(
@@ -123,6 +122,16 @@ class Output:
             return
         text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
         self._write(JOB, text.encode("utf-8", errors="backslashreplace"))
+
+    def _read_job(self) -> dict[str, Any]:
+        try:
+            with self.system.open_input_stream(self.place(JOB)) as file:
+                return dict(json.loads(file.read()))
+        except (OSError, ValueError, TypeError) as error:
+            raise PaliglassError(
+                f"{self.place(JOB)}: cannot be read ({reason(error)}), so nobody knows what that "
+                "run was; choose another folder for --out"
+            ) from None
 
     def _has(self, *names: str) -> bool:
         found = self.system.get_file_info(self.place(*names)).type
@@ -151,6 +160,21 @@ class Output:
                 self.system.delete_file(unfinished)
             raise
 
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file of Parquet. Raises PaliglassError, with what to do, where it cannot be read."""
+        try:
+            with self.system.open_input_file(path) as file:
+                yield file
+        except (pa.ArrowException, OSError, KeyError) as error:
+            mend = (
+                "choose another folder for --out"
+                if path == self.place(MANIFEST_FILE)
+                else f"delete it, and {CHECKPOINT} beside {PARTS} if that is there: --resume makes "
+                "its rows again"
+            )
+            raise PaliglassError(f"{path}: cannot be read ({reason(error)}); {mend}") from None
+
     # ---------------------------------------------------------------- the manifest
 
     def manifest(self, found: Iterable[Entry]) -> int:
@@ -160,12 +184,12 @@ class Output:
                 for some in _batched(found, _BATCH):
                     rows = [entry._asdict() for entry in some]
                     writer.write_table(pa.Table.from_pylist(rows, MANIFEST))
-        with self.system.open_input_file(self.place(MANIFEST_FILE)) as file:
+        with self._reading(self.place(MANIFEST_FILE)) as file:
             return int(pq.ParquetFile(file).metadata.num_rows)
 
     def entries(self, done: set[str]) -> Iterator[Entry]:
         """The pictures of the manifest that are not done."""
-        with self.system.open_input_file(self.place(MANIFEST_FILE)) as file:
+        with self._reading(self.place(MANIFEST_FILE)) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     if row["id"] not in done:
@@ -204,14 +228,14 @@ class Output:
         return {id for path in whole for id in self._ids(path)}
 
     def _ids(self, path: str) -> list[str]:
-        with self.system.open_input_file(path) as file:
+        with self._reading(path) as file:
             found: list[str] = pq.read_table(file, columns=["id"])["id"].to_pylist()
         return found
 
     def rows(self) -> Iterator[Row]:
         """All rows, part by part."""
         for path in self.part_files():
-            with self.system.open_input_file(path) as file:
+            with self._reading(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(_BATCH):
                     yield from batch.to_pylist()
 
@@ -231,7 +255,7 @@ class Output:
             if not any(is_new):
                 self.system.delete_file(path)
             elif not all(is_new):
-                with self.system.open_input_file(path) as file:
+                with self._reading(path) as file:
                     table = pq.read_table(file)
                 with self._new(PARTS, os.path.basename(path)) as file:
                     pq.write_table(table.filter(pa.array(is_new)), file)
@@ -242,7 +266,7 @@ class Output:
         ids: set[str] = set()
         failed, first_error, count = 0, None, 0
         for path in self.part_files():
-            with self.system.open_input_file(path) as file:
+            with self._reading(path) as file:
                 table = pq.read_table(file, columns=["id", "error"])
             count += table.num_rows
             ids.update(table["id"].to_pylist())
