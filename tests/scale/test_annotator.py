@@ -142,6 +142,18 @@ def test_a_prompt_without_a_label_is_refused_before_anything_is_loaded() -> None
         Job("detect ;")
 
 
+def test_a_folder_that_was_trained_on_is_another_model(tmp_path: Path) -> None:
+    """Under the same name: rows of both must not lie together."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"some")
+    before = Job("ocr", str(tmp_path)).settings()
+    assert Job("ocr", str(tmp_path)).settings() == before
+    weights.write_bytes(b"others")
+    assert Job("ocr", str(tmp_path)).settings() != before
+    adapted = Job("ocr", loading={"adapter": str(tmp_path)}).settings()
+    assert adapted["weights"] != Job("ocr").settings()["weights"]
+
+
 @pytest.mark.parametrize(
     ("prompt", "task"),
     [("ocr", "read"), ("cap en", "caption"), ("answer en why?", "ask"), ("anything", "generate")],
