@@ -221,12 +221,13 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
 def application(options: ServerOptions, max_replicas: int = 4) -> serve.Application:
     """As many replicas as there are batches of requests, within bounds.
 
-    Each takes as many requests as its engine has places for; as many as one's queue wait for a
+    Each takes as many requests as its engine has places for; as many again wait for a
     replica that is to come, and more are told 429.
     """
+    places = options.max_batch + options.max_queue
     replica = Replica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=options.max_batch + options.max_queue,
-        max_queued_requests=options.max_queue,
+        max_ongoing_requests=places,
+        max_queued_requests=places,
         ray_actor_options={"num_gpus": _gpus(options.device)},
         autoscaling_config={
             "min_replicas": 1,
