@@ -14,7 +14,7 @@ from paliglass.errors import PromptError
 from paliglass.formats.rle import decode_rle
 from paliglass.scale.annotator import Annotator, Job
 from paliglass.scale.opening import Opened
-from paliglass.scale.rows import SCHEMA, to_record, to_table
+from paliglass.scale.rows import SCHEMA, to_record, to_row, to_table
 from paliglass.scale.sources import entries
 from paliglass.tasks.answering import TextTask
 from paliglass.tasks.results import Found
@@ -102,6 +102,21 @@ def test_where_the_model_fails_on_one_the_others_have_their_answers(
         assert rows[number]["error"] is None
 
 
+def test_a_row_that_cannot_be_made_is_one_with_an_error(
+    annotator: Annotator, some, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(about, size, *found):
+        if size == (164, 128):
+            raise RuntimeError("no mask")
+        return to_row(about, size, *found)
+
+    monkeypatch.setattr("paliglass.scale.annotator.to_row", failing)
+    rows = list(annotator.annotate(some))
+    assert [row["id"] for row in rows] == [one.id for one in some]
+    assert rows[4]["error"].endswith("4.png: RuntimeError: no mask")
+    assert [n for n, row in enumerate(rows) if row["error"] is None] == [0, 1, 3, 5]
+
+
 def test_what_fails_before_the_model_is_not_taken_for_a_picture(annotator, some) -> None:
     """A source that breaks off must not look like one that has ended."""
 
@@ -125,6 +140,18 @@ def test_sampling_does_not_depend_on_who_else_is_asked(job: Job, some) -> None:
 def test_a_prompt_without_a_label_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(PromptError, match="detect needs at least one label"):
         Job("detect ;")
+
+
+def test_a_folder_that_was_trained_on_is_another_model(tmp_path: Path) -> None:
+    """Under the same name: rows of both must not lie together."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"some")
+    before = Job("ocr", str(tmp_path)).settings()
+    assert Job("ocr", str(tmp_path)).settings() == before
+    weights.write_bytes(b"others")
+    assert Job("ocr", str(tmp_path)).settings() != before
+    adapted = Job("ocr", loading={"adapter": str(tmp_path)}).settings()
+    assert adapted["weights"] != Job("ocr").settings()["weights"]
 
 
 @pytest.mark.parametrize(

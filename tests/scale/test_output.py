@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.cli.conftest import cli  # noqa: F401
 from tests.scale.conftest import TASK, png
 
 from paliglass.errors import PaliglassError
 from paliglass.scale import local
-from paliglass.scale.output import Output
+from paliglass.scale.output import CHECKPOINT, Output
 from paliglass.scale.rows import failed_row
 from paliglass.scale.sources import entries
 
@@ -49,9 +51,33 @@ def test_a_run_that_was_interrupted_goes_on(output, annotator, pictures) -> None
     assert output.check() == (6, 1, f"{pictures / '2.png'}: is not a picture")
 
 
+def test_a_part_that_was_deleted_is_made_again_beside_the_others(output, annotator) -> None:
+    local.annotate(output, annotator, set(), 2)
+    output.system.delete_file(output.part_files()[0])
+    local.annotate(output, annotator, output.done(), 2)
+    assert ids(output) == [f"{n}.png" for n in (2, 3, 4, 5, 0, 1)]
+    assert output.check().rows == 6
+
+
 def test_the_manifest_stays_what_it_was(output, pictures) -> None:
     (pictures / "9.png").write_bytes(png(9))
     assert output.manifest(entries([str(pictures)])) == 6
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_listing_that_breaks_off_leaves_no_manifest(tmp_path, pictures, scheme) -> None:
+    """Else a resumed run would take the pictures listed so far for all."""
+
+    def breaking():
+        yield from entries([str(pictures)])
+        raise KeyboardInterrupt
+
+    (tmp_path / "o").mkdir()
+    with Output(f"{scheme}{tmp_path / 'o'}", {}, resume=False) as output:
+        with pytest.raises(KeyboardInterrupt):
+            output.manifest(breaking())
+        assert {path.name for path in (tmp_path / "o").iterdir()} <= {"job.json", ".annotate.lock"}
+        assert output.manifest(entries([str(pictures)])) == 6
 
 
 def test_a_row_that_is_there_twice_is_told(output) -> None:
@@ -71,6 +97,40 @@ def test_what_a_dead_driver_wrote_late_is_dropped(output) -> None:
     assert ids(output) == [f"{n}.png" for n in range(6)]
     assert len(output.part_files()) == 3
     assert output.check().rows == 6
+
+
+def test_rows_that_a_checkpoint_has_and_no_part_are_told(output) -> None:
+    """Ray passes over them for ever, so that --resume does not help."""
+    names = [entry.id for entry in output.entries(set())]
+    output.write_part(0, [row(name) for name in names[1:]])
+    output.system.create_dir(output.place(CHECKPOINT))
+    pq.write_table(pa.table({"id": names}), output.place(CHECKPOINT, "0.parquet"))
+    with pytest.raises(PaliglassError, match="1 pictures are done by checkpoint, yet have no row"):
+        output.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("job.json", "choose another folder"),
+        ("manifest.parquet", "choose another folder"),
+        ("parts/part-000000.parquet", "delete it"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, pictures, name: str, mend: str) -> None:
+    place = tmp_path / "o"
+    with Output(str(place), {}, resume=False) as output:
+        output.manifest(entries([str(pictures)]))
+        output.write_part(0, [row(entry.id) for entry in output.entries(set())])
+    (place / name).write_bytes(b"PAR1 no more")
+
+    def resume() -> None:
+        with Output(str(place), {}, resume=True) as output:
+            output.manifest(())
+            output.done()
+
+    with pytest.raises(PaliglassError, match=rf"{name}: cannot be read.*{mend}"):
+        resume()
 
 
 def test_another_run_is_refused(tmp_path: Path, pictures: Path) -> None:

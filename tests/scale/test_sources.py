@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from tests.scale.conftest import png
 
 from paliglass.errors import PaliglassError, PictureError
-from paliglass.scale.sources import Entry, entries, open_entry
+from paliglass.scale.opening import Square
+from paliglass.scale.sources import MANIFEST, Entry, entries, open_entry
 
 
 def opened(*sources: object, **options: object) -> list[tuple[int, ...]]:
@@ -52,6 +54,53 @@ def test_a_folder_is_its_own_pictures_in_order(folder: Path) -> None:
 def test_a_pattern_is_what_it_matches(folder: Path) -> None:
     assert opened(f"{folder}/*/*.png") == [2]
     assert opened(f"{folder}/?.png") == [0, 1]
+
+
+def test_keys_of_a_store_are_taken_as_they_are(tmp_path: Path) -> None:
+    """`#`, `%` and `?` mean nothing in them."""
+    names = ["a#1.png", "b%20c.png", "d?e.png"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(png(number))
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    address = f"file://{tmp_path}"
+    assert opened(address) == opened(f"{address}/list.txt") == [0, 1, 2]
+    assert [opened(f"{address}/{name}") for name in names] == [[0], [1], [2]]
+    assert [entry.id for entry in entries([address])] == [f"{address}/{name}" for name in names]
+
+
+def test_links_to_folders_are_not_followed(folder: Path) -> None:
+    """They may lead round in a circle, and to pictures that are there already."""
+    (folder / "deep" / "round").symlink_to(folder)
+    (folder / "z.png").symlink_to(folder / "a.png")
+    assert opened(folder, recursive=True) == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_what_a_run_has_written_is_no_source(folder: Path, scheme: str) -> None:
+    for place in (folder, folder / "rows"):
+        (place / "parts").mkdir(parents=True)
+        (place / "job.json").write_text("{}")
+        for name in ("manifest.parquet", "parts/part-000000.parquet"):
+            (place / name).write_bytes(b"no source")
+    assert opened(f"{scheme}{folder}", recursive=True) == [0, 1, 2]
+
+
+def test_a_name_that_is_no_text_ends_nothing(folder: Path) -> None:
+    odd = os.fsencode(folder) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(png(5))
+    (folder / "list.txt").write_text("http://[x/y.png\na.png\n")
+    found = list(entries([str(folder), str(folder / "list.txt")]))
+    pa.Table.from_pylist([entry._asdict() for entry in found], MANIFEST)
+    square = Square(8)
+    errors = [square.open(entry).error for entry in found]
+    assert errors[:2] == [None, None]
+    assert "\\udcff.png: no such file" in errors[2]
+    assert errors[3].startswith("http://[x/: cannot be opened")
+
+
+def test_a_picture_that_cannot_be_resized_is_told(folder: Path) -> None:
+    [entry] = entries([str(folder / "a.png")])
+    assert "a.png: cannot be resized" in (Square(0).open(entry).error or "")
 
 
 def test_what_two_sources_name_is_one_picture(folder: Path) -> None:

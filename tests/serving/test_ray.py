@@ -1,8 +1,9 @@
-"""Replicas on Ray Serve: a replica that is killed under load loses no request."""
+"""Replicas on Ray Serve: a request whose replica dies is asked of another."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -76,7 +79,19 @@ def test_a_stream_comes_as_events(server) -> None:
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_replica_killed_under_load_loses_no_request(server) -> None:
+def test_what_is_too_long_is_refused_before_it_has_come(server) -> None:
+    url, _ = server
+    with closing(HTTPConnection(url.removeprefix("http://"))) as connection:
+        connection.putrequest("POST", PATH)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(1 << 40))
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert json.loads(answer.read())["error"]["code"] == "too_large"
+
+
+def test_a_request_whose_replica_is_killed_is_asked_of_another(server) -> None:
     """Each is answered, by its successor, or is told with 503 to come again."""
     url, process = server
     expected = {n: ask(url, SCENES[n]).json()["choices"] for n in range(3)}

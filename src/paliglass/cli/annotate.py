@@ -104,7 +104,8 @@ def annotate(
     for name in (run.model, run.adapter):
         if name is not None:
             locate(name)
-    settings = {"sources": sources, "engine": "one machine" if ray is None else "ray"}
+    settings: dict[str, Any] = {"sources": sources, "recursive": recursive, "column": column}
+    settings |= {"id_column": id_column, "engine": "one machine" if ray is None else "ray"}
     with Output(out, settings | job.settings(), resume) as output:
         if prompt != task:
             note(f"asked as a question: {prompt!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -16,8 +17,9 @@ import numpy as np
 from paliglass.checkpoints.adapters import with_base
 from paliglass.checkpoints.big_vision import read_big_vision_config
 from paliglass.checkpoints.folder import read_config
-from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.hub import SHIPPED, locate
 from paliglass.checkpoints.processor import picture_settings
+from paliglass.contrastive.index import fingerprint
 from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.generation import Completion, Request
@@ -94,8 +96,15 @@ class Job:
         """What decides about the answers, for a resumed run to agree with; plain JSON."""
         loading = {name: None if v is None else str(v) for name, v in self.loading.items()}
         options = {name: value for name, value in self.options.items() if name != "batch_size"}
-        own = {"prompt": self.prompt, "model": self.model}
+        own = {"prompt": self.prompt, "model": self.model, "weights": self._weights()}
         return {**own, **loading, **options, "min_score": self.min_score, "free": self.free}
+
+    def _weights(self) -> str | None:
+        """Of folders here, which may be trained on under the same name: what they hold."""
+        names = filter(None, (self.model, self.loading.get("adapter")))
+        paths = [Path(name).expanduser() for name in names if name not in SHIPPED]
+        folders = [path for path in paths if path.is_dir()]
+        return fingerprint(*folders) if folders else None
 
 
 class _Noted(Task[tuple[R, Sequence[Completion]]], Generic[R]):
@@ -174,13 +183,14 @@ class Annotator:
 
         for found, _ in self.model.answer(jobs(), self.options):
             yield from _failed_before(under_way, self._about)
-            picture = under_way.popleft()
+            picture = under_way[0]
             if isinstance(found, PaliglassError):
-                yield failed_row(self._about(picture), f"{picture.picture}: {found}")
-                continue
-            result, completions = found
-            size = picture.width, picture.height
-            yield to_row(self._about(picture), size, result, completions)
+                row = failed_row(self._about(picture), f"{picture.picture}: {found}")
+            else:
+                size = picture.width, picture.height
+                row = to_row(self._about(picture), size, *found)
+            under_way.popleft()  # only now: where no row could be made, it is tried alone
+            yield row
         yield from _failed_before(under_way, self._about)
 
     def _alone(self, picture: Opened) -> Row:

@@ -23,7 +23,7 @@ def annotate(
 ) -> None:
     """Makes the rows that are not done, and writes so many together. tell: is given each."""
     square, threads = annotator.job.square(), reading_threads()
-    number = len(output.part_files())
+    number = output.next_number()
     rows: list[Row] = []
     with ThreadPoolExecutor(threads) as pool:
         ahead = work_ahead(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from paliglass.errors import PictureError
+from paliglass.files import reason
 from paliglass.scale.sources import Entry, open_entry
 
 __all__ = ["OPENED", "Opened", "Square"]
@@ -55,9 +56,12 @@ class Square:
     def open(self, entry: Entry) -> Opened:
         try:
             image = open_entry(entry)
+            resized = image.resize((self.side, self.side), Image.Resampling(self.resample))
         except PictureError as error:
             return Opened(entry.number, entry.id, entry.picture, error=str(error))
-        resized = image.resize((self.side, self.side), Image.Resampling(self.resample))
+        except Exception as error:  # of Pillow, where memory ends
+            why = f"{entry.picture}: cannot be resized ({reason(error)})"
+            return Opened(entry.number, entry.id, entry.picture, error=why)
         return Opened(entry.number, entry.id, entry.picture, resized.tobytes(), *image.size)
 
     def __call__(self, table: pa.Table) -> pa.Table:

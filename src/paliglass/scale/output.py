@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self, TypeVar
@@ -25,18 +27,26 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from paliglass.errors import PaliglassError
-from paliglass.files import lock_folder, replacing
+from paliglass.files import lock_folder, reason, replacing
 from paliglass.formats.export import class_names
 from paliglass.formats.jsonl import to_line
 from paliglass.scale.rows import Row, to_record, to_table
-from paliglass.scale.sources import MANIFEST, Entry, is_remote, open_place
+from paliglass.scale.sources import (
+    CHECKPOINT,
+    JOB,
+    MANIFEST,
+    MANIFEST_FILE,
+    PARTS,
+    Entry,
+    is_remote,
+    open_place,
+)
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 __all__ = ["CHECKPOINT", "MANIFEST_FILE", "PARTS", "Output", "Summary"]
 
-JOB, MANIFEST_FILE, PARTS, CHECKPOINT = "job.json", "manifest.parquet", "parts", "checkpoint"
 LOCK = ".annotate.lock"
 T = TypeVar("T")
 _BATCH = 10_000  # rows that are read or written together
@@ -102,8 +112,7 @@ class Output:
                     f"{self.address}: has a run already; --resume goes on with it, or choose "
                     "another folder for --out"
                 )
-            with self.system.open_input_stream(self.place(JOB)) as file:
-                before = json.loads(file.read())
+            before = self._read_job()
             for key in settings.keys() | before.keys():
                 if settings.get(key) != before.get(key):
                     raise PaliglassError(
@@ -111,7 +120,18 @@ class Output:
                         f"{settings.get(key)!r}; choose another folder for --out"
                     )
             return
-        self._write(JOB, json.dumps(settings, ensure_ascii=False, indent=1).encode() + b"\n")
+        text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
+        self._write(JOB, text.encode("utf-8", errors="backslashreplace"))
+
+    def _read_job(self) -> dict[str, Any]:
+        try:
+            with self.system.open_input_stream(self.place(JOB)) as file:
+                return dict(json.loads(file.read()))
+        except (OSError, ValueError, TypeError) as error:
+            raise PaliglassError(
+                f"{self.place(JOB)}: cannot be read ({reason(error)}), so nobody knows what that "
+                "run was; choose another folder for --out"
+            ) from None
 
     def _has(self, *names: str) -> bool:
         found = self.system.get_file_info(self.place(*names)).type
@@ -123,9 +143,37 @@ class Output:
 
     def _new(self, *names: str) -> Any:
         """A file to be written, which is there once it is whole."""
-        if is_remote(self.address):  # where a file is not there before it is closed
-            return self.system.open_output_stream(self.place(*names))
-        return _new_file(Path(self.place(*names)))
+        path = self.place(*names)
+        return self._new_remote(path) if is_remote(self.address) else _new_file(Path(path))
+
+    @contextmanager
+    def _new_remote(self, path: str) -> Iterator[BinaryIO]:
+        """As `replacing`: a stream that is closed by an error is whole to the file system."""
+        folder, name = path.rsplit("/", 1)
+        unfinished = f"{folder}/.{name}.{secrets.token_hex(8)}.tmp"
+        try:
+            with self.system.open_output_stream(unfinished) as file:
+                yield file
+            self.system.move(unfinished, path)
+        except BaseException:
+            with suppress(OSError):
+                self.system.delete_file(unfinished)
+            raise
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file of Parquet. Raises PaliglassError, with what to do, where it cannot be read."""
+        try:
+            with self.system.open_input_file(path) as file:
+                yield file
+        except (pa.ArrowException, OSError, KeyError) as error:
+            mend = (
+                "choose another folder for --out"
+                if path == self.place(MANIFEST_FILE)
+                else f"delete it, and {CHECKPOINT} beside {PARTS} if that is there: --resume makes "
+                "its rows again"
+            )
+            raise PaliglassError(f"{path}: cannot be read ({reason(error)}); {mend}") from None
 
     # ---------------------------------------------------------------- the manifest
 
@@ -136,12 +184,12 @@ class Output:
                 for some in _batched(found, _BATCH):
                     rows = [entry._asdict() for entry in some]
                     writer.write_table(pa.Table.from_pylist(rows, MANIFEST))
-        with self.system.open_input_file(self.place(MANIFEST_FILE)) as file:
+        with self._reading(self.place(MANIFEST_FILE)) as file:
             return int(pq.ParquetFile(file).metadata.num_rows)
 
     def entries(self, done: set[str]) -> Iterator[Entry]:
         """The pictures of the manifest that are not done."""
-        with self.system.open_input_file(self.place(MANIFEST_FILE)) as file:
+        with self._reading(self.place(MANIFEST_FILE)) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     if row["id"] not in done:
@@ -157,6 +205,12 @@ class Output:
         selector = pa_fs.FileSelector(self.place(folder), allow_not_found=True)
         names = (info.path for info in self.system.get_file_info(selector))
         return sorted(name for name in names if name.endswith(".parquet"))
+
+    def next_number(self) -> int:
+        """Of a part that is to be written: above all that are there, gaps or not."""
+        names = map(os.path.basename, self.part_files())
+        numbers = (re.fullmatch(r"part-(\d+)\.parquet", name) for name in names)
+        return max((int(found[1]) for found in numbers if found), default=-1) + 1
 
     def write_part(self, number: int, rows: Sequence[Row]) -> None:
         self.system.create_dir(self.place(PARTS))
@@ -174,14 +228,14 @@ class Output:
         return {id for path in whole for id in self._ids(path)}
 
     def _ids(self, path: str) -> list[str]:
-        with self.system.open_input_file(path) as file:
+        with self._reading(path) as file:
             found: list[str] = pq.read_table(file, columns=["id"])["id"].to_pylist()
         return found
 
     def rows(self) -> Iterator[Row]:
         """All rows, part by part."""
         for path in self.part_files():
-            with self.system.open_input_file(path) as file:
+            with self._reading(path) as file:
                 for batch in pq.ParquetFile(file).iter_batches(_BATCH):
                     yield from batch.to_pylist()
 
@@ -201,7 +255,7 @@ class Output:
             if not any(is_new):
                 self.system.delete_file(path)
             elif not all(is_new):
-                with self.system.open_input_file(path) as file:
+                with self._reading(path) as file:
                     table = pq.read_table(file)
                 with self._new(PARTS, os.path.basename(path)) as file:
                     pq.write_table(table.filter(pa.array(is_new)), file)
@@ -212,13 +266,19 @@ class Output:
         ids: set[str] = set()
         failed, first_error, count = 0, None, 0
         for path in self.part_files():
-            with self.system.open_input_file(path) as file:
+            with self._reading(path) as file:
                 table = pq.read_table(file, columns=["id", "error"])
             count += table.num_rows
             ids.update(table["id"].to_pylist())
             errors = [error for error in table["error"].to_pylist() if error is not None]
             failed += len(errors)
             first_error = first_error or next(iter(errors), None)
+        if lost := len(self.committed() - ids):
+            raise PaliglassError(
+                f"{self.address}: {lost} pictures are done by {CHECKPOINT}, yet have no row: parts "
+                f"are missing; put them back, or delete {self.place(CHECKPOINT)}, and --resume "
+                "asks about all pictures again"
+            )
         missing = sum(1 for _ in self.entries(ids))
         if missing or count != len(ids):
             raise PaliglassError(

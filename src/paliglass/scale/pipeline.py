@@ -98,6 +98,7 @@ def annotate(
     Raises PaliglassError where slots lack, or the model cannot be loaded.
     """
     if next(output.entries(output.committed()), None) is None:
+        output.drop_repeated_rows()  # the run that ended may have been killed before it did
         return
     gpus = _gpus_of_a_worker(job)
     if gpus:

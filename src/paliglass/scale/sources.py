@@ -12,10 +12,11 @@ All but data sets may lie behind s3:// or gs://, which `pyarrow.fs` opens.
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import tarfile
 import threading
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -31,11 +32,24 @@ from paliglass.errors import PaliglassError, PictureError
 from paliglass.files import reason
 from paliglass.pictures import SUFFIXES, UNREAD_SUFFIXES, load_picture
 
-__all__ = ["MANIFEST", "Entry", "entries", "is_remote", "open_entry", "open_place"]
+__all__ = [
+    "CHECKPOINT",
+    "JOB",
+    "MANIFEST",
+    "MANIFEST_FILE",
+    "PARTS",
+    "Entry",
+    "entries",
+    "is_remote",
+    "open_entry",
+    "open_place",
+]
 
 COLUMNS = ("image", "picture", "bytes", "jpg", "png", "path", "file", "file_name", "url")
 """Of a Parquet file, where a picture is looked for."""
 LISTS = (".txt", ".json", ".jsonl", ".yaml", ".yml")  # read where they are named, not in folders
+JOB, MANIFEST_FILE, PARTS, CHECKPOINT = "job.json", "manifest.parquet", "parts", "checkpoint"
+"""What a run writes (`output`), and no source."""
 _TAR_THREADS = 8
 _TAR_BUFFER = 1 << 23  # bytes; of tars that lie elsewhere, for each read is a request
 
@@ -85,18 +99,28 @@ def open_place(address: str) -> tuple[pa_fs.FileSystem, str]:
     """The file system of a path or an address, and the path there. Raises PaliglassError."""
     if not is_remote(address):
         return pa_fs.LocalFileSystem(), os.path.abspath(address)
-    parts = urllib.parse.urlsplit(address)
-    system, root = _system(f"{parts.scheme}://{parts.netloc}/?{parts.query}")
-    return system, f"{root.rstrip('/')}/{urllib.parse.unquote(parts.path).strip('/')}".rstrip("/")
+    bucket, key, query = _split(address)
+    system, root = _system(f"{bucket}/{query}")
+    return system, f"{root.rstrip('/')}/{key.strip('/')}".rstrip("/")
+
+
+def _split(address: str) -> tuple[str, str, str]:
+    """`s3://bucket`, the key as it is, and `?region=…` for pyarrow, if that is there.
+
+    By hand: a key may hold what an address of the web must not, as `#`, `%20` and `?`.
+    """
+    found = re.fullmatch(r"(.*?://[^/?]*)/?(.*?)(\?\w+=.*)?", address, re.DOTALL)
+    assert found is not None
+    return found[1], found[2], found[3] or ""
 
 
 @lru_cache
 def _system(root: str) -> tuple[pa_fs.FileSystem, str]:
     """One for each bucket: to open one asks the bucket where it lies."""
     try:
-        found: tuple[pa_fs.FileSystem, str] = pa_fs.FileSystem.from_uri(root.rstrip("?"))
+        found: tuple[pa_fs.FileSystem, str] = pa_fs.FileSystem.from_uri(root)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise PaliglassError(f"{root.rstrip('?')}: cannot be opened ({reason(error)})") from None
+        raise PaliglassError(f"{root}: cannot be opened ({reason(error)})") from None
     return found
 
 
@@ -118,9 +142,9 @@ def entries(
         is_empty = True
         for name, address, more in _of_source(source, recursive, column, id_column):
             is_empty = False
-            entry = Entry(
-                **{"number": len(known), "id": name, **more}, picture=name, address=address
-            )
+            own = {"id": name, "picture": name, "address": address, **more}
+            own = {key: _encodable(value) for key, value in own.items()}
+            entry = Entry(number=len(known), **own)
             place = f"{address} {entry.start} {entry.row_group} {entry.row}"
             other = known.setdefault(entry.id, place)
             if other is place:
@@ -132,6 +156,13 @@ def entries(
         if is_empty:
             hint = "" if recursive else "; --recursive looks into folders of folders"
             raise PaliglassError(f"{source}: holds no pictures{hint}")
+
+
+def _encodable(value: Any) -> Any:
+    """Text that Parquet can hold: a name that is no UTF-8 becomes one that there is no file of."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", errors="backslashreplace").decode()
 
 
 def _of_source(
@@ -158,12 +189,14 @@ def _of_source(
 def _files(source: str, system: pa_fs.FileSystem, path: str, recursive: bool) -> list[str]:
     """The paths of what a source names; of folders what is to be read in them."""
     try:
+        if not is_remote(source):
+            return _local_files(source, path, recursive)
         info = system.get_file_info(path)
         if info.type == pa_fs.FileType.NotFound and any(mark in path for mark in "*?["):
             from fsspec.implementations.arrow import ArrowFSWrapper
 
             matches = sorted(map(str, ArrowFSWrapper(system).glob(path)))
-            if "/." not in path:  # a shell passes over hidden ones, too
+            if "/." not in path:  # as a shell does
                 matches = [match for match in matches if "/." not in match]
             return [file for match in matches for file in _files(source, system, match, recursive)]
         if info.type == pa_fs.FileType.NotFound:
@@ -171,16 +204,56 @@ def _files(source: str, system: pa_fs.FileSystem, path: str, recursive: bool) ->
         if info.type != pa_fs.FileType.Directory:
             return [path]
         inside = system.get_file_info(pa_fs.FileSelector(path, recursive=recursive))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise PaliglassError(f"{source}: cannot be listed ({reason(error)})") from None
+    return _to_read(path, [item.path for item in inside if item.type == pa_fs.FileType.File])
+
+
+def _local_files(source: str, path: str, recursive: bool) -> list[str]:
+    """`_files` of this machine: names need not be UTF-8, and links to folders may go round."""
+    if not os.path.lexists(path) and any(mark in path for mark in "*?["):
+        matches = sorted(glob.glob(path, recursive=True))
+        return [file for match in matches for file in _local_files(source, match, recursive)]
+    if not os.path.exists(path):
+        raise PaliglassError(f"{source}: no such file or folder")
+    if not os.path.isdir(path):
+        return [path]
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    files: list[str] = []
+    for folder, folders, names in os.walk(path, onerror=stop, followlinks=False):
+        files += filter(os.path.isfile, (os.path.join(folder, name) for name in names))
+        if not recursive:
+            folders.clear()
+    return _to_read(path, files)
+
+
+def _to_read(path: str, files: Sequence[str]) -> list[str]:
+    """Of the files in a folder those that hold pictures, sorted; not what a run has put there."""
     # Pictures of formats that are not read too: they get a row that says so.
     known = SUFFIXES | UNREAD_SUFFIXES | {".tar", ".parquet"}
-    names = (item.path for item in inside if item.type == pa_fs.FileType.File)
+    there = set(files)
+    runs = {
+        folder
+        for folder, _, name in (file.rpartition("/") for file in files)
+        if name == JOB and f"{folder}/{MANIFEST_FILE}" in there
+    }
+
+    def is_of_a_run(file: str) -> bool:
+        folder, _, name = file.rpartition("/")
+        parent, _, last = folder.rpartition("/")
+        return (name == MANIFEST_FILE and folder in runs) or (
+            last in (PARTS, CHECKPOINT) and parent in runs
+        )
+
     return sorted(
-        name
-        for name in names
-        if PurePosixPath(name).suffix.lower() in known
-        and not any(part.startswith(".") for part in name[len(path) :].split("/"))
+        file
+        for file in files
+        if PurePosixPath(file).suffix.lower() in known
+        and not any(part.startswith(".") for part in file[len(path) :].split("/"))
+        and not is_of_a_run(file)
     )
 
 
@@ -188,14 +261,17 @@ def _beside(source: str, path: str) -> str:
     """The address of a path in a source's file system."""
     if not is_remote(source):
         return path
-    parts = urllib.parse.urlsplit(source)
-    inner = path.removeprefix(parts.netloc).strip("/")
-    return urllib.parse.urlunsplit(parts._replace(path=f"/{urllib.parse.quote(inner)}"))
+    bucket, _, query = _split(source)
+    _, root = _system(f"{bucket}/{query}")
+    return f"{bucket}/{path.removeprefix(root).strip('/')}{query}"
 
 
 def _name(address: str) -> str:
     """An address for people: without what tells how it is reached."""
-    return address.partition("?")[0] if is_remote(address) else address
+    if not is_remote(address):
+        return address
+    bucket, key, _ = _split(address)
+    return f"{bucket}/{key}"
 
 
 def _tar(source: str, path: str) -> list[Found]:
@@ -221,7 +297,7 @@ def _tar(source: str, path: str) -> list[Found]:
                 and not member.issparse()
                 and PurePosixPath(member.name).suffix.lower() in SUFFIXES | UNREAD_SUFFIXES
             ]
-    except (tarfile.TarError, pa.ArrowException, OSError) as error:
+    except (tarfile.TarError, pa.ArrowException, OSError, ValueError) as error:
         raise PaliglassError(f"{_name(address)}: is no whole tar ({reason(error)})") from None
 
 
@@ -254,7 +330,7 @@ def _parquet(source: str, path: str, column: str | None, id_column: str | None) 
                         cell = {"row_group": group, "row": row, "column": chosen}
                         yield f"{name}#{first + row}", address, more | cell
                 first += size
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise PaliglassError(f"{name}: is no whole Parquet file ({reason(error)})") from None
 
 
@@ -308,7 +384,7 @@ def _list(source: str, path: str) -> Iterator[Found]:
         try:
             with system.open_input_file(path) as file:
                 text = file.read().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise PaliglassError(f"{_name(address)}: cannot be read ({reason(error)})") from None
         lines = [line for line in (line.strip() for line in text.splitlines()) if line]
     for line in lines:
@@ -321,9 +397,8 @@ def _relative(address: str, name: str) -> str:
     if is_remote(name) or os.path.isabs(name):
         return name
     if is_remote(address):
-        parts = urllib.parse.urlsplit(address)
-        path = PurePosixPath(parts.path).parent / urllib.parse.quote(name)
-        return urllib.parse.urlunsplit(parts._replace(path=str(path)))
+        bucket, key, query = _split(address)
+        return f"{bucket}/{PurePosixPath(key).parent / name}{query}"
     return os.path.abspath(os.path.join(os.path.dirname(address), name))
 
 
@@ -336,12 +411,12 @@ def open_entry(entry: Entry) -> Image.Image:
         if not is_remote(entry.address) and entry.start is None and entry.column is None:
             return load_picture(entry.address)
         data = _bytes(entry)
-    except (pa.ArrowException, OSError) as error:
-        raise PictureError(f"{entry.picture}: cannot be read ({reason(error)})") from None
     except PictureError:
         raise
     except PaliglassError as error:
         raise PictureError(str(error)) from None
+    except Exception as error:  # of all kinds: a file that is another one than was listed
+        raise PictureError(f"{entry.picture}: cannot be read ({reason(error)})") from None
     if data is None:
         raise PictureError(f"{entry.picture}: holds no bytes")
     try:

@@ -17,8 +17,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paliglass.serving.calls import Service
 from paliglass.serving.errors import ApiError, as_api_error
+from paliglass.serving.settings import Settings
 
-__all__ = ["OPEN_PATHS", "ClientGoneError", "EventStream", "Guard", "server_event", "unless_gone"]
+__all__ = [
+    "OPEN_PATHS",
+    "Caller",
+    "ClientGoneError",
+    "EventStream",
+    "Guard",
+    "server_event",
+    "unless_gone",
+]
 
 T = TypeVar("T")
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # need no key: nothing is told but that
@@ -30,6 +39,45 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
+class Caller:
+    """Who asks, and how much: what can be told before a request's body."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._keys = [_digest(key) for key in settings.keys]
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raises ApiError for a host or a key that is none of this server's."""
+        host = headers.get("host", "").rpartition(":")
+        name = (host[0] if host[2].isdigit() else headers.get("host", "")).lower()
+        if self.settings.is_local and name not in LOCAL_HOSTS:
+            raise ApiError(403, "this server answers to localhost alone", code="host")
+        if self._keys and scope["path"] not in OPEN_PATHS:
+            given = headers.get("x-moondream-auth", "")
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() == "bearer":
+                given = token.strip()
+            digest = _digest(given)
+            # All keys are compared, each in the same time, whatever was given.
+            if not sum([hmac.compare_digest(digest, key) for key in self._keys]):
+                raise ApiError(
+                    401,
+                    "the API key is missing or wrong",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+
+    def check_size(self, headers: Headers) -> None:
+        """Raises ApiError where a body is announced that is too long."""
+        announced = headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > self.settings.max_body:
+            raise self.too_long()
+
+    def too_long(self) -> ApiError:
+        most = self.settings.max_body
+        return ApiError(413, f"a request may have {most:,} bytes", code="too_large")
+
+
 class Guard:
     """Refuses what must not get in, before anything of its body is unpacked.
 
@@ -39,7 +87,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
-        self._keys = [_digest(key) for key in service.settings.keys]
+        self._caller = Caller(service.settings)
         self._uploading = 0  # bytes of bodies that are being read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +103,7 @@ class Guard:
 
         try:
             headers = Headers(scope=scope)
-            self._look(scope, headers)
+            self._caller.check(scope, headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._whole_body(headers, receive)
         except ApiError as error:
@@ -73,35 +121,12 @@ class Guard:
             path = getattr(route, "path", "other")
             self.service.metrics.request(path, status, time.monotonic() - begin)
 
-    def _look(self, scope: Scope, headers: Headers) -> None:
-        settings = self.service.settings
-        host = headers.get("host", "").rpartition(":")
-        name = (host[0] if host[2].isdigit() else headers.get("host", "")).lower()
-        if settings.is_local and name not in LOCAL_HOSTS:
-            raise ApiError(403, "this server answers to localhost alone", code="host")
-        if self._keys and scope["path"] not in OPEN_PATHS:
-            given = headers.get("x-moondream-auth", "")
-            scheme, _, token = headers.get("authorization", "").partition(" ")
-            if scheme.lower() == "bearer":
-                given = token.strip()
-            digest = _digest(given)
-            # All keys are compared, each in the same time, whatever was given.
-            if not sum([hmac.compare_digest(digest, key) for key in self._keys]):
-                raise ApiError(
-                    401,
-                    "the API key is missing or wrong",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-
     async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
         """A `receive` that has the body ready."""
         settings, engine = self.service.settings, self.service.engine
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise ApiError(415, "send JSON, with Content-Type: application/json")
-        announced = headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > settings.max_body:
-            raise self._too_long()
+        self._caller.check_size(headers)
         if engine.is_full or self._uploading > 8 * settings.max_body:
             raise ApiError(
                 429,
@@ -123,7 +148,7 @@ class Guard:
                     size += len(part)
                     self._uploading += len(part)
                     if size > settings.max_body:
-                        raise self._too_long()
+                        raise self._caller.too_long()
                     is_whole = not message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, "the request took too long to arrive", code="timeout") from None
@@ -148,10 +173,6 @@ class Guard:
                         return
         except TimeoutError:
             return
-
-    def _too_long(self) -> ApiError:
-        most = self.service.settings.max_body
-        return ApiError(413, f"a request may have {most:,} bytes", code="too_large")
 
 
 def _digest(key: str) -> bytes:

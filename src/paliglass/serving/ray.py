@@ -30,6 +30,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.datastructures import Headers
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
@@ -37,7 +38,9 @@ from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.serving.app import create_app
 from paliglass.serving.errors import ApiError
+from paliglass.serving.http import Caller
 from paliglass.serving.options import ServerOptions
+from paliglass.serving.settings import Settings
 
 __all__ = ["app", "application", "serve_replicas"]
 
@@ -106,14 +109,22 @@ class Replica:
 class Front:
     """Brings requests to replicas, and again to others where one dies."""
 
-    def __init__(self, replicas: Any, max_body: int) -> None:
-        self.replicas, self.max_body = replicas.options(stream=True), max_body
+    def __init__(self, replicas: Any, settings: Settings) -> None:
+        self.replicas, self.settings = replicas.options(stream=True), settings
+        self.caller = Caller(settings)
 
     def __serve_build_asgi_app__(self) -> Router:
         return Router(default=self._answer)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            return
+        headers = Headers(scope=scope)
+        try:
+            self.caller.check(scope, headers)
+            self.caller.check_size(headers)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
             return
         body = bytearray()
         more = True
@@ -123,9 +134,8 @@ class Front:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.max_body:
-                error = ApiError(413, f"a request may have {self.max_body:,} bytes")
-                await error.response()(scope, receive, send)
+            if len(body) > self.settings.max_body:
+                await self.caller.too_long().response()(scope, receive, send)
                 return
         plain = {name: scope[name] for name in _SCOPE if name in scope}
         answer = asyncio.ensure_future(self._forward(plain, bytes(body), receive, send))
@@ -158,7 +168,16 @@ class Front:
                             start, has_begun = None, True
                         await send(message)
                 return
-            except (RayActorError, DeploymentUnavailableError, BackPressureError):
+            except BackPressureError:
+                error = ApiError(
+                    429,
+                    "the replicas are full; try again a little later",
+                    code="queue_full",
+                    headers=RETRY_AFTER,
+                )
+                await error.response()(scope, receive, send)
+                return
+            except (RayActorError, DeploymentUnavailableError):
                 if has_begun:
                     await send(_broken_off())
                     return
@@ -202,19 +221,27 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
 def application(options: ServerOptions, max_replicas: int = 4) -> serve.Application:
     """As many replicas as there are batches of requests, within bounds.
 
-    Each takes as many requests as its engine has places for.
+    Each takes as many requests as its engine has places for; as many again wait for a
+    replica that is to come, and more are told 429.
     """
+    places = options.max_batch + options.max_queue
     replica = Replica.options(  # type: ignore[attr-defined]
-        max_ongoing_requests=options.max_batch + options.max_queue,
+        max_ongoing_requests=places,
+        max_queued_requests=places,
+        ray_actor_options={"num_gpus": _gpus(options.device)},
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": max_replicas,
             "target_ongoing_requests": options.max_batch,
         },
     )
-    return Front.bind(  # type: ignore[attr-defined]
-        replica.bind(options), options.settings.max_body
-    )
+    return Front.bind(replica.bind(options), options.settings)  # type: ignore[attr-defined]
+
+
+def _gpus(device: str) -> int:
+    """Of a replica, so that Ray gives each its own: if it asks for one, or the cluster has some."""
+    has_some = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    return int(device.startswith("cuda") or (device == "auto" and has_some))
 
 
 def serve_replicas(
@@ -233,10 +260,12 @@ def serve_replicas(
     slots = max(max_replicas + 2, os.cpu_count() or 1)  # Front, and one for its successor
     local = {"num_cpus": slots, "include_dashboard": False, "log_to_driver": False}
     over = threading.Event()
+    has_begun = False
     try:
         try:
             ray.init(address, **(local if address == "local" else {}), logging_level="ERROR")
             serve.start(http_options={"host": host, "port": port})
+            has_begun = True
             serve.run(application(options, max_replicas), name="paliglass")
         except Exception as error:
             raise PaliglassError(f"Ray Serve does not start ({reason(error)})") from error
@@ -244,6 +273,9 @@ def serve_replicas(
             signal.signal(number, lambda *_: over.set())
         ready()
         over.wait()
-        serve.shutdown()
     finally:
+        if has_begun and address != "local":  # a cluster may have other applications
+            serve.delete("paliglass")
+        elif has_begun:
+            serve.shutdown()
         ray.shutdown()
