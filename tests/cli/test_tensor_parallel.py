@@ -101,6 +101,14 @@ def test_what_ends_all_is_said_once(words: tuple[str, ...], said: str) -> None:
     assert said in error
 
 
+def test_a_command_that_each_would_run_whole_is_refused_once() -> None:
+    result = torchrun("convert", "mini", "copy")
+    assert (result.code != 0, result.out) == (True, "")
+    [error] = errors(result)
+    assert "torchrun is for training" in error
+    assert not Path("copy").exists()
+
+
 def test_standard_input_has_one_reader() -> None:
     result = torchrun("caption", "-")
     assert result.code != 0
@@ -143,7 +151,8 @@ def test_at_a_terminal_several_processes_run_the_same_loop(monkeypatch: pytest.M
     """The first alone has a terminal, perhaps: it must not take another way than the others."""
     taken: list[str] = []
     picture("a.png")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("paliglass.cli.tasks.run_job", lambda *_: taken.append("whole"))
     monkeypatch.setattr("paliglass.cli.tasks._stream", lambda *_: taken.append("streamed"))

@@ -207,3 +207,8 @@ def test_mini_says_about_the_same(method: str, most: float) -> None:
         same += int((found.argmax(-1) == expected.argmax(-1)).sum())
     assert sum(errors) < most * len(errors)
     assert same >= 36
+    for ids in ([[decoder.config.vocab_size], [3]], [[3], [-1]]):  # as `nn.Embedding` says
+        with pytest.raises(IndexError, match="outside the table"):
+            packed.step(torch.tensor(ids), copy.deepcopy(cache))
+    with pytest.raises(IndexError, match="outside the table"):
+        packed.logits(hidden, torch.tensor([3, decoder.config.vocab_size]))

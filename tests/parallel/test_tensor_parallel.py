@@ -25,7 +25,7 @@ from torch import multiprocessing
 from paliglass import PRESETS, PaliglassError
 from paliglass.checkpoints import save_folder
 from paliglass.model import PaliGemma, load
-from paliglass.parallel.processes import agree, is_first_to_fail, join, leave
+from paliglass.parallel.processes import agree, is_first_to_fail, join, leave, rank
 from paliglass.parallel.tensor_parallel import refuse_division
 
 pytestmark = pytest.mark.slow  # six processes import torch
@@ -198,6 +198,9 @@ def test_what_cannot_be_shared_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_a_number_of_processes_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "two")
+    assert rank() == 0  # another program's: torchrun sets all four
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     with pytest.raises(PaliglassError, match="WORLD_SIZE is 'two'"):
         is_first_to_fail()
 

@@ -25,7 +25,14 @@ ROOT = Path(__file__).parents[2]
 # Errors and masks; and what draws boxes, for the contact sheet. The commands may use more.
 ALLOWED = {
     f"paliglass.{name}"
-    for name in ("errors", "modeling_mask_codec", "tasks.boxes", "tasks.results", "tasks.masks")
+    for name in (
+        "errors",
+        "files",
+        "modeling_mask_codec",
+        "tasks.boxes",
+        "tasks.results",
+        "tasks.masks",
+    )
 }
 
 
@@ -180,7 +187,7 @@ def test_the_attribution_names_every_source() -> None:
 
 
 def test_the_world_is_a_leaf() -> None:
-    """It needs nothing of the package but its errors and, for `segment`, the mask codec."""
+    """It needs of the package its errors, how files are written and, for `segment`, the codec."""
     for path in Path(workshop.world.__path__[0]).glob("[!_]*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (

@@ -20,7 +20,7 @@ from typer.models import OptionInfo
 from paliglass import __version__
 from paliglass.cli.help import GENERAL, Command, Group
 from paliglass.cli.messages import complain, set_level
-from paliglass.cli.processes import complain_once
+from paliglass.cli.processes import complain_once, refuse_several
 from paliglass.errors import PaliglassError
 
 __all__ = ["app", "clear_errors", "command", "complain", "explain", "fail"]
@@ -110,6 +110,7 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
     def guarded(**values: Any) -> None:
         messages = take(MessageOptions, values)
         with clear_errors(messages.debug):
+            refuse_several(function.__name__)
             for name, group in groups.items():
                 values[name] = take(group, values)
             function(**values)

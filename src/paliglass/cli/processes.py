@@ -11,9 +11,12 @@ from typing import TextIO
 import typer
 
 from paliglass.cli.messages import complain
+from paliglass.errors import PaliglassError
 from paliglass.parallel.processes import is_first_to_fail, join, leave, num_processes, rank
 
-__all__ = ["complain_once", "only_the_first_speaks", "together"]
+__all__ = ["complain_once", "only_the_first_speaks", "refuse_several", "together"]
+
+SHARED = frozenset("caption ask read detect segment generate contrastive finetune".split())
 
 _stderr: TextIO | None = None  # a silent process's own
 
@@ -42,6 +45,15 @@ def complain_once(message: str) -> None:
     if is_first_to_fail():
         with redirect_stderr(_stderr or sys.stderr):
             complain(message)
+
+
+def refuse_several(command: str) -> None:
+    """Raises PaliglassError where several processes would each run the whole of a command."""
+    if num_processes() > 1 and command not in SHARED:
+        raise PaliglassError(
+            "torchrun is for training and for the commands that ask about pictures; run this one "
+            "alone"
+        )
 
 
 @contextmanager

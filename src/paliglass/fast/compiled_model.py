@@ -36,7 +36,8 @@ class CompiledCausalLM(GemmaForCausalLM):
     def logits(self, hidden: Tensor, token_ids: Tensor | None = None) -> Tensor:
         """As `GemmaForCausalLM.logits`; a prompt's, B × T × D, stay with the modules."""
         rows = hidden if hidden.ndim == 2 else hidden[:, :1]
-        if rows.numel() != hidden.numel() or not self.is_compiled():
+        wants_gradient = hidden.requires_grad and torch.is_grad_enabled()
+        if rows.numel() != hidden.numel() or wants_gradient or not self.is_compiled():
             return super().logits(hidden, token_ids)
         return self.compiled.logits(hidden, token_ids)
 

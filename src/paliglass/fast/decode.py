@@ -114,6 +114,7 @@ class Decoder:
         comes out of the last norm, B × T × D, and logits, B × T × U, both float32. Eight tokens go
         through the matrices together.
         """
+        _require_within(ids, self.config.vocab_size)
         is_token = torch.ones_like(ids) if attention_mask is None else attention_mask
         slots = cache.reserve(is_token.bool())
         panels, places = self._panels(words)
@@ -205,9 +206,16 @@ class Decoder:
             panels = self._all_panels[first // PANEL : max(-(-last // PANEL), first // PANEL)]
             skipped = first - first % PANEL
             return panels, slice(first - skipped, max(last - skipped, 0))
+        _require_within(words, vocabulary)
         ids = words.cpu().numpy()
         panels, places = np.unique(ids // PANEL, return_inverse=True)
         return panels, torch.from_numpy(places * PANEL + ids % PANEL)
+
+
+def _require_within(ids: Tensor, vocabulary: int) -> None:
+    """Raises IndexError, as `nn.Embedding` does: memory behind the table would be read."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise IndexError(f"an id is outside the table of {vocabulary} words")
 
 
 def _gain(weight: Tensor) -> Tensor:

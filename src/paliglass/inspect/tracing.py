@@ -5,7 +5,9 @@
     t.rows[0].attention("language_model.model.layers.3.self_attn")    # heads × n × n
 
 - names are the checkpoint's module names
-- forward hooks only: a model that is not traced runs the same code at the same speed
+- forward hooks only: a model that is not traced runs at the same speed. What decodes by compiled
+  functions (int8 and int4 with the extra `fast`) runs its modules while it is traced, whose sums
+  are rounded otherwise: where two words are nearly as likely, another one may be said
 - attention weights, which the fused kernel never forms, are computed when they are asked for, from
   q, k and the mask that the kernel was given
 - a row is one prompt with its answer, without padding: what the prefill and the later steps of one
