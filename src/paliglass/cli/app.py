@@ -110,7 +110,8 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
     def guarded(**values: Any) -> None:
         messages = take(MessageOptions, values)
         with clear_errors(messages.debug):
-            refuse_several(function.__name__)
+            if function.__module__.startswith("paliglass."):
+                refuse_several(function.__name__)
             for name, group in groups.items():
                 values[name] = take(group, values)
             function(**values)
