@@ -94,16 +94,11 @@ def load_model(
     """
     config = read_config(folder).replace(**overrides)
     target, wanted = parse_device(device), parse_dtype(dtype)
-    stored = quantization(folder)
+    stored = quantization(folder, quantize)
     if stored is not None and accelerate is None:
         raise CheckpointError(
             f"{folder}: its matrices are {stored}, which plain modules cannot hold; load the "
             "checkpoint that it was made from, or this one with paliglass.load(…, fast=True)"
-        )
-    if stored is not None and quantize not in (None, stored):
-        raise CheckpointError(
-            f"{folder}: its matrices are {stored} already; {quantize} has to be made from the "
-            "checkpoint that it was made from"
         )
     quantize = quantize or stored
     sizes = tensor_sizes(folder)
@@ -172,10 +167,10 @@ def _end_tokens(path: Path, vocab_size: int) -> int | tuple[int, ...] | None:
     return ids[0] if len(ids) == 1 else tuple(ids)
 
 
-def quantization(folder: Path) -> str | None:
+def quantization(folder: Path, asked: str | None = None) -> str | None:
     """What a folder's matrices are quantized to, of `METHODS`, or None; as `save_folder` says it.
 
-    Raises CheckpointError for another program's quantization.
+    Raises CheckpointError for another program's quantization, and where another is asked for.
     """
     path = folder / "config.json"
     found = read_json(path).get(QUANTIZATION)
@@ -186,6 +181,11 @@ def quantization(folder: Path) -> str | None:
         raise CheckpointError(
             f"{path}: config key {QUANTIZATION!r} is {found!r}; of quantized checkpoints, only "
             "those that `paliglass convert --quantize` writes are read"
+        )
+    if asked not in (None, method):
+        raise CheckpointError(
+            f"{folder}: its matrices are {method} already; {asked} has to be made from the "
+            "checkpoint that it was made from"
         )
     return method
 

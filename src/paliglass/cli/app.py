@@ -43,6 +43,7 @@ def _print_version(show: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -59,6 +60,8 @@ def root(
     `paliglass COMMAND --help` tells what a command takes. Exit codes: 0 done; 1 failed, or some
     pictures could not be read; 2 bad usage; 130 interrupted.
     """
+    with clear_errors(debug=False):
+        refuse_several(context.invoked_subcommand)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +113,6 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
     def guarded(**values: Any) -> None:
         messages = take(MessageOptions, values)
         with clear_errors(messages.debug):
-            if function.__module__.startswith("paliglass."):
-                refuse_several(function.__name__)
             for name, group in groups.items():
                 values[name] = take(group, values)
             function(**values)

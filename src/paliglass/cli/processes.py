@@ -16,7 +16,7 @@ from paliglass.parallel.processes import is_first_to_fail, join, leave, num_proc
 
 __all__ = ["complain_once", "only_the_first_speaks", "refuse_several", "together"]
 
-SHARED = frozenset("caption ask read detect segment generate contrastive finetune".split())
+SHARED = frozenset("caption ask read detect segment generate train".split())
 
 _stderr: TextIO | None = None  # a silent process's own
 
@@ -47,7 +47,7 @@ def complain_once(message: str) -> None:
             complain(message)
 
 
-def refuse_several(command: str) -> None:
+def refuse_several(command: str | None) -> None:
     """Raises PaliglassError where several processes would each run the whole of a command."""
     if num_processes() > 1 and command not in SHARED:
         raise PaliglassError(

@@ -107,7 +107,7 @@ def load_colpali(
     """
     folder, *adapters = parts(model)
     path = folder / "config.json"
-    stored = quantization(folder)
+    stored = quantization(folder, quantize)
     data = {key: value for key, value in read_json(path).items() if key != QUANTIZATION}
     try:
         config = ColPaliConfig.from_dict(data)
@@ -127,11 +127,6 @@ def load_colpali(
     require_layers(
         folder, [config.vlm_config.text_config, config.vlm_config.vision_config], len(sizes)
     )
-    if stored is not None and quantize not in (None, stored):
-        raise CheckpointError(
-            f"{folder}: its matrices are {stored} already; {quantize} has to be made from the "
-            "checkpoint that it was made from"
-        )
     quantize = quantize or stored
     require_memory(folder.name, sizes, wanted, target, quantize)
     tensors = read_tensors(folder)
