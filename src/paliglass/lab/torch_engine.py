@@ -254,14 +254,12 @@ class TorchLab:
         self.held = [*(one for one in self.held if one != run), run][-HELD:]
 
     def _forget(self) -> None:
-        loose = [number for number in self.runs if number not in self.held]
-        for number in loose[:-KEPT]:
-            del self.runs[number]
-        oldest = [*loose[-KEPT:], *(one for one in self.held if one in self.runs)]
-        newest = max(self.runs)
-        while sum(run.nbytes for run in self.runs.values()) > MEMORY and len(self.runs) > 1:
-            self.runs.pop(next(number for number in oldest if number != newest))
-            oldest = [number for number in oldest if number in self.runs]
+        *loose, _ = (number for number in self.runs if number not in self.held)  # the newest stays
+        held = [number for number in self.held if number in self.runs]
+        total = sum(run.nbytes for run in self.runs.values())
+        for i, number in enumerate([*loose, *held]):
+            if i <= len(loose) - KEPT or total > MEMORY:
+                total -= self.runs.pop(number).nbytes
 
     def _found(self, run: int) -> Run:
         if run not in self.runs:
