@@ -21,6 +21,7 @@ from tests.serving.helpers import (
 
 from paliglass.model import PaliGemma
 from paliglass.serving import Engine, Settings
+from paliglass.serving import http as http_module
 from paliglass.serving import server as server_module
 
 CHAT = "/v1/chat/completions"
@@ -62,6 +63,20 @@ def test_a_body_of_a_gigabyte_is_refused_unread(server: Running) -> None:
         answer = read_all(raw)
     assert answer.startswith(b"HTTP/1.1 413")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_large"
+    assert still_answers(server)
+
+
+def test_a_client_that_still_sends_is_not_reset_before_it_has_read_the_answer(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_module, "LINGER_SECONDS", GUARD_SECONDS)
+    with connection(server) as raw:
+        raw.sendall(head(Content_Length="20").replace(b"application/json", b"text/plain"))
+        assert raw.recv(65536).startswith(b"HTTP/1.1 415")
+        for _ in range(20):  # a connection that is closed refuses the second
+            raw.sendall(b"a")
+        while raw.recv(65536):  # the rest of the answer, and its end
+            pass
     assert still_answers(server)
 
 

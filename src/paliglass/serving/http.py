@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
@@ -107,11 +108,11 @@ class Guard:
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._whole_body(headers, receive)
         except ApiError as error:
-            closing = {"Connection": "close"} if scope["method"] != "GET" else {}
-            error.headers.update(closing)
-            await error.response()(scope, receive, noted)
-            if closing:
-                await self._linger(receive)
+            if scope["method"] == "GET":
+                await error.response()(scope, receive, noted)
+            else:
+                error.headers["Connection"] = "close"
+                await error.response()(scope, receive, self._lingering(receive, noted))
         except ClientGoneError:
             return
         else:
@@ -161,18 +162,31 @@ class Guard:
 
         return ready
 
-    async def _linger(self, receive: Receive) -> None:
-        """Lets a client that is still sending read the answer before the connection is cut."""
+    def _lingering(self, receive: Receive, send: Send) -> Send:
+        """A `send` that ends the answer once the client has sent all, or for two seconds has not.
+
+        uvicorn closes the connection with the answer's last part. Closed while the client is still
+        sending, it is reset, and the answer lost to the client.
+        """
+
+        async def send_and_wait(message: Message) -> None:
+            if message["type"] != "http.response.body" or message.get("more_body"):
+                return await send(message)
+            await send(message | {"more_body": True})
+            await self._drain(receive)
+            await send({"type": "http.response.body", "body": b""})
+
+        return send_and_wait
+
+    async def _drain(self, receive: Receive) -> None:
         left = self.service.settings.max_body
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while left > 0:
                     message = await receive()
                     left -= len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body"):
                         return
-        except TimeoutError:
-            return
 
 
 def _digest(key: str) -> bytes:
