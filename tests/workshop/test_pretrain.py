@@ -12,7 +12,7 @@ from tests.workshop.fake_world import FakeWorld
 from workshop.pretrain.batches import (
     ROW,
     TASKS,
-    Row,
+    PromptRow,
     SceneBatch,
     SceneDataset,
     batches,
@@ -191,9 +191,9 @@ def test_prompts_in_one_row_have_the_losses_they_have_alone() -> None:
         assert report[task] == pytest.approx(totals, rel=1e-4)
 
 
-def rows(*lengths: tuple[int, int]) -> list[Row]:
+def rows(*lengths: tuple[int, int]) -> list[PromptRow]:
     """Rows of (prefix, suffix) tokens, ids 10, 11 …"""
-    return [Row(list(range(10, 10 + p + s)), p, task=1) for p, s in lengths]
+    return [PromptRow(list(range(10, 10 + p + s)), p, task=1) for p, s in lengths]
 
 
 def test_unpacked_rows_have_the_model_s_own_mask_and_positions() -> None:

@@ -32,7 +32,7 @@ ROW = 160  # tokens of prompts in a row: of 96 … 1000 the quickest on the worl
 
 
 @dataclass
-class Row:
+class PromptRow:
     """One prompt with its answer: `ids` of both, the first `prefix` of them given."""
 
     ids: list[int]
@@ -47,7 +47,7 @@ class SceneBatch:
     pixels: Tensor
     patch_labels: Tensor
     patch_boxes: Tensor
-    rows: list[list[Row]]
+    rows: list[list[PromptRow]]
 
 
 @dataclass
@@ -71,14 +71,14 @@ class TextBatch:
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-class SceneDataset(Dataset[tuple[Any, list[Row]]]):
+class SceneDataset(Dataset[tuple[Any, list[PromptRow]]]):
     """Scene `index` of a world with its encoded prompts, if any; every index is a new scene."""
 
     def __init__(self, world: Any, processor: PaliGemmaProcessor, prompts: int, grid: int) -> None:
         self.world, self.processor = world, processor
         self.prompts, self.grid = prompts, grid
 
-    def __getitem__(self, index: int) -> tuple[Any, list[Row]]:
+    def __getitem__(self, index: int) -> tuple[Any, list[PromptRow]]:
         if not self.prompts:
             return self.world.scene(index), []
         scene, examples = self.world.sample(index, prompts=self.prompts)
@@ -87,10 +87,10 @@ class SceneDataset(Dataset[tuple[Any, list[Row]]]):
             prefix = self.processor.encode_prefix(example.prefix, num_pictures=0)
             suffix = self.processor.encode_suffix(example.suffix)
             task = TASKS.index(example.task)
-            rows.append(Row(prefix + suffix, len(prefix), task))
+            rows.append(PromptRow(prefix + suffix, len(prefix), task))
         return scene, rows
 
-    def collate(self, samples: list[tuple[Any, list[Row]]]) -> SceneBatch:
+    def collate(self, samples: list[tuple[Any, list[PromptRow]]]) -> SceneBatch:
         """The DataLoader's collate function."""
         scenes = [scene for scene, _ in samples]
         labels = [torch.as_tensor(scene.patch_labels(self.grid)).flatten() for scene in scenes]
@@ -151,7 +151,7 @@ def patch_boxes(scene: Any, grid: int) -> Tensor:
     return boxes.flatten(0, 1)
 
 
-def text_batch(scenes: list[list[Row]], num_patches: int, packed: bool) -> TextBatch:
+def text_batch(scenes: list[list[PromptRow]], num_patches: int, packed: bool) -> TextBatch:
     """Lays prompts out: several in a row (`packed`), or a row for each with the full prefix-LM."""
     shared = [filled(rows) if packed else [[row] for row in rows] for rows in scenes]
     groups = [group for of_scene in shared for group in of_scene]
@@ -191,9 +191,9 @@ def text_batch(scenes: list[list[Row]], num_patches: int, packed: bool) -> TextB
     )
 
 
-def filled(rows: Sequence[Row]) -> list[list[Row]]:
+def filled(rows: Sequence[PromptRow]) -> list[list[PromptRow]]:
     """Prompts in groups of at most `ROW` tokens; the longest first, each where it first fits."""
-    groups: list[list[Row]] = []
+    groups: list[list[PromptRow]] = []
     room: list[int] = []
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
         size = len(row.ids)

@@ -26,7 +26,7 @@ from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
 from paliglass.training.attention import use_plain_attention
-from paliglass.training.loop import Report, Trainer
+from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.optimizers import Optimizers
 from workshop.pretrain.batches import SceneBatch, text_batch
 from workshop.pretrain.recipe import TASKS, PretrainRecipe
@@ -176,7 +176,7 @@ class Pretrainer(Trainer[SceneBatch]):
         rising = (self.step + 1) / recipe.warm_up_steps
         return recipe.rate * min(1.0, rising, (1 - self.progress) / recipe.decay)
 
-    def train_step(self, group: Sequence[SceneBatch]) -> Report:
+    def train_step(self, group: Sequence[SceneBatch]) -> StepSums:
         """One update, from each process's share. Returns this one's losses, by task."""
         (batch,) = group
         recipe, progress = self.recipe, self.progress
@@ -200,6 +200,6 @@ class Pretrainer(Trainer[SceneBatch]):
         self.loss = self.accelerator.prepare(module)
 
     @torch.no_grad()
-    def losses(self, batch: SceneBatch) -> Report:
+    def losses(self, batch: SceneBatch) -> StepSums:
         """What `train_step` reports, of packed prompts, without an update."""
         return self.loss(batch, self.recipe.vision_warmup, self.step)[1]

@@ -93,7 +93,7 @@ def load_model(
     quantized folder can be read with the first alone, and not cut.
     """
     config = read_config(folder).replace(**overrides)
-    target, wanted = parse_device(device), parse_dtype(dtype)
+    on_device, in_dtype = parse_device(device), parse_dtype(dtype)
     stored = quantization(folder, quantize)
     if stored is not None and accelerate is None:
         raise CheckpointError(
@@ -110,13 +110,13 @@ def load_model(
                 "name the checkpoint that it was made from"
             )
         sizes = [(count // shard.parts, stored_bytes) for count, stored_bytes in sizes]
-    require_memory(folder.name, sizes, wanted, target, quantize)
+    require_memory(folder.name, sizes, in_dtype, on_device, quantize)
     tensors = read_tensors(folder)
     if adapter is not None:
-        tensors = with_adapter(tensors, locate(adapter), wanted)
+        tensors = with_adapter(tensors, locate(adapter), in_dtype)
     is_quantized = stored is not None
     return assemble(
-        config, tensors, str(folder), wanted, target, accelerate, quantize, is_quantized, shard
+        config, tensors, str(folder), in_dtype, on_device, accelerate, quantize, is_quantized, shard
     )
 
 

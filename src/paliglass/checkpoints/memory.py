@@ -57,14 +57,14 @@ def require_memory(
         return sum(count * (item or stored) for count, stored in sizes)
 
     free = available_memory(device)
-    wanted = need(
+    needed = need(
         QUANTIZED_BYTES.get(quantize, 1.0) if quantize else dtype.itemsize if dtype else None
     )
-    if free is None or wanted <= free:
+    if free is None or needed <= free:
         return
-    halved = f"dtype bfloat16 needs {gigabytes(need(2))}, " if need(2) < wanted else ""
-    in_bytes = f"quantize int8 needs {gigabytes(need(1))}, " if need(1) < wanted else ""
+    halved = f"dtype bfloat16 needs {gigabytes(need(2))}, " if need(2) < needed else ""
+    in_bytes = f"quantize int8 needs {gigabytes(need(1))}, " if need(1) < needed else ""
     raise PaliglassError(
-        f"{name}: the weights need {gigabytes(wanted)}, {device.type} has {gigabytes(free)} free; "
+        f"{name}: the weights need {gigabytes(needed)}, {device.type} has {gigabytes(free)} free; "
         f"{halved}{in_bytes}a smaller model less (`paliglass info MODEL` tells)"
     )

@@ -35,7 +35,7 @@ from paliglass.contrastive.recipe import ContrastiveRecipe, Encoder, LossName, T
 from paliglass.errors import PaliglassError
 from paliglass.training import loop
 from paliglass.training.attention import use_plain_attention
-from paliglass.training.loop import Report, Trainer
+from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.runs import Run
 from paliglass.training.sharding import clip_gradients
@@ -142,7 +142,7 @@ class ContrastiveTrainer(Trainer[PairBatch]):
         warm = min(1.0, (self.step + 1) / max(recipe.warm_up_steps, 1))
         return recipe.learning_rate * warm * (1 + math.cos(math.pi * self.progress)) / 2
 
-    def train_step(self, group: Sequence[PairBatch]) -> Report:
+    def train_step(self, group: Sequence[PairBatch]) -> StepSums:
         """One update from `accumulate` batches, of each this process's share.
 
         Reports the loss, the share of this process's pictures whose own text, of those beside it

@@ -51,8 +51,8 @@ def join_modules(entry: Path) -> str:
             other = add((path.parent / match["path"]).resolve(), (*above, path))
             if match["all"]:
                 return f"const {match['all']} = {other};\n"
-            wanted = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", match["names"])
-            return f"const {{{wanted}}} = {other};\n"
+            bindings = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", match["names"])
+            return f"const {{{bindings}}} = {other};\n"
 
         body = _IMPORT.sub(imported, text)
         exported = ", ".join(_EXPORTED.findall(text))

@@ -140,11 +140,11 @@ class TensorParallel:
 
 def own_device(device: str | torch.device) -> torch.device:
     """The device of this process among those of its machine."""
-    wanted = parse_device(device)
-    if wanted.type == "mps" or (wanted.type == "cuda" and wanted.index is not None):
-        raise PaliglassError(f"device {wanted}: with tensor_parallel choose auto, cpu or cuda")
-    if wanted.type == "cpu":
-        return wanted
+    asked = parse_device(device)
+    if asked.type == "mps" or (asked.type == "cuda" and asked.index is not None):
+        raise PaliglassError(f"device {asked}: with tensor_parallel choose auto, cpu or cuda")
+    if asked.type == "cpu":
+        return asked
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= there:
         raise PaliglassError(

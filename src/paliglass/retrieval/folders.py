@@ -122,16 +122,16 @@ def load_colpali(
     source = next((some for some in adapters if (some / "tokenizer.json").exists()), folder)
     processor = _load_processor(source, config.vlm_config)  # before the weights, which take longer
 
-    target, wanted = parse_device(device), parse_dtype(dtype)
+    on_device, in_dtype = parse_device(device), parse_dtype(dtype)
     sizes = tensor_sizes(folder)
     require_layers(
         folder, [config.vlm_config.text_config, config.vlm_config.vision_config], len(sizes)
     )
     quantize = quantize or stored
-    require_memory(folder.name, sizes, wanted, target, quantize)
+    require_memory(folder.name, sizes, in_dtype, on_device, quantize)
     tensors = read_tensors(folder)
     for adapter in adapters:
-        tensors = with_adapter(tensors, adapter, wanted)
+        tensors = with_adapter(tensors, adapter, in_dtype)
     projection: list[tuple[str, str, Tensor]] = []
 
     def of_vlm() -> Iterator[tuple[str, str, Tensor]]:
@@ -145,8 +145,8 @@ def load_colpali(
         config.vlm_config,
         of_vlm(),
         str(folder),
-        wanted,
-        target,
+        in_dtype,
+        on_device,
         partial(accelerate, plain=not fast),
         quantize,
         is_quantized=stored is not None,
@@ -154,7 +154,7 @@ def load_colpali(
     with weightless():
         colpali = ColPaliForRetrieval(vlm, config.embedding_dim)
     layer = nn.ModuleDict({PROJECTION.removesuffix("."): colpali.embedding_proj_layer})
-    fill(layer, projection, str(folder), wanted, target)
+    fill(layer, projection, str(folder), in_dtype, on_device)
     return colpali.eval(), processor
 
 

@@ -28,7 +28,7 @@ from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
 from paliglass.training.attention import use_plain_attention
-from paliglass.training.loop import Report, Trainer
+from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.lora import add_lora, continue_lora, settings_of
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.recipes import FinetuneRecipe, Part
@@ -171,7 +171,7 @@ class Finetuner(Trainer[Batch]):
         falling = (self.step - rising) / max(1, recipe.steps - rising)
         return recipe.learning_rate * (1 + math.cos(math.pi * falling)) / 2
 
-    def train_step(self, group: Sequence[Batch]) -> Report:
+    def train_step(self, group: Sequence[Batch]) -> StepSums:
         """One update from `accumulate` batches, of each this process's share."""
         accelerator, recipe = self.accelerator, self.recipe
         group = [{k: v.to(accelerator.device) for k, v in batch.items()} for batch in group]

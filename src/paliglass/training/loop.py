@@ -31,11 +31,11 @@ from paliglass.training.runs import Run, check_same, read_state
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["ProgressBar", "Report", "Trainer", "stop_signals", "total_of", "train"]
+__all__ = ["ProgressBar", "StepSums", "Trainer", "stop_signals", "total_of", "train"]
 
 Batch = TypeVar("Batch")
 # Of each quantity the sum and the number of things summed over, in this process.
-Report = Mapping[str, tuple[float, float]]
+StepSums = Mapping[str, tuple[float, float]]
 Sums = dict[str, list[float]]
 
 
@@ -65,7 +65,7 @@ class Trainer(ABC, Generic[Batch]):
         self.sums: Sums = {}
 
     @abstractmethod
-    def train_step(self, group: Sequence[Batch]) -> Report:
+    def train_step(self, group: Sequence[Batch]) -> StepSums:
         """One update from `accumulate` batches, of each this process's share."""
 
     @property
