@@ -24,6 +24,7 @@ from torch import Tensor
 import paliglass
 from paliglass import PRESETS
 from paliglass.contrastive.folders import load_contrastive
+from paliglass.fast.layout import CODES
 from paliglass.inspect.info import describe
 from paliglass.inspect.lessons import find
 from paliglass.layers.masks import prefix_lm_mask
@@ -1254,6 +1255,43 @@ def masks_and_reading(name: str) -> None:
     draw.save(name)
 
 
+def kernels(name: str) -> None:
+    draw = Drawing(424)
+    draw.text(8, 20, "one of 16 lanes of vpdpbusd", "strong", "start")
+    rows = (
+        ("weights + 128", (133, 125, 128, 255), "orange"),
+        ("token", (10, -20, 7, 1), "blue"),
+    )
+    for i, (words, values, kind) in enumerate(rows):
+        y = 34 + 42 * i
+        draw.text(8, y + 20, words, "small soft", "start")
+        for j, value in enumerate(values):
+            draw.rect(108 + 72 * j, y, 64, 30, kind, 0.22)
+            draw.text(140 + 72 * j, y + 20, str(value))
+    draw.text(8, 144, "products", "small soft", "start")
+    for j, (w, x) in enumerate(zip(rows[0][1], rows[1][1], strict=True)):
+        draw.text(140 + 72 * j, 144, f"{w * x}")
+    total = sum(w * x for w, x in zip(rows[0][1], rows[1][1], strict=True))
+    draw.text(8, 174, f"256 + ({total}) = {256 + total}: the sum began at −128 · Σ token", "", "start")
+
+    group = mini().model.language_model.model.layers[1].mlp.down_proj.weight.detach()[7, :32]
+    codes = torch.tensor(CODES, dtype=torch.float32)
+    scale = group.abs().max() / codes.abs().max()
+    places = (group[:, None] / scale - codes).abs().argmin(1)
+    draw.text(8, 222, "32 weights of a row, and the 16 values of their group", "strong", "start")
+    zero, full = 318, 80 / codes.abs().max().item()
+    for code in CODES:
+        y = zero - full * code
+        draw.parts.append(f'<path class="line" stroke-opacity="0.45" d="M8 {y:.1f}H392"/>')
+    for i, (value, place) in enumerate(zip((group / scale).tolist(), places.tolist(), strict=True)):
+        x = 8 + 12 * i
+        tall = full * abs(value)
+        draw.rect(x + 1, zero - tall if value > 0 else zero, 9, max(tall, 0.5), "orange", 0.45)
+        draw.rect(x + 1, zero - full * CODES[place] - 1.5, 9, 3, "blue")
+    draw.text(8, 418, "bars: the weights; blue: what is stored", "small soft", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1288,6 +1326,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "31_inference": inference,
     "32_masks_and_reading": masks_and_reading,
     "33_covariate_shift": covariate_shift,
+    "34_kernels": kernels,
 }
 
 
