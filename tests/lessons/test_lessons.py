@@ -129,7 +129,8 @@ CONCEPTS = """
     mean square; image tokens; projector; image resizing; tokenizes; object detection; image
     captioning; visual question answering; reading text; fine-tun; parameter sizes; sampling;
     load_hf_model; inference loop; l2_normalize; learned temperature; ResNet; CBOW; text
-    transformer; symmetric loss; dot product; not auto-regressive; parallel
+    transformer; symmetric loss; dot product; not auto-regressive; parallel; configurations; long
+    context; training a tokenizer
 """
 
 
@@ -146,7 +147,8 @@ def test_every_concept_has_its_row(concept: str) -> None:
 def test_every_row_names_a_lesson_and_code_that_exist() -> None:
     """An idea that the package has no use for (sinusoidal positions) stands in the lesson only."""
     code = r"(?:\[`(\S+?)`\]\((\S+?)\)|lesson only)"
-    rows = re.findall(rf"^\| .+? \| \[.+?\]\((\S+?)\) \| {code} \|$", index(), re.MULTILINE)
+    row = rf"^\| .+? \| \[.+?\]\((\S+?)\) \| {code} \| [45] \|$"  # the last is its depth
+    rows = re.findall(row, index(), re.MULTILINE)
     assert len(rows) == len(re.findall(r"^\| .+? \| \[.+$", index(), re.MULTILINE)) > 40
     for target, name, file in rows:
         page, _, anchor = target.partition("#")
@@ -159,6 +161,25 @@ def test_every_row_names_a_lesson_and_code_that_exist() -> None:
         found = importlib.import_module(module.removesuffix(".__init__"))
         for part in name.split("."):
             found = getattr(found, part)
+
+
+def test_what_is_named_of_the_lab_is_there() -> None:
+    """Views and tours, by the address that opens them and by their titles."""
+    page = ROOT / "src" / "paliglass" / "lab" / "page"
+    views = "".join(path.read_text("utf-8") for path in page.glob("views/*.js"))
+    tours = (page / "tours.js").read_text("utf-8")
+    pages = "".join(one.text for one in LESSONS)
+    named = re.findall(
+        r'(view|tour) \*([^*]+)\*\s+\(`#\{"(\w+)":"(\w+)"\}`\)', " ".join(pages.split())
+    )
+    assert len(named) > 30
+    for kind, title, key, name in named:
+        assert key == kind
+        text = views if kind == "view" else tours
+        assert re.search(rf'id: "{name}",\s+title: "{re.escape(title)}"', text), (kind, name)
+    assert {name for kind, *_, name in named if kind == "tour"} == set(
+        re.findall(r'id: "(\w+)",\s+title', tours)
+    )
 
 
 def test_the_index_lists_all_lessons() -> None:
