@@ -194,7 +194,7 @@ def head_attribution(heads: Tensor, out: Tensor, direction: Tensor) -> Tensor:
     side, the heads times it are what attention adds to the stream. direction: D, the word's row of
     the head, norm included.
     """
-    rows = out.unflatten(0, heads.shape)  # H × head_dim × D
+    rows = out.view(*heads.shape, -1)  # H × head_dim × D
     return torch.einsum("hc,hcd,d->h", heads, rows, direction)
 
 
@@ -448,10 +448,10 @@ def _greedy(
     truth=_greedy,
     mistakes={
         "the end token is part of the answer; it only ends it": (
-            lambda *arguments: _greedy(*arguments, with_end=True)
+            lambda f, prompt, end, most: _greedy(f, prompt, end, most, with_end=True)
         ),
         "the prompt stands before the answer; the answer alone is asked for": (
-            lambda *arguments: _greedy(*arguments, with_prompt=True)
+            lambda f, prompt, end, most: _greedy(f, prompt, end, most, with_prompt=True)
         ),
         "one token too many: stop at `most`": lambda f, prompt, end, most: _greedy(
             f, prompt, end, most + 1

@@ -435,6 +435,7 @@ def _weights() -> Cases:
 
 def _real_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     layer = Int8Linear.quantize(weight)
+    assert layer.weight is not None
     return layer.weight.float(), layer.scale
 
 
