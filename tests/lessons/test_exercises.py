@@ -125,6 +125,7 @@ class TestHints:
     [
         ("x = (\n", r"mine\.py, line 1: '\(' was never closed"),
         ("import math\n\n1 / 0\n", r"mine\.py: ZeroDivisionError: division by zero \(line 3\)"),
+        ("raise SystemExit('gone')\n", r"mine\.py: SystemExit: gone \(line 1\)"),
         ("import not_there\n", r"mine\.py: ModuleNotFoundError: No module named 'not_there' .*"),
     ],
 )

@@ -135,7 +135,7 @@ def functions_of(path: Path) -> dict[str, Function]:
     names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(code, names)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PaliglassError(f"{path}: {_told(error)}") from None
     return {name: one for name, one in names.items() if inspect.isfunction(one)}
 
@@ -149,7 +149,7 @@ def _call(function: Function, arguments: tuple[Any, ...]) -> Any:
         return error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An exception in one line, with the innermost line of code that is the learner's own."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if not one.filename.startswith(LIBRARIES)]
