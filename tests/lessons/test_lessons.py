@@ -175,22 +175,22 @@ def test_every_row_names_a_lesson_and_code_that_exist() -> None:
 
 
 def test_what_is_named_of_the_lab_is_there() -> None:
-    """Views and tours, by the address that opens them and by their titles."""
+    """Views, by their titles and the address that opens them, and every tour by its title."""
     page = ROOT / "src" / "paliglass" / "lab" / "page"
     views = "".join(path.read_text("utf-8") for path in page.glob("views/*.js"))
-    tours = (page / "tours.js").read_text("utf-8")
-    pages = "".join(one.text for one in LESSONS)
-    named = re.findall(
-        r'(view|tour) \*([^*]+)\*\s+\(`#\{"(\w+)":"(\w+)"\}`\)', " ".join(pages.split())
-    )
-    assert len(named) > 30
-    for kind, title, key, name in named:
-        assert key == kind
-        text = views if kind == "view" else tours
-        assert re.search(rf'id: "{name}",\s+title: "{re.escape(title)}"', text), (kind, name)
-    assert {name for kind, *_, name in named if kind == "tour"} == set(
-        re.findall(r'id: "(\w+)",\s+title', tours)
-    )
+    tours = re.findall(r'id: "\w+",\s+title: "([^"]+)"', (page / "tours.js").read_text("utf-8"))
+    lines = [
+        " ".join(found[0].split())
+        for one in LESSONS
+        if (found := re.search(r"^\*\*In the lab\*\*.*?\.\n\n", one.text, re.M | re.S))
+    ]
+    named = re.findall(r'view \*([^*]+)\* \(`#\{"view":"(\w+)"\}` behind', " ".join(lines))
+    assert len(lines) > 20
+    assert len(named) > 15
+    for title, name in named:
+        assert re.search(rf'id: "{name}",\s+title: "{re.escape(title)}"', views), name
+    taken = re.findall(r"\*([^*]+)\*", " ".join(line.partition("under Tours")[2] for line in lines))
+    assert set(taken) == set(tours)
 
 
 def test_the_index_lists_all_lessons() -> None:
