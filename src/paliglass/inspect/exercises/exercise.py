@@ -24,7 +24,7 @@ from torch import Tensor
 import paliglass
 from paliglass.errors import PaliglassError
 
-__all__ = ["Exercise", "exercise", "functions_of"]
+__all__ = ["HEADER", "Exercise", "exercise", "functions_of"]
 
 Function = Callable[..., Any]
 # Whose lines are no learner's: this package, torch and what else is installed, Python itself.
