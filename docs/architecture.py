@@ -61,6 +61,7 @@ class Plan(Drawing):
 
     def __init__(self, height: float) -> None:
         super().__init__(height, 680)
+        self.small = 11.0  # too wide for a phone's page in any case
         self.parts.append(COLOURS)
 
     def flow(self, x: float, y: float, shape: tuple[int, ...] | str = "", length: int = 30) -> None:

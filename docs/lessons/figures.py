@@ -24,6 +24,7 @@ from torch import Tensor
 import paliglass
 from paliglass import PRESETS
 from paliglass.contrastive.folders import load_contrastive
+from paliglass.fast.layout import CODES
 from paliglass.inspect.info import describe
 from paliglass.inspect.lessons import find
 from paliglass.layers.masks import prefix_lm_mask
@@ -33,8 +34,8 @@ from paliglass.tasks.boxes import parse_boxes
 FOLDER = Path(__file__).parent / "figures"
 SCENE = Path(__file__).parents[2] / "assets" / "scene.png"
 STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #22242a }
-  .soft { fill: #6c6f78 } .small { font-size: 11px } .mono { font-family: ui-monospace, monospace }
+  text { fill: #22242a }
+  .soft { fill: #6c6f78 } .mono { font-family: ui-monospace, monospace }
   .strong { font-weight: 650 } .white { fill: #fff }
   .box { fill: #efede6; stroke: #d6d2c6 } .line { stroke: #6c6f78; fill: none }
   .blue { fill: #2f6fb7 } .orange { fill: #d9822b } .green { fill: #3c8d5a } .grey { fill: #b9bcc6 }
@@ -57,6 +58,7 @@ class Drawing:
 
     def __init__(self, height: float, width: float = 400) -> None:
         self.width, self.height = width, height
+        self.small = 13.5 * width / 400  # 11 pixels on a phone's page, which is 328 wide
         self.parts: list[str] = []
 
     def rect(
@@ -167,8 +169,12 @@ class Drawing:
     def write(self, path: Path) -> None:
         size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"'
         body = "\n".join(self.parts)
+        fonts = (
+            f"text {{ font: {max(self.small + 0.5, 13):g}px system-ui, sans-serif }} "
+            f".small {{ font-size: {self.small:.4g}px }}"
+        )
         path.write_text(
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{fonts}{STYLE}</style>\n'
             f"{body}\n</svg>\n",
             "utf-8",
         )
@@ -226,7 +232,7 @@ def patches(name: str) -> None:
         draw.parts.append(f'<path stroke="#fff" d="M{6 + 16 * i} 130v128M6 {130 + 16 * i}h128"/>')
     draw.arrow(139, 194, 156, 194)
     draw.text(290, 18, f"64 vectors of {vectors.shape[1]} numbers", "soft")
-    draw.text(290, 34, "a row is a patch; every 4th number", "soft small")
+    draw.text(286, 34, "a row a patch; each 4th number", "soft small")
     draw.heat(182, 42, vectors[:, ::4], 4.5, most=most)
     for patch in (0, 15, 31, 47, 63):
         draw.text(178, 42 + 4.5 * patch + 7, str(patch), "small soft", "end")
@@ -392,7 +398,8 @@ def map_scale(draw: Drawing, y: float, most: str, words: str) -> None:
         )
     draw.text(12, y + 25, "0", "small soft", "start")
     draw.text(132, y + 25, most, "small soft", "end")
-    draw.text(144, y + 11, words, "small soft", "start")
+    for i, line in enumerate(words.split("\n")):
+        draw.text(144, y + 11 + 17 * i, line, "small soft", "start")
 
 
 def attention(name: str) -> None:
@@ -407,7 +414,7 @@ def attention(name: str) -> None:
         x, y = 12 + 192 * (head % 2), 26 + 212 * (head // 2)
         draw.text(x + 92, y - 8, f"head {head}", "strong")
         over_picture(draw, x, y, 184, weights[head], most, mark)
-    map_scale(draw, 432, f"{100 * most:.0f} %", "of a head's attention; its sum is 100 %")
+    map_scale(draw, 432, f"{100 * most:.0f} %", "of a head's attention, in all 100 %")
     draw.save(name)
 
 
@@ -455,7 +462,7 @@ def vit(name: str) -> None:
         x, y = 12 + 192 * (i % 2), 26 + 212 * (i // 2)
         draw.text(x + 92, y - 8, title, "strong")
         over_picture(draw, x, y, 184, (unit @ unit[mark]).reshape(8, 8), 1, mark)
-    map_scale(draw, 432, "1", "cosine with the framed patch (below 0: as 0)")
+    map_scale(draw, 432, "1", "cosine with the framed patch\n(below 0: as 0)")
     draw.save(name)
 
 
@@ -566,8 +573,8 @@ def merge(name: str) -> None:
     draw.text(392, 186, words, "orange", "end")
     draw.arrow(130, 218, 130, 194)
     draw.arrow(340, 218, 340, 194)
-    draw.label(32, 220, 200, 30, "multi_modal_projector", "faint")
-    draw.label(246, 220, 146, 30, "embed_tokens · √D", "faint")
+    draw.label(32, 220, 190, 30, "multi_modal_projector", "faint")
+    draw.label(230, 220, 166, 30, "embed_tokens · √D", "faint")
     draw.save(name)
 
 
@@ -575,7 +582,7 @@ def tokens(name: str) -> None:
     m = mini()
     ids = m.processor.encode_prefix("detect tractor")[62:]
     answer = m.processor.encode_suffix(str(m.generate(SCENE, "detect tractor")))
-    draw = Drawing(452)
+    draw = Drawing(470)
     spelled = [
         m.processor.tokenizer.id_to_token(i).replace("▁", "").replace("\n", "\\n")
         for i in (*ids, *answer)
@@ -587,15 +594,15 @@ def tokens(name: str) -> None:
         x, y = 8.0, float(top)
         draw.text(x, y - 10, title, "soft", "start")
         for token, word in zip(some, words, strict=True):
-            wide = 10 + 6.7 * len(word)
+            wide = 8 + 8.2 * len(word)
             if x + wide > 396:
                 x, y = 8.0, y + 54
             kind = "orange" if word.startswith("<loc") else "blue" if word == "<image>" else "faint"
             draw.rect(x, y, wide, 26, kind, 0.45 if kind != "faint" else 1)
             draw.text(x + wide / 2, y + 17, word, "mono small")
             draw.text(x + wide / 2, y + 40, str(token), "soft small")
-            x += wide + 5
-    edge, left, top = 200.0, 150.0, 236.0
+            x += wide + 4
+    edge, left, top = 200.0, 150.0, 254.0
     [found] = m.detect(SCENE, "tractor")
     whole = Image.open(SCENE)
     draw.picture(left, top, edge, scene(128))
@@ -614,7 +621,7 @@ def tokens(name: str) -> None:
     for i, words in enumerate(
         ("a box is four", "tokens, y0 x0 y1", "x1, each in", "1023rds of the", "picture")
     ):
-        draw.text(8, 290 + 18 * i, words, "soft", "start")
+        draw.text(8, 308 + 18 * i, words, "soft", "start")
     draw.save(name)
 
 
@@ -658,7 +665,7 @@ def rope(name: str) -> None:
     for i, (words, kind) in enumerate((("layer 1", "blue"), ("layer 2", "orange"))):
         draw.rect(36 + 70 * i, 368, 11, 11, kind)
         draw.text(52 + 70 * i, 378, words, "small", "start")
-    draw.text(180, 378, "of mini's decoder; a row of patches is 8", "small soft", "start")
+    draw.text(180, 378, "of mini; a row has 8 patches", "small soft", "start")
     key = row.key(0)[0][:, :24]
     most = float(key.abs().quantile(0.97))
     wide = 380 / len(key)
@@ -691,7 +698,7 @@ def gqa(name: str) -> None:
         draw.rect(226, top + 46, 168, 18, "faint")
         draw.rect(226, top + 46, 168 * heads / 8, 18, "orange")
         draw.text(310, top + 84, f"{size:.0f} KiB a token", "soft")
-    draw.text(200, 386, "left: which key head each query head reads; right: keys and", "soft small")
+    draw.text(200, 386, "left: which key head a query head reads; right: keys and", "soft small")
     draw.text(200, 403, "values in the cache, were Gemma 2B built so (bfloat16)", "soft small")
     draw.save(name)
 
@@ -892,7 +899,7 @@ def detection(name: str) -> None:
     most = looks.max().item()
     [found] = parse_boxes(answer)
     box, edge = found.box, 180
-    draw = Drawing(640)
+    draw = Drawing(656)
     for i, (side, share) in enumerate(
         (("y0", box.y0), ("x0", box.x0), ("y1", box.y1), ("x1", box.x1))
     ):
@@ -912,15 +919,15 @@ def detection(name: str) -> None:
                 draw.rect(left + edge / 64 * j, floor - 52 * part, 2.8, 52 * part, "blue")
         draw.text(left, floor + 14, "0", "small soft", "start")
         draw.text(left + edge, floor + 14, "1023", "small soft", "end")
-    map_scale(draw, 596, f"{100 * most:.0f} %", "of its attention (mean of heads and layers)")
-    draw.text(144, 625, "bars: probability of the place, full height 1", "small soft", "start")
+    map_scale(draw, 596, f"{100 * most:.0f} %", "of its attention\n(mean of heads and layers)")
+    draw.text(12, 646, "bars: probability of the place, full height 1", "small soft", "start")
     draw.save(name)
 
 
 def cost(name: str) -> None:
     draw = Drawing(300)
     flops, bandwidth = 990e12, 3.35e12
-    left, top, wide, tall = 52, 24, 336, 220
+    left, top, wide, tall = 58, 24, 330, 220
 
     def place(intensity: float, reached: float) -> tuple[float, float]:
         x = left + wide * (math.log10(intensity) + 1) / 4.5
@@ -953,7 +960,13 @@ def cost(name: str) -> None:
         intensity = operations / size
         x, y = place(intensity, min(flops, intensity * bandwidth))
         draw.parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
-        draw.text(x + 10, y + 18, title, "small", "start")
+        left_of = x > 250  # no room to its right
+        words = (
+            (x - 10, y - 4, title, "small", "end")
+            if left_of
+            else (x + 10, y + 18, title, "small", "start")
+        )
+        draw.text(*words)
     for power in range(-1, 4):
         x, _ = place(10.0**power, 1e12)
         draw.text(x, top + tall + 18, f"{10.0**power:g}", "small soft")
@@ -973,7 +986,7 @@ def training(name: str) -> None:
         for part in find("training").parts:
             if part.kind == "python" and "curves" not in lesson:
                 exec(part.text, lesson)
-    draw = Drawing(368, 344)
+    draw = Drawing(374, 344)
     kinds = ("grey", "orange", "blue", "green")
     lines = []
     for (words, losses), kind in zip(lesson["curves"].items(), kinds, strict=True):
@@ -1051,15 +1064,15 @@ def interpretability(name: str) -> None:
     below = 60 + cell * count
     draw = Drawing(below + 330, 344)
     for left, title, values, top in (
-        (44, "lost without it", effect.clamp(min=0), most),
-        (204, "attends to the picture", attended, 1.0),
+        (48, "lost without it", effect.clamp(min=0), most),
+        (200, "attends to the picture", attended, 1.0),
     ):
         draw.text(left + 60, 20, title, "strong")
         draw.heat(left, 32, values, cell, most=top)
         draw.text(left + 60, below - 10, "heads", "soft small")
         draw.legend(left, below, f"{top:.1f}")
     for i in range(count):
-        draw.text(38, 36 + cell * (i + 0.5), f"layer {i}", "small soft", "end")
+        draw.text(43, 36 + cell * (i + 0.5), f"layer {i}", "small soft", "end")
     top = below + 68
     draw.text(8, top - 12, "how much of the answer moves", "strong", "start")
     curves = [
@@ -1254,6 +1267,45 @@ def masks_and_reading(name: str) -> None:
     draw.save(name)
 
 
+def kernels(name: str) -> None:
+    draw = Drawing(424)
+    draw.text(8, 20, "one of 16 lanes of vpdpbusd", "strong", "start")
+    rows = (
+        ("weight + 128", (133, 125, 128, 255), "orange"),
+        ("token", (10, -20, 7, 1), "blue"),
+    )
+    for i, (words, values, kind) in enumerate(rows):
+        y = 34 + 42 * i
+        draw.text(8, y + 20, words, "small soft", "start")
+        for j, value in enumerate(values):
+            draw.rect(108 + 72 * j, y, 64, 30, kind, 0.22)
+            draw.text(140 + 72 * j, y + 20, f"{value}".replace("-", "−"))
+    draw.text(8, 144, "products", "small soft", "start")
+    for j, (w, x) in enumerate(zip(rows[0][1], rows[1][1], strict=True)):
+        draw.text(140 + 72 * j, 144, f"{w * x}".replace("-", "−"))
+    total = sum(w * x for w, x in zip(rows[0][1], rows[1][1], strict=True))
+    draw.text(
+        8, 174, f"256 − {-total} = {256 + total}: the sum began at −128 · Σ token", "", "start"
+    )
+
+    group = mini().model.language_model.model.layers[1].mlp.down_proj.weight.detach()[7, :32]
+    codes = torch.tensor(CODES, dtype=torch.float32)
+    scale = group.abs().max() / codes.abs().max()
+    places = (group[:, None] / scale - codes).abs().argmin(1)
+    draw.text(8, 222, "32 weights, and the 16 values of their group", "strong", "start")
+    zero, full = 318, 80 / codes.abs().max().item()
+    for code in CODES:
+        y = zero - full * code
+        draw.parts.append(f'<path class="line" stroke-opacity="0.45" d="M8 {y:.1f}H392"/>')
+    for i, (value, place) in enumerate(zip((group / scale).tolist(), places.tolist(), strict=True)):
+        x = 8 + 12 * i
+        tall = full * abs(value)
+        draw.rect(x + 1, zero - tall if value > 0 else zero, 9, max(tall, 0.5), "orange", 0.45)
+        draw.rect(x + 1, zero - full * CODES[place] - 1.5, 9, 3, "blue")
+    draw.text(8, 418, "bars: the weights; blue: what is stored", "small soft", "start")
+    draw.save(name)
+
+
 FIGURES: dict[str, Callable[[str], None]] = {
     "01_architecture": architecture,
     "02_patches": patches,
@@ -1288,6 +1340,7 @@ FIGURES: dict[str, Callable[[str], None]] = {
     "31_inference": inference,
     "32_masks_and_reading": masks_and_reading,
     "33_covariate_shift": covariate_shift,
+    "34_kernels": kernels,
 }
 
 

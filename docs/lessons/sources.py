@@ -17,11 +17,13 @@ sys.path.insert(0, str(ROOT))
 
 
 def show(name: str, first: str = "", last: str = "") -> None:
-    """Prints the source of `module:name`, under a link to its file.
+    """Prints the source of `module:name`, or of a shell script, under a link to its file.
 
     first, last: lines that begin with these (blanks apart) bound what is shown; by default all of
     it, without the docstring.
     """
+    if name.endswith(".sh"):
+        return _show_script(name, first)
     module_name, _, path = name.partition(":")
     inside = module_name != "inference"  # the script beside the package
     module = importlib.import_module(f"paliglass.{module_name}" if inside else module_name)
@@ -40,6 +42,13 @@ def show(name: str, first: str = "", last: str = "") -> None:
     file = Path(inspect.getsourcefile(found) or "").relative_to(ROOT).as_posix()
     cog.outl(f"[`{path}`](../../{file}) in `{file}`:\n")
     cog.outl(f"```py\n{body}\n```")
+
+
+def _show_script(name: str, first: str) -> None:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    body = "\n".join(lines[_index(lines, first) :])
+    cog.outl(f"[`{name}`](../../{name}):\n")
+    cog.outl(f"```sh\n{body}\n```")
 
 
 def _index(lines: list[str], begin: str) -> int:

@@ -1,4 +1,4 @@
-"""trace and learn."""
+"""trace, and learn with its exercises."""
 
 from __future__ import annotations
 
@@ -99,3 +99,52 @@ class TestLearn:
         torch.manual_seed(7)
         list(find(topic).run())
         assert torch.rand(1).equal(expected)
+
+
+class TestExercises:
+    RIGHT = "x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (1 + weight)"
+
+    def test_from_the_stub_to_the_answer(self, cli):
+        done = cli("learn", "norms", "--exercise")
+        told = "norms.py: write rms_norm; then paliglass learn --check norms.py\n"
+        assert (done.code, done.out, done.err) == (0, told, "")
+        done = cli("learn", "--check", "norms.py")
+        assert (done.code, done.out) == (1, "rms_norm: is not written yet\n")
+        path = Path("norms.py")
+        stub = path.read_text("utf-8")
+        path.write_text(stub.replace("raise NotImplementedError", f"return {self.RIGHT}"), "utf-8")
+        done = cli("learn", "--check", "norms.py")
+        assert (done.code, done.out, done.err) == (0, "rms_norm: right\n", "")
+
+    def test_what_is_written_already_stays(self, cli):
+        Path("rope.py").write_text("mine")
+        done = cli("learn", "rope", "--exercise")
+        assert (done.code, done.out) == (1, "")
+        told = (
+            "rope.py is there already, and stays as it is; try it: paliglass learn --check rope.py"
+        )
+        assert done.err == f"error: {told}\n"
+        assert Path("rope.py").read_text() == "mine"
+
+    def test_answers_are_printed_and_nothing_is_written(self, cli):
+        done = cli("learn", "norms", "--exercise", "--answers")
+        assert self.RIGHT in done.out
+        assert not Path("norms.py").exists()
+
+    def test_only_what_is_there_and_asked_for_is_tried(self, cli):
+        Path("some.py").write_text(
+            f"import torch\ndef rms_norm(x, weight, eps):\n    return {self.RIGHT}\n"
+        )
+        assert cli("learn", "--check", "some.py").out == "rms_norm: right\n"
+        done = cli("learn", "rope", "--check", "some.py")
+        assert (done.code, done.out) == (1, "")
+        assert done.err == "error: some.py: has none of the exercises' functions: rotate\n"
+
+    def test_nothing_of_a_learner_runs_unasked(self, cli):
+        Path("norms.py").write_text("raise SystemExit('ran')")
+        assert cli("learn", "norms", "--no-run").code == 0
+        assert cli("learn").code == 0
+
+    def test_a_topic_is_needed(self, cli):
+        done = cli("learn", "--exercise")
+        assert done.err == "error: --exercise is of a lesson: paliglass learn rope --exercise\n"

@@ -85,6 +85,17 @@ def test_figures_of_sizes_and_masks_are_up_to_date(name: str, tmp_path: Path) ->
     assert (tmp_path / f"{name}.svg").read_text() == (FOLDER / f"figures/{name}.svg").read_text()
 
 
+@each
+def test_a_figure_is_read_on_a_phone(lesson: Lesson) -> None:
+    """Its smallest text has 11 pixels where the page leaves it 328 of a phone's 360."""
+    drawn = (FOLDER / f"figures/{lesson.path.stem}.svg").read_text("utf-8")
+    width = re.search(r'viewBox="0 0 ([\d.]+) ', drawn)
+    sizes = re.findall(r"font(?:-size)?: ([\d.]+)px", drawn)
+    assert width
+    assert len(sizes) == 2
+    assert min(map(float, sizes)) * 328 / float(width[1]) >= 11
+
+
 def test_the_source_shown_is_the_packages() -> None:
     """`make docs` writes it anew."""
     pages = [str(one.path) for one in LESSONS]
@@ -129,7 +140,8 @@ CONCEPTS = """
     mean square; image tokens; projector; image resizing; tokenizes; object detection; image
     captioning; visual question answering; reading text; fine-tun; parameter sizes; sampling;
     load_hf_model; inference loop; l2_normalize; learned temperature; ResNet; CBOW; text
-    transformer; symmetric loss; dot product; not auto-regressive; parallel
+    transformer; symmetric loss; dot product; not auto-regressive; parallel; configurations; long
+    context; training a tokenizer
 """
 
 
@@ -146,7 +158,8 @@ def test_every_concept_has_its_row(concept: str) -> None:
 def test_every_row_names_a_lesson_and_code_that_exist() -> None:
     """An idea that the package has no use for (sinusoidal positions) stands in the lesson only."""
     code = r"(?:\[`(\S+?)`\]\((\S+?)\)|lesson only)"
-    rows = re.findall(rf"^\| .+? \| \[.+?\]\((\S+?)\) \| {code} \|$", index(), re.MULTILINE)
+    row = rf"^\| .+? \| \[.+?\]\((\S+?)\) \| {code} \| [45] \|$"  # the last is its depth
+    rows = re.findall(row, index(), re.MULTILINE)
     assert len(rows) == len(re.findall(r"^\| .+? \| \[.+$", index(), re.MULTILINE)) > 40
     for target, name, file in rows:
         page, _, anchor = target.partition("#")
@@ -159,6 +172,25 @@ def test_every_row_names_a_lesson_and_code_that_exist() -> None:
         found = importlib.import_module(module.removesuffix(".__init__"))
         for part in name.split("."):
             found = getattr(found, part)
+
+
+def test_what_is_named_of_the_lab_is_there() -> None:
+    """Views, by their titles and the address that opens them, and every tour by its title."""
+    page = ROOT / "src" / "paliglass" / "lab" / "page"
+    views = "".join(path.read_text("utf-8") for path in page.glob("views/*.js"))
+    tours = re.findall(r'id: "\w+",\s+title: "([^"]+)"', (page / "tours.js").read_text("utf-8"))
+    lines = [
+        " ".join(found[0].split())
+        for one in LESSONS
+        if (found := re.search(r"^\*\*In the lab\*\*.*?\.\n\n", one.text, re.M | re.S))
+    ]
+    named = re.findall(r'view \*([^*]+)\* \(`#\{"view":"(\w+)"\}` behind', " ".join(lines))
+    assert len(lines) > 20
+    assert len(named) > 15
+    for title, name in named:
+        assert re.search(rf'id: "{name}",\s+title: "{re.escape(title)}"', views), name
+    taken = re.findall(r"\*([^*]+)\*", " ".join(line.partition("under Tours")[2] for line in lines))
+    assert set(taken) == set(tours)
 
 
 def test_the_index_lists_all_lessons() -> None:

@@ -1,10 +1,11 @@
-"""learn: the lessons in the terminal, their code run on the spot."""
+"""learn: the lessons in the terminal, their code run on the spot; exercises tried."""
 
 from __future__ import annotations
 
 import re
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from paliglass.cli.app import command, fail
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from paliglass.inspect.exercises import Exercise
     from paliglass.inspect.lessons import Lesson
 
 __all__ = ["learn"]
@@ -30,14 +32,41 @@ def learn(
     answers: Annotated[
         bool, typer.Option("--answers", help="Show the answers to the exercises, too.")
     ] = False,
+    exercise: Annotated[
+        bool,
+        typer.Option(
+            "--exercise",
+            help="Write TOPIC.py here, functions for you to write; with --answers, print them.",
+        ),
+    ] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Run FILE and try its functions against the real code.",
+        ),
+    ] = None,
 ) -> None:
-    """List the lessons, or read one with its code running: paliglass learn rope."""
+    """List the lessons, or read one with its code running: paliglass learn rope.
+
+    With --exercise a lesson's exercises that are code are written into a file; --check tries what
+    you made of them, and says what is wrong.
+    """
     from rich.console import Console
 
     from paliglass.inspect.lessons import find, lessons
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    if topic is None:
+    if check is not None:
+        _check(console, check, None if topic is None else find(topic).topic)
+    elif exercise:
+        if topic is None:
+            fail("--exercise is of a lesson: paliglass learn rope --exercise")
+        _exercise(console, find(topic), answers)
+    elif topic is None:
         _list(console, lessons())
     else:
         _show(console, find(topic), run, answers)
@@ -52,6 +81,51 @@ def _list(console: Console, lessons: list[Lesson]) -> None:
         table.add_row(f"{one.number:02}", Text(one.topic, "bold"), Text(one.title))
     console.print(table)
     console.print("\npaliglass learn TOPIC shows one and runs its code.", highlight=False)
+
+
+def _exercises(topic: str | None) -> list[Exercise]:
+    """Those of a lesson, or all. Exits where it has none."""
+    from paliglass.inspect.exercises import EXERCISES
+
+    found = [one for one in EXERCISES if topic in (None, one.topic)]
+    return found or fail(f"lesson {topic} has no exercise that is code")
+
+
+def _exercise(console: Console, lesson: Lesson, answers: bool) -> None:
+    from rich.syntax import Syntax
+
+    from paliglass.files import write_whole
+    from paliglass.inspect.exercises import HEADER
+
+    own = _exercises(lesson.topic)
+    if answers:
+        console.print(Syntax("\n\n".join(one.solution for one in own), "python"))
+        return
+    path = Path(f"{lesson.topic}.py")
+    if path.exists():
+        fail(f"{path} is there already, and stays as it is; try it: paliglass learn --check {path}")
+    header = HEADER.format(title=f"Lesson {lesson.number:02}, {lesson.title}", file=path)
+    write_whole(path, "\n\n".join([header, *(one.stub for one in own)]))
+    names = " and ".join(one.name for one in own)
+    console.print(
+        f"{path}: write {names}; then paliglass learn --check {path}", highlight=False, markup=False
+    )
+
+
+def _check(console: Console, path: Path, topic: str | None) -> None:
+    """A line for each function; exits with 1 unless all are right."""
+    from paliglass.inspect.exercises import functions_of
+
+    written = functions_of(path)
+    tried = [one for one in _exercises(topic) if one.name in written]
+    if not tried:
+        names = ", ".join(one.name for one in _exercises(topic))
+        fail(f"{path}: has none of the exercises' functions: {names}")
+    hints = [one.check(written[one.name]) for one in tried]
+    for one, hint in zip(tried, hints, strict=True):
+        console.print(f"{one.name}: {hint or 'right'}", highlight=False, markup=False)
+    if any(hints):
+        raise typer.Exit(1)
 
 
 def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:

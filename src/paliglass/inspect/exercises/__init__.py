@@ -1,0 +1,12 @@
+"""The lessons' exercises that are code: what a learner is given, and how it is tried."""
+
+from __future__ import annotations
+
+from paliglass.inspect.exercises import around, deciding, seeing
+from paliglass.inspect.exercises.exercise import HEADER, Exercise, functions_of
+
+__all__ = ["EXERCISES", "HEADER", "Exercise", "functions_of"]
+
+EXERCISES: tuple[Exercise, ...] = tuple(
+    getattr(module, name) for module in (seeing, deciding, around) for name in module.__all__
+)

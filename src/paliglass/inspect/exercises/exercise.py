@@ -1,0 +1,213 @@
+"""What an exercise is, and how a learner's function is tried against the real code.
+
+An exercise is a function of this package. Its signature and docstring are what the learner is
+given, its body is the answer. What learners often write instead stands beside it, each with a hint:
+a function that gives what one of those gives on every case has made that mistake.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import math
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import paliglass
+from paliglass.errors import PaliglassError
+
+__all__ = ["HEADER", "Exercise", "exercise", "functions_of"]
+
+Function = Callable[..., Any]
+# Whose lines are no learner's: this package, torch and what else is installed, Python itself.
+LIBRARIES = tuple(
+    str(Path(module.__file__ or "").parent) for module in (paliglass, torch, traceback)
+)
+HEADER = '''"""{title}: write the functions below.
+
+    paliglass learn --check {file}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+'''
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A function that a learner writes.
+
+    topic: of the lesson. answer: how one may write it. truth: the real code, of the same arguments.
+    cases: makes the arguments that it is tried on. mistakes: hint → what one wrote to deserve it.
+    """
+
+    topic: str
+    answer: Function
+    truth: Function
+    cases: Callable[[], Iterable[tuple[Any, ...]]]
+    mistakes: Mapping[str, Function] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.answer.__name__
+
+    @property
+    def solution(self) -> str:
+        """The source of the answer."""
+        return self._source(with_body=True)
+
+    @property
+    def stub(self) -> str:
+        """Signature and docstring, and a body that is not written yet."""
+        return self._source(with_body=False) + "    raise NotImplementedError\n"
+
+    def _source(self, with_body: bool) -> str:
+        source = textwrap.dedent(inspect.getsource(self.answer))
+        [node] = ast.parse(source).body
+        assert isinstance(node, ast.FunctionDef)
+        end = node.end_lineno if with_body else node.body[0].end_lineno
+        return "\n".join(source.splitlines()[node.lineno - 1 : end]) + "\n"
+
+    def check(self, function: Function) -> str | None:
+        """None where `function` does what the real code does; otherwise one line that helps."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            cases = list(self.cases())
+            expected = [_call(self.truth, copy.deepcopy(case)) for case in cases]
+            found = []
+            for case in cases:
+                arguments = copy.deepcopy(case)
+                found.append(_call(function, arguments))
+                if any(map(_difference, arguments, case)):
+                    return "writes into one of its arguments; make a new tensor or list instead"
+            if any(isinstance(one, NotImplementedError) for one in found):
+                return "is not written yet"
+            wrong = [_difference(*both) for both in zip(found, expected, strict=True)]
+            if not any(wrong):
+                return None
+            for hint, mistaken in self.mistakes.items():
+                theirs = [_call(mistaken, copy.deepcopy(case)) for case in cases]
+                if not any(map(_difference, found, theirs)):
+                    return hint
+        number = next(i for i, one in enumerate(wrong) if one)
+        return f"case {number + 1} of {len(cases)}: {wrong[number]}"
+
+
+def exercise(
+    topic: str,
+    cases: Callable[[], Iterable[tuple[Any, ...]]],
+    mistakes: Mapping[str, Function],
+    truth: Function | None = None,
+) -> Callable[[Function], Exercise]:
+    """Makes an exercise of its answer. truth: None where the package has nothing of the kind."""
+    return lambda answer: Exercise(topic, answer, truth or answer, cases, mistakes)
+
+
+def functions_of(path: Path) -> dict[str, Function]:
+    """Runs a learner's file, and hands out its functions.
+
+    Raises PaliglassError, with the line, for a file that does not run.
+    """
+    try:
+        code = compile(path.read_text("utf-8"), str(path), "exec")
+    except OSError as error:
+        raise PaliglassError(f"{path}: {error.strerror}") from None
+    except (SyntaxError, ValueError) as error:  # ValueError: no UTF-8, or a NUL
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
+        raise PaliglassError(f"{path}{where}: {getattr(error, 'msg', error)}") from None
+    names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(code, names)
+    except (Exception, SystemExit) as error:
+        raise PaliglassError(f"{path}: {_told(error)}") from None
+    return {name: one for name, one in names.items() if inspect.isfunction(one)}
+
+
+def _call(function: Function, arguments: tuple[Any, ...]) -> Any:
+    """What it gives, or the exception that it raises."""
+    try:
+        with torch.no_grad():
+            return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def _told(error: BaseException) -> str:
+    """An exception in one line, with the innermost line of code that is the learner's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not one.filename.startswith(LIBRARIES)]
+    message = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {message}" + (f" (line {own[-1].lineno})" if own else "")
+
+
+def _difference(found: Any, expected: Any) -> str | None:
+    """How the one differs from the other; None where it does not."""
+    if isinstance(found, Exception) or isinstance(expected, Exception):
+        if type(found) is type(expected):
+            return None
+        return f"raises {_told(found)}" if isinstance(found, Exception) else "gives a value"
+    if found is None and expected is not None:
+        return "gives None: is there a `return`?"
+    if isinstance(expected, Tensor):
+        return _difference_of_tensors(found, expected)
+    if isinstance(expected, list | tuple):
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            return f"gives {_kind(found)}, and should give {_kind(expected)}"
+        if len(found) != len(expected):
+            return f"gives {len(found)} things, and should give {len(expected)}"
+        parts = map(_difference, found, expected)
+        return next((f"number {i}: {one}" for i, one in enumerate(parts) if one), None)
+    if isinstance(expected, bool | int | float):
+        if isinstance(found, Tensor) and found.numel() == 1:
+            found = found.item()
+        if not isinstance(found, bool | int | float):
+            return f"gives {_kind(found)}, and should give a number"
+        same = math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-6)
+        return None if same else f"gives {found:.6g}, and should give {expected:.6g}"
+    if isinstance(expected, str | bytes):
+        return None if found == expected else f"gives {found!r}, and should give {expected!r}"
+    return None  # a function or a module among the arguments
+
+
+def _difference_of_tensors(found: Any, expected: Tensor) -> str | None:
+    if not isinstance(found, Tensor):
+        return f"gives {_kind(found)}, and should give a tensor"
+    if found.shape != expected.shape:
+        return f"gives {_size(found)}, and should give {_size(expected)}"
+    if (found.dtype == torch.bool) != (expected.dtype == torch.bool):
+        return f"gives {found.dtype}, and should give {expected.dtype}"
+    a, b = found.double(), expected.double()
+    wrong = ~torch.isclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    if not wrong.any():
+        return None
+    place = [int(i) for i in wrong.nonzero()[0]]
+    at = f"[{', '.join(map(str, place))}]" if place else "it"
+    return (
+        f"{at} is {a[tuple(place)].item():.5g}, and should be {b[tuple(place)].item():.5g} "
+        f"({int(wrong.sum())} of {wrong.numel()} numbers differ)"
+    )
+
+
+def _kind(value: Any) -> str:
+    return _size(value) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _size(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape)) or "a single number"
