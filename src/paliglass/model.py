@@ -413,7 +413,7 @@ class PaliGemma:
             f"computes in {str(network.dtype).removeprefix('torch.')} on {network.device}\n"
             f"  sees {side} × {side} pixels as {config.num_image_tokens} tokens; "
             f"{text.num_hidden_layers} layers of width {text.hidden_size}; "
-            f"{config.real_vocab_size:,} words\n"
+            f"{self.processor.num_words:,} words\n"
             f"  caption, ask, read, detect{masks}, generate"
         )
 

@@ -150,7 +150,7 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
             f"{text.num_attention_heads} query, {text.num_key_value_heads} key/value, "
             f"of {text.head_dim}"
         ),
-        "vocabulary": f"{info.config.real_vocab_size:,} ({text.vocab_size:,} rows)",
+        "vocabulary": f"{text.vocab_size:,} rows",
         "longest sequence": f"{text.max_position_embeddings:,} tokens",
     }
     rows = list(parts.items())
