@@ -24,6 +24,7 @@ from paliglass.cli.options import (
 from paliglass.cli.pictures import open_picture, picture_names
 from paliglass.cli.results import STDIN
 from paliglass.cli.screen import Screen
+from paliglass.cli.tables import print_table
 from paliglass.errors import PictureError, printable
 
 if TYPE_CHECKING:
@@ -301,14 +302,9 @@ def similarity(
                 values = dict(zip(text, (round(value, 4) for value in row), strict=True))
                 print(json_text.dumps({"file": name, "texts": values}, ensure_ascii=False))
         else:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-
-            table = Table("")
-            for words in text:
-                table.add_column(Text(words), justify="right")
-            for name, row in zip(index.names, cosines, strict=True):
-                table.add_row(Text(printable(name)), *(f"{value:.3f}" for value in row))
-            Console().print(table)
+            rows = [
+                [name, *(f"{value:.3f}" for value in row)]
+                for name, row in zip(index.names, cosines, strict=True)
+            ]
+            print_table(["", *text], rows)
     encoder.finish()
