@@ -151,6 +151,8 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
         (f"cache in {dtype}", f"{size:,} bytes a token, {gigabytes(size * picture)} a picture")
         for dtype, size in info.cache.items()
     ]
+    if info.scores:
+        rows.append(("attention's scores", f"{gigabytes(info.scores)} at most, in eight prompts"))
     return rows
 
 
