@@ -63,11 +63,11 @@ def test_at_a_terminal_it_is_framed_and_names_are_no_markup(
 
 
 def test_no_other_module_draws_a_table_that_might_be_piped() -> None:
-    """`printing` draws one for detections, at a terminal alone."""
+    """`printing` has one for detections, and `screen` shows it, at a terminal alone."""
     drawing = {
         path.name
         for path in SOURCES.rglob("*.py")
         if "\n    from rich.table import" in path.read_text("utf-8")
         or "\nfrom rich.table import" in path.read_text("utf-8")
     }
-    assert drawing == {"tables.py", "printing.py"}
+    assert drawing == {"tables.py", "printing.py", "screen.py"}

@@ -415,8 +415,11 @@ def trace(
     Yields a `Trace`, which may be read inside the block and after it. Raises PaliglassError for a
     layer that neither part has, and for a prompt that began before the block.
     """
-    bare = isinstance(model, PaliGemmaForConditionalGeneration)
-    network, processor = (model, None) if bare else (model.model, model.processor)
+    network, processor = (
+        (model, None)
+        if isinstance(model, PaliGemmaForConditionalGeneration)
+        else (model.model, model.processor)
+    )
     decoder, tower = network.language_model.model, network.vision_tower.vision_model
     stacks = {TOWER_LAYERS: tower.encoder.layers, DECODER_LAYERS: decoder.layers}
     kept = _layer_numbers(layers, {prefix: len(stack) for prefix, stack in stacks.items()})
