@@ -60,7 +60,7 @@ def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
         if sys.stdout.isatty():
             console.print(shown)
         else:
-            print(f"{text.strip()}\n")
+            print(f"{text.strip()}\n", flush=True)
 
     start = time.perf_counter()
     blocks = 0
