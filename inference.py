@@ -54,7 +54,7 @@ def generate(
     ids: list[int] = []
     while len(ids) < max_tokens:
         # 3 · what may come next, 1 × V, and the choice: the likeliest, or a sample
-        logits = model.language_model.logits(last)[:, : model.config.real_vocab_size]
+        logits = processor.word_logits(model.language_model.logits(last))
         token, _ = choose(logits, [sampling], [generator])
         if int(token) in model.config.text_config.eos_token_ids:
             break

@@ -50,20 +50,19 @@ def _row(entry: Entry) -> str:
 
 
 def shared_options() -> None:
-    """The options that several commands have, which mean the same in all of them."""
-    places: dict[str, list[str]] = {}
-    words: dict[str, str] = {}
+    """The options that several commands have, a row for each meaning of a flag."""
+    places: dict[tuple[str, str], list[str]] = {}
     found = _commands(typer.main.get_command(app), "paliglass")
     for name, command in found.items():
         for entry in entries(command):
             if entry.flags and entry.flags[-1] != "--help":
-                places.setdefault(entry.usage, []).append(name.removeprefix("paliglass "))
-                words.setdefault(entry.usage, entry.help)
+                key = entry.usage, entry.help
+                places.setdefault(key, []).append(name.removeprefix("paliglass "))
     cog.outl("| option | meaning | commands |\n|---|---|---|")
-    for flag, names in places.items():
+    for (flag, meaning), names in places.items():
         if len(names) > 2:
             where = "all" if len(names) == len(found) else ", ".join(names)
-            cog.outl(f"| `{flag}` | {_cell(words[flag])} | {where} |")
+            cog.outl(f"| `{flag}` | {_cell(meaning)} | {where} |")
 
 
 def options() -> None:

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from paliglass.checkpoints.assembly import DtypeName
 from paliglass.checkpoints.hub import locate
+from paliglass.cli.tables import print_table
 from paliglass.errors import PaliglassError
 from paliglass.evaluation.cases import Question
 from paliglass.evaluation.judge import answer
@@ -254,22 +253,22 @@ def calibrate(
     calibration, panels = fit_all(judged)
     if not panels:
         raise PaliglassError("too few answers, or all of them right or wrong: give more --scenes")
-    table = Table("task", "answers", "right", "error, raw", "error, calibrated", title="held out")
+    rows = []
     for task, (raw, calibrated, right) in panels.items():
         errors = (f"{calibration_error(scores, right):.3f}" for scores in (raw, calibrated))
-        table.add_row(task, str(len(right)), f"{np.mean(right):.3f}", *errors)
-    console = Console()
-    console.print(table)
+        rows.append([task, str(len(right)), f"{np.mean(right):.3f}", *errors])
+    head = ["task", "answers", "right", "error, raw", "error, calibrated"]
+    print_table(head, rows, title="held out")
     for task in sorted(judged.keys() - panels.keys()):
-        console.print(f"{task}: too few answers to calibrate; its scores stay raw")
+        print(f"{task}: too few answers to calibrate; its scores stay raw")
     if out is None:
         place = locate(model)
         out = (place if place.is_dir() else place.parent) / FILE
     calibration.save(out)
-    console.print(f"wrote {out}")
+    print(f"wrote {out}")
     if diagram is not None:
         write_whole(diagram, draw_diagram(panels))
-        console.print(f"wrote {diagram}")
+        print(f"wrote {diagram}")
 
 
 if __name__ == "__main__":

@@ -88,12 +88,13 @@ def begin(
 def greedy(
     model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], count: int, graph: bool
 ) -> list[list[int]]:
-    """`count` greedy tokens of each row, whatever they are."""
+    """`count` greedy tokens of each row, whatever they are but pictures' places."""
     logits, step = begin(model, batch, graph)
-    tokens = [logits[:, : model.config.real_vocab_size].argmax(-1)]
+    words = model.config.image_token_index
+    tokens = [logits[:, :words].argmax(-1)]
     while len(tokens) < count:
         logits = step(tokens[-1])
-        tokens.append(logits[:, : model.config.real_vocab_size].argmax(-1))
+        tokens.append(logits[:, :words].argmax(-1))
     said: list[list[int]] = torch.stack(tokens, 1).tolist()
     return said
 
@@ -156,7 +157,7 @@ def distance(mine: Tensor, truth: Tensor) -> float:
 def noise(config: PaliGemmaConfig, rows: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Rows of a picture and eight words each, all of noise."""
     generator = torch.Generator().manual_seed(0)
-    side, limit = config.vision_config.image_size, min(config.real_vocab_size, 3000)
+    side, limit = config.vision_config.image_size, min(config.image_token_index, 3000)
     words = torch.randint(3, limit, (rows, 8), generator=generator)
     places = torch.full((rows, config.num_image_tokens), config.image_token_index)
     ids = torch.cat((places, words), dim=1)
@@ -330,7 +331,7 @@ def _their_decode(
     with report.trying("transformers' logits"), torch.inference_mode():
         batch = noise(model.config, 1, device, torch.bfloat16)
         types = {"token_type_ids": torch.zeros_like(batch["input_ids"])}
-        real = model.config.real_vocab_size
+        real = model.config.image_token_index
         truth = theirs(**batch, **types).logits[:, -1, :real]
         mine = begin(model, batch)[0][:, :real]
         report("transformers' logits", distance=distance(mine, truth))

@@ -197,16 +197,6 @@ class PaliGemmaConfig:
         """Image tokens per picture: one for each patch."""
         return self.vision_config.num_patches
 
-    @property
-    def real_vocab_size(self) -> int:
-        """Ids below this one are words; the rest must never be sampled.
-
-        `<image>` closes PaliGemma's vocabulary at 257 152, and transformers' files pad the table
-        to the next multiple of 64 with rows that mean nothing.
-        """
-        vocab = self.text_config.vocab_size
-        return self.image_token_index if 0 <= vocab - self.image_token_index <= 64 else vocab
-
     def __post_init__(self) -> None:
         check_numbers(self)
 

@@ -20,11 +20,12 @@ _DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)
 def printable(text: str) -> str:
     r"""Text that a terminal shows and does not obey, on one line: `\n` for a line break.
 
-    Names of files and of tensors may hold a terminal's own codes, or turn a line's direction round.
+    Names of files and of tensors may hold a terminal's own codes, turn a line's direction round, or
+    hold half a character, which cannot be written at all.
     """
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _DIRECTIONS
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
         else character
         for character in text
     )

@@ -289,8 +289,6 @@ class RunningBatch:
         self.model, self.processor = model, processor
         config = model.config
         self.ends = config.text_config.eos_token_ids
-        # A table may have rows beyond the tokenizer's words, which mean nothing.
-        self.num_words = min(config.text_config.vocab_size, processor.tokenizer.get_vocab_size())
         self._rows: list[_Row] = []
         self._cache: KVCache | None = None
         self._last: Tensor = torch.empty(0)  # B × D, what came out at each row's newest token
@@ -530,12 +528,8 @@ class RunningBatch:
         return (logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """… × D → … × V in float32, of the words that may be said: `<image>` may not."""
-        logits = self.model.language_model.logits(hidden)[..., : self.num_words].float()
-        image = self.model.config.image_token_index
-        if image < logits.shape[-1]:
-            logits[..., image] = -torch.inf
-        return logits
+        """… × D → … × W in float32, of the words that may be said."""
+        return self.processor.word_logits(self.model.language_model.logits(hidden))
 
 
 def _not_finite(model: PaliGemmaForConditionalGeneration) -> PaliglassError:

@@ -42,7 +42,9 @@ from paliglass.tasks.prompts import (
     answer_prompt,
     caption_prompt,
     detect_prompt,
+    require_texts,
     split_labels,
+    without_placeholders,
 )
 from paliglass.tasks.results import Answer, Detection, Found, Segment
 
@@ -246,10 +248,9 @@ class PaliGemma:
         Raises PromptError for an empty question, for no or an empty choice, or one longer than
         max_new_tokens.
         """
-        if isinstance(question, str):
-            return self._answer(self.ask_task(question, language, choices), image, options)
-        tasks = [self.ask_task(text, language, choices) for text in question]
-        return self._answer(tasks, image, options)
+        texts = require_texts(question, "the question")
+        tasks = [self.ask_task(text, language, choices) for text in texts]
+        return self._answer(tasks[0] if isinstance(question, str) else tasks, image, options)
 
     @overload
     def read(self, image: Picture, **options: Unpack[Options]) -> Answer: ...  # type: ignore[overload-overlap]
@@ -379,6 +380,8 @@ class PaliGemma:
     ) -> Answer | list[Answer] | Generator[str, None, FinishReason]:
         """The model's raw answer to any prompt, location and segment tokens as text.
 
+        `<image>` and `<bos>` before a prompt are left out: the processor puts them there.
+
         One picture and one prompt give a string; lists of equal length give a list of strings, as
         does one picture with many prompts, or one prompt about many pictures. A string has a
         `score`: the geometric mean of the probabilities of its tokens and its end, calibrated where
@@ -396,10 +399,9 @@ class PaliGemma:
                 raise PromptError("stream works with one picture and one prompt")
             how = GenerationOptions.of(options)
             pictures = [self.processor.prepare(picture) for [picture] in picture_rows(images)]
-            return self._pieces(how.request(prompts, pictures, 0))
-        if isinstance(prompts, str):
-            return self._answer(self.text_task(prompts, task), images, options)
-        return self._answer([self.text_task(p, task) for p in prompts], images, options)
+            return self._pieces(how.request(without_placeholders(prompts), pictures, 0))
+        tasks = [self.text_task(text, task) for text in require_texts(prompts, "the prompt")]
+        return self._answer(tasks[0] if isinstance(prompts, str) else tasks, images, options)
 
     def __repr__(self) -> str:
         config, network = self.model.config, self.model
@@ -413,7 +415,7 @@ class PaliGemma:
             f"computes in {str(network.dtype).removeprefix('torch.')} on {network.device}\n"
             f"  sees {side} × {side} pixels as {config.num_image_tokens} tokens; "
             f"{text.num_hidden_layers} layers of width {text.hidden_size}; "
-            f"{config.real_vocab_size:,} words\n"
+            f"{self.processor.num_words:,} words\n"
             f"  caption, ask, read, detect{masks}, generate"
         )
 
@@ -431,11 +433,12 @@ class PaliGemma:
         if choices == "number":
             return WordTask(self.processor, prompt, NumberGrammar(self.processor))
         answers = YES_NO if choices == "yes_no" else choices
-        answers = [answers] if isinstance(answers, str) else answers
+        answers = require_texts(answers, "a choice")
         return WordTask(self.processor, prompt, ChoiceGrammar(self.processor, answers))
 
     def text_task(self, prompt: str, calibrated: CalibratedTask | None = None) -> TextTask:
-        return TextTask(self.processor, prompt, self.calibration, calibrated)
+        bare = without_placeholders(prompt)
+        return TextTask(self.processor, bare, self.calibration, calibrated)
 
     def detect_task(
         self, labels: str | Sequence[str], free: bool = False, min_score: float = 0.0

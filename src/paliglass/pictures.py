@@ -52,6 +52,7 @@ __all__ = [
     "count_pdf_pages",
     "find_file",
     "load_picture",
+    "picture_file",
     "picture_rows",
 ]
 
@@ -217,6 +218,11 @@ def find_file(path: str | os.PathLike[str]) -> Path:
                 return exact
         found /= part
     return found
+
+
+def picture_file(name: str | os.PathLike[str]) -> Path:
+    """The file that a picture's name means, its frame or page aside; see `find_file`."""
+    return _split_frame(name)[0]
 
 
 def _name(source: object) -> str:

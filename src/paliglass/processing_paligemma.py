@@ -241,6 +241,27 @@ class PaliGemmaProcessor:
         )
         return text
 
+    @property
+    def num_words(self) -> int:
+        """W: ids below this one are words of the tokenizer, added ones too; `<image>` often is W.
+
+        A model's table may have more rows, which mean nothing: transformers' files pad
+        PaliGemma's 257 153 to 257 216.
+        """
+        count: int = self.tokenizer.get_vocab_size()
+        return count - 1 if self.image_token_id == count - 1 else count
+
+    def word_logits(self, logits: Tensor) -> Tensor:
+        """Logits of a model's whole table, … × V → those of what an answer may say, … × W, float32.
+
+        What the tokenizer has may be said, `<image>` excepted: −∞, where it lies among the words.
+        """
+        words = logits[..., : self.num_words].float()
+        if self.image_token_id >= words.shape[-1]:
+            return words
+        column = torch.tensor([self.image_token_id], device=words.device)
+        return words.index_fill(-1, column, -torch.inf)
+
     def is_byte(self, token_id: int) -> bool:
         """Whether an id stands for one byte, such as `<0x0A>`, of a text the vocabulary lacks."""
         token = self.tokenizer.id_to_token(token_id) or ""  # a table may have rows beyond the words

@@ -39,7 +39,9 @@ def test_bad_usage_ends_with_2_before_any_model_is_loaded(cli, monkeypatch, argu
     picture("a.png")
     result = cli(*arguments)
     assert (result.code, result.out) == (2, "")
-    assert "Traceback" not in result.err
+    [line] = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(" --help)")
 
 
 def test_help_and_version(cli):

@@ -19,6 +19,7 @@ from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.fast import available_methods
 from paliglass.inspect.info import describe
+from paliglass.layers.attention import MOST_SCORES
 
 BIG_VISION = Path(__file__).parents[1] / "fixtures" / "big_vision"
 
@@ -201,3 +202,12 @@ def test_a_quantized_folder_keeps_what_belongs_to_the_model(
         cli(*arguments, *how).records() for how in (["small"], ["mini", f"--quantize={method}"])
     ]
     assert answers[0][0]["detections"] == answers[1][0]["detections"]
+
+
+def test_the_memory_of_capped_scores_is_counted_and_bounded():
+    def scores(preset: str) -> int:
+        return describe(PRESETS[preset]).scores
+
+    assert scores("paligemma-3b-896") == 0  # torch's fused kernel writes none
+    assert scores("paligemma2-3b-224") == 12 * 8 * 8 * 256**2
+    assert scores("paligemma2-3b-896") == scores("paligemma2-10b-896") == 12 * MOST_SCORES

@@ -89,7 +89,7 @@ def test_the_first_process_prints_and_writes_what_one_alone_does(
     [
         (("--model", "nowhere/model"), "nowhere"),
         (("--quantize", "int8"), "cannot share a quantized model"),
-        (("--nonsense",), "No such option"),
+        (("--nonsense",), "no such option"),
     ],
 )
 def test_what_ends_all_is_said_once(words: tuple[str, ...], said: str) -> None:

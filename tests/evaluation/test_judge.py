@@ -18,12 +18,13 @@ from paliglass.data.example import Example
 from paliglass.data.reading import open_examples
 from paliglass.data.rows import Rows
 from paliglass.errors import PaliglassError, PictureError
-from paliglass.evaluation.cases import Question
+from paliglass.evaluation.cases import Question, Score
 from paliglass.evaluation.judge import (
     allowed_labels,
     answer,
     longest_reference,
     refuse_unscorable,
+    remarks,
     to_questions,
 )
 from paliglass.evaluation.metrics import overall, score
@@ -240,7 +241,7 @@ def test_broken_pictures_are_left_out_and_told(folder: Path) -> None:
         answer(model, to_questions(examples))
 
 
-def test_a_picture_whose_numbers_overflow_is_left_out_and_told(
+def test_an_answer_whose_numbers_overflow_is_told_and_counts_as_wrong(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = PaliGemma(tiny_model(worded_config()), tiny_processor())
@@ -254,10 +255,15 @@ def test_a_picture_whose_numbers_overflow_is_left_out_and_told(
     monkeypatch.setattr(model.processor, "prepare", prepare)
     examples = [example(folder, "ocr", "A", name) for name in ("a.png", "b.png", "a.png")]
     told: list[str] = []
-    [case] = answer(model, to_questions(examples), complain=told.append)
-    assert case.question.pictures == (folder / "a.png",)
+    counts: list[int] = []
+    cases = answer(model, to_questions(examples), complain=told.append, progress=counts.append)
+    assert counts == [1, 2]
+    assert [(case.prediction, bool(case.failure)) for case in cases][1] == ("", True)
+    assert not cases[0].failure
     [line] = told
     assert line.startswith("line 1: the model's numbers overflowed")
+    assert remarks(cases)[-1] == "1 of 2 answers overflowed and count as wrong"
+    assert score([replace(cases[0], prediction="A"), cases[1]], None)["ocr: exact"] == Score(0.5, 2)
     with pytest.raises(PaliglassError, match="overflowed"):
         answer(model, to_questions(examples))
 

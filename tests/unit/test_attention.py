@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,33 @@ def test_attention_is_the_formula(
     torch.testing.assert_close(reference.transpose(1, 2).flatten(2), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
     assert not weights.masked_select(~mask.expand_as(weights)).any()
+
+
+@pytest.mark.parametrize("most", [1, 7, 60, 10_000])
+@pytest.mark.parametrize("mask_rows", [0, 1, 9])
+def test_many_scores_are_computed_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, most: int, mask_rows: int
+) -> None:
+    """However few at a time, down to a query; no product has more scores than there may be."""
+    monkeypatch.setattr("paliglass.layers.attention.MOST_SCORES", most)
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 9, 8, generator=generator)
+    key, value = torch.randn(2, 2, 2, 12, 8, generator=generator)
+    mask = torch.rand(1, 1, mask_rows, 12, generator=generator) < 0.6 if mask_rows else None
+    if mask is not None:
+        mask[..., 0] = True
+    sizes = []
+
+    def noted(some: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(some.shape[2])
+        return attend_grouped(some, *rest)
+
+    monkeypatch.setattr("paliglass.layers.attention.attend_grouped", noted)
+    found = Attention(0.5, 2.0)(query, key, value, mask)
+    expected = attend_grouped(query, key, value, mask, 0.5, 2.0).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert sum(sizes) == 9
+    assert max(sizes) == max(1, min(9, most // (2 * 4 * 12)))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

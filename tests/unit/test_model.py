@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -216,6 +216,18 @@ def test_special_tokens_of_a_user_stay_text(model: PaliGemma) -> None:
     assert location in [int(token) for token in tokens]
 
 
+@pytest.mark.parametrize("before", ["<image>", "<image><image><bos>", " <image>\n"])
+@pytest.mark.parametrize("special", [False, True])
+def test_what_stands_before_a_prompt_anyway_is_not_read_as_letters(
+    model: PaliGemma, before: str, special: bool
+) -> None:
+    how: dict[str, Any] = {"max_new_tokens": 8, "allow_special_tokens": special}
+    plain = model.generate(PICTURES[0], "caption en", **how)
+    written = model.generate(PICTURES[0], f"{before}caption en", **how)
+    assert (written, written.score) == (plain, plain.score)
+    assert "".join(model.generate(PICTURES[0], f"{before}caption en", stream=True, **how)) == plain
+
+
 def test_a_saved_model_answers_the_same(model: PaliGemma, tmp_path: Path) -> None:
     save_folder(model.model, tmp_path / "model", model.processor)
     again = load(tmp_path / "model", device="cpu")
@@ -410,3 +422,26 @@ def test_codec_and_calibration_are_read_beside_the_weights(
         assert all(np.array_equal(a, b.mask) for a, b in zip(masks, expected, strict=True))
     with pytest.raises(CheckpointError, match=r"missing\.safetensors"):
         load(folder, device="cpu", mask_codec=tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a", None], [b"a"]], ids=repr)
+def test_what_is_no_text_is_refused_by_name(model: PaliGemma, text: Any) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("the question", lambda: model.ask(PICTURES[0], text)),
+        ("a label", lambda: model.detect(PICTURES[0], text)),
+        ("the prompt", lambda: model.generate(PICTURES[0], text)),
+    ]
+    if text is not None:
+        calls.append(("a choice", lambda: model.ask(PICTURES[0], "a", choices=text)))
+    for what, call in calls:
+        with pytest.raises(PromptError, match=rf"{what} is .*; it must be a text"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_new_tokens", "5"), ("seed", 1.5), ("top_k", "x"), ("temperature", "hot"), ("top_p", [])],
+)
+def test_an_option_that_is_no_number_is_named(model: PaliGemma, name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} is .*; it must be a "):
+        model.caption(PICTURES[0], **{name: value})

@@ -186,3 +186,21 @@ def test_tokens_are_added_once() -> None:
 def test_a_strangers_tokenizer_is_refused() -> None:
     with pytest.raises(CheckpointError, match="<pad>"):
         PaliGemmaProcessor(Tokenizer(models.BPE({"a": 0}, [])), 16, 56)
+
+
+@pytest.mark.parametrize("added", [0, 1, 5])
+@pytest.mark.parametrize("rows", [-7, 0, 40])
+def test_what_the_tokenizer_has_may_be_said_but_a_pictures_place(added: int, rows: int) -> None:
+    """One rule, whatever the table: shorter than the words, as long, or padded."""
+    processor = tiny_processor()
+    processor.tokenizer.add_tokens([f"<new{i}>" for i in range(added)])
+    count, image = processor.tokenizer.get_vocab_size(), processor.image_token_id
+    logits = torch.randn(2, 3, count + rows)
+    before = logits.clone()
+    words = processor.word_logits(logits)
+    assert logits.equal(before)  # the caller's own are left as they are
+    may = [i for i in range(min(count, count + rows)) if i != image]
+    assert words[..., may].equal(logits[..., may])
+    others = [i for i in range(words.shape[-1]) if i not in may]
+    assert words[..., others].eq(-torch.inf).all()
+    assert words.shape[-1] == min(processor.num_words, count + rows)

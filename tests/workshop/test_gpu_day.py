@@ -57,7 +57,7 @@ def test_greedy_tokens_are_those_of_the_whole_sequence() -> None:
     with torch.inference_mode():
         for step in range(5):
             logits = model(ids, batch["pixel_values"], token_type_ids=types).logits
-            word = logits[:, -1, : model.config.real_vocab_size].argmax(-1)
+            word = logits[:, -1, : model.config.image_token_index].argmax(-1)
             assert word.tolist() == said[:, step].tolist()
             ids = torch.cat((ids, word[:, None]), 1)
             types = torch.cat((types, torch.ones_like(word)[:, None]), 1)

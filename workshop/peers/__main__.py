@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from paliglass.checkpoints.hub import locate
 from paliglass.cli.bench import number, tell
 from paliglass.cli.options import MODEL_HELP
+from paliglass.cli.tables import print_table
 from paliglass.errors import PaliglassError
 from paliglass.files import write_whole
 from paliglass.inspect.bench import machine_limits
@@ -110,12 +109,7 @@ def _print(rows: list[list[str]], markdown: bool) -> None:
         rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
         print("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
         return
-    table = Table(rows[0][0])
-    for head in rows[0][1:]:
-        table.add_column(head, justify="right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(rows[0], rows[1:])
 
 
 if __name__ == "__main__":

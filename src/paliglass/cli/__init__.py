@@ -6,13 +6,19 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
+
+import typer
 
 from paliglass.cli.app import app
 from paliglass.cli.help import Group
-from paliglass.cli.messages import has_complained
+from paliglass.cli.messages import complain, has_complained
 from paliglass.cli.processes import complain_once, only_the_first_speaks
 
 __all__ = ["app", "main"]
+
+# Typer hands out only those that are derived from it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 for _name in (
     *("tasks", "annotate", "contrastive", "search", "models", "trace", "lab", "learn"),
@@ -30,13 +36,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Always ends in SystemExit: 0 done, 1 failed, 2 bad usage, 130 interrupted.
     """
     _open_closed_streams()
-    try:
-        with only_the_first_speaks():
-            app(args=arguments, prog_name="paliglass")
-    except SystemExit as ending:
-        if ending.code == 130 and not has_complained():  # before the command began
+    with only_the_first_speaks():
+        try:
+            code = app(args=arguments, prog_name="paliglass", standalone_mode=False) or 0
+        except _UsageError as error:
+            code = _complain_of_usage(error)
+        if code == 130 and not has_complained():  # before the command began
             complain_once("interrupted")
-        raise
+    raise SystemExit(code)
+
+
+def _complain_of_usage(error: Any) -> int:
+    """One line, as of any other error, with the way to the help; the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        message = (
+            error.format_message().removeprefix("Invalid value: ").replace("Value error, ", "")
+        )
+        message = message[:1].lower() + message[1:].rstrip(".")
+        path = error.ctx.command_path if error.ctx else "paliglass"
+        complain(f"{message} (see {path} --help)")
+    return int(error.exit_code)
 
 
 def _open_closed_streams() -> None:

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
+from paliglass.cli.messages import level
 from paliglass.cli.options import MODEL_HELP
+from paliglass.cli.tables import print_table
 
 __all__ = ["bench", "number", "tell"]
 
@@ -69,26 +71,18 @@ def bench(
         result = {"model": model, "threads": threads, "machine": limits, "engines": figures}
         print(json_text.dumps(result, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    title = Text(f"{model}, {threads} CPU threads", overflow="ellipsis")
-    table = Table("", title=title, title_justify="left")
-    for name in figures:
-        table.add_column(name, justify="right")
+    rows = []
     for key, row in ROWS.items():
         cells = [number(values[key]) if key in values else "" for values in figures.values()]
-        table.add_row(row.format(tokens=tokens), *cells)
-    console = Console()
-    console.print(table)
+        rows.append([row.format(tokens=tokens), *cells])
+    print_table(["", *figures], rows, title=f"{model}, {threads} CPU threads")
     rates = ", ".join(
         f"{limits[key]:.0f} ({name})"
         for name in ("fp32", "bf16", "int8")
         if (key := f"{name}_gop_per_s") in limits
     )
-    told = f"This machine reads {limits['read_gb_per_s']:g} GB/s and multiplies, in Gop/s, {rates}."
-    console.print(told, highlight=False)
+    read = f"{limits['read_gb_per_s']:g}"
+    print(f"This machine reads {read} GB/s and multiplies, in Gop/s, {rates}.")
 
 
 def number(value: float) -> str:
@@ -98,5 +92,5 @@ def number(value: float) -> str:
 
 def tell(what: str) -> None:
     """What is going on, at a terminal."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and level() != "quiet":
         print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)

@@ -163,7 +163,8 @@ def _print(cases: list[Compared], url: str, model: str) -> None:
         print(f"{token:>18}{iou:>9}{gap:>14}")
     same = sum(case.is_same for case in cases)
     print(f"{same} of {len(cases)} answers of {printable(url)} are those of {printable(model)}.")
-    width = min(shutil.get_terminal_size().columns, 80)
+    # At a terminal a line stays one; a program gets all of it.
+    width = min(shutil.get_terminal_size().columns, 80) if sys.stdout.isatty() else sys.maxsize
     others = [case for case in cases if not case.is_same]
     for case in others[:SHOWN]:
         where = case.refused or f"differs at character {(case.character or 0) + 1}"

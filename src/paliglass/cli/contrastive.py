@@ -21,9 +21,10 @@ from paliglass.cli.options import (
     RecursiveOption,
     refuse_existing_file,
 )
-from paliglass.cli.pictures import open_picture, picture_names
+from paliglass.cli.pictures import open_picture, picture_names, tell_first_frames
 from paliglass.cli.results import STDIN
 from paliglass.cli.screen import Screen
+from paliglass.cli.tables import print_table
 from paliglass.errors import PictureError, printable
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Encoder:
         self.total = 0
         self.failures = 0
         self.empty = 0
+        self.first_frames: list[str] = []  # files of whose frames only the first was looked at
 
     def files(self, arguments: list[str], recursive: bool, pdfs: bool = False) -> list[str]:
         """The files that arguments stand for; an empty folder is named on stderr."""
@@ -95,8 +97,18 @@ class Encoder:
         self.total = len(names)
         return names
 
+    def open(self, name: str) -> Image.Image:
+        """A picture. Raises PictureError."""
+        from paliglass.pictures import IS_FIRST_OF_SEVERAL
+
+        image = open_picture(name)
+        if image.info.get(IS_FIRST_OF_SEVERAL):
+            self.first_frames.append(name)
+        return image
+
     def finish(self) -> None:
         """Ends with exit code 1 where a picture could not be read or a folder is empty."""
+        tell_first_frames(sorted(self.first_frames))
         if self.failures:
             fail(f"{self.failures} of {self.total} {self.what} could not be read")
         if self.empty:
@@ -141,6 +153,7 @@ class Dual(Encoder):
                 embed,
                 known,
                 batch_size=self.batch_size,
+                load=self.open,
                 failed=failed,
                 done=screen.advance,
             )
@@ -175,6 +188,9 @@ def embed(
 
     names = encoder.files(pictures, recursive)
     index = encoder.index(names)
+    if not index.names:  # a file that is there stays as it is
+        encoder.finish()
+        return
     if text:
         index.words = list(text)
         index.texts = embed_words(encoder.model, encoder.processor, index.words)
@@ -240,7 +256,7 @@ def classify(
     with Screen(len(names)) as screen:
         for name in names:
             try:
-                image = open_picture(name)
+                image = encoder.open(name)
             except PictureError as error:
                 encoder.failures += 1
                 screen.complain(str(error))
@@ -301,14 +317,9 @@ def similarity(
                 values = dict(zip(text, (round(value, 4) for value in row), strict=True))
                 print(json_text.dumps({"file": name, "texts": values}, ensure_ascii=False))
         else:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-
-            table = Table("")
-            for words in text:
-                table.add_column(Text(words), justify="right")
-            for name, row in zip(index.names, cosines, strict=True):
-                table.add_row(Text(printable(name)), *(f"{value:.3f}" for value in row))
-            Console().print(table)
+            rows = [
+                [name, *(f"{value:.3f}" for value in row)]
+                for name, row in zip(index.names, cosines, strict=True)
+            ]
+            print_table(["", *text], rows)
     encoder.finish()

@@ -74,8 +74,9 @@ def evaluate(
 ) -> None:
     """Score a model on your data: each prompt by the metric of its task.
 
-    Prompts are read as in training: `<loc0001>` in one is the token. A picture that cannot be read
-    is named on stderr and the others go on; then the exit code is 1.
+    Prompts are read as in training: `<loc0001>` in one is the token. An answer that the limit cuts
+    is scored as far as it goes. A picture that cannot be read is named on stderr and the others go
+    on; then the exit code is 1.
     """
     refuse_existing_file(html, overwrite)
     with waiting(f"loading {run.model}"):
@@ -85,6 +86,7 @@ def evaluate(
         answer,
         longest_reference,
         refuse_unscorable,
+        remarks,
         to_questions,
     )
     from paliglass.evaluation.metrics import score
@@ -99,12 +101,6 @@ def evaluate(
     longest = longest_reference(loaded, questions)
     if max_new_tokens is not None and longest > max_new_tokens:
         warn(f"a right answer has {longest} tokens; --max-new-tokens {max_new_tokens} cuts it")
-    unread: list[str] = []
-
-    def complain_of(message: str) -> None:
-        unread.append(message)
-        complain(message)
-
     cases = answer(
         loaded,
         questions,
@@ -113,13 +109,12 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         among=everything,
         progress=lambda done: tell_progress(data.name, done, len(questions)),
-        complain=complain_of,
+        complain=complain,
     )
-    if not cases:
+    if all(case.failure for case in cases):
         fail("not one of the prompts could be answered")
-    cut = sum(case.is_cut for case in cases)
-    if cut:
-        warn(f"{cut} of {len(cases)} answers were cut by the limit; raise --max-new-tokens")
+    for remark in remarks(cases):
+        warn(remark)
     scores, answered = {data.name: score(cases, codec)}, {data.name: cases}
     if html is not None:
         name = run.model if run.adapter is None else f"{run.adapter} on {run.model}"
@@ -133,8 +128,9 @@ def evaluate(
         print(json_text.dumps(found, ensure_ascii=False))
     else:
         print_scores(scores)
-    if unread:
-        fail(f"{len(unread)} of {len(questions)} prompts could not be answered")
+    unanswered = len(questions) - sum(not case.failure for case in cases)
+    if unanswered:
+        fail(f"{unanswered} of {len(questions)} prompts could not be answered")
 
 
 evaluate.__name__ = "eval"

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import command, fail
+from paliglass.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from paliglass.inspect.exercises import Exercise
     from paliglass.inspect.lessons import Lesson
@@ -73,13 +74,8 @@ def learn(
 
 
 def _list(console: Console, lessons: list[Lesson]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for one in lessons:
-        table.add_row(f"{one.number:02}", Text(one.topic, "bold"), Text(one.title))
-    console.print(table)
+    rows = [(f"{one.number:02}", one.topic, one.title) for one in lessons]
+    print_table([], rows, figures=False, framed=False)
     console.print("\npaliglass learn TOPIC shows one and runs its code.", highlight=False)
 
 
@@ -132,7 +128,13 @@ def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
     from rich.markdown import Markdown
     from rich.padding import Padding
     from rich.syntax import Syntax
-    from rich.text import Text
+
+    def say(text: str, shown: RenderableType) -> None:
+        """A part: laid out at a terminal; in a pipe or a file as it is written."""
+        if sys.stdout.isatty():
+            console.print(shown)
+        else:
+            print(f"{text.strip()}\n", flush=True)
 
     start = time.perf_counter()
     blocks = 0
@@ -140,14 +142,16 @@ def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
     try:
         for part, printed in steps:
             if part.kind == "markdown":
-                console.print(Markdown(_for_terminal(part.text, answers)))
+                text = _for_terminal(part.text, answers)
+                say(text, Markdown(text))
             elif part.kind == "python":
-                console.print(Padding(Syntax(part.text.rstrip(), "python"), (1, 0)))
+                code = part.text.rstrip()
+                say(f"```python\n{code}\n```", Padding(Syntax(code, "python"), (1, 0)))
                 blocks += 1
                 if printed:
-                    console.print(Padding(Text(printed.rstrip(), "green"), (0, 0, 1, 0)))
+                    say(*_printed(printed))
             elif not run:  # what it would have printed
-                console.print(Padding(Text(part.text.rstrip(), "green"), (0, 0, 1, 0)))
+                say(*_printed(part.text))
     except AssertionError as error:
         fail(f"lesson {lesson.topic}: an assertion does not hold on this machine: {error}")
     if run:
@@ -158,6 +162,15 @@ def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
             style="bold",
             highlight=False,
         )
+
+
+def _printed(text: str) -> tuple[str, RenderableType]:
+    """What a block of code printed: as it is written, and laid out."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    text = text.rstrip()
+    return f"```text\n{text}\n```", Padding(Text(text, "green"), (0, 0, 1, 0))
 
 
 def _for_terminal(text: str, answers: bool) -> str:

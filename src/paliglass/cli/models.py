@@ -12,10 +12,10 @@ import typer
 from paliglass.cli.app import command, fail
 from paliglass.cli.messages import waiting
 from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption, JsonObject, Quantize
+from paliglass.cli.tables import print_table
+from paliglass.errors import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from paliglass.inspect.info import ModelInfo
     from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.recipes import Part
@@ -55,18 +55,11 @@ def info(
             }
         print(json_text.dumps(told))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(model), title_justify="left", show_header=False)
     about = _info_rows(found)
     about += [(f"{how} on this CPU", "; ".join(lines)) for how, lines in here.items()]
-    for name, value in about:
-        table.add_row(name, value)
-    Console().print(table)
+    print_table([], about, title=model, figures=False)
     if training:
-        Console().print(_plan_table(plans, rows))
+        _print_plans(plans, rows)
 
 
 def _tell_things(info: ModelInfo, model: str, json: bool) -> None:
@@ -107,24 +100,17 @@ def _training_plans(info: ModelInfo, rows: int) -> dict[str, dict[int, MemoryPla
     }
 
 
-def _plan_table(plans: dict[str, dict[int, MemoryPlan]], rows: int) -> Table:
-    from rich.table import Table
-
+def _print_plans(plans: dict[str, dict[int, MemoryPlan]], rows: int) -> None:
     from paliglass.checkpoints.memory import gigabytes
 
     each = "row" if rows == 1 else "rows"
-    table = Table(
-        "what learns",
-        title=f"fine-tuning, each GPU's memory: bf16, checkpointing, {rows} {each} a GPU",
-        title_justify="left",
-    )
-    for gpus in GPUS:
-        table.add_column(f"{gpus} GPU" + "s" * (gpus > 1), justify="right")
-    table.add_column("of it activations", justify="right")
-    for how, of in plans.items():
-        totals = (gigabytes(plan.total) for plan in of.values())
-        table.add_row(how, *totals, gigabytes(of[1].activations))
-    return table
+    head = ["what learns", *(f"{gpus} GPU" + "s" * (gpus > 1) for gpus in GPUS)]
+    lines = [
+        [how, *(gigabytes(plan.total) for plan in of.values()), gigabytes(of[1].activations)]
+        for how, of in plans.items()
+    ]
+    title = f"fine-tuning, each GPU's memory: bf16, checkpointing, {rows} {each} a GPU"
+    print_table([*head, "of it activations"], lines, title=title)
 
 
 def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
@@ -150,7 +136,7 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
             f"{text.num_attention_heads} query, {text.num_key_value_heads} key/value, "
             f"of {text.head_dim}"
         ),
-        "vocabulary": f"{info.config.real_vocab_size:,} ({text.vocab_size:,} rows)",
+        "vocabulary": f"{text.vocab_size:,} rows",
         "longest sequence": f"{text.max_position_embeddings:,} tokens",
     }
     rows = list(parts.items())
@@ -165,6 +151,8 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
         (f"cache in {dtype}", f"{size:,} bytes a token, {gigabytes(size * picture)} a picture")
         for dtype, size in info.cache.items()
     ]
+    if info.scores:
+        rows.append(("attention's scores", f"{gigabytes(info.scores)} at most, in eight prompts"))
     return rows
 
 
@@ -273,21 +261,15 @@ def verify(
     if json:
         print(json_text.dumps(report.to_dict()))
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("largest difference from transformers")
-        for column in ("difference", "of up to", ""):
-            table.add_column(column, justify="right")
-        for row in report.rows:
-            verdict = "ok" if row.ok else "[bold red]DIFFERS[/]"
-            table.add_row(row.name, f"{row.difference:.1e}", f"{row.scale:.1e}", verdict)
-        console = Console()
-        console.print(table)
-        console.print(f"weights: {report.integrity}", markup=False, highlight=False)
+        rows = [
+            [row.name, f"{row.difference:.1e}", f"{row.scale:.1e}", "ok" if row.ok else "DIFFERS"]
+            for row in report.rows
+        ]
+        head = ["largest difference from transformers", "difference", "of up to", ""]
+        print_table(head, rows, framed=False)
+        print(f"weights: {printable(report.integrity)}")
         for problem in report.problems:
-            console.print(f"wrong: {problem}", style="bold red", markup=False, highlight=False)
+            print(f"wrong: {printable(problem)}")
     if not report.ok:
         fail(f"{model}: NOT VERIFIED, {len(report.problems)} problems: {report.problems[0]}")
     if not json:

@@ -37,7 +37,7 @@ def picture_names(
     for argument in arguments:
         is_name = argument == STDIN or os.path.exists(argument)
         matches = [] if is_name else _once(sorted(glob.glob(argument, recursive=True)))
-        for name in matches or [argument]:
+        for name in matches or [argument if is_name else _as_written_there(argument)]:
             files = [name]
             if os.path.isdir(name):
                 files, others = _folder(Path(name), recursive, pdfs)
@@ -49,6 +49,14 @@ def picture_names(
             for file in files:
                 names.setdefault(identity(file), file)
     return list(names.values()), complaints
+
+
+def _as_written_there(name: str) -> str:
+    """A folder's name in the letters that the file system has for it; see `find_file`."""
+    from paliglass.pictures import find_file
+
+    found = find_file(name)
+    return str(found) if os.path.isdir(found) else name
 
 
 def _once(names: Iterable[str]) -> list[str]:

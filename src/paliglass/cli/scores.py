@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from paliglass.cli.messages import level, note
-from paliglass.errors import printable
+from paliglass.cli.tables import print_table
 
 if TYPE_CHECKING:
     from paliglass.evaluation.cases import Score
@@ -29,18 +29,10 @@ def warn(message: str) -> None:
 
 def print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
     """A table for each set of scores."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    for name, rows in scores.items():
-        # `Text`: names come from files, and are no markup.
-        table = Table("task", title=Text(printable(name)), title_justify="left")
-        for head in ("score", "baseline", "floor", "target", "n"):
-            table.add_column(head, justify="right")
-        for task, value in rows.items():
+    for name, found in scores.items():
+        rows = []
+        for task, value in found.items():
             figures = (value.score, value.baseline, value.floor, value.target)
             cells = ("" if figure is None else f"{figure:.3f}" for figure in figures)
-            table.add_row(Text(printable(task)), *cells, str(value.n))
-        console.print(table)
+            rows.append([task, *cells, str(value.n)])
+        print_table(["task", "score", "baseline", "floor", "target", "n"], rows, title=name)

@@ -107,6 +107,9 @@ def search(
     """
     found: list[Hit]
     encoder: Encoder
+    from paliglass.pictures import find_file
+
+    documents = find_file(documents)
     if not documents.exists():
         raise PictureError(f"{documents}: is no folder and no file")
     if _is_paligemma(options.model):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, PaliglassError, PictureError
 from paliglass.files import require_readable
-from paliglass.pictures import load_picture
+from paliglass.pictures import load_picture, picture_file
 from paliglass.tensors import open_tensors, read_tensor, save_file
 
 __all__ = ["Index", "Stamp", "build", "embed_pictures", "embed_words", "fingerprint", "stamp"]
@@ -148,6 +148,7 @@ def build(
     known: Index | None = None,
     *,
     batch_size: int = 32,
+    load: Callable[[str], Image.Image] = load_picture,
     failed: Callable[[PictureError], None] | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Index:
@@ -155,10 +156,11 @@ def build(
 
     Args:
         fingerprint: the model's.
-        names: the files.
+        names: the files, with a frame or page behind `#` where one is meant; see `load_picture`.
         embed: pictures → embeddings.
         known: an older index; what it holds of unchanged files is not computed again.
         batch_size: pictures that are encoded together.
+        load: opens one, and raises PictureError.
         failed: told of each file that is no whole picture, and then left out; else that is raised.
         done: told how many more pictures there are.
     """
@@ -178,14 +180,15 @@ def build(
                 done(len(new))
             new.clear()
 
-    for name, stamp in _stamps(names, failed):
+    for name in names:
+        stamp = _stamp_of(name)
         if (name, stamp) in old:
             found[name] = stamp, old[name, stamp]
             if done is not None:
                 done(1)
             continue
         try:
-            new.append((name, stamp, load_picture(name)))
+            new.append((name, stamp, load(name)))
         except PictureError as error:
             if failed is None:
                 raise
@@ -198,14 +201,9 @@ def build(
     return Index(fingerprint, kept, [found[name][0] for name in kept], images)
 
 
-def _stamps(
-    names: Iterable[str], failed: Callable[[PictureError], None] | None
-) -> Iterator[tuple[str, Stamp]]:
-    for name in names:
-        try:
-            yield name, stamp(name)
-        except OSError as error:
-            problem = PictureError(f"{name}: {error.strerror}")
-            if failed is None:
-                raise problem from None
-            failed(problem)
+def _stamp_of(name: str) -> Stamp:
+    """Of a picture's file; zeros without one, as behind a `data:` address or a wrong name."""
+    try:
+        return stamp(picture_file(name))
+    except OSError:  # to open it tells why
+        return 0, 0

@@ -42,7 +42,8 @@ class Case:
     """A question and what the model predicts.
 
     score: as the model has it; objects: of detect and segment, each with a score of its own;
-    is_cut: whether the limit ended the prediction.
+    is_cut: whether the limit ended the prediction, which is scored as far as it goes. failure: why
+    the model has none, as after an overflow; the prediction is then empty, and as wrong as that.
     """
 
     question: Question
@@ -50,6 +51,7 @@ class Case:
     score: float = 0.0
     objects: tuple[tuple[ParsedBox, float], ...] = ()
     is_cut: bool = False
+    failure: str = ""
 
 
 @dataclass(frozen=True)

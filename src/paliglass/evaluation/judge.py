@@ -32,6 +32,7 @@ __all__ = [
     "answer",
     "longest_reference",
     "refuse_unscorable",
+    "remarks",
     "to_questions",
 ]
 
@@ -113,9 +114,9 @@ def answer(
     progress: Callable[[int], object] = lambda done: None,
     complain: Callable[[str], object] = _refuse,
 ) -> list[Case]:
-    """Answers each question greedily; one whose pictures cannot be read, or whose numbers overflow,
-    is left out.
+    """Answers each question greedily; one whose pictures cannot be read is left out.
 
+    Where the model's numbers overflow, its answer is empty (`Case.failure`): it counts as wrong.
     Questions about one picture should follow each other: it is then looked at once.
 
     Args:
@@ -126,7 +127,7 @@ def answer(
         among: the data set that the questions are of, which tells the labels and the limit; by
             default they are all of it.
         progress: told how many questions are done.
-        complain: told what is left out; by default it raises PictureError.
+        complain: told what is left out or has failed; by default it raises PictureError.
     """
     data = questions if among is None else among
     limit = max_new_tokens or max(FEWEST_TOKENS, longest_reference(model, data) * 3 // 2)
@@ -155,9 +156,18 @@ def answer(
             cases.append(_case(model.processor, question, grammar, done))
         else:
             complain(f"{question.where}: {done.error}" if question.where else str(done.error))
-            left_out += 1
+            cases.append(Case(question, "", failure=str(done.error)))
         progress(len(cases) + left_out)
     return cases
+
+
+def remarks(cases: Sequence[Case]) -> list[str]:
+    """What a score does not tell: how many answers ended at the limit, and how many failed."""
+    counts = {
+        "cut by the limit": sum(case.is_cut for case in cases),
+        "overflowed and count as wrong": sum(bool(case.failure) for case in cases),
+    }
+    return [f"{n} of {len(cases)} answers {what}" for what, n in counts.items() if n]
 
 
 def _request(

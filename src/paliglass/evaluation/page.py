@@ -88,6 +88,8 @@ def _figure(case: Case) -> dict[str, Any]:
         target, prediction = _labels(question.references[0]), _labels(prediction)
     else:
         prediction = f"{prediction or 'nothing'} ({case.score:.2f})"
+    if case.failure:
+        prediction = case.failure
     lines = [("asked", question.prefix), ("right", target or "nothing"), ("said", prediction)]
     return {"pictures": [_data(picture) for picture in pictures], "lines": lines}
 

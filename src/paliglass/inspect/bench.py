@@ -94,8 +94,7 @@ def greedy(
         cache = model.new_cache(rows, length + steps)
         last = model.prefill(**prompt, kv_cache=cache, last_only=True)
         for step in range(steps):
-            logits = model.language_model.logits(last)
-            ids = logits[:, : model.config.real_vocab_size].argmax(-1)
+            ids = model.language_model.logits(last).argmax(-1)
             yield ids
             if step + 1 < steps:
                 last = model.extend(ids[:, None], cache)[:, -1]

@@ -14,6 +14,7 @@ from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
+from paliglass.layers.attention import MOST_SCORES
 from paliglass.tasks.things import Things, load_things
 
 __all__ = ["ModelInfo", "describe", "read_info"]
@@ -28,6 +29,8 @@ class ModelInfo:
     scale for each of its rows, vectors and convolution in bfloat16; int4 the same but for the
     decoder's MLPs after its first layer, of which 32 numbers take 16 bytes and a float16. cache:
     bytes that one token of one sequence takes in the key/value cache, by dtype; see `KVCache`.
+    scores: bytes that attention's scores take at most while eight pictures are prefilled; 0 where a
+    fused kernel writes none.
     things: what a small model can know at all, with other words for it; None without such a list.
     """
 
@@ -35,6 +38,7 @@ class ModelInfo:
     parameters: dict[str, int]
     memory: dict[str, int]
     cache: dict[str, int]
+    scores: int = 0
     things: Things | None = None
 
     @property
@@ -47,6 +51,7 @@ class ModelInfo:
             "parameters": {**self.parameters, "total": self.total_parameters},
             "memory_bytes": self.memory,
             "cache_bytes_per_token": self.cache,
+            "attention_bytes": self.scores,
             "image_tokens": self.config.num_image_tokens,
             "things": None if self.things is None else self.things.words,
             "config": paligemma_to_json(self.config),
@@ -89,7 +94,11 @@ def describe(config: PaliGemmaConfig) -> ModelInfo:
     memory["int4"] = memory["int8"] - in_mlps * 7 // 16 - 4 * mlp_rows
     numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     cache = {name: numbers * size for name, size in sizes.items()}
-    return ModelInfo(config, parameters, memory, cache)
+    scores = 0
+    if text.attn_logit_softcapping:  # else the fused kernel, which writes none
+        tokens = config.num_image_tokens
+        scores = 12 * min(MOST_SCORES, 8 * text.num_attention_heads * tokens**2)
+    return ModelInfo(config, parameters, memory, cache, scores)
 
 
 def _count(module: nn.Module) -> int:

@@ -32,6 +32,7 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
 if TYPE_CHECKING:
     from paliglass.model import PaliGemma
+    from paliglass.processing_paligemma import PaliGemmaProcessor
 
 __all__ = [
     "DECODER",
@@ -275,10 +276,11 @@ class TracedRow(Stack):
 
     @torch.no_grad()
     def logits(self, positions: slice = slice(None)) -> Tensor:
-        """What is said about the token after each position, n × V in float32; V: real words."""
-        hidden = self.hidden(NORM)[positions]
-        model = self._trace.model
-        return model.language_model.logits(hidden)[:, : model.config.real_vocab_size].float()
+        """What is said about the token after each position, n × W in float32.
+
+        W: the words that may be said; of a traced network without a processor, the whole table.
+        """
+        return self._trace.word_logits(self.hidden(NORM)[positions])
 
     @property
     def answer(self) -> slice:
@@ -296,8 +298,7 @@ class TracedRow(Stack):
         """
         language_model = self._trace.model.language_model
         hidden = self.hidden(self._name(layer).removesuffix(".self_attn"))[self.answer]
-        logits = language_model.logits(language_model.model.norm.forward(hidden))
-        return _likeliest(logits[:, : self._trace.model.config.real_vocab_size].float(), k)
+        return _likeliest(self._trace.word_logits(language_model.model.norm.forward(hidden)), k)
 
 
 def _likeliest(logits: Tensor, k: int) -> list[list[Candidate]]:
@@ -313,8 +314,12 @@ class Trace:
     pictures: all that went through the vision tower, in order. rows: all prompts, in order.
     """
 
-    def __init__(self, model: PaliGemmaForConditionalGeneration) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PaliGemmaForConditionalGeneration,
+        processor: PaliGemmaProcessor | None = None,
+    ) -> None:
+        self.model, self._processor = model, processor
         self.modules: dict[str, Attention] = {}
         self._tower: list[_Pass] = []
         self._decoder: list[_Pass] = []
@@ -333,6 +338,11 @@ class Trace:
     @property
     def rows(self) -> list[TracedRow]:
         return [TracedRow(self, parts) for parts in self._rows.values()]
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """… × D after the last norm → what is said about the next word, in float32."""
+        logits = self.model.language_model.logits(hidden)
+        return logits.float() if self._processor is None else self._processor.word_logits(logits)
 
     def _begin_tower(self, _module: nn.Module, inputs: Any, output: Tensor) -> None:
         is_token = torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
@@ -405,11 +415,15 @@ def trace(
     Yields a `Trace`, which may be read inside the block and after it. Raises PaliglassError for a
     layer that neither part has, and for a prompt that began before the block.
     """
-    network = model if isinstance(model, PaliGemmaForConditionalGeneration) else model.model
+    network, processor = (
+        (model, None)
+        if isinstance(model, PaliGemmaForConditionalGeneration)
+        else (model.model, model.processor)
+    )
     decoder, tower = network.language_model.model, network.vision_tower.vision_model
     stacks = {TOWER_LAYERS: tower.encoder.layers, DECODER_LAYERS: decoder.layers}
     kept = _layer_numbers(layers, {prefix: len(stack) for prefix, stack in stacks.items()})
-    found = Trace(network)
+    found = Trace(network, processor)
     handles = [
         tower.embeddings.register_forward_hook(found._begin_tower),
         decoder.embed_tokens.register_forward_pre_hook(found._see_ids),

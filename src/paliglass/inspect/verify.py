@@ -179,7 +179,7 @@ def fixed_input(config: PaliGemmaConfig) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     side = config.vision_config.image_size
     words = torch.randint(
-        3, min(config.real_vocab_size, config.image_token_index), (1, PROMPT_TOKENS),
+        3, min(config.text_config.vocab_size, config.image_token_index), (1, PROMPT_TOKENS),
         generator=generator,
     )  # fmt: skip
     places = torch.full((1, config.num_image_tokens), config.image_token_index)

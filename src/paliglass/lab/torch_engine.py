@@ -28,6 +28,7 @@ from paliglass.layers.attention import attend_reference
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 from paliglass.model import PaliGemma
 from paliglass.modeling_gemma import GemmaModel
+from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import split_labels
@@ -182,7 +183,7 @@ class TorchLab:
 
     def load(self) -> dict[str, Any]:
         """What the page must know of the model."""
-        return {"config": _config(self.config, self.processor.eos_token_id), "simd": True}
+        return {"config": _config(self.config, self.processor), "simd": True}
 
     def picture(self, name: str, picture: Mapping[str, Any]) -> None:
         """A picture by a name, for the runs that follow: width, height, rows of RGB or RGBA."""
@@ -423,9 +424,8 @@ class TorchLab:
         return self.config.text_config.attn_logit_softcapping
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """… × D after the last norm → … × V of the words, in float32."""
-        logits = self.network.language_model.logits(hidden)
-        return logits[..., : self.config.real_vocab_size].float()
+        """… × D after the last norm → … × W of the words that may be said, in float32."""
+        return self.processor.word_logits(self.network.language_model.logits(hidden))
 
     def _generate(
         self, run: Run, forced: list[int], grammar: ObjectGrammar | None, limit: int
@@ -719,7 +719,7 @@ METHODS = {
 } | {"decodeMask": "decode_mask"}
 
 
-def _config(config: PaliGemmaConfig, eos: int) -> dict[str, Any]:
+def _config(config: PaliGemmaConfig, processor: PaliGemmaProcessor) -> dict[str, Any]:
     """Sizes under the names of engine/config.js."""
     vision, text = config.vision_config, config.text_config
     return {
@@ -750,8 +750,8 @@ def _config(config: PaliGemmaConfig, eos: int) -> dict[str, Any]:
             "limit": text.max_position_embeddings,
         },
         "imageToken": config.image_token_index,
-        "eos": eos,
-        "words": config.real_vocab_size,
+        "eos": processor.eos_token_id,
+        "words": processor.num_words,
         "perRow": vision.patches_per_side,
         "patches": config.num_image_tokens,
     }

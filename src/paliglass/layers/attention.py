@@ -1,7 +1,7 @@
 """Scaled dot-product attention (arXiv 1706.03762), the one place where tokens meet.
 
 `attend_reference` is the formula, line by line; `Attention` is what the model runs: torch's fused
-kernel, or `attend_grouped` where Gemma 2 caps the scores. Tests hold them together. Multi-head,
+kernel, or `attend_in_pieces` where Gemma 2 caps the scores. Tests hold them together. Multi-head,
 grouped-query (arXiv 2305.13245) and multi-query (arXiv 1911.02150) attention are the same code: H
 query heads, K key/value heads.
 """
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Attention", "attend_grouped", "attend_reference"]
+__all__ = ["MOST_SCORES", "Attention", "attend_grouped", "attend_in_pieces", "attend_reference"]
+
+MOST_SCORES = 1 << 26  # of one product; with all that is made of them 12 bytes each in float32
 
 
 def attend_reference(
@@ -64,6 +66,31 @@ def attend_grouped(
     return (weights @ value).reshape(query.shape)
 
 
+def attend_in_pieces(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """`attend_grouped` for so many queries at a time that there are at most `MOST_SCORES`.
+
+    A picture of 896 × 896 is 4096 tokens, and 8 heads of them 134 million scores. Every query has a
+    softmax of its own, so that pieces change nothing.
+    """
+    batch, heads, tokens, _ = query.shape
+    at_once = max(1, MOST_SCORES // (batch * heads * key.shape[2]))
+    if tokens <= at_once:
+        return attend_grouped(query, key, value, mask, scale, softcap)
+    pieces = []
+    for start in range(0, tokens, at_once):
+        some = slice(start, start + at_once)
+        seen = mask if mask is None or mask.shape[2] == 1 else mask[:, :, some]
+        pieces.append(attend_grouped(query[:, :, some], key, value, seen, scale, softcap))
+    return torch.cat(pieces, dim=2)
+
+
 class Attention(nn.Module):
     """Attention without parameters. A forward hook on it sees q, k, v (after RoPE) and the mask."""
 
@@ -79,7 +106,7 @@ class Attention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """B × H × T × head_dim."""
         if self.softcap:  # the fused kernel has no place for the cap
-            return attend_grouped(query, key, value, mask, self.scale, self.softcap)
+            return attend_in_pieces(query, key, value, mask, self.scale, self.softcap)
         return F.scaled_dot_product_attention(
             query, key, value, mask, scale=self.scale, enable_gqa=query.shape[1] != key.shape[1]
         )

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from numbers import Integral, Real
 from typing import Any, Generic, TypedDict, TypeVar
 
 import torch
@@ -64,7 +65,7 @@ class GenerationOptions:
     prompts that run together. allow_special_tokens: let `<loc0001>` and the like in a prompt be
     tokens, not text.
 
-    Raises ValueError for a value that none of them can have.
+    Raises TypeError for what is no number, ValueError for a number that none of them can have.
     """
 
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -76,6 +77,12 @@ class GenerationOptions:
     allow_special_tokens: bool = False
 
     def __post_init__(self) -> None:
+        kinds: dict[str, type] = dict.fromkeys(("max_new_tokens", "batch_size", "seed"), Integral)
+        for name, kind in (kinds | {"top_k": Integral, "top_p": Real, "temperature": Real}).items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                what = "whole number" if kind is Integral else "number"
+                raise TypeError(f"{name} is {value!r}; it must be a {what}")
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value < 1:

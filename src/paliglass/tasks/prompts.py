@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from paliglass.errors import PromptError
@@ -35,9 +35,11 @@ __all__ = [
     "one_label",
     "question_prompt",
     "region_prompt",
+    "require_texts",
     "same_label",
     "segment_prompt",
     "split_labels",
+    "without_placeholders",
 ]
 
 READ = "ocr"
@@ -114,12 +116,29 @@ def segment_prompt(labels: str | Sequence[str]) -> str:
 
 def split_labels(labels: str | Sequence[str], task: str = "detect") -> list[str]:
     """Labels, each once, of a list or of a text with semicolons between them."""
-    given = [labels] if isinstance(labels, str) else list(labels)
+    given = require_texts(labels, "a label")
     parts = [one_label(part) for label in given for part in label.split(";")]
     unique = list(dict.fromkeys(part for part in parts if part))
     if not unique:
         raise PromptError(f"{task} needs at least one label, such as: {task} PICTURE dog")
     return unique
+
+
+def without_placeholders(prompt: str) -> str:
+    """A prompt without the `<image>` and `<bos>` before it, which the processor puts there.
+
+    Prompts written for transformers have them; here they would be letters, which change the answer.
+    """
+    return re.sub(r"^(?:\s*<(?:image|bos)>)+\s*(?=\S)", "", prompt)
+
+
+def require_texts(value: str | Iterable[str], what: str) -> list[str]:
+    """A text, or several, as a list. Raises PromptError that says `what` is none."""
+    texts = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise PromptError(f"{what} is {text!r}; it must be a text")
+    return texts
 
 
 def one_label(name: str) -> str:
@@ -142,7 +161,7 @@ def _language(code: str) -> str:
 
     Such as `en`, `fil` or `zh-Hans`, whose first part counts.
     """
-    match = re.fullmatch(r"([a-z]{2,3})(-[A-Za-z0-9]{2,8})*", code)
+    match = re.fullmatch(r"([a-z]{2,3})(-[A-Za-z0-9]{2,8})*", str(code))
     if match is None or match[1] not in _LANGUAGES:
         raise PromptError(f"{code!r} is no language code; give one like en, de or zh (ISO 639)")
     return code

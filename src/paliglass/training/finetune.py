@@ -23,7 +23,7 @@ from paliglass.data.example import Example
 from paliglass.data.reading import trainable
 from paliglass.data.rows import batches
 from paliglass.evaluation.cases import Case
-from paliglass.evaluation.judge import answer, to_questions
+from paliglass.evaluation.judge import answer, remarks, to_questions
 from paliglass.evaluation.metrics import overall
 from paliglass.files import replacing
 from paliglass.model import PaliGemma
@@ -136,15 +136,17 @@ def _look(
             questions[: validation.answers],
             among=questions,
             batch_size=8,
-            complain=lambda message: None,  # `mean_loss` passes over broken pictures too
+            complain=lambda message: None,  # told by `remarks`; broken pictures by the run's check
         )
     trainer.model.train()
     score = overall(cases, validation.codec)
+    cut, failed = sum(case.is_cut for case in cases), sum(bool(case.failure) for case in cases)
     better = [score, -loss] > state["best"]  # of equal scores, the lower loss
     state["waited"] = 0 if better else state["waited"] + 1
     learned = gather(trainer.learning, trainer.accelerator) if better else {}
     if trainer.accelerator.is_main_process:
-        append(out / "log.jsonl", {"step": trainer.step, "held_out_loss": loss, "score": score})
+        line = {"step": trainer.step, "held_out_loss": loss, "score": score}
+        append(out / "log.jsonl", {**line, "answers": len(cases), "cut": cut, "failed": failed})
         for case in cases[:4]:
             sample = {"image": str(case.question.pictures[0]), "prefix": case.question.prefix}
             sample |= {"suffix": case.question.references[0], "prediction": case.prediction}
@@ -158,7 +160,8 @@ def _look(
     if better:
         state["best"] = [score, -loss]
     first = f"{cases[0].question.prefix} → {cases[0].prediction}" if cases else ""
-    screen.say(f"step {trainer.step}: held-out loss {loss:.3f}, score {score:.3f}; {first}")
+    notes = "".join(f" ({remark})" for remark in remarks(cases))
+    screen.say(f"step {trainer.step}: held-out loss {loss:.3f}, score {score:.3f}{notes}; {first}")
 
 
 def _shown(case: Case) -> Example:

@@ -94,7 +94,7 @@ def test_two_processes_train_what_one_does(dual: Training, loss: str) -> None:
     ("change", "code", "problem"),
     [
         ({"steps": None}, 2, "say when to end"),
-        ({"data": None}, 2, "Missing option '--data'"),
+        ({"data": None}, 2, "missing option '--data'"),
         ({"data": "nothing.jsonl"}, 2, "'nothing.jsonl' does not exist"),
         ({"batch_size": 100}, 1, "8 examples do not fill a batch of 100"),
         ({"shape": "tokenizer.json"}, 1, "tokenizer.json: model_type is None"),
