@@ -34,6 +34,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
+from paliglass.checkpoints.assembly import num_gpus
 from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.serving.app import create_app
@@ -225,10 +226,12 @@ def application(options: ServerOptions, max_replicas: int = 4) -> serve.Applicat
     replica that is to come, and more are told 429.
     """
     places = options.max_batch + options.max_queue
+    there_are_gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     replica = Replica.options(  # type: ignore[attr-defined]
         max_ongoing_requests=places,
         max_queued_requests=places,
-        ray_actor_options={"num_gpus": _gpus(options.device)},
+        # So that Ray gives each its own.
+        ray_actor_options={"num_gpus": num_gpus(options.device, there_are_gpus)},
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": max_replicas,
@@ -236,12 +239,6 @@ def application(options: ServerOptions, max_replicas: int = 4) -> serve.Applicat
         },
     )
     return Front.bind(replica.bind(options), options.settings)  # type: ignore[attr-defined]
-
-
-def _gpus(device: str) -> int:
-    """Of a replica, so that Ray gives each its own: if it asks for one, or the cluster has some."""
-    has_some = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
-    return int(device.startswith("cuda") or (device == "auto" and has_some))
 
 
 def serve_replicas(
