@@ -115,13 +115,15 @@ class Watch:
     """Looks at all processes of a driver every half second, until its block ends.
 
     memory: MB of each worker, over time, without what it shares with others: of the object store
-    it has mapped whatever it has read. cpu: processor seconds, by process and its kind.
+    it has mapped whatever it has read. cpu: processor seconds by kind; a process of Ray's does now
+    this, now that.
     """
 
     def __init__(self, driver: int) -> None:
         self.driver = psutil.Process(driver)
         self.memory: dict[int, list[float]] = defaultdict(list)
-        self.cpu: dict[tuple[str, int], float] = {}
+        self.cpu: dict[str, float] = defaultdict(float)
+        self._spent: dict[psutil.Process, float] = defaultdict(float)
         self.seen: set[psutil.Process] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on)
@@ -139,7 +141,9 @@ class Watch:
             for process, kind in self.processes():
                 try:
                     times = process.cpu_times()
-                    self.cpu[kind, process.pid] = times.user + times.system
+                    spent = times.user + times.system
+                    self.cpu[kind] += spent - self._spent[process]
+                    self._spent[process] = spent
                     if kind == "workers":
                         sizes = process.memory_info()
                         self.memory[process.pid].append((sizes.rss - sizes.shared) / 2**20)
@@ -161,17 +165,10 @@ class Watch:
     def workers(self) -> list[psutil.Process]:
         return [process for process, kind in self.processes() if kind == "workers"]
 
-    def seconds(self) -> dict[str, float]:
-        """Processor seconds by kind."""
-        found: dict[str, float] = defaultdict(float)
-        for (kind, _), seconds in self.cpu.items():
-            found[kind] += seconds
-        return dict(found)
-
 
 def told(watch: Watch, count: int) -> str:
     """What each kind of process spent; start-up too."""
-    seconds = sorted(watch.seconds().items())
+    seconds = sorted(watch.cpu.items())
     return ", ".join(f"{kind} {1000 * spent / count:.1f}" for kind, spent in seconds)
 
 
@@ -333,7 +330,7 @@ def ceiling(place: Path, count: int, part_size: int) -> bool:
             driver = sum(os.times()[:2]) - before
         stored = sum(p.stat().st_size for p in (out / PARTS).glob("*.parquet"))
     rows, seconds = rate(out)
-    cpu = watch.seconds() | {"driver": driver}
+    cpu = watch.cpu | {"driver": driver}
     print(f"a model that answers at once: {rows / seconds:.0f} pictures/s between first and last")
     print(f"part ({wall:.1f} s in all for {count}); processor ms a picture:")
     for kind, spent in sorted(cpu.items()):

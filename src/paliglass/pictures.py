@@ -198,9 +198,7 @@ def page_numbers(path: str | os.PathLike[str]) -> list[int]:
         try:
             with Image.open(file, formats=["TIFF"]) as image:
                 assert isinstance(image, TiffImageFile)
-                pages = [
-                    number + 1 for number in range(image.n_frames) if _is_page(image, number)
-                ]
+                pages = [number + 1 for number in range(image.n_frames) if _is_page(image, number)]
         except UnidentifiedImageError:  # `load_picture` says what it is
             return []
         return pages if len(pages) > 1 else []
