@@ -126,7 +126,7 @@ class Caller:
         async def send_and_wait(message: Message) -> None:
             if message["type"] != "http.response.body" or message.get("more_body"):
                 return await send(message)
-            await send(message | {"more_body": True})
+            await send({**message, "more_body": True})
             await self._drain(receive)
             await send({"type": "http.response.body", "body": b""})
 
