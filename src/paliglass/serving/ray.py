@@ -170,7 +170,7 @@ class Relay:
                 if has_begun:
                     await send(_broken_off())
                     return
-                late = ApiError(504, "the replica does not answer", code="timeout")
+                late = ApiError(504, "no replica answered in time", code="timeout")
                 await late.response()(scope, receive, send)
                 return
             except (RayActorError, DeploymentUnavailableError):
