@@ -447,12 +447,18 @@ def transformers_server(model: str) -> Iterator[tuple[str, str]]:
             yield url, str(folder)
 
 
+OURS = {"paliglass": ("--dtype", "float32"), "paliglass in int8": ("--quantize", "int8")}
+CLIENTS = ("1 client", "8 clients")
+
+
 def compare(model: str, rounds: int, addresses: Sequence[str], with_peer: bool, text: str) -> None:
     """Prints the rates of one client and of eight, in turn, and the ratios of the medians."""
     found: dict[str, list[Rate]] = {}
     with ExitStack() as stack:
-        url, _ = stack.enter_context(paliglass_server(model, "--dtype", "float32", "--cache", "0"))
-        servers = {"paliglass": (url, "mini")}
+        servers = {}
+        for own, options in OURS.items():
+            url, _ = stack.enter_context(paliglass_server(model, *options, "--cache", "0"))
+            servers[own] = (url, "mini")
         if with_peer:
             servers["transformers serve"] = stack.enter_context(transformers_server(model))
         for server in servers.values():
@@ -470,12 +476,12 @@ def compare(model: str, rounds: int, addresses: Sequence[str], with_peer: bool, 
         medians[key] = statistics.median(r.tokens for r in rates)
         first = statistics.median(r.first for r in rates)
         print(f"| {key} | {medians[key]:.1f} | {1000 * first:.0f} ms |")
-    ours = medians["paliglass, 8 clients"]
-    print(f"8 clients against 1: {ours / medians['paliglass, 1 client']:.2f} ×")
-    if with_peer:
-        for who in ("1 client", "8 clients"):
-            ratio = medians[f"paliglass, {who}"] / medians[f"transformers serve, {who}"]
-            print(f"against transformers serve, {who}: {ratio:.2f} ×")
+    for own in OURS:
+        one, eight = (medians[f"{own}, {who}"] for who in CLIENTS)
+        print(f"{own}, 8 clients against 1: {eight / one:.2f} ×")
+        for who in CLIENTS if with_peer else ():
+            ratio = medians[f"{own}, {who}"] / medians[f"transformers serve, {who}"]
+            print(f"{own} against transformers serve, {who}: {ratio:.2f} ×")
 
 
 def serving_load(

@@ -534,11 +534,8 @@ class RunningBatch:
 
 def _not_finite(model: PaliGemmaForConditionalGeneration) -> PaliglassError:
     """Why numbers of a row are no numbers any more. Raises it where no row can do better."""
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if weight.is_floating_point() and not weight.isfinite().all():
-            raise PaliglassError(
-                f"weight {name} holds NaN or an infinity: the checkpoint is broken"
-            )
+    if (name := model.find_broken_weight()) is not None:
+        raise PaliglassError(f"weight {name} holds NaN or an infinity: the checkpoint is broken")
     dtype = str(model.dtype).removeprefix("torch.")
     mend = ": use bfloat16 or float32" if dtype == "float16" else ", though its weights are finite"
     return PaliglassError(f"the model's numbers overflowed in {dtype}{mend}")

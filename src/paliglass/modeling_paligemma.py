@@ -203,6 +203,13 @@ class PaliGemmaForConditionalGeneration(nn.Module):
         """An empty cache for rows of up to `capacity` tokens, prompt and answer together."""
         return KVCache(self.config.text_config, batch_size, capacity, self.device, self.dtype)
 
+    def find_broken_weight(self) -> str | None:
+        """The name of the first weight that holds NaN or an infinity."""
+        for name, weight in (*self.named_parameters(), *self.named_buffers()):
+            if weight.is_floating_point() and not weight.isfinite().all():
+                return name
+        return None
+
 
 def _is_token(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """B × T, False on padding."""

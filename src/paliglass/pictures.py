@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from paliglass.colours import IS_FIRST_OF_SEVERAL, MAX_PIXELS, to_rgb
 from paliglass.errors import PictureError
@@ -49,9 +50,9 @@ __all__ = [
     "Picture",
     "Pictures",
     "PreparedPicture",
-    "count_pdf_pages",
     "find_file",
     "load_picture",
+    "page_numbers",
     "picture_file",
     "picture_rows",
 ]
@@ -114,6 +115,8 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Pictures too, yet of formats that are not read: a folder's are to be named, not passed over."""
 
+_SUBFILE_TYPE = 254  # TIFF's tag of what a frame is; bit 0: a smaller copy, bit 2: a mask
+_TIFF = re.compile(rb"II[*+]\x00|MM\x00[*+]")
 _PDF = re.compile(rb"[\s\x00\xef\xbb\xbf]*%PDF-")  # how one begins
 _PDF_SCALE = 2.0  # pixels a point: 144 dots an inch
 _PDF_LONGEST = 4096  # pixels; a larger page is drawn smaller
@@ -180,17 +183,32 @@ def _picture_errors(name: str) -> Iterator[None]:
         raise PictureError(f"{name}: cannot be read ({reason(error)})") from error
 
 
-def count_pdf_pages(path: str | os.PathLike[str]) -> int:
-    """How many pages a PDF has; 0 for a file of another kind.
+def page_numbers(path: str | os.PathLike[str]) -> list[int]:
+    """The pages of a PDF, or of a TIFF that has several: the `frame` of each; [] for other files.
 
     Raises PictureError, naming the file, where it is missing or broken, or the library for PDFs is.
     """
     name = _name(path)
     with _picture_errors(name), _open(find_file(path)) as file:
-        if not _PDF.match(file.read(1024)):
-            return 0
-        with _pdf_document(file, name) as document:
-            return len(document)
+        start = file.read(1024)
+        if _PDF.match(start):
+            with _pdf_document(file, name) as document:
+                return list(range(1, len(document) + 1))
+        if not _TIFF.match(start):
+            return []
+        try:
+            with Image.open(file, formats=["TIFF"]) as image:
+                assert isinstance(image, TiffImageFile)
+                pages = [number + 1 for number in range(image.n_frames) if _is_page(image, number)]
+        except UnidentifiedImageError:  # `load_picture` says what it is
+            return []
+        return pages if len(pages) > 1 else []
+
+
+def _is_page(image: TiffImageFile, number: int) -> bool:
+    """Whether a TIFF's frame is neither another's thumbnail nor its mask."""
+    image.seek(number)
+    return not image.tag_v2.get(_SUBFILE_TYPE, 0) & 0b101
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:

@@ -24,12 +24,14 @@ from torch import multiprocessing
 
 from paliglass import PRESETS, PaliglassError
 from paliglass.checkpoints import save_folder
+from paliglass.checkpoints.memory import gigabytes
 from paliglass.model import PaliGemma, load
 from paliglass.parallel.processes import agree, is_first_to_fail, join, leave, rank
 from paliglass.parallel.tensor_parallel import refuse_division
 
 pytestmark = pytest.mark.slow  # six processes import torch
 
+BROKEN = "language_model.model.layers.0.mlp.up_proj.weight"
 KINDS: dict[str, dict[str, Any]] = {
     "gemma": {},  # one key/value head, which each process has
     "gemma2": GEMMA2,  # two: one for each of two processes, and for two of four each
@@ -54,6 +56,18 @@ def answers(model: PaliGemma) -> dict[str, Any]:
     }
 
 
+def refusal(folder: Path, free: int | None = None) -> str:
+    """How loading and asking fails. free: bytes that the machine is to have."""
+    with pytest.MonkeyPatch.context() as patch:
+        if free is not None:
+            patch.setattr("paliglass.checkpoints.memory.available_memory", lambda device: free)
+        try:
+            load(folder, device="cpu", tensor_parallel=True).generate(noise_picture(), "caption en")
+        except PaliglassError as error:
+            return str(error)
+    return "no error"
+
+
 def one_of_several(rank: int, processes: int, port: int, folder: Path) -> None:
     """All that a process does in these tests, as starting it takes longest."""
     torch.set_num_threads(1)
@@ -74,6 +88,8 @@ def one_of_several(rank: int, processes: int, port: int, folder: Path) -> None:
             "agreed": agree({"from": rank}),
         }
         (folder / f"{kind}-{rank}.json").write_text(json.dumps(found))
+    (folder / f"broken-{rank}.json").write_text(json.dumps(refusal(folder / "broken")))
+    (folder / f"large-{rank}.json").write_text(json.dumps(refusal(folder / "gemma", free=1000)))
     failed = is_first_to_fail()
     (folder / f"failed-{rank}.json").write_text(json.dumps(failed))
     leave()
@@ -85,6 +101,10 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("shared")
     for kind, text in KINDS.items():
         save_folder(tiny_model(worded_config(**text)), folder / kind, tiny_processor())
+    save_folder(tiny_model(worded_config()), folder / "broken", tiny_processor())
+    weights = load_file(folder / "broken" / "model.safetensors")
+    weights[BROKEN][0, 0] = torch.nan  # in the first process's part
+    save_file(weights, folder / "broken" / "model.safetensors", {"format": "pt"})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -149,6 +169,18 @@ def test_processes_agree_on_the_firsts_value_and_one_alone_complains(shared: Pat
     for kind in KINDS:
         assert all(found["agreed"] == {"from": 0} for found in found_by_each(shared, kind))
     assert sorted(found_by_each(shared, "failed"))[-2:] == [False, True]
+
+
+def test_a_weight_that_is_broken_in_one_process_ends_all_alike(shared: Path) -> None:
+    found = found_by_each(shared, "broken")
+    assert len(set(found)) == 1
+    assert "mlp.up_proj.weight holds NaN" in found[0]
+
+
+def test_processes_of_one_machine_need_its_memory_together(shared: Path) -> None:
+    whole = sum(p.numel() for p in load(shared / "gemma", device="cpu").model.parameters())
+    for found in found_by_each(shared, "large"):
+        assert f"the weights need {gigabytes(4 * whole)}" in found
 
 
 @pytest.mark.parametrize(

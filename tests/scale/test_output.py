@@ -99,6 +99,21 @@ def test_what_a_dead_driver_wrote_late_is_dropped(output) -> None:
     assert output.check().rows == 6
 
 
+def test_rows_that_are_errors_are_made_again(output, annotator, pictures) -> None:
+    local.annotate(output, annotator, set(), 2)
+    names = [f"{pictures}/{n}.png" for n in range(6)]
+    output.system.create_dir(output.place(CHECKPOINT))
+    for name, some in (("a", names[:4]), ("b", names[2:3])):
+        pq.write_table(pa.table({"id": some}), output.place(CHECKPOINT, f"{name}.parquet"))
+    (pictures / "2.png").write_bytes(png(2))
+    assert output.forget_errors() == 1
+    assert output.done() == {*names} - {names[2]}
+    assert output.committed() == {names[0], names[1], names[3]}
+    local.annotate(output, annotator, output.done(), 2)
+    assert output.check() == (6, 0, None)
+    assert output.forget_errors() == 0
+
+
 def test_rows_that_a_checkpoint_has_and_no_part_are_told(output) -> None:
     """Ray passes over them for ever, so that --resume does not help."""
     names = [entry.id for entry in output.entries(set())]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
+from typing import Any
 
 import httpx
 import pytest
@@ -50,7 +51,7 @@ def server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         process.stdout.close()
 
 
-def replicas(process: subprocess.Popen[bytes]) -> list[int]:
+def replicas(process: subprocess.Popen[Any]) -> list[int]:
     """Process ids of the replicas with a model."""
     found = psutil.Process(process.pid).children(recursive=True)
     return [child.pid for child in found if ":Replica" in " ".join(child.cmdline()[:1])]
@@ -121,3 +122,49 @@ def test_a_request_whose_replica_is_killed_is_asked_of_another(server) -> None:
     assert sum(answer.status_code == 200 for _, answer in found) > 12
     while replicas(process) == [victim]:
         time.sleep(0.1)
+
+
+def test_no_request_is_lost_while_replicas_are_replaced() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "tests.serving.ray_deployments", str(port)]
+    is_replaced = threading.Event()
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def deploy(max_batch: int) -> None:
+        print(max_batch, file=process.stdin, flush=True)
+        while (line := process.stdout.readline()) != "deployed\n":
+            assert line, "the deployments ended"
+
+    def client(number: int) -> list[httpx.Response]:
+        answers = []
+        while not is_replaced.is_set():
+            answers.append(ask(f"http://127.0.0.1:{port}", SCENES[number]))
+        return answers
+
+    try:
+        deploy(8)
+        before = replicas(process)
+        expected = [mini().caption(picture_of(scene)) for scene in SCENES]
+        with ThreadPoolExecutor(3) as pool:
+            futures = [pool.submit(client, number) for number in range(3)]
+            try:
+                deploy(4)
+            finally:
+                is_replaced.set()
+            found = [future.result() for future in futures]
+        assert not set(before) & set(replicas(process))
+        for number, answers in enumerate(found):
+            assert answers
+            for answer in answers:
+                assert answer.status_code == 200
+                text = answer.json()["choices"][0]["message"]["content"]
+                assert text == expected[number]
+        process.stdin.close()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()

@@ -26,6 +26,7 @@ __all__ = [
     "assemble",
     "expected_shapes",
     "fill",
+    "num_gpus",
     "parse_device",
     "parse_dtype",
     "require_shape",
@@ -44,9 +45,17 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]  # "cuda:1" is a device too
 
 
 class Shard(Protocol):
-    """A process's part of a model that several hold: one of so many `parts`."""
+    """A process's part of a model that several hold: one of so many `parts`.
+
+    sharing: how many of the processes share one memory.
+    """
 
     parts: int
+    sharing: int
+
+    def meet(self) -> None:
+        """Waits for the other processes."""
+        ...
 
     def __call__(self, model: PaliGemmaForConditionalGeneration, tensors: Tensors) -> Tensors:
         """Leaves a weightless model its part of every module, and cuts the tensors for it."""
@@ -82,6 +91,11 @@ def parse_device(device: str | torch.device) -> torch.device:
     if parsed.type == "mps" and not mps:
         raise PaliglassError("device mps: this torch sees no Apple GPU; cpu always works")
     return parsed
+
+
+def num_gpus(device: str, there_are_some: bool) -> int:
+    """How many GPUs a model on a device takes, for who hands them out on other machines: 0 or 1."""
+    return int(device.startswith("cuda") or (device == "auto" and there_are_some))
 
 
 class _Uninitialized(TorchFunctionMode):

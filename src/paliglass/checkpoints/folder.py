@@ -109,8 +109,12 @@ def load_model(
                 f"{folder}: its matrices are {stored}, which several processes cannot share yet; "
                 "name the checkpoint that it was made from"
             )
-        sizes = [(count // shard.parts, stored_bytes) for count, stored_bytes in sizes]
+        sizes = [
+            (shard.sharing * count // shard.parts, stored_bytes) for count, stored_bytes in sizes
+        ]
     require_memory(folder.name, sizes, in_dtype, on_device, quantize)
+    if shard is not None:
+        shard.meet()  # all have looked what is free before one takes its part of it
     tensors = read_tensors(folder)
     if adapter is not None:
         tensors = with_adapter(tensors, locate(adapter), in_dtype)

@@ -63,6 +63,10 @@ def annotate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out: skip the pictures it has.")
     ] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="As --resume; rows that are errors are made again."),
+    ] = False,
     format: Annotated[
         Export, typer.Option("--format", "-f", help="What is made of the rows beside Parquet.")
     ] = "parquet",
@@ -106,7 +110,9 @@ def annotate(
             locate(name)
     settings: dict[str, Any] = {"sources": sources, "recursive": recursive, "column": column}
     settings |= {"id_column": id_column, "engine": "one machine" if ray is None else "ray"}
-    with Output(out, settings | job.settings(), resume) as output:
+    with Output(out, settings | job.settings(), resume or retry_errors) as output:
+        if retry_errors:
+            note(f"{out}: {output.forget_errors()} rows that are errors are made again")
         if prompt != task:
             note(f"asked as a question: {prompt!r}")
         with waiting("listing the pictures"):

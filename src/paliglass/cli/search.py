@@ -59,7 +59,7 @@ class SearchOptions(EncoderOptions):
 
 
 class Hit(NamedTuple):
-    """file: its absolute path. page: of a PDF, from 1. drawing: the file of one, if asked for."""
+    """file: absolute. page: of a PDF or a TIFF, from 1. drawing: its file, if asked for."""
 
     file: str
     page: int | None

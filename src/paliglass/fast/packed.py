@@ -11,6 +11,7 @@ what they are; the packed copy takes the place of the first one.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ MANY_TOKENS = 32
 FEWEST_TOKENS = 4
 # Smaller matrices stay in a processor's cache, and gain nothing.
 SMALLEST = 1 << 20
+MANY_KERNELS = "64"  # some ten are in use at a time
 
 
 def pack_linears(model: nn.Module) -> None:
@@ -32,6 +34,7 @@ def pack_linears(model: nn.Module) -> None:
     """
     if not can_pack():
         return
+    _bound_caches()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and child.bias is None:
@@ -39,6 +42,17 @@ def pack_linears(model: nn.Module) -> None:
                 on_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
                 if on_cpu and weight.numel() >= SMALLEST:
                     setattr(parent, name, PackedLinear(weight))
+
+
+def _bound_caches() -> None:
+    """Lets oneDNN keep fewer kernels than the 1,024 that it and its wrapper in torch each keep.
+
+    It makes one for every shape. Those of attention change with each token, and a process that
+    answers for hours fills its memory with kernels that it never meets again. Both read their
+    variable at the first product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", MANY_KERNELS)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", MANY_KERNELS)
 
 
 def can_pack() -> bool:

@@ -86,9 +86,16 @@ class TensorParallel:
         refuse_division(config, dist.get_world_size())
         self.mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         self.parts: int = self.mesh.size()
+        on_cpu = self.device.type == "cpu"
+        self.sharing = int(os.environ.get("LOCAL_WORLD_SIZE", self.parts)) if on_cpu else 1
         self._cuts: dict[Tensor, Cut] = {}
         self._seed: int = agree(secrets.randbits(62))
         self._count = count()
+
+    def meet(self) -> None:
+        """Waits for the other processes."""
+        with answering():
+            dist.barrier()
 
     def fresh_seed(self) -> tuple[int, int]:
         """Another at each call, and the same in all processes: they must draw alike."""
@@ -278,6 +285,15 @@ class _PaliGemmaPart(PaliGemmaForConditionalGeneration):
     """The whole model, whose cache has this process's key/value heads."""
 
     cache_config: GemmaConfig
+
+    def find_broken_weight(self) -> str | None:
+        """The first one that any process holds a broken part of: all end alike, or none does."""
+        names = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        own = super().find_broken_weight()
+        place = torch.tensor(len(names) if own is None else names.index(own), device=self.device)
+        with answering():
+            dist.all_reduce(place, dist.ReduceOp.MIN)
+        return names[int(place)] if place < len(names) else None
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         return KVCache(self.cache_config, batch_size, capacity, self.device, self.dtype)

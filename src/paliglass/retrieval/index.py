@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paliglass.contrastive.index import Stamp, stamp
 from paliglass.errors import CheckpointError, PaliglassError, PictureError
-from paliglass.pictures import Picture, count_pdf_pages, load_picture
+from paliglass.pictures import Picture, load_picture, page_numbers
 from paliglass.retrieval.modeling_colpali import ColPaliForRetrieval, late_interaction
 from paliglass.retrieval.processing import ColPaliProcessor
 from paliglass.tensors import open_tensors, read_tensor, save_file
@@ -36,7 +36,7 @@ SHARD = 32  # pages: some 8 MB of ColPali's
 
 @dataclass(frozen=True)
 class Page:
-    """What is found. number: of a PDF's page, from 1; None for a picture."""
+    """What is found. number: of a PDF's or a TIFF's page, from 1; None for a picture."""
 
     file: str
     number: int | None = None
@@ -51,9 +51,8 @@ class Page:
 
 
 def pages_of(file: str) -> list[Page]:
-    """A PDF's pages, or the one that a picture is. Raises PictureError."""
-    count = count_pdf_pages(file)
-    return [Page(file, number) for number in range(1, count + 1)] if count else [Page(file)]
+    """A PDF's pages, a TIFF's, or the one that a picture is. Raises PictureError."""
+    return [Page(file, number) for number in page_numbers(file)] or [Page(file)]
 
 
 @torch.inference_mode()

@@ -252,14 +252,31 @@ class Output:
             is_new = [id not in known for id in ids]
             known.update(ids)
             dropped += is_new.count(False)
-            if not any(is_new):
-                self.system.delete_file(path)
-            elif not all(is_new):
-                with self._reading(path) as file:
-                    table = pq.read_table(file)
-                with self._new(PARTS, os.path.basename(path)) as file:
-                    pq.write_table(table.filter(pa.array(is_new)), file)
+            self._keep(path, PARTS, is_new)
         return dropped
+
+    def forget_errors(self) -> int:
+        """Takes out the rows that are errors, so that a run makes them again; how many went."""
+        errors: set[str] = set()
+        for path in self.part_files():
+            with self._reading(path) as file:
+                table = pq.read_table(file, columns=["id", "error"])
+            errors.update(table.filter(table["error"].is_valid())["id"].to_pylist())
+        # The checkpoint first: killed in between, a row is made for nothing, and none is lost.
+        for folder in (CHECKPOINT, PARTS) if errors else ():
+            for path in self._parquet_files(folder):
+                self._keep(path, folder, [id not in errors for id in self._ids(path)])
+        return len(errors)
+
+    def _keep(self, path: str, folder: str, is_kept: Sequence[bool]) -> None:
+        """Leaves a file some of its rows; without any it goes."""
+        if not any(is_kept):
+            self.system.delete_file(path)
+        elif not all(is_kept):
+            with self._reading(path) as file:
+                table = pq.read_table(file)
+            with self._new(folder, os.path.basename(path)) as file:
+                pq.write_table(table.filter(pa.array(is_kept)), file)
 
     def check(self) -> Summary:
         """Compares parts and manifest. Raises PaliglassError for a row that lacks or is twice."""

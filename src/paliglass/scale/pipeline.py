@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from paliglass.checkpoints.assembly import num_gpus
 from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.scale.annotator import Annotator, Job
@@ -100,7 +101,8 @@ def annotate(
     if next(output.entries(output.committed()), None) is None:
         output.drop_repeated_rows()  # the run that ended may have been killed before it did
         return
-    gpus = _gpus_of_a_worker(job)
+    device = str(job.loading.get("device", "auto"))
+    gpus = num_gpus(device, ray.cluster_resources().get("GPU", 0) > 0)
     if gpus:
         _require("GPUs", "GPU", workers, "one a worker")
     if output.part_files():
@@ -135,12 +137,6 @@ def annotate(
     finally:
         context.checkpoint_config = None
     output.drop_repeated_rows()
-
-
-def _gpus_of_a_worker(job: Job) -> float:
-    device = str(job.loading.get("device", "auto"))
-    has_some = ray.cluster_resources().get("GPU", 0) > 0
-    return 1 if device.startswith("cuda") or (device == "auto" and has_some) else 0
 
 
 def _explained(error: BaseException) -> PaliglassError:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from paliglass.generation import MAX_NEW_TOKENS
+from paliglass.serving.settings import MAX_TEXT
 
 __all__ = [
     "CaptionBody",
@@ -56,6 +57,7 @@ TopK = Annotated[int, Field(ge=1, description="Not OpenAI's: sample among the k 
 Seed = Annotated[int, Field(ge=0)]
 Limit = Annotated[int, Field(ge=1)]
 Stop = Annotated[str, Field(min_length=1)]
+Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1)]
 Special = Annotated[
     bool, Field(description="Not OpenAI's: let <loc0001> and the like in a prompt be tokens.")
@@ -201,7 +203,7 @@ class QueryBody(PictureBody):
         "reasoning": ((False,), "PaliGemma answers at once"),
         "spatial_refs": (([],), "PaliGemma is pointed at nothing"),
     }
-    question: Annotated[str, Field(min_length=1)]
+    question: Words
     stream: bool = False
 
 
@@ -212,14 +214,14 @@ class ObjectBody(PictureBody):
         "stream": ((False,), "boxes come at once"),
         "spatial_refs": (([],), "PaliGemma is pointed at nothing"),
     }
-    object: Annotated[str, Field(min_length=1)]
+    object: Words
 
 
 class SegmentBody(PictureBody):
     """`POST /v1/segment`."""
 
     neutral = {"spatial_refs": (([],), "PaliGemma is pointed at nothing")}
-    object: Annotated[str, Field(min_length=1)]
+    object: Words
     stream: bool = False
 
 

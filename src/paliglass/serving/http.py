@@ -21,17 +21,20 @@ from paliglass.serving.errors import ApiError, as_api_error
 from paliglass.serving.settings import Settings
 
 __all__ = [
+    "BODY_METHODS",
     "OPEN_PATHS",
     "Caller",
     "ClientGoneError",
     "EventStream",
     "Guard",
     "server_event",
+    "too_full",
     "unless_gone",
 ]
 
 T = TypeVar("T")
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # need no key: nothing is told but that
+BODY_METHODS = ("POST", "PUT", "PATCH")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "")
 LINGER_SECONDS = 2.0
 
@@ -41,11 +44,12 @@ class ClientGoneError(Exception):
 
 
 class Caller:
-    """Who asks, and how much: what can be told before a request's body."""
+    """Who asks, and how much: what is told of a request before anything is made of it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._keys = [_digest(key) for key in settings.keys]
+        self._uploading = 0  # bytes of bodies that are being read
 
     def check(self, scope: Scope, headers: Headers) -> None:
         """Raises ApiError for a host or a key that is none of this server's."""
@@ -68,77 +72,25 @@ class Caller:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
 
-    def check_size(self, headers: Headers) -> None:
-        """Raises ApiError where a body is announced that is too long."""
-        announced = headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self.settings.max_body:
-            raise self.too_long()
-
-    def too_long(self) -> ApiError:
-        most = self.settings.max_body
-        return ApiError(413, f"a request may have {most:,} bytes", code="too_large")
-
-
-class Guard:
-    """Refuses what must not get in, before anything of its body is unpacked.
-
-    Host, key, place in line, type and announced size are looked at before the body is read; the
-    body is read whole, within a size and a time, before anything is made of it.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
-        self._caller = Caller(service.settings)
-        self._uploading = 0  # bytes of bodies that are being read
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        begin, status = time.monotonic(), 500
-
-        async def noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            headers = Headers(scope=scope)
-            self._caller.check(scope, headers)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
-                receive = await self._whole_body(headers, receive)
-        except ApiError as error:
-            if scope["method"] == "GET":
-                await error.response()(scope, receive, noted)
-            else:
-                error.headers["Connection"] = "close"
-                await error.response()(scope, receive, self._lingering(receive, noted))
-        except ClientGoneError:
-            return
-        else:
-            await self.app(scope, receive, noted)
-        finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")
-            self.service.metrics.request(path, status, time.monotonic() - begin)
-
-    async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
-        """A `receive` that has the body ready."""
-        settings, engine = self.service.settings, self.service.engine
+    def check_body(self, headers: Headers) -> None:
+        """Raises ApiError where what is announced is no JSON, or too long."""
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise ApiError(415, "send JSON, with Content-Type: application/json")
-        self._caller.check_size(headers)
-        if engine.is_full or self._uploading > 8 * settings.max_body:
-            raise ApiError(
-                429,
-                "the server is full; try again a little later",
-                code="queue_full",
-                headers={"Retry-After": str(engine.retry_after)},
-            )
+        announced = headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > self.settings.max_body:
+            raise self._too_long()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the bodies that are coming take as much memory as they may."""
+        return self._uploading > 8 * self.settings.max_body
+
+    async def read_body(self, receive: Receive) -> bytes:
+        """A body, whole. Raises ApiError for one too long or too slow, and ClientGoneError."""
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(settings.body_seconds):
+            async with asyncio.timeout(self.settings.body_seconds):
                 is_whole = False
                 while not is_whole:
                     message = await receive()
@@ -148,19 +100,21 @@ class Guard:
                     parts.append(part)
                     size += len(part)
                     self._uploading += len(part)
-                    if size > settings.max_body:
-                        raise self._caller.too_long()
+                    if size > self.settings.max_body:
+                        raise self._too_long()
                     is_whole = not message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, "the request took too long to arrive", code="timeout") from None
         finally:
             self._uploading -= size
-        waiting: list[Message] = [{"type": "http.request", "body": b"".join(parts)}]
+        return b"".join(parts)
 
-        async def ready() -> Message:
-            return waiting.pop() if waiting else await receive()
-
-        return ready
+    async def refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers with an error, though the body may not have been read."""
+        if scope["method"] not in BODY_METHODS:
+            return await error.response()(scope, receive, send)
+        error.headers["Connection"] = "close"
+        await error.response()(scope, receive, self._lingering(receive, send))
 
     def _lingering(self, receive: Receive, send: Send) -> Send:
         """A `send` that ends the answer once the client has sent all, or for two seconds has not.
@@ -179,7 +133,7 @@ class Guard:
         return send_and_wait
 
     async def _drain(self, receive: Receive) -> None:
-        left = self.service.settings.max_body
+        left = self.settings.max_body
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while left > 0:
@@ -187,6 +141,73 @@ class Guard:
                     left -= len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body"):
                         return
+
+    def _too_long(self) -> ApiError:
+        most = self.settings.max_body
+        return ApiError(413, f"a request may have {most:,} bytes", code="too_large")
+
+
+def too_full(retry_after: int) -> ApiError:
+    """retry_after: seconds."""
+    return ApiError(
+        429,
+        "the server is full; try again a little later",
+        code="queue_full",
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
+class Guard:
+    """Refuses what must not get in, before anything of its body is unpacked.
+
+    Host, key, place in line, type and announced size are looked at before the body is read; the
+    body is read whole, within a size and a time, before anything is made of it.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
+        self._caller = Caller(service.settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begin, status = time.monotonic(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._caller.check(scope, headers)
+            if scope["method"] in BODY_METHODS:
+                receive = await self._whole_body(headers, receive)
+        except ApiError as error:
+            await self._caller.refuse(error, scope, receive, noted)
+        except ClientGoneError:
+            return
+        else:
+            await self.app(scope, receive, noted)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self.service.metrics.request(path, status, time.monotonic() - begin)
+
+    async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
+        """A `receive` that has the body ready."""
+        engine = self.service.engine
+        self._caller.check_body(headers)
+        if engine.is_full or self._caller.is_full:
+            raise too_full(engine.retry_after)
+        body = await self._caller.read_body(receive)
+        waiting: list[Message] = [{"type": "http.request", "body": body}]
+
+        async def ready() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return ready
 
 
 def _digest(key: str) -> bytes:

@@ -14,6 +14,7 @@ from paliglass.generation import Completion, Request
 from paliglass.pictures import PreparedPicture
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.serving.errors import ApiError, refused
+from paliglass.serving.settings import MAX_TEXT
 from paliglass.tasks.answering import GenerationOptions, Task
 from paliglass.tasks.confidence import raw_score
 from paliglass.tasks.grammar import ObjectGrammar
@@ -71,6 +72,9 @@ def read_chat(
         _, pictures = _read_parts(before.get("content"), f"{field}[{i}].content")
     if not text:
         raise ApiError(400, "the user's turn has no text", param=f"{field}[{last}].content")
+    if len(text) > MAX_TEXT:
+        why = f"the user's turn has {len(text):,} characters; at most {MAX_TEXT:,} are read"
+        raise ApiError(400, why, param=f"{field}[{last}].content")
     if not pictures:
         raise ApiError(
             400,

@@ -21,6 +21,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,18 +35,20 @@ from starlette.datastructures import Headers
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
+from paliglass.checkpoints.assembly import num_gpus
 from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.serving.app import create_app
 from paliglass.serving.errors import ApiError
-from paliglass.serving.http import Caller
+from paliglass.serving.http import BODY_METHODS, Caller, ClientGoneError, too_full
 from paliglass.serving.options import ServerOptions
 from paliglass.serving.settings import Settings
 
 __all__ = ["app", "application", "serve_replicas"]
 
 TRIES = 4  # replicas that a request is brought to before it gets 503
-RETRY_AFTER = {"Retry-After": "5"}
+RETRY_SECONDS = 5
+GRACE_SECONDS = 15.0  # beyond a replica's own --timeout
 # Of a request's scope: all that is plain data, and so can be sent to a replica.
 _SCOPE = (
     *("type", "http_version", "method", "scheme", "path", "raw_path", "root_path"),
@@ -104,41 +107,32 @@ class Replica:
             task.cancel()
 
 
-@serve.deployment(max_ongoing_requests=10_000)
-@serve.ingress()
-class Front:
+class Relay:
     """Brings requests to replicas, and again to others where one dies."""
 
     def __init__(self, replicas: Any, settings: Settings) -> None:
         self.replicas, self.settings = replicas.options(stream=True), settings
         self.caller = Caller(settings)
 
-    def __serve_build_asgi_app__(self) -> Router:
-        return Router(default=self._answer)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
+        body = b""
         try:
             self.caller.check(scope, headers)
-            self.caller.check_size(headers)
+            if scope["method"] in BODY_METHODS:
+                self.caller.check_body(headers)
+                if self.caller.is_full:
+                    raise too_full(RETRY_SECONDS)
+                body = await self.caller.read_body(receive)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await self.caller.refuse(error, scope, receive, send)
             return
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.settings.max_body:
-                await self.caller.too_long().response()(scope, receive, send)
-                return
+        except ClientGoneError:
+            return
         plain = {name: scope[name] for name in _SCOPE if name in scope}
-        answer = asyncio.ensure_future(self._forward(plain, bytes(body), receive, send))
+        answer = asyncio.ensure_future(self._forward(plain, body, receive, send))
         hangup = asyncio.ensure_future(_hangup(receive))
         try:
             await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
@@ -158,7 +152,7 @@ class Front:
             has_begun = False
             answers = self.replicas.ask.remote(scope, body)
             try:
-                async for messages in answers:
+                async for messages in self._in_time(answers):
                     for message in messages:
                         if message["type"] == "http.response.start":
                             start = message  # kept until there is something behind it
@@ -169,13 +163,15 @@ class Front:
                         await send(message)
                 return
             except BackPressureError:
-                error = ApiError(
-                    429,
-                    "the replicas are full; try again a little later",
-                    code="queue_full",
-                    headers=RETRY_AFTER,
-                )
-                await error.response()(scope, receive, send)
+                await too_full(RETRY_SECONDS).response()(scope, receive, send)
+                return
+            except TimeoutError:
+                answers.cancel()
+                if has_begun:
+                    await send(_broken_off())
+                    return
+                late = ApiError(504, "no replica answered in time", code="timeout")
+                await late.response()(scope, receive, send)
                 return
             except (RayActorError, DeploymentUnavailableError):
                 if has_begun:
@@ -185,9 +181,33 @@ class Front:
                 answers.cancel()
                 raise
         error = ApiError(
-            503, "no replica lived to answer; try again", code="not_ready", headers=RETRY_AFTER
+            503,
+            "no replica lived to answer; try again",
+            code="not_ready",
+            headers={"Retry-After": str(RETRY_SECONDS)},
         )
         await error.response()(scope, receive, send)
+
+    async def _in_time(self, answers: AsyncIterator[list[Message]]) -> AsyncIterator[list[Message]]:
+        """The same. Raises TimeoutError where a replica has long had to say something."""
+        coming = aiter(answers)
+        with suppress(StopAsyncIteration):
+            while True:
+                async with asyncio.timeout(self.settings.timeout + GRACE_SECONDS):
+                    messages = await anext(coming)
+                yield messages
+
+
+@serve.deployment(max_ongoing_requests=10_000)
+@serve.ingress()
+class Front:
+    """A `Relay` behind Ray's proxy."""
+
+    def __init__(self, replicas: Any, settings: Settings) -> None:
+        self.relay = Relay(replicas, settings)
+
+    def __serve_build_asgi_app__(self) -> Router:
+        return Router(default=self.relay)
 
 
 async def _hangup(receive: Receive) -> None:
@@ -225,10 +245,12 @@ def application(options: ServerOptions, max_replicas: int = 4) -> serve.Applicat
     replica that is to come, and more are told 429.
     """
     places = options.max_batch + options.max_queue
+    there_are_gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     replica = Replica.options(  # type: ignore[attr-defined]
         max_ongoing_requests=places,
         max_queued_requests=places,
-        ray_actor_options={"num_gpus": _gpus(options.device)},
+        # So that Ray gives each its own.
+        ray_actor_options={"num_gpus": num_gpus(options.device, there_are_gpus)},
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": max_replicas,
@@ -236,12 +258,6 @@ def application(options: ServerOptions, max_replicas: int = 4) -> serve.Applicat
         },
     )
     return Front.bind(replica.bind(options), options.settings)  # type: ignore[attr-defined]
-
-
-def _gpus(device: str) -> int:
-    """Of a replica, so that Ray gives each its own: if it asks for one, or the cluster has some."""
-    has_some = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
-    return int(device.startswith("cuda") or (device == "auto" and has_some))
 
 
 def serve_replicas(

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Settings"]
+__all__ = ["MAX_TEXT", "Settings"]
+
+MAX_TEXT = 50_000
+"""Characters of a prompt, or of all choices: words cost time before their number is known, and no
+PaliGemma reads more than 8,192 tokens."""
 
 
 @dataclass(frozen=True)

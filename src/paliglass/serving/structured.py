@@ -22,6 +22,7 @@ from typing import Any
 from paliglass.model import PaliGemma
 from paliglass.serving.errors import ApiError, refused
 from paliglass.serving.prompts import Chat, PromptTask
+from paliglass.serving.settings import MAX_TEXT
 from paliglass.tasks.answering import Task, WordTask
 from paliglass.tasks.grammar import ChoiceGrammar, NumberGrammar
 from paliglass.tasks.results import Detection
@@ -103,7 +104,8 @@ class _Reader:
         prompt = self.chat.prompt
         if "enum" in schema:
             self._only(schema, place, "type", "enum")
-            texts = {v if isinstance(v, str) else _json(v): v for v in schema["enum"]}
+            values = self._listed(schema["enum"], place)
+            texts = {v if isinstance(v, str) else _json(v): v for v in values}
             return self._choice(texts)
         if kind == "boolean":
             self._only(schema, place, "type")
@@ -117,6 +119,14 @@ class _Reader:
         if kind == "array":
             return self._objects(schema, place)
         raise refused(f"{self.field}.{place}", f"a value of type {kind!r} is no answer to a task")
+
+    def _listed(self, values: Any, place: str) -> list[Any]:
+        """An enum's values. Raises ApiError."""
+        if not isinstance(values, list) or not values:
+            raise refused(f"{self.field}.{place}.enum", "it is a list of values")
+        if sum(len(_json(value)) for value in values) > MAX_TEXT:
+            raise refused(f"{self.field}.{place}.enum", f"it has more than {MAX_TEXT:,} characters")
+        return values
 
     def _choice(self, texts: Mapping[str, Any]) -> tuple[Make, Value, bool]:
         def make(model: PaliGemma) -> Task[Any]:
@@ -142,7 +152,9 @@ class _Reader:
             if name in ("label", "name", "class"):
                 self._only(found, part, "type", "enum", "const")
                 names = found.get("enum", [found["const"]] if "const" in found else None)
-                if names is not None and not all(isinstance(n, str) and n.strip() for n in names):
+                if names is not None and not all(
+                    isinstance(n, str) and n.strip() for n in self._listed(names, part)
+                ):
                     raise refused(f"{self.field}.{part}.enum", "labels are words")
                 labels, writers[name] = names, lambda d: d.label
             elif name in BOXES:

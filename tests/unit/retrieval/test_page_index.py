@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -198,6 +199,22 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_work(tmp_path: Path
     assert counted.batches == []
 
 
+def test_a_tiff_is_its_pages_without_their_small_copies(tmp_path: Path) -> None:
+    file = str(tmp_path / "a.tif")
+    with AppendingTiffWriter(file, new=True) as writer:
+        for colour, kind in (("red", 0), ("red", 1), ("lime", 0), ("blue", 0)):
+            page = Image.new("RGB", (40, 30), colour)
+            page.save(writer, format="TIFF", tiffinfo={254: kind})
+            writer.newFrame()
+    pages = pages_of(file)
+    assert [str(page) for page in pages] == [f"{file}#{number}" for number in (1, 3, 4)]
+    centres = [page.open().getpixel((20, 20)) for page in pages]
+    assert [int(np.argmax(pixel)) for pixel in centres] == [0, 1, 2]
+    Path(file).write_bytes(Path(file).read_bytes()[:200])
+    with pytest.raises(PictureError, match=r"a\.tif: "):
+        pages_of(file)[0].open()
+
+
 def test_a_pdf_is_its_pages(tmp_path: Path) -> None:
     pytest.importorskip("pypdfium2")
     colours = ("red", "lime", "blue")
@@ -211,6 +228,9 @@ def test_a_pdf_is_its_pages(tmp_path: Path) -> None:
     png = str(tmp_path / "a.png")
     first.save(png)
     assert pages_of(png) == [Page(png)]
+    tiff = str(tmp_path / "a.tiff")
+    first.save(tiff)
+    assert pages_of(tiff) == [Page(tiff)]
     Path(file).write_bytes(b"%PDF-1.4 and no more")
     with pytest.raises(PictureError, match=r"a\.pdf: cannot be read"):
         pages_of(file)
