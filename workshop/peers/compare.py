@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -242,8 +243,7 @@ def python_between_tokens(pictures: int = 20) -> dict[str, Ratio]:
         run_team(team, *arguments)
         inside += time.perf_counter() - start
 
-    Team.run = timed  # type: ignore[method-assign]
-    try:
+    with patch.object(Team, "run", timed):
         for number in range(pictures):
             noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
             request = Request("caption en", [model.processor.prepare(Image.fromarray(noise))])
@@ -253,8 +253,6 @@ def python_between_tokens(pictures: int = 20) -> dict[str, Ratio]:
                 if before is not None:
                     beyond.append(now - before - inside)
                 before, inside = now, 0.0
-    finally:
-        Team.run = run_team  # type: ignore[method-assign]
     return {"Python between two tokens": Ratio(1e3 * statistics.median(beyond), 0.5, True, "ms")}
 
 
