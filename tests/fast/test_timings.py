@@ -23,17 +23,16 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_load_keeps_what_it_measured_and_chose() -> None:
-    assert recall(CONFIG, HALF) is None
+    assert recall(CONFIG) is None
     assert not any("at the last load" in line for line in explain(HALF, "int8", CONFIG))
     model = tiny_model().to(HALF)
     accelerate(model, "int8")
-    found = recall(CONFIG, HALF)
+    found = recall(CONFIG)
     assert found is not None
     assert min(found.modules_ms, found.compiled_ms) > 0
     assert found.is_compiled_faster == isinstance(model, CompiledPaliGemma)
     assert str(found) in explain(HALF, "int8", CONFIG)
-    assert recall(CONFIG, torch.float32) is None
-    assert recall(tiny_config(intermediate_size=80).text_config, HALF) is None
+    assert recall(tiny_config(intermediate_size=80).text_config) is None
 
 
 def test_both_choices_are_told_with_their_times() -> None:
@@ -44,15 +43,15 @@ def test_both_choices_are_told_with_their_times() -> None:
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"modules_ms": "much"}', '{"other": 1}'])
 def test_a_damaged_file_tells_nothing(damage: str, cache: Path) -> None:
-    remember(CONFIG, HALF, LayerTimes(2.0, 1.0))
-    assert recall(CONFIG, HALF) == LayerTimes(2.0, 1.0)
+    remember(CONFIG, LayerTimes(2.0, 1.0))
+    assert recall(CONFIG) == LayerTimes(2.0, 1.0)
     [path] = cache.iterdir()
     path.write_text(damage)
-    assert recall(CONFIG, HALF) is None
+    assert recall(CONFIG) is None
 
 
 def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PALIGLASS_CACHE", str(tmp_path / "file" / "cache"))
-    remember(CONFIG, HALF, LayerTimes(2.0, 1.0))
-    assert recall(CONFIG, HALF) is None
+    remember(CONFIG, LayerTimes(2.0, 1.0))
+    assert recall(CONFIG) is None

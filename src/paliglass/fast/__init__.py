@@ -117,7 +117,7 @@ def explain(
     if quantize is not None:
         measured = None
         if quantize == "int8" and config is not None and matrix.is_available():
-            measured = timings.recall(config, dtype)
+            measured = timings.recall(config)
         return quantized.explain(quantize, measured)
     if not widened.has_kernel(dtype):
         return [

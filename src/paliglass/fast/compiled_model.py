@@ -135,7 +135,7 @@ def _is_faster(
                 own.append(time.perf_counter() - start)
     by_modules, by_code = (1e3 * statistics.median(times[step]) for step in (plain, compiled))
     found = LayerTimes(by_modules, by_code)
-    remember(config, dtype, found)
+    remember(config, found)
     return found.is_compiled_faster
 
 

@@ -42,19 +42,19 @@ class LayerTimes:
         )
 
 
-def remember(config: GemmaConfig, dtype: torch.dtype, times: LayerTimes) -> None:
+def remember(config: GemmaConfig, times: LayerTimes) -> None:
     """Keeps what was measured of a layer of this shape. A full disk, or none to write to, is no
     error: then it is not told.
     """
-    path = _place(config, dtype)
+    path = _place(config)
     if path is not None:
         with suppress(OSError, PaliglassError):
             write_json(path, asdict(times))
 
 
-def recall(config: GemmaConfig, dtype: torch.dtype) -> LayerTimes | None:
+def recall(config: GemmaConfig) -> LayerTimes | None:
     """What was measured last, on this processor with as many threads; None if nothing was."""
-    path = _place(config, dtype)
+    path = _place(config)
     if path is None:
         return None
     with suppress(PaliglassError, TypeError, ValueError):
@@ -63,12 +63,12 @@ def recall(config: GemmaConfig, dtype: torch.dtype) -> LayerTimes | None:
     return None
 
 
-def _place(config: GemmaConfig, dtype: torch.dtype) -> Path | None:
+def _place(config: GemmaConfig) -> Path | None:
     folder = cache_folder()
     if folder is None:
         return None
     shape = {name: value for name, value in asdict(config).items() if name in _SHAPE}
-    about = json.dumps([source_key(), shape, str(dtype), torch.get_num_threads()])
+    about = json.dumps([source_key(), shape, torch.get_num_threads()])
     return folder / f"layer-{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
 
 
