@@ -1,6 +1,7 @@
-"""What int4 costs in quality, and which matrices should stay int8: mini's answers once more.
+"""What int4 costs in quality, and which matrices should stay int8: a model's answers once more.
 
     python -m workshop.int4_quality --scenes 50
+    python -m workshop.int4_quality --model FOLDER --way int8 --way "int4; int8 tower"
 
 As in `workshop.int8_quality`, the bfloat16 model's greedy answers go through models whose matrices
 are packed, by the compiled kernels; the share of tokens that stay the same is printed for each way
@@ -21,7 +22,7 @@ from paliglass import PaliGemma, load
 from paliglass.evaluation.judge import answer
 from paliglass.fast.matrix import PackedMatrix, integers, multiply, quantize
 from workshop.commands import CACHE, WorldCache, run
-from workshop.int8_quality import agreement
+from workshop.int8_quality import ModelName, agreement, tell_agreement
 from workshop.scene_scores import questions_of
 from workshop.world import World
 
@@ -84,6 +85,8 @@ WAYS: dict[str, Bits] = {
     "int4; int8 tower, head, attention": int8_in(*VISION, HEAD, "self_attn"),
     "int4; int8 tower, head, values and outputs": int8_in(*VISION, HEAD, "v_proj", "o_proj"),
     "int4; int8 tower, head, down": int8_in(*VISION, HEAD, "down_proj"),
+    "int4; int8 tower, first layer, attention": int8_in(*VISION, *layers(0), "self_attn"),
+    "int4; int8 head, first layer, attention": int8_in(HEAD, *layers(0), "self_attn"),
     "int4; int8 tower, head, first layer, attention": int8_in(
         *VISION, HEAD, *layers(0), "self_attn"
     ),
@@ -92,19 +95,24 @@ WAYS: dict[str, Bits] = {
 
 @torch.inference_mode()
 def int4_quality(
+    model: ModelName = "mini",
+    way: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of sharing out the bits; all by default: {'; or '.join(WAYS)}."),
+    ] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Of the test split.")] = 50,
     world_cache: WorldCache = CACHE,
 ) -> None:
-    """Measure what int4 costs in quality, and which matrices should stay int8: mini's answers."""
-    plain = load("mini", device="cpu", dtype="bfloat16")
+    """Measure what int4 costs in quality, and which matrices should stay int8."""
+    unknown = [name for name in way or () if name not in WAYS]
+    if unknown:
+        raise typer.BadParameter(f"--way {unknown[0]!r} is none of {', '.join(map(repr, WAYS))}")
+    plain = load(model, device="cpu", dtype="bfloat16")
     world = World(world_cache, "test", 1, 128, codec=plain.mask_codec)
     cases = answer(plain, list(questions_of(world, "test", scenes, 8)), free=True)
-    others = {"float32": load("mini", device="cpu", dtype="float32")}
-    others |= {name: with_bits(plain, bits) for name, bits in WAYS.items()}
-    for name, agreed in agreement(plain, others, cases).items():
-        same, count = (sum(column) for column in zip(*agreed.values(), strict=True))
-        tasks = ", ".join(f"{task} {a / b:.3f} of {b}" for task, (a, b) in agreed.items())
-        print(f"{name}: {same / count:.4f} of {count} ({tasks})")
+    others = {"float32": load(model, device="cpu", dtype="float32")}
+    others |= {name: with_bits(plain, WAYS[name]) for name in way or WAYS}
+    tell_agreement(agreement(plain, others, cases))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Writes a checkpoint of a published size with random weights, in the transformers layout.
 
     python -m workshop.random_checkpoint paligemma-3b-224 /path/to/folder
+    python -m workshop.random_checkpoint paligemma-3b-224 /path/to/folder --divide 3
 
 For timing and parity at full size without the gated weights. One tensor is made at a time, so the
-model is never held in memory: peak use is that of the largest tensor.
+model is never held in memory: peak use is that of the largest tensor. `--divide` takes so many
+times fewer layers and words: matrices keep their shapes and their share of the work, so that
+engines can be compared with each other where the whole model does not fit several times.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +24,7 @@ import typer
 from paliglass.checkpoints.assembly import expected_shapes, skeleton
 from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.saving import new_folder
-from paliglass.config import PRESETS
+from paliglass.config import PRESETS, PaliGemmaConfig
 from paliglass.files import write_json
 from workshop.commands import run
 
@@ -36,16 +40,33 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> t
     return torch.randn(shape, generator=generator) / math.sqrt(fan_in)
 
 
+def divided(config: PaliGemmaConfig, parts: int) -> PaliGemmaConfig:
+    """The same widths with so many times fewer layers and words."""
+    text, vision = config.text_config, config.vision_config
+    words = max(1, round(text.vocab_size / parts / 64)) * 64
+    return replace(
+        config,
+        image_token_index=min(config.image_token_index, words - 1),
+        text_config=replace(
+            text, num_hidden_layers=-(-text.num_hidden_layers // parts), vocab_size=words
+        ),
+        vision_config=replace(vision, num_hidden_layers=-(-vision.num_hidden_layers // parts)),
+    )
+
+
 def random_checkpoint(
     preset: Annotated[str, typer.Argument(help=f"One of {', '.join(sorted(PRESETS))}.")],
     folder: Annotated[Path, typer.Argument(help="The new folder.")],
     dtype: Annotated[Literal["bfloat16", "float32"], typer.Option()] = "bfloat16",
+    divide: Annotated[
+        int, typer.Option(min=1, help="So many times fewer layers and words, of equal widths.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Write a checkpoint of a published size with random weights, in transformers' layout."""
     if preset not in PRESETS:
         raise typer.BadParameter(f"{preset} is none of {', '.join(sorted(PRESETS))}")
-    config = PRESETS[preset]
+    config = PRESETS[preset] if divide == 1 else divided(PRESETS[preset], divide)
     torch_dtype, code = DTYPES[dtype]
     shapes = expected_shapes(skeleton(config))
 

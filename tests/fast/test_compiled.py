@@ -34,7 +34,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     library()
     folder = cache_folder()
     assert folder is not None
-    known = compiled._read(folder / f"kernels-{compiled._key()}.o")
+    known = compiled._read(folder / f"kernels-{compiled.source_key()}.o")
     assert known is not None
     monkeypatch.setenv("PALIGLASS_CACHE", str(tmp_path / "cache"))
     made: list[int] = []

@@ -1,4 +1,4 @@
-"""How fast and how large: paliglass beside transformers and llama.cpp, in turn in one run.
+"""How fast and how large: paliglass beside transformers, llama.cpp and OpenVINO, in one run.
 
 python -m workshop.peers checkpoint-3b --markdown --chart docs/bench.svg
 """

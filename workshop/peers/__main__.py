@@ -1,9 +1,10 @@
-"""`python -m workshop.peers`: speed and memory beside transformers and llama.cpp."""
+"""`python -m workshop.peers`: speed and memory beside transformers, llama.cpp, OpenVINO."""
 
 from __future__ import annotations
 
 import json as json_text
 import os
+import platform
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,15 @@ from paliglass.files import write_whole
 from paliglass.inspect.bench import machine_limits
 from workshop.commands import run
 from workshop.peers.chart import to_svg
-from workshop.peers.compare import ENGINES, compare, ratios, shares, start_up
+from workshop.peers.compare import (
+    ENGINES,
+    compare,
+    python_between_tokens,
+    ratios,
+    saved_loads,
+    shares,
+    start_up,
+)
 
 HEADS = {
     "load_s": "load, s",
@@ -37,7 +46,7 @@ def peers(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One of {', '.join(map(repr, ENGINES))}; all by default, the last two where they "
+            help=f"One of {', '.join(map(repr, ENGINES))}; all by default, the peers' where they "
             "are installed."
         ),
     ] = None,
@@ -46,13 +55,16 @@ def peers(
     threads: Annotated[
         int, typer.Option(min=1, help="Of each engine; all cores by default.")
     ] = os.cpu_count() or 1,
+    busy: Annotated[
+        int, typer.Option(min=0, help="Busy loops beside the rounds, as on a shared machine.")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
     chart: Annotated[
         Path | None, typer.Option(dir_okay=False, help="An SVG of the figures to write.")
     ] = None,
 ) -> None:
-    """Measure speed and memory beside transformers and llama.cpp, in turn in one run.
+    """Measure speed and memory beside transformers, llama.cpp and OpenVINO, in turn in one run.
 
     Every engine answers about one picture of noise, greedily, in a process of its own. Figures are
     medians. Ratios have targets, which are those of the 3B model at 224 pixels on a processor with
@@ -65,14 +77,18 @@ def peers(
     folder = locate(model)
     tell("measuring the machine")
     limits = machine_limits(threads)
-    found, missing = compare(folder, engine or ENGINES, rounds, tokens, threads, tell)
+    found, missing = compare(folder, engine or ENGINES, rounds, tokens, threads, tell, busy)
     if not found:
         tell("")
         reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
         raise PaliglassError(f"no engine ran ({reasons})")
-    tell("starting cold")
-    figures = {**ratios(found), **start_up()}
     reached = shares(found, folder, limits)
+    figures = ratios(found, reached)
+    if not engine:
+        tell("loading what is quantized already")
+        figures |= saved_loads(folder, threads)
+    tell("starting cold")
+    figures |= {**python_between_tokens(), **start_up()}
     engines = {name: measured.to_dict() | reached[name] for name, measured in found.items()}
     tell("")
     if chart is not None:
@@ -81,6 +97,8 @@ def peers(
         result = {
             "model": model,
             "threads": threads,
+            "busy": busy,
+            "processor": processor(),
             "machine": limits,
             "engines": engines,
             "ratios": {name: ratio.to_dict() for name, ratio in figures.items()},
@@ -99,9 +117,23 @@ def peers(
         met = "yes" if ratio.met else "no"
         rows.append([name, f"{ratio.value:.2f}{unit}", f"{told['target']}{unit}", met])
     _print(rows, markdown)
+    print(f"{processor()}, {threads} threads, {busy} busy loops beside the rounds")
     print("this machine: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in limits.items()))
     for name, why in missing.items():
         print(f"{name}: left out ({why})")
+
+
+def processor() -> str:
+    """Its name, as the system tells it."""
+    about = Path("/proc/cpuinfo")
+    if not about.is_file():
+        return platform.processor() or platform.machine()
+    lines = dict(line.split(":", 1) for line in about.read_text().splitlines() if ":" in line)
+    found = {key.strip(): value.strip() for key, value in lines.items()}
+    name = found.get("model name", platform.machine())
+    # Machines in clouds leave a name's number out.
+    kind = [f"{key} {found[key]}" for key in ("cpu family", "model") if key in found]
+    return f"{name} ({', '.join(kind)})" if kind else name
 
 
 def _print(rows: list[list[str]], markdown: bool) -> None:

@@ -18,7 +18,8 @@ WIDTH, NAMES, ROW, BAR, HEAD = 720, 150, 26, 16, 40
 def to_svg(title: str, found: Mapping[str, Measured]) -> str:
     """Three panels of bars, an engine a row; the first engine's bars stand out."""
     figures = {name: engine.to_dict() for name, engine in found.items()}
-    height = 44 + len(PANELS) * (HEAD + ROW * len(figures)) + 10
+    bars = sum(what in values for what in PANELS for values in figures.values())
+    height = 44 + len(PANELS) * HEAD + ROW * bars + 10
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" font-family="system-ui, sans-serif" font-size="13">',
@@ -34,8 +35,10 @@ def to_svg(title: str, found: Mapping[str, Measured]) -> str:
             f'<tspan class="soft" font-weight="400">{note}</tspan></text>'
         )
         top += HEAD
-        largest = max(values[what] for values in figures.values())
+        largest = max(values.get(what, 0.0) for values in figures.values())
         for engine, values in figures.items():
+            if what not in values:  # of an engine that reads prompts alone
+                continue
             width = (WIDTH - NAMES - 90) * values[what] / largest
             kind = "ours" if engine.startswith("paliglass") else "bar"
             parts.append(

@@ -1,6 +1,7 @@
 """The peers' engines, each in a process of its own that answers JSON lines (`inspect.bench`).
 
 python -m workshop.peers.engines transformers FOLDER THREADS
+python -m workshop.peers.engines "OpenVINO int8" FOLDER THREADS
 python -m workshop.peers.engines "llama.cpp Q8_0" FOLDER THREADS GGUF
 """
 
@@ -13,7 +14,8 @@ from typing import Any
 
 from paliglass.inspect.bench import PROMPT_TOKENS, Answer, noise_batch, serve
 
-TRANSFORMERS, LLAMA = "transformers", "llama.cpp Q8_0"
+TRANSFORMERS, OPENVINO = "transformers", "OpenVINO int8"
+LLAMAS = {"llama.cpp Q8_0": "Q8_0", "llama.cpp Q4_0": "Q4_0"}  # and their forms of GGUF
 
 
 def _transformers(folder: Path) -> Answer:
@@ -81,7 +83,11 @@ def load_engine(name: str, folder: Path, threads: int, gguf: Path | None = None)
 
     gguf: the decoder's file for llama.cpp, which `write_gguf` made.
     """
-    if name == LLAMA:
+    if name == OPENVINO:
+        from workshop.peers.openvino_decoder import load_prompts
+
+        return load_prompts(folder, threads)
+    if name in LLAMAS:
         if gguf is None:
             raise ValueError("llama.cpp needs the decoder as GGUF")
         return _llama(folder, threads, gguf)

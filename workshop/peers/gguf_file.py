@@ -1,4 +1,4 @@
-"""A checkpoint's Gemma decoder as GGUF, in Q8_0: what llama.cpp reads."""
+"""A checkpoint's Gemma decoder as GGUF, in Q8_0 or Q4_0: what llama.cpp reads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from paliglass.checkpoints.layouts import HEAD
 from paliglass.errors import PaliglassError
 
 DECODER = "language_model.model."
+TABLE = "token_embd.weight"
 _NAMES = {
-    "embed_tokens.weight": "token_embd.weight",
+    "embed_tokens.weight": TABLE,
     "norm.weight": "output_norm.weight",
 }
 _LAYER_NAMES = {
@@ -37,9 +38,11 @@ def gguf_name(name: str) -> str:
     return f"blk.{found[1]}.{_LAYER_NAMES[found[2]]}.weight"
 
 
-def write_gguf(folder: Path, path: Path) -> None:
-    """Writes the decoder of a checkpoint's folder to `path`.
+def write_gguf(folder: Path, path: Path, form: str = "Q8_0") -> None:
+    """Writes the decoder of a checkpoint's folder to `path`, its matrices in a form of GGUF.
 
+    form: "Q8_0", or "Q4_0", of which the table, which is the head too, is Q6_K in llama.cpp's own
+    files and Q8_0 here: of Q6_K the `gguf` package writes none.
     Its vocabulary has no words, only numbers: it is for measuring. Raises PaliglassError for a
     Gemma 2 decoder, ImportError without the `gguf` package.
     """
@@ -59,7 +62,7 @@ def write_gguf(folder: Path, path: Path) -> None:
     writer.add_key_length(text.head_dim)
     writer.add_value_length(text.head_dim)
     writer.add_layer_norm_rms_eps(text.rms_norm_eps)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{form}"])
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"<{number}>" for number in range(text.vocab_size)])
     writer.add_token_scores([0.0] * text.vocab_size)
@@ -71,7 +74,7 @@ def write_gguf(folder: Path, path: Path) -> None:
         if numbers.ndim == 1:  # llama.cpp keeps 1 + the norms' weights
             writer.add_tensor(target, numbers + np.float32(1))
             continue
-        kind = gguf.GGMLQuantizationType.Q8_0
+        kind = gguf.GGMLQuantizationType["Q8_0" if target == TABLE else form]
         writer.add_tensor(target, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

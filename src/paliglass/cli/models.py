@@ -16,6 +16,7 @@ from paliglass.cli.tables import print_table
 from paliglass.errors import printable
 
 if TYPE_CHECKING:
+    from paliglass.config import GemmaConfig
     from paliglass.inspect.info import ModelInfo
     from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.recipes import Part
@@ -44,7 +45,7 @@ def info(
     found = read_info(model)
     if things:
         return _tell_things(found, model, json)
-    here = _on_this_processor()
+    here = _on_this_processor(found.config.text_config)
     plans = _training_plans(found, rows) if training else {}
     if json:
         told = {"model": model, **found.to_dict(), "on_this_processor": here}
@@ -81,14 +82,14 @@ WAYS: dict[str, tuple[Part, int]] = {
 GPUS = (1, 2, 4, 8)
 
 
-def _on_this_processor() -> dict[str, list[str]]:
+def _on_this_processor(config: GemmaConfig) -> dict[str, list[str]]:
     """What speed there is in each form of the weights."""
     import torch
 
     from paliglass.fast import METHODS, explain
 
     told = {"bfloat16": explain(torch.bfloat16)}
-    return told | {method: explain(torch.bfloat16, method) for method in METHODS}
+    return told | {method: explain(torch.bfloat16, method, config) for method in METHODS}
 
 
 def _training_plans(info: ModelInfo, rows: int) -> dict[str, dict[int, MemoryPlan]]:

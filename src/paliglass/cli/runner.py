@@ -76,7 +76,9 @@ def load_model(
     if level() == "verbose":
         from paliglass.fast import explain
 
-        for line in [*repr(model).splitlines(), *explain(model.model.dtype, run.quantize)]:
+        config = model.model.config.text_config
+        told = explain(model.model.dtype, run.quantize, config)
+        for line in [*repr(model).splitlines(), *told]:
             detail(line)
     return model
 

@@ -14,6 +14,7 @@ that it replaces.
     compiled_model.py        decoding in int8 and int4 as one compiled function (extra `fast`)
     matrix.py decode.py      what calls compiled functions; threads.py runs them, compiled.py keeps
                              them, and their source is kernels.py, step.py and instructions.py
+    timings.py               what was measured at load, for `explain`
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from paliglass.config import GemmaConfig
 from paliglass.errors import PaliglassError
 from paliglass.fast import (
     attention,
@@ -31,6 +33,7 @@ from paliglass.fast import (
     matrix,
     packed,
     quantized,
+    timings,
     widened,
 )
 from paliglass.fast.int4 import Int4Linear
@@ -104,10 +107,18 @@ def multiplies_bfloat16() -> bool:
     return packed.can_pack()
 
 
-def explain(dtype: torch.dtype, quantize: str | None = None) -> list[str]:
-    """What `accelerate` does for a model in this dtype on this processor, and why: a line each."""
+def explain(
+    dtype: torch.dtype, quantize: str | None = None, config: GemmaConfig | None = None
+) -> list[str]:
+    """What `accelerate` does for a model in this dtype on this processor, and why: a line each.
+
+    config: the decoder's, to also tell what was measured when one of its shape was loaded last.
+    """
     if quantize is not None:
-        return quantized.explain(quantize)
+        measured = None
+        if quantize == "int8" and config is not None and matrix.is_available():
+            measured = timings.recall(config)
+        return quantized.explain(quantize, measured)
     if not widened.has_kernel(dtype):
         return [
             f"matrices stay {str(dtype).removeprefix('torch.')} and are widened to float32 a few "

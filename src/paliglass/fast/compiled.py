@@ -88,7 +88,7 @@ def is_kept() -> bool:
 
 def _place() -> Path | None:
     folder = cache_folder()
-    return None if folder is None else folder / f"kernels-{_key()}.o"
+    return None if folder is None else folder / f"kernels-{source_key()}.o"
 
 
 def cache_folder() -> Path | None:
@@ -111,7 +111,7 @@ def _is_ours_alone(about: os.stat_result) -> bool:
     return about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _key() -> str:
+def source_key() -> str:
     """A hash of all that the machine code depends on."""
     from paliglass.fast.processor import cpu_name, features
 

@@ -18,6 +18,7 @@ from paliglass.fast.decode import Decoder, fits
 from paliglass.fast.int4 import Int4Linear
 from paliglass.fast.int8 import Int8Linear
 from paliglass.fast.matrix import KINDS, PackedMatrix, is_available
+from paliglass.fast.timings import LayerTimes, remember
 from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.masks import cached_mask
 from paliglass.layers.rope import rotary_cos_sin
@@ -104,7 +105,10 @@ def _is_faster(
     norms: dict[str, Tensor],
     dtype: torch.dtype,
 ) -> bool:
-    """Whether a token gets through the first layer sooner compiled: a few steps each, in turn."""
+    """Whether a token gets through the first layer sooner compiled: a few steps each, in turn.
+
+    What was measured is kept for `explain`.
+    """
     config = with_changes(decoder.config, num_hidden_layers=1)
     layer, one = decoder.layers[0], Decoder(config, matrices, norms, dtype)
     assert isinstance(layer, GemmaDecoderLayer)
@@ -129,7 +133,10 @@ def _is_faster(
                 start = time.perf_counter()
                 step()
                 own.append(time.perf_counter() - start)
-    return statistics.median(times[compiled]) < statistics.median(times[plain])
+    by_modules, by_code = (1e3 * statistics.median(times[step]) for step in (plain, compiled))
+    found = LayerTimes(by_modules, by_code)
+    remember(config, found)
+    return found.is_compiled_faster
 
 
 STEPS = 5

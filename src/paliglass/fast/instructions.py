@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -146,9 +147,10 @@ def _exp(b: Builder, x: Value) -> Value:
     return b.fmul(p, b.bitcast(b.shl(power, _constant(I32, lanes, 23)), _vector(F32, lanes)))
 
 
-def _instruction(
-    emit: Callable[[Builder, Sequence[Value]], Value], result: Any = types.void
-) -> Callable[..., Any]:
+Emit = Callable[[Builder, Sequence[Value]], Value]  # writes an instruction's IR into its caller
+
+
+def _instruction(emit: Emit, result: Any = types.void) -> Callable[..., Any]:
     """A function for compiled code, of one tuple; `emit` writes what it does.
 
     Every argument is an int64, save the float32 that are named so.
@@ -163,6 +165,37 @@ def _instruction(
         return result(arguments), generate
 
     return function
+
+
+def _switch(cases: Mapping[int, Emit], result: Any = types.void) -> Callable[..., Any]:
+    """An instruction whose first argument says which of some it is: one of `cases`."""
+
+    def emit(b: Builder, arguments: Sequence[Value]) -> Value:
+        case, *others = arguments
+        after, none = b.append_basic_block("after"), b.append_basic_block("none")
+        switch, found = b.switch(case, none), []
+        for number, emit_case in cases.items():
+            block = b.append_basic_block(f"case.{number}")
+            switch.add_case(I64(number), block)
+            b.position_at_end(block)
+            found.append((emit_case(b, others), b.block))
+            b.branch(after)
+        b.position_at_end(none)
+        b.unreachable()
+        b.position_at_end(after)
+        if found[0][0] is None:
+            return None
+        either = b.phi(found[0][0].type)
+        for value, block in found:
+            either.add_incoming(value, block)
+        return either
+
+    return _instruction(emit, result)
+
+
+def _by_kind(emit: Callable[[int], Emit], result: Any = types.void) -> Callable[..., Any]:
+    """An instruction on numbers that are stored as its first argument says."""
+    return _switch({kind: emit(kind) for kind in (FLOAT32, BFLOAT16)}, result)
 
 
 # ---- products -----------------------------------------------------------------------------------
@@ -202,7 +235,7 @@ def _unpack(b: Builder, bits: int, packed: Value) -> list[Value]:
     return [_call(b, name, packed.type, codes, half) for half in halves]
 
 
-def _tile(bits: int, rows: int, blocks: int) -> Callable[..., Any]:
+def _tile(bits: int, rows: int, blocks: int) -> Emit:
     """`rows` tokens times `blocks` blocks of 16 channels of a packed matrix, all inputs.
 
     Arguments:
@@ -259,7 +292,7 @@ def _tile(bits: int, rows: int, blocks: int) -> Callable[..., Any]:
                             value = b.fmul(value, _load(b, floats, _add(b, scales, channel), 4))
                         _store(b, value, _add(b, b.add(y, b.mul(y_stride, I64(t))), channel), 4)
 
-    return _instruction(emit)
+    return emit
 
 
 def _zeros(b: Builder, kind: Any) -> Value:
@@ -303,12 +336,13 @@ def _group_products(
     return found
 
 
-int8_tile_1, int8_tile_2, int8_tile_4, int8_tile_8 = (
-    _tile(8, rows, PANEL // BLOCK) for rows in (1, 2, 4, 8)
-)
-int4_tile_1, int4_tile_2, int4_tile_4, int4_tile_8 = (_tile(4, rows, 1) for rows in (1, 2, 4, 8))
+ROWS = (1, 2, 4, 8)  # of tiles
 WIDE = 2 if INSTRUCTION is not None and INSTRUCTION.lanes == 16 else 1  # blocks of a prompt's tile
-int4_tile_wide = _tile(4, 8, WIDE)
+# First arguments: the tile's rows; of int4 also how many blocks, WIDE of eight rows and else 1.
+int8_tile = _switch({rows: _tile(8, rows, PANEL // BLOCK) for rows in ROWS})
+int4_tile = _switch(
+    {rows: _tile(4, rows, 1) for rows in ROWS} | {8 * WIDE: _tile(4, 8, WIDE)},
+)
 
 
 # ---- quantizing ---------------------------------------------------------------------------------
@@ -335,7 +369,7 @@ def _inverse(b: Builder, largest: Value, steps: float = 127.0) -> Value:
     return b.select(is_zero, F32(0.0), b.fdiv(F32(steps), largest))
 
 
-def _quantize_group(bits: int, kind: int) -> Callable[..., Any]:
+def _quantize_group(bits: int, kind: int) -> Emit:
     """A group of a token's numbers → int8 in −127 … 127 and their scale, max|x| / 127.
 
     Arguments:
@@ -356,15 +390,14 @@ def _quantize_group(bits: int, kind: int) -> Callable[..., Any]:
         sums = _sum(b, b.sext(integers, _vector(I32, count)))
         _store(b, b.mul(sums, I32(-128)), total, 4)
 
-    return _instruction(emit)
+    return emit
 
 
-quantize_group_8, quantize_group_4 = _quantize_group(8, FLOAT32), _quantize_group(4, FLOAT32)
-quantize_group_8_bf16 = _quantize_group(8, BFLOAT16)
-quantize_group_4_bf16 = _quantize_group(4, BFLOAT16)
+quantize_group_8 = _by_kind(partial(_quantize_group, 8))
+quantize_group_4 = _by_kind(partial(_quantize_group, 4))
 
 
-def _pack_row_8(kind: int) -> Callable[..., Any]:
+def _pack_row_8(kind: int) -> Emit:
     """A channel's weights → its bytes in a panel, their scale, max|w| / 127, and minus their sum.
 
     Arguments: source; target, of the channel's first four inputs; scale, a float32; total, an
@@ -390,10 +423,10 @@ def _pack_row_8(kind: int) -> Callable[..., Any]:
             _store_fours(b, integers, at, I64(4 * PANEL))
         _store(b, b.neg(_sum(b, b.load(sums))), total, 4)
 
-    return _instruction(emit)
+    return emit
 
 
-pack_row_8, pack_row_8_bf16 = _pack_row_8(FLOAT32), _pack_row_8(BFLOAT16)
+pack_row_8 = _by_kind(_pack_row_8)
 
 
 def _arrange_64(b: Builder, arguments: Sequence[Value]) -> Value:
@@ -412,7 +445,7 @@ LEVELS = [CODES[0] * f for f in (0.85, 0.92, 0.98, 1.04, 1.12)]
 LEVELS += [CODES[-1] * f for f in (0.88, 0.96, 1.05)]
 
 
-def _pack_group_4(kind: int) -> Callable[..., Any]:
+def _pack_group_4(kind: int) -> Emit:
     """32 weights of a channel → half bytes in a block, and the scale that loses least.
 
     For each of `LEVELS` the weights are given their codes q; those codes' best scale is Σwq / Σq²,
@@ -462,10 +495,10 @@ def _pack_group_4(kind: int) -> Callable[..., Any]:
         both = b.or_(first, b.shl(last, _constant(I8, count // 2, 4)))
         _store_fours(b, both, target, I64(4 * BLOCK))
 
-    return _instruction(emit)
+    return emit
 
 
-pack_group_4, pack_group_4_bf16 = _pack_group_4(FLOAT32), _pack_group_4(BFLOAT16)
+pack_group_4 = _by_kind(_pack_group_4)
 
 
 # ---- what lies between products -----------------------------------------------------------------
@@ -530,7 +563,7 @@ def _rotate_8(b: Builder, arguments: Sequence[Value]) -> None:
     _store_floats(b, b.fadd(b.fmul(y, c), b.fmul(x, s)), second, FLOAT32)
 
 
-def _inner(kind: int) -> Callable[..., Any]:
+def _inner(kind: int) -> Emit:
     """q · k of `vectors` times 16 numbers; q: float32, k: of the cache's kind."""
     size = LANES * (4 if kind == FLOAT32 else 2)
 
@@ -543,10 +576,10 @@ def _inner(kind: int) -> Callable[..., Any]:
             b.store(_fma(b, x, y, b.load(total)), total)
         return _sum(b, b.load(total))
 
-    return _instruction(emit, types.float32)
+    return emit
 
 
-def _mix(kind: int, vectors: int) -> Callable[..., Any]:
+def _mix(vectors: int, kind: int) -> Emit:
     """Σ weight · value, `vectors` times 16 channels of it, into float32.
 
     Arguments: out; weights, count: float32; values, stride: of the cache's kind, bytes apart.
@@ -566,24 +599,21 @@ def _mix(kind: int, vectors: int) -> Callable[..., Any]:
         for i, total in enumerate(totals):
             _store_floats(b, b.load(total), _add(b, out, 4 * LANES * i), FLOAT32)
 
-    return _instruction(emit)
+    return emit
+
+
+def _store_16(kind: int) -> Emit:
+    """16 float32 as numbers of a kind: target, source."""
+    return lambda b, a: _store_floats(b, _load_floats(b, a[1], LANES, FLOAT32), a[0], kind)
 
 
 gelu_mul, cap_16, add_16 = _instruction(_gelu_mul), _instruction(_cap), _instruction(_add_16)
 scale_16, normalize_16 = _instruction(_scale_16), _instruction(_normalize_16)
 rotate_8 = _instruction(_rotate_8)
 exp_below = _instruction(_exp_below, types.float32)
-inner, inner_bf16 = _inner(FLOAT32), _inner(BFLOAT16)
-mix_1, mix_1_bf16, mix_4, mix_4_bf16 = (
-    _mix(kind, vectors) for vectors in (1, 4) for kind in (FLOAT32, BFLOAT16)
-)
-# 16 float32 numbers, as bfloat16 and as they are: target, source.
-to_bf16 = _instruction(
-    lambda b, a: _store_floats(b, _load_floats(b, a[1], LANES, FLOAT32), a[0], BFLOAT16)
-)
-copy_16 = _instruction(
-    lambda b, a: _store_floats(b, _load_floats(b, a[1], LANES, FLOAT32), a[0], FLOAT32)
-)
+inner = _by_kind(_inner, types.float32)
+mix_1, mix_4 = _by_kind(partial(_mix, 1)), _by_kind(partial(_mix, 4))
+store_16 = _by_kind(_store_16)
 
 
 # ---- memory and threads -------------------------------------------------------------------------

@@ -32,29 +32,18 @@ from paliglass.fast.instructions import (
     arrange_64,
     fetch_add,
     gelu_mul,
-    int4_tile_1,
-    int4_tile_2,
-    int4_tile_4,
-    int4_tile_8,
-    int4_tile_wide,
-    int8_tile_1,
-    int8_tile_2,
-    int8_tile_4,
-    int8_tile_8,
+    int4_tile,
+    int8_tile,
     load_int,
     load_shared,
     pack_group_4,
-    pack_group_4_bf16,
     pack_row_8,
-    pack_row_8_bf16,
     pause,
     quantize_group_4,
-    quantize_group_4_bf16,
     quantize_group_8,
-    quantize_group_8_bf16,
     scale_16,
+    store_16,
     store_int32,
-    to_bf16,
 )
 from paliglass.fast.layout import BLOCK, GROUP, PANEL, SCRATCH, SPAN, SPAN_4, SPAN_8
 from paliglass.fast.threads import LINE
@@ -219,6 +208,7 @@ def multiply_blocks(
             step = WIDE
         start = block // PANEL_BLOCKS * SPAN_8 if bits == 8 else block * SPAN_4
         call = (
+            rows if bits == 8 else rows * step,
             y + 4 * BLOCK * (block - first),
             y_stride,
             weights + start * spans,
@@ -230,24 +220,9 @@ def multiply_blocks(
             step,
         )
         if bits == 8:
-            if rows == 1:
-                int8_tile_1(call)
-            elif rows == 2:
-                int8_tile_2(call)
-            elif rows == 4:
-                int8_tile_4(call)
-            else:
-                int8_tile_8(call)
-        elif rows == 1:
-            int4_tile_1(call)
-        elif rows == 2:
-            int4_tile_2(call)
-        elif rows == 4:
-            int4_tile_4(call)
-        elif step == WIDE:
-            int4_tile_wide(call)
+            int8_tile(call)
         else:
-            int4_tile_8(call)
+            int4_tile(call)
         block += step
 
 
@@ -266,18 +241,14 @@ def quantize_groups(
     inputs = GROUP_8 if bits == 8 else GROUP_4
     for g in range(groups):
         call = (
+            kind,
             source + g * inputs * (2 if kind == BFLOAT16 else 4),
             tokens + g * inputs * rows,
             4 * rows,
             token_scales + 4 * g * rows,
             sums + 4 * g * rows,
         )
-        if kind == BFLOAT16:
-            if bits == 8:
-                quantize_group_8_bf16(call)
-            else:
-                quantize_group_4_bf16(call)
-        elif bits == 8:
+        if bits == 8:
             quantize_group_8(call)
         else:
             quantize_group_4(call)
@@ -455,7 +426,7 @@ def finish(
             if bias:
                 add_16((at, bias + 4 * BLOCK * i))
             if kind == BFLOAT16:
-                to_bf16((out + row * y_stride // 2 + 2 * BLOCK * i, at))
+                store_16((kind, out + row * y_stride // 2 + 2 * BLOCK * i, at))
 
 
 @entry
@@ -539,23 +510,12 @@ def pack_block(
     for c in range(count):
         row = source + c * stride
         if bits == 8:
-            call = row, target + 4 * c, scales + 4 * c, totals + 4 * c, spans
-            if kind == BFLOAT16:
-                pack_row_8_bf16(call)
-            else:
-                pack_row_8(call)
+            pack_row_8((kind, row, target + 4 * c, scales + 4 * c, totals + 4 * c, spans))
             continue
         for g in range(2 * spans):
             base = target + g // 2 * SPAN_4
-            group = (
-                row + g * GROUP_4 * width,
-                base + 4 * BLOCK + g % 2 * 256 + 4 * c,
-                base + g % 2 * 2 * BLOCK + 2 * c,
-            )
-            if kind == BFLOAT16:
-                pack_group_4_bf16(group)
-            else:
-                pack_group_4(group)
+            codes = base + 4 * BLOCK + g % 2 * 256 + 4 * c
+            pack_group_4((kind, row + g * GROUP_4 * width, codes, base + g % 2 * 2 * BLOCK + 2 * c))
 
 
 @entry

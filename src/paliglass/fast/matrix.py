@@ -143,7 +143,7 @@ def quantize(weight: Tensor, bits: int) -> PackedMatrix:
 
 def quantize_into(matrix: PackedMatrix, weight: Tensor) -> None:
     """The same, into a matrix of its shape."""
-    weight = _padded(weight)
+    weight = _padded(_known_kind(weight))
     descriptor = matrix.descriptor
     job = np.array([descriptor.ctypes.data, *_source(weight)], dtype=np.int64)
     team().run(library()["pack"], 1, job, weight.nbytes)
@@ -151,7 +151,7 @@ def quantize_into(matrix: PackedMatrix, weight: Tensor) -> None:
 
 def arrange_into(matrix: PackedMatrix, integers: Tensor) -> None:
     """int8 N × K in −127 … 127 into an int8 matrix of that shape; scales stay."""
-    integers = F.pad(integers, (0, -integers.shape[1] % SPAN)).contiguous()
+    integers = _padded(integers)
     descriptor = matrix.descriptor
     job = [descriptor.ctypes.data, integers.data_ptr(), integers.stride(0), len(integers)]
     team().run(library()["arrange"], 1, np.array(job, dtype=np.int64), integers.nbytes)
@@ -167,10 +167,12 @@ def bits_of(name: str, method: str) -> int:
     return 4 if method == "int4" and is_mlp else 8
 
 
+def _known_kind(x: Tensor) -> Tensor:
+    return x if x.dtype in KINDS else x.float()
+
+
 def _padded(x: Tensor) -> Tensor:
-    """… × K with K a multiple of 64, its last axis without gaps."""
-    if x.dtype not in KINDS:
-        x = x.float()
+    """… × K with K a multiple of 64, its last axis without gaps; itself where it is so already."""
     missing = -x.shape[-1] % SPAN
     x = F.pad(x, (0, missing)) if missing else x
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -213,7 +215,7 @@ def geglu(x: Tensor, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix) -
 def _run(name: str, x: Tensor, matrices: tuple[PackedMatrix, ...], bias: Tensor | None) -> Tensor:
     """A function of `kernels` that takes x through the matrices."""
     first, last = matrices[0], matrices[-1]
-    tokens = _padded(x.detach().reshape(-1, x.shape[-1]))
+    tokens = _padded(_known_kind(x.detach().reshape(-1, x.shape[-1])))
     count, rows = len(tokens), tile_rows(len(tokens))
     shape = -(-count // rows) * rows, -(-last.rows // BLOCK) * BLOCK
     y = torch.empty(shape)

@@ -16,6 +16,7 @@ from paliglass.fast.int4 import Int4GeGLU, Int4Linear
 from paliglass.fast.int8 import Int8Embedding, Int8Head, Int8Linear, has_kernel
 from paliglass.fast.int8_blocks import Int8GeGLU, Int8GeluMLP, Int8LayerNorm, Int8RMSNorm
 from paliglass.fast.matrix import bits_of, is_available, obstacle
+from paliglass.fast.timings import LayerTimes
 from paliglass.modeling_gemma import GemmaDecoderLayer
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
@@ -128,8 +129,8 @@ def _fuse_layer(
         layer.set_submodule(name, norm(layer.get_submodule(name)))
 
 
-def explain(method: str) -> list[str]:
-    """What becomes of a quantized model on this processor."""
+def explain(method: str, measured: LayerTimes | None = None) -> list[str]:
+    """What becomes of a quantized model on this processor; measured: at the last load, int8's."""
     missing = obstacle()
     if method == "int4" and missing is not None:
         return [f"int4 cannot be had: {missing}"]
@@ -150,6 +151,8 @@ def explain(method: str) -> list[str]:
         assert INSTRUCTION is not None
         faster = "" if method == "int4" else ", if a layer, run both ways at load, is faster so"
         told.append(f"tokens are decoded by one compiled function ({INSTRUCTION.name}){faster}")
+        if measured is not None:
+            told.append(str(measured))
     else:
         told.append(f"tokens would be faster by compiled functions, but {missing}")
     return told

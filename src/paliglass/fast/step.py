@@ -15,22 +15,18 @@ from paliglass.fast.instructions import (
     FLOAT32,
     add_16,
     cap_16,
-    copy_16,
     exp_below,
     inner,
-    inner_bf16,
     load_byte,
     load_float,
     load_half,
     mix_1,
-    mix_1_bf16,
     mix_4,
-    mix_4_bf16,
     normalize_16,
     rotate_8,
     scale_16,
+    store_16,
     store_float,
-    to_bf16,
 )
 from paliglass.fast.kernels import (
     BITS,
@@ -105,7 +101,7 @@ LOWEST = np.float32(-1e30)
 @compiled_once
 def normalize(x: int, gain: int, width: int, factors: int, out: int) -> None:
     """RMSNorm of one token: x / √(mean(x²) + ε) · gain."""
-    mean = inner((x, x, width // 16)) / np.float32(width)
+    mean = inner((FLOAT32, x, x, width // 16)) / np.float32(width)
     factor = np.float32(1.0) / np.float32(math.sqrt(mean + load_float((factors + EPSILON,))))
     for i in range(0, 4 * width, 64):
         normalize_16((out + i, x + i, gain + i, factor))
@@ -195,11 +191,9 @@ def rotate(x: int, head_dim: int, position: int, cos: int, sin: int) -> None:
 @compiled_once
 def store(kind: int, source: int, count: int, target: int) -> None:
     """float32 numbers into the cache."""
-    for i in range(count // 16):
-        if kind == BFLOAT16:
-            to_bf16((target + 32 * i, source + 64 * i))
-        else:
-            copy_16((target + 64 * i, source + 64 * i))
+    size = 2 if kind == BFLOAT16 else 4
+    for i in range(0, count, 16):
+        store_16((kind, target + size * i, source + 4 * i))
 
 
 @compiled_once
@@ -221,8 +215,7 @@ def attend(
     scale, cap = load_float((factors + QUERY_SCALE,)), load_float((factors + QUERY_SCALE + 4,))
     size = head_dim * (2 if kind == BFLOAT16 else 4)
     for s in range(count):
-        call = query, keys + s * size, head_dim // 16
-        score = inner_bf16(call) if kind == BFLOAT16 else inner(call)
+        score = inner((kind, query, keys + s * size, head_dim // 16))
         store_float((scores + 4 * s, score * scale))
     end = scores + (count + 15) // 16 * 64
     if cap > np.float32(0.0):
@@ -240,18 +233,12 @@ def attend(
         scale_16((at, np.float32(1.0) / total))
     d = 0
     while d < head_dim:
-        some = out + 4 * d, scores, count, values + d * size // head_dim, size
+        some = kind, out + 4 * d, scores, count, values + d * size // head_dim, size
         if d + 64 <= head_dim:
-            if kind == BFLOAT16:
-                mix_4_bf16(some)
-            else:
-                mix_4(some)
+            mix_4(some)
             d += 64
         else:
-            if kind == BFLOAT16:
-                mix_1_bf16(some)
-            else:
-                mix_1(some)
+            mix_1(some)
             d += 16
 
 
@@ -448,7 +435,7 @@ def decode(thread: int, threads: int, sync: int, job: int) -> None:
     if thread == 0:
         for t in range(count):
             for i in range(0, 4 * width, 64):
-                copy_16((field(job, OUT) + 4 * width * t + i, normed + stride * t + i))
+                store_16((FLOAT32, field(job, OUT) + 4 * width * t + i, normed + stride * t + i))
     quantize_rows(normed, stride, count, table, rows, tokens, scales, sums)
     score_words(sync, layers * COUNTERS, job, table, tokens, scales, sums)
     wait_for_all(sync, threads)
@@ -468,7 +455,7 @@ def score(thread: int, threads: int, sync: int, job: int) -> None:
     sums = scales + rows * max(stride, attended_stride) // 32
     for t in range(count):
         for i in range(0, 4 * width, 64):
-            copy_16((padded + stride * t + i, field(job, OUT) + 4 * width * t + i))
+            store_16((FLOAT32, padded + stride * t + i, field(job, OUT) + 4 * width * t + i))
     quantize_rows(padded, stride, count, table, rows, tokens, scales, sums)
     score_words(sync, 0, job, table, tokens, scales, sums)
     wait_for_all(sync, threads)

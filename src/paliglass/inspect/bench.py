@@ -51,6 +51,7 @@ __all__ = [
     "rate_of",
     "serve",
     "stored_as",
+    "weight_bytes",
 ]
 
 PROMPT_TOKENS = 8
@@ -161,20 +162,25 @@ class Measured:
     batch_each_token: list[float] = field(default_factory=list)
 
     def add(self, times: Sequence[float]) -> None:
-        """An answer about one picture: the time of each token from the start."""
+        """An answer about one picture: the time of each token from the start.
+
+        Of an engine that reads prompts alone, the first token's.
+        """
         self.first_token.append(times[0])
-        self.each_token.append(between(times))
-        self.answer.append(times[-1])
+        if len(times) > 1:
+            self.each_token.append(between(times))
+            self.answer.append(times[-1])
 
     def to_dict(self) -> dict[str, float]:
         """Medians, for JSON and tables."""
         found = {
             "load_s": self.load,
             "first_token_s": statistics.median(self.first_token),
-            "tokens_per_s": 1 / statistics.median(self.each_token),
-            "answer_s": statistics.median(self.answer),
             "memory_gb": self.memory / GIGABYTE,
         }
+        if self.each_token:
+            found["tokens_per_s"] = 1 / statistics.median(self.each_token)
+            found["answer_s"] = statistics.median(self.answer)
         if self.batch_each_token:
             found["batch_tokens_per_s"] = BATCH / statistics.median(self.batch_each_token)
         return {name: round(value, 4) for name, value in found.items()}
@@ -361,7 +367,9 @@ def limit_shares(
     decoder = numbers["embedding"] + numbers["decoder"]
     figures = measured.to_dict()
     token = decoder * weight_bytes / GIGABYTE / limits["read_gb_per_s"]
-    shares = {"token_share": round(token * figures["tokens_per_s"], 3)}
+    shares = {}
+    if "tokens_per_s" in figures:
+        shares["token_share"] = round(token * figures["tokens_per_s"], 3)
     if f"{rate}_gop_per_s" in limits:
         operations = 2 * (
             numbers["embedding"]
