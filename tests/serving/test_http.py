@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.serving.helpers import (
 
 from paliglass.model import PaliGemma
 from paliglass.serving import Engine, Settings
+from paliglass.serving import server as server_module
 
 CHAT = "/v1/chat/completions"
 
@@ -248,3 +250,21 @@ def test_the_pages_load_nothing_from_elsewhere(server: Running) -> None:
     for page in (docs, server.client.get("/").text):
         assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert CHAT in server.client.get("/openapi.json").json()["paths"]
+
+
+def test_parts_of_a_stream_do_not_wait_for_each_other(
+    model: PaliGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transports: list[Any] = []
+    made = server_module._Protocol.connection_made
+
+    def noted(self: Any, transport: Any) -> None:
+        made(self, transport)
+        transports.append(transport.get_extra_info("socket"))
+
+    monkeypatch.setattr(server_module._Protocol, "connection_made", noted)
+    with running(Engine(lambda: model)) as server:
+        assert server.client.get("/health").status_code == 200
+        assert transports
+        for one in transports:
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
