@@ -6,6 +6,7 @@ two together, edits included.
 records    what a run keeps
 forward    the way through the model's own modules, every part of it open to change
 questions  what can be asked about a run
+weights    and about the weights alone; a network in fewer bits
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,9 @@ from torch import Tensor
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine.forward import Forward
-from paliglass.lab.torch_engine.questions import QUESTIONS, floats, log_p, spell
+from paliglass.lab.torch_engine.questions import QUESTIONS, log_p
 from paliglass.lab.torch_engine.records import Edits, Run
+from paliglass.lab.torch_engine.weights import Merges, Weights, floats, rounded_copy, spell
 from paliglass.model import PaliGemma
 from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.grammar import ObjectGrammar
@@ -47,6 +50,8 @@ class TorchLab:
         self.model, self.processor = model, model.processor
         self.config = model.model.config
         self.way = Forward(model.model, model.processor)
+        self.weights = Weights(model.model, model.processor)
+        self.rounded: tuple[Edits, Forward] | None = None
         self.runs: dict[int, Run] = {}
         self.held: list[int] = []
         self.pictures: dict[str, Tensor] = {}
@@ -63,7 +68,8 @@ class TorchLab:
         try:
             named = {_to_snake(name): value for name, value in values.items()}
             if method not in QUESTIONS:
-                return getattr(self, _to_snake(method))(**named)
+                owner = self.weights if method in _OF_WEIGHTS else self
+                return getattr(owner, _to_snake(method))(**named)
             found = {name: self._found(named[name]) for name in ("run", "other") if name in named}
             return QUESTIONS[method](**named | found)
         except PaliglassError:
@@ -103,12 +109,13 @@ class TorchLab:
             raise PaliglassError(f"there is no picture {picture}")
         edits = edits or {}
         times = [time.perf_counter()]
-        tower = self.way.look(self.pictures[picture], edits)
+        way = self._way(edits.get("bits"))
+        tower = way.look(self.pictures[picture], edits)
         times.append(time.perf_counter())
-        run = self.way.prefill(prompt, tower, edits)
+        run = way.prefill(prompt, tower, edits)
         times.append(time.perf_counter())
         rule = self._grammar(prompt) if grammar else None
-        self.way.generate(run, list(forced), rule, max_new_tokens)
+        way.generate(run, list(forced), rule, max_new_tokens)
         times.append(time.perf_counter())
         number, self.next = self.next, self.next + 1
         self.runs[number] = run
@@ -126,20 +133,33 @@ class TorchLab:
             for box in parse_boxes(text)
         ]
         tower_ms, prefill_ms, decode_ms = (1000 * float(t) for t in np.diff(times))
-        log_p = [float(log_p(row, id)) for row, id in zip(run.logits, run.answer, strict=False)]
+        said = [float(log_p(row, id)) for row, id in zip(run.logits, run.answer, strict=False)]
         return {
             "run": number,
             "prompt": run.prompt,
             "promptWords": self._spell_all(run.prompt),
             "answer": run.answer,
             "answerWords": self._spell_all(run.answer),
-            "logProbabilities": log_p,
+            "logProbabilities": said,
             "text": text,
             "ended": run.ended,
             "boxes": boxes,
             "length": run.stream.length,
             "milliseconds": {"tower": tower_ms, "prefill": prefill_ms, "decode": decode_ms},
         }
+
+    def _way(self, rounding: Edits | None) -> Forward:
+        """What computes: weights in fewer bits are a network of their own; the last one stays."""
+        if not rounding:
+            return self.way
+        if self.rounded is None or self.rounded[0] != rounding:
+            self.rounded = None  # its memory first
+            for number in [n for n, run in self.runs.items() if run.way is not self.way]:
+                if number not in self.held:
+                    del self.runs[number]
+            network = rounded_copy(self.way.network, rounding)
+            self.rounded = (dict(rounding), Forward(network, self.processor))
+        return self.rounded[1]
 
     def keep(self, run: int) -> None:
         """Keeps a run when newer ones push the old out."""
@@ -189,6 +209,14 @@ class TorchLab:
         ids = self.processor.encode_plain(text)
         return {"ids": ids, "words": self._spell_all(ids)}
 
+    def merges(self, text: str) -> dict[str, Any]:
+        """A text's pieces as they merge."""
+        return {"steps": self._merges.steps(text)}
+
+    @cached_property
+    def _merges(self) -> Merges:
+        return Merges(self.processor.tokenizer.to_str())
+
     def ids(self) -> dict[str, int]:
         """Ids that `<loc0000>` and `<seg000>` start at, and the end."""
         location, code = (self.processor.token_id(t) for t in ("<loc0000>", "<seg000>"))
@@ -198,8 +226,9 @@ class TorchLab:
         return [spell(self.processor, id) for id in ids]
 
 
-_OWN = "load picture run keep words tokenize ids decodeMask"
-METHODS = frozenset((*_OWN.split(), *QUESTIONS))
+_OWN = frozenset("load picture run keep words tokenize merges ids decodeMask".split())
+_OF_WEIGHTS = frozenset("filters matrices matrix nearest tableComponents measure".split())
+METHODS = _OWN | _OF_WEIGHTS | QUESTIONS.keys()
 
 
 def _to_snake(name: str) -> str:

@@ -44,14 +44,15 @@ class Forward:
         tower = self.network.vision_tower.vision_model
         embeddings = tower.embeddings
         weight = embeddings.patch_embedding.weight
-        x = embeddings.patch_embedding(pixels[None].to(weight)).flatten(2)[0].T
+        pixels = pixels.to(weight)
+        x = embeddings.patch_embedding(pixels[None]).flatten(2)[0].T
         positions = embeddings.position_embedding.weight
         if edits.get("towerPositions") == "transposed":
             side = self.config.vision_config.patches_per_side
             positions = positions.reshape(side, side, -1).transpose(0, 1).flatten(0, 1)
         if edits.get("towerPositions") != "none":
             x = x + positions
-        found = Tower(x, [], 1.0, x)
+        found = Tower(pixels, x, [], 1.0, x)
         off = _off(edits)
         layers: Any = tower.encoder.layers
         for number, layer in enumerate(layers):
@@ -154,7 +155,7 @@ class Forward:
                 x = x + attended
             kept.middle = torch.cat((kept.middle, x))
             if f"{part}.mlp" not in off:
-                x = x + self._mlp(layer, x, edits)
+                x = x + self._mlp(number, x, edits)
             if part in off:
                 x = before
             x = _pasted(x, start, number, edits)
@@ -163,14 +164,27 @@ class Forward:
         stream.final = torch.cat((stream.final, final))
         return final
 
-    def _mlp(self, layer: Any, x: Tensor, edits: Edits) -> Tensor:
-        norms = (layer.post_attention_layernorm, None)
+    def _mlp(self, number: int, x: Tensor, edits: Edits) -> Tensor:
+        layer: Any = self.network.language_model.model.layers[number]
+        out: Tensor = layer.mlp.down_proj(self.inner(number, x, edits)[-1])
         if layer.has_post_norms:
-            norms = (layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm)
-        h = norm(norms[0], x, edits)
-        gated = _activate(layer.mlp.gate_proj(h), edits) * layer.mlp.up_proj(h)
-        out: Tensor = layer.mlp.down_proj(gated)
-        return out if norms[1] is None else norm(norms[1], out, edits)
+            out = norm(layer.post_feedforward_layernorm, out, edits)
+        return out
+
+    def inner(self, number: int, x: Tensor, edits: Edits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Inside an MLP, T × hidden each: gate, gelu(gate), up, and the product of the last two."""
+        layer: Any = self.network.language_model.model.layers[number]
+        before = layer.post_attention_layernorm
+        if layer.has_post_norms:
+            before = layer.pre_feedforward_layernorm
+        h = norm(before, x, edits)
+        gate, up = layer.mlp.gate_proj(h), layer.mlp.up_proj(h)
+        activated = _activate(gate, edits)
+        values = activated * up
+        under = f"decoder.{number}.mlp."
+        silent = [int(part.removeprefix(under)) for part in _off(edits) if part.startswith(under)]
+        values[:, silent] = 0
+        return gate, activated, up, values
 
     def scale(self, edits: Edits) -> float:
         return 1.0 if edits.get("unscaledScores") else self.config.text_config.query_scale

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine.forward import norm
-from paliglass.lab.torch_engine.records import Run
+from paliglass.lab.torch_engine.records import Layer, Run
+from paliglass.lab.torch_engine.weights import floats, principal, spell
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
-from paliglass.processing_paligemma import PaliGemmaProcessor
 
-__all__ = ["QUESTIONS", "floats", "log_p", "spell"]
+__all__ = ["QUESTIONS", "log_p"]
 
 EXCHANGED = 64  # tokens of an answer after a word of its prompt was exchanged
 
@@ -229,6 +229,104 @@ def exchanged(run: Run, position: int, id: int, how: str) -> dict[str, Any]:
     return {"answer": answer, "text": run.way.processor.decode(answer)}
 
 
+def _rows(run: Run, part: str, layer: int, first: int, count: int) -> Tensor:
+    rows = run.part(part, layer)[first : first + count]
+    if len(rows) != count:
+        raise PaliglassError(f"there are no tokens {first} to {first + count - 1}")
+    return rows.float()
+
+
+def components(run: Run, part: str, layer: int, first: int, count: int, k: int = 3) -> Any:
+    """Principal components of some tokens' streams after a layer."""
+    return principal(_rows(run, part, layer, first, count), k)
+
+
+def similar(run: Run, part: str, layer: int, token: int, first: int, count: int) -> Any:
+    """Cosines of one token's stream after a layer with those of some others."""
+    own = _rows(run, part, layer, token, 1)
+    return floats(torch.cosine_similarity(own, _rows(run, part, layer, first, count)))
+
+
+def stream(run: Run, part: str, position: int) -> dict[str, Any]:
+    """A token's stream through all layers: its length, what is added, how far it turns."""
+    rows = []
+    kept: Sequence[Layer] = run.tower.layers if part == "tower" else run.stream.layers
+    for number, layer in enumerate(kept):
+        before = run.part(part, number - 1)[position].float()
+        middle, after = layer.middle[position].float(), layer.output[position].float()
+        is_lost = f"{part}.{number}" in (run.edits.get("off") or ())
+        rows.append(
+            {
+                "attention": 0.0 if is_lost else float((middle - before).norm()),
+                "mlp": 0.0 if is_lost else float((after - middle).norm()),
+                "length": float(after.norm()),
+                "cosine": float(torch.cosine_similarity(before, after, dim=0)),
+            }
+        )
+    return {"input": float(run.part(part, -1)[position].float().norm()), "layers": rows}
+
+
+def neurons(run: Run, layer: int, position: int, k: int = 8) -> dict[str, Any]:
+    """The MLP's neurons that write most into a token's stream, and the words that they raise.
+
+    What a neuron writes is gelu(gate) · up times a column of the down matrix; its words are read
+    through the last norm, its divisor held fixed, and the table (arXiv 2203.14680).
+    """
+    decoder = run.way.network.language_model.model
+    middle = run.stream.layers[layer].middle[position : position + 1]
+    inner = [one[0].float() for one in run.way.inner(layer, middle, run.edits)]
+    gate, activated, up, values = inner
+    modules: Any = decoder.layers
+    down = modules[layer].mlp.down_proj.weight.float()
+    sizes = down.norm(dim=0) * values.abs()
+    last = run.stream.layers[-1].output[position].float()
+    centred = last - last.mean() if run.edits.get("norm") == "layer" else last
+    scale = torch.rsqrt(centred.square().mean() + decoder.norm.eps)
+    chosen = sizes.sort(stable=True, descending=True).indices[:k]
+    written = (values * down)[:, chosen].T * scale * (1 + decoder.norm.weight.float())
+    words = run.way.config.real_vocab_size
+    table = decoder.embed_tokens.weight[:words]
+    logits = (written.to(table) @ table.T).float()
+    adds = not run.way.config.text_config.has_post_norms
+    told = []
+    for neuron, row in zip(chosen.tolist(), logits, strict=True):
+        best = row.sort(stable=True, descending=True).indices[:3].tolist()
+        told.append(
+            {
+                "neuron": neuron,
+                "gate": float(gate[neuron]),
+                "activated": float(activated[neuron]),
+                "up": float(up[neuron]),
+                "value": float(values[neuron]),
+                "size": float(sizes[neuron]),
+                "words": [
+                    {
+                        "id": id,
+                        "word": spell(run.way.processor, id),
+                        "adds": float(row[id]) if adds else None,
+                    }
+                    for id in best
+                ],
+            }
+        )
+    working = int((sizes > sizes[chosen[0]] / 10).sum())
+    return {"inner": len(sizes), "working": working, "top": told}
+
+
+def projected(run: Run, patch: int) -> dict[str, Any]:
+    """A patch's pixels, the tower's first matrix times them, and that with the position added."""
+    embedding = run.way.network.vision_tower.vision_model.embeddings.patch_embedding
+    side = run.way.config.vision_config.patch_size
+    row, column = divmod(patch, run.way.config.vision_config.patches_per_side)
+    pixels = run.tower.pixels[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+    outputs = embedding(pixels[None])
+    return {
+        "pixels": floats(pixels),
+        "outputs": floats(outputs),
+        "input": floats(run.tower.inputs[patch]),
+    }
+
+
 def log_p(logits: Tensor, id: int) -> Tensor:
     """log p of one id."""
     return logits[id] - logits.logsumexp(-1)
@@ -239,22 +337,22 @@ def _number(value: Tensor) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def floats(x: Tensor) -> Any:
-    """Numbers in float32, laid end to end: a numpy array."""
-    return x.detach().float().cpu().contiguous().flatten().numpy()
-
-
-def spell(processor: PaliGemmaProcessor, id: int) -> str:
-    """A token as a reader should see it: ▁ as a space."""
-    token = processor.tokenizer.id_to_token(id)
-    return f"#{id}" if token is None else token.replace("▁", " ")
-
-
 QUESTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         *(attention, heads, cell, hidden, lens, logits, top, edges, patch, attribution, moved),
-        *(score, mask, distances, cache, exchanged),
+        *(
+            score,
+            mask,
+            distances,
+            cache,
+            exchanged,
+            components,
+            similar,
+            stream,
+            neurons,
+            projected,
+        ),
     )
 }
 """By the page's name; what they call run and other are runs, where the page sends numbers."""

@@ -101,8 +101,9 @@ class Stream:
 
 @dataclass
 class Tower:
-    """A picture on its way through the vision tower. inputs, features: P × D."""
+    """A picture on its way through the vision tower. pixels: 3 × S × S; inputs, features: P × D."""
 
+    pixels: Tensor
     inputs: Tensor
     layers: list[Layer]
     scale: float
