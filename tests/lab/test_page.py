@@ -24,7 +24,10 @@ from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
-VIEWS = "live attention mask bench break boxes cache lens rope contrastive".split()
+VIEWS = (
+    "live attention mask bench break boxes cache lens rope contrastive "
+    "patches stream tokens bits roofline"
+).split()
 # The engine has nothing left to answer, and goes on having nothing.
 SETTLED = """
     const {store} = lab;

@@ -7,6 +7,7 @@ import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
 import { attentionView } from "./views/attention.js";
 import { benchView } from "./views/bench.js";
+import { bitsView } from "./views/bits.js";
 import { boxesView } from "./views/boxes.js";
 import { breakView } from "./views/break.js";
 import { cacheView } from "./views/cache.js";
@@ -14,7 +15,11 @@ import { contrastiveView } from "./views/contrastive.js";
 import { lensView } from "./views/lens.js";
 import { liveView } from "./views/live.js";
 import { maskView } from "./views/mask.js";
+import { patchesView } from "./views/patches.js";
+import { rooflineView } from "./views/roofline.js";
 import { ropeView } from "./views/rope.js";
+import { streamView } from "./views/stream.js";
+import { tokensView } from "./views/tokens.js";
 
 const VIEWS = [
   liveView,
@@ -27,23 +32,25 @@ const VIEWS = [
   lensView,
   ropeView,
   contrastiveView,
+  patchesView,
+  streamView,
+  tokensView,
+  bitsView,
+  rooflineView,
 ];
 
-/** Light or dark, by the reader's choice or the system's. */
+/** Light or dark: the reader's choice from here on, no longer the system's. */
 function themeButton() {
-  const root = document.documentElement;
-  const isDark = () =>
-    (root.dataset.theme ??
-      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const control = button(
+  const { dataset } = document.documentElement;
+  return button(
     "◐",
     () => {
-      root.dataset.theme = isDark() ? "light" : "dark";
+      dataset.theme = dataset.theme === "dark" ? "light" : "dark";
+      dataset.chosen = "";
       store?.notify("select");
     },
     { class: "icon", "aria-label": "light or dark", title: "light or dark" },
   );
-  return control;
 }
 
 /** @param {Store} store */
@@ -129,6 +136,7 @@ async function main() {
     const digit = "1234567890".indexOf(event.key);
     if (digit >= 0) own.set({ view: VIEWS[digit].id });
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => own.notify("select"));
   window.addEventListener("hashchange", () => {
     Object.assign(own.state, fromHash(location.hash));
     own.notify("scene");

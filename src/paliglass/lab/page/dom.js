@@ -119,22 +119,3 @@ export function color(name) {
 /** The line below a view that says it in words. @param {string} text */
 export const inWords = (text) =>
   el("details", { class: "in-words" }, el("summary", { text: "In words" }), el("p", { text }));
-
-/** A view's heading: what it is, what it teaches, where to read on.
- * @param {string} title @param {string} text @param {string} lesson @param {string} source */
-export function heading(title, text, lesson, source) {
-  return el(
-    "header",
-    { class: "heading" },
-    el("h2", { text: title }),
-    el("p", { text }),
-    el(
-      "p",
-      { class: "more" },
-      "Lesson ",
-      el("code", { text: `paliglass learn ${lesson}` }),
-      " · source ",
-      el("code", { text: source }),
-    ),
-  );
-}

@@ -93,6 +93,7 @@ export class Store {
     this.state = fromHash(location.hash);
     /** @type {any} the answer to the state */
     this.result = null;
+    this.failure = ""; // why there is no answer
     /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
     this.before = null;
     /** @type {((reason: string) => void)[]} */
@@ -169,8 +170,9 @@ export class Store {
         if (this.state.key >= length) this.state.key = -1;
         if (this.again) this.notify("answer");
       } while (this.again);
+      this.failure = "";
     } catch (error) {
-      console.error(error);
+      this.failure = error instanceof Error ? error.message : String(error);
       this.result = null;
     } finally {
       this.busy = false;

@@ -22,6 +22,7 @@ const EDIT_NAMES = {
   activation: "the non-linearity",
   unscaledScores: "no 1/√d",
   off: "parts switched off",
+  bits: "weights in fewer bits",
 };
 
 export class Talk {
@@ -89,7 +90,12 @@ export class Talk {
   showSentence() {
     const { store } = this;
     const { result } = store;
-    if (!result) return fill(this.sentence, el("p", { class: "hint", text: "…" }));
+    if (!result)
+      return fill(
+        this.sentence,
+        store.failure ? this.changes() : null,
+        el("p", { class: "hint", role: "alert", text: store.failure || "…" }),
+      );
     const { patches } = store.config;
     const chip = (
       /** @type {number} */ place,

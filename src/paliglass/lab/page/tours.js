@@ -3,6 +3,7 @@
 
 import { distribution } from "../engine/sampling.js";
 import { button, el, fill, number, percent } from "./dom.js";
+import { lessonLink } from "./lessons.js";
 import { probe } from "./probe.js";
 import { pixelsOf } from "./scene.js";
 import { readable } from "./words.js";
@@ -586,12 +587,7 @@ export class Tour {
               "div",
               { class: "row" },
               last ? null : button("Next", () => this.go(tour.id, at + 1), { class: "chip" }),
-              el(
-                "span",
-                { class: "hint" },
-                "Lesson ",
-                el("code", { text: `paliglass learn ${tour.lesson}` }),
-              ),
+              el("span", { class: "hint" }, lessonLink(tour.lesson)),
             ),
           ]
         : null,

@@ -1,6 +1,7 @@
 // 5 · Break-it board: say first what will happen, then see it computed.
 
-import { button, el, fill, heading, inWords, percent } from "../dom.js";
+import { button, el, fill, inWords, percent } from "../dom.js";
+import { heading } from "../lessons.js";
 import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */

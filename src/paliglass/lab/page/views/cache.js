@@ -1,6 +1,7 @@
 // 7 · Cache console: what is kept of the past, what that saves, and what goes wrong when it is stale.
 
-import { button, choice, el, fill, heading, inWords, shown } from "../dom.js";
+import { button, choice, el, fill, inWords, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { drawField } from "../draw.js";
 
 /** @typedef {import("../store.js").Store} Store */

@@ -1,6 +1,7 @@
 // 8 · Lens and patching: the answer as it forms from layer to layer, and what carries it.
 
-import { button, el, fill, heading, inWords, number, percent, shown } from "../dom.js";
+import { button, el, fill, inWords, number, percent, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { drawScene, pixelsOf } from "../scene.js";
 import { EXAMPLES } from "./live.js";
 import { probePanel } from "./probe_panel.js";

@@ -1,6 +1,7 @@
 // 1 · Live sentence: a picture one can draw on, and a model that answers while one drags.
 
-import { button, el, fill, heading, inWords, percent } from "../dom.js";
+import { button, el, fill, inWords, percent } from "../dom.js";
+import { heading } from "../lessons.js";
 import { START } from "../store.js";
 
 /** @typedef {import("../store.js").Store} Store */

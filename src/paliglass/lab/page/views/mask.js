@@ -1,18 +1,8 @@
 // 3 · Mask painter: who may look at whom, drawn by hand, and what becomes of the answer.
 
 import { MASKS } from "../../engine/layers/masks.js";
-import {
-  button,
-  choice,
-  color,
-  el,
-  fill,
-  heading,
-  inWords,
-  percent,
-  scaleOf,
-  shown,
-} from "../dom.js";
+import { button, choice, color, el, fill, inWords, percent, scaleOf, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { drawField, legend } from "../draw.js";
 import { drawing, overlap } from "../drawings.js";
 import { pixelsOf } from "../scene.js";

@@ -1,6 +1,7 @@
 // 9 · RoPE dials: a rotation for each pair of channels, and what it makes of distance.
 
-import { choice, el, fill, heading, inWords, number, shown, slider } from "../dom.js";
+import { choice, el, fill, inWords, number, shown, slider } from "../dom.js";
+import { heading } from "../lessons.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
