@@ -104,6 +104,10 @@ export function shown(word = "") {
   return word.trim() ? word.trim() : word ? "␣" : "";
 }
 
+/** How wide a plot is drawn, so that its letters keep their size: what there is, `most` at the most.
+ * @param {Element} place @param {number} most */
+export const plotWidth = (place, most) => Math.max(260, Math.min(most, place.clientWidth || most));
+
 /** The least of 1, 2, 5, 10, 20, 50, 100 % that holds a value: where a colour scale ends.
  * @param {number} value */
 export const scaleOf = (value) =>

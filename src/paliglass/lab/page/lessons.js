@@ -63,7 +63,9 @@ async function open(topic) {
 export function lessonLink(topic) {
   const found = titles[topic];
   if (!found) return el("code", { text: `paliglass learn ${topic}` });
-  return button(`Lesson ${found.number}: ${found.title}`, () => open(topic), { class: "link" });
+  return button(`Lesson ${found.number}: ${found.title.replaceAll("`", "")}`, () => open(topic), {
+    class: "link",
+  });
 }
 
 /** A view's heading: what it is, what it teaches, where to read on.

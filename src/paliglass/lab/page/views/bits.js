@@ -180,10 +180,11 @@ export const bitsView = {
           "div",
           { class: "pair-plots" },
           histogram(matrix, "before", "as stored"),
-          histogram(matrix, "after", now.bits < 16 ? `in ${now.bits} bits` : "in 16 bits"),
+          now.bits < 16 ? histogram(matrix, "after", `in ${now.bits} bits`) : null,
         ),
         el("p", {
           class: "readout",
+          hidden: now.bits >= 16,
           text: `error ‖W − Ŵ‖ / ‖W‖ = ${percent(matrix.error)}; the first weights: ${[...matrix.sample[0].slice(0, 4)].map((v, i) => `${number(v, 4)} → ${number(matrix.sample[1][i], 4)}`).join(", ")}`,
         }),
       );

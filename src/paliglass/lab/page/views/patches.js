@@ -214,7 +214,7 @@ export const patchesView = {
       fill(
         text,
         inWords(
-          `${store.word(token)} is a vector of ${vision.width} numbers; number ${filter} answers ${number(filters.weights.length ? projected.outputs[filter] : 0)}. After ${named(layers[at])} its cosine with the other ${others.length} patches lies between ${number(Math.min(...others))} and ${number(Math.max(...others))}, ${number(mean)} on average.`,
+          `${store.word(token)} is a vector of ${vision.width} numbers; number ${filter} answers ${number(projected.outputs[filter])}. After ${named(layers[at])} its cosine with the other ${others.length} patches lies between ${number(Math.min(...others))} and ${number(Math.max(...others))}, ${number(mean)} on average.`,
         ),
       );
     };
@@ -226,6 +226,10 @@ export const patchesView = {
       if (!result) return;
       const own = ++asked;
       const token = chosen();
+      if (store.state.token !== token) {
+        store.state.token = token; // so that the picture shows which
+        stage.picture.paint();
+      }
       filters ??= await client.ask("filters");
       const found = await client.ask("projected", { run: result.run, patch: token });
       if (own !== asked) return;

@@ -1,6 +1,6 @@
 // 15 · Roofline: what an answer costs, and whether computing or reading decides how long it takes.
 
-import { choice, el, fill, inWords, number, slider } from "../dom.js";
+import { choice, el, fill, inWords, number, plotWidth, slider } from "../dom.js";
 import { heading } from "../lessons.js";
 import { LARGE, both, decoderCost, towerCost } from "../costs.js";
 
@@ -120,11 +120,19 @@ export const rooflineView = {
         ["one more word", decoderCost(shape, 1, S, rows)],
       ];
       const read = (/** @type {Cost} */ cost) => (cost.weights * bits) / 8 + 2 * cost.cache;
+      const ms = result.milliseconds;
+      // The fastest that was seen is the top: a busy machine measures less.
+      speed.operations = Math.max(
+        speed.operations,
+        (1000 * decoderCost(config, result.prompt.length, result.prompt.length).operations) /
+          (ms.prefill || Infinity),
+      );
       const here = { name: "here, measured", operations: speed.operations, bytes: speed.bytes };
       const machines = [here, ...MACHINES];
       fill(
         chart,
         plot(
+          plotWidth(root, 700),
           machines,
           phases.map(([name, cost]) => ({ name, intensity: cost.operations / read(cost) })),
         ),
@@ -180,12 +188,7 @@ export const rooflineView = {
             ),
           ),
         ),
-        el("p", {
-          class: "hint",
-          text: `${rows === 1 ? "One answer" : `${rows} answers`} of a prompt of ${shape.patches} patches and ${words} words; the word after ${S} tokens; cache in 16 bits. Times are the least that the machine's two top speeds allow.`,
-        }),
       );
-      const ms = result.milliseconds;
       const done = {
         tower: towerCost(config),
         prefill: decoderCost(config, result.prompt.length, result.prompt.length),
@@ -195,6 +198,10 @@ export const rooflineView = {
       };
       fill(
         real,
+        el("p", {
+          class: "hint",
+          text: `${rows === 1 ? "One answer" : `${rows} answers`} of a prompt of ${shape.patches} patches and ${words} words; the word after ${S} tokens; cache in 16 bits. Times are the least that the machine's two top speeds allow.`,
+        }),
         el("h3", { text: "The answer on view, as it ran here" }),
         el(
           "table",
@@ -241,10 +248,10 @@ export const rooflineView = {
   },
 };
 
-/** Speed against operations a byte, both as powers of ten. @param {Machine[]} machines
- * @param {{name: string, intensity: number}[]} points */
-function plot(machines, points) {
-  const [wide, high] = [640, 300];
+/** Speed against operations a byte, both as powers of ten.
+ * @param {number} wide @param {Machine[]} machines @param {{name: string, intensity: number}[]} points */
+function plot(wide, machines, points) {
+  const high = 316;
   const [least, most] = [0.1, 1e4];
   const tops = machines.map(({ operations }) => operations);
   const [low, top] = [
@@ -255,7 +262,7 @@ function plot(machines, points) {
   const x = (/** @type {number} */ v) =>
     46 + ((log(v) - log(least)) / (log(most) - log(least))) * (wide - 60);
   const y = (/** @type {number} */ v) =>
-    high - 30 - ((log(v) - log(low)) / (log(top) - log(low))) * (high - 44);
+    high - 46 - ((log(v) - log(low)) / (log(top) - log(low))) * (high - 60);
   const clamp = (/** @type {number} */ v) => Math.min(Math.max(v, least), most);
   const powers = (/** @type {number} */ from, /** @type {number} */ to) =>
     Array.from(
@@ -271,11 +278,11 @@ function plot(machines, points) {
       "aria-label": `roofline: ${points.map(({ name, intensity }) => `${name} at ${number(intensity, 1)} operations a byte`).join(", ")}`,
     },
     powers(least, most).map((p) => [
-      el("line", { class: "grid", x1: x(10 ** p), x2: x(10 ** p), y1: 4, y2: high - 28 }),
+      el("line", { class: "grid", x1: x(10 ** p), x2: x(10 ** p), y1: 4, y2: high - 44 }),
       el("text", {
         class: "tick",
         x: x(10 ** p),
-        y: high - 12,
+        y: high - 28,
         text: p < 0 ? "0.1" : large(10 ** p).replace(/\.?0+(?= |$)/, ""),
       }),
     ]),
@@ -293,7 +300,7 @@ function plot(machines, points) {
     el("text", {
       class: "tick",
       x: wide / 2,
-      y: high - 1,
+      y: high - 8,
       text: "operations for each byte that is read",
     }),
     points.map(({ name, intensity }, i) => [
@@ -302,11 +309,11 @@ function plot(machines, points) {
         x1: x(clamp(intensity)),
         x2: x(clamp(intensity)),
         y1: 4,
-        y2: high - 28,
+        y2: high - 44,
       }),
       el("text", {
         class: `tick phase-name p${i}`,
-        x: x(clamp(intensity)),
+        x: x(clamp(intensity)) - 5,
         y: 16 + 15 * i,
         text: name,
       }),

@@ -1,6 +1,6 @@
 // 12 · Stream and MLP: one token's vector through the layers, and the neurons that write into it.
 
-import { button, choice, el, fill, inWords, number, shown } from "../dom.js";
+import { button, choice, el, fill, inWords, number, plotWidth, shown } from "../dom.js";
 import { heading } from "../lessons.js";
 import { gelu } from "../../engine/layers/activations.js";
 import { answerText } from "../words.js";
@@ -166,7 +166,7 @@ export const streamView = {
         el("h3", {
           text: `Layer ${layer}'s MLP: ${found.working} of ${found.inner} neurons write at least a tenth of what the largest does`,
         }),
-        curve(found.top),
+        curve(found.top, plotWidth(root, 600)),
         el(
           "table",
           { class: "neurons" },
@@ -272,10 +272,10 @@ export const streamView = {
   },
 };
 
-/** GELU's curve, and where the neurons stand on it. @param {any[]} neurons */
-function curve(neurons) {
+/** GELU's curve, and where the neurons stand on it. @param {any[]} neurons @param {number} wide */
+function curve(neurons, wide) {
   const reach = Math.max(3, ...neurons.map(({ gate }) => Math.abs(gate)));
-  const [wide, high] = [600, 130];
+  const high = 130;
   const x = (/** @type {number} */ v) => ((v + reach) / (2 * reach)) * (wide - 40) + 20;
   const y = (/** @type {number} */ v) => high - 24 - (Math.max(v, -0.2) / reach) * (high - 40);
   const points = Array.from({ length: 121 }, (_, i) => -reach + (2 * reach * i) / 120);

@@ -1,11 +1,12 @@
 // 13 · Tokenizer and table: a text merges into tokens, and each token is a row of the table.
 
-import { button, el, fill, inWords, number, percent, shown, slider } from "../dom.js";
+import { button, el, fill, inWords, number, percent, plotWidth, shown, slider } from "../dom.js";
 import { heading } from "../lessons.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
-const PLACES = 64; // of the 1024 places, evenly: drawn as a line
+// Of the 1024 places, evenly from the first to the last: drawn as a line.
+const PLACES = Array.from({ length: 65 }, (_, i) => Math.round((i * 1023) / 64));
 const LONGEST = 80; // characters
 
 export const tokensView = {
@@ -190,15 +191,16 @@ export const tokensView = {
       const { client } = store;
       if (!line) {
         const { firstLocation } = await client.ask("ids");
-        const ids = Array.from({ length: PLACES }, (_, i) => firstLocation + (i * 1024) / PLACES);
+        const ids = PLACES.map((place) => firstLocation + place);
         line = { ids, ...(await client.ask("tableComponents", { ids, k: 2 })) };
       }
       if (own !== asked) return;
       const { ids, scores, shares } = line;
+      const wide = plotWidth(root, 560);
       let most = 1e-9;
       for (const value of scores) most = Math.max(most, Math.abs(value));
       const at = (/** @type {number} */ i) => [
-        250 + (220 * scores[2 * i]) / most,
+        wide / 2 + ((wide / 2 - 24) * scores[2 * i]) / most,
         170 - (150 * scores[2 * i + 1]) / most,
       ];
       const isOn = (/** @type {number} */ i) => chosen?.id === ids[i];
@@ -207,13 +209,13 @@ export const tokensView = {
         el("h3", { text: "Places are words, too" }),
         el("p", {
           class: "hint",
-          text: `${PLACES} of the 1024 place words, <loc0000>, <loc0016> …, joined in order, by the two directions in which their rows differ most (${shares.map(percent).join(" and ")} of the variance). Nobody told the table that they are numbers: an orderly line was learned, a tangle was not. Choose one to see its neighbours.`,
+          text: `${PLACES.length} of the 1024 place words, from <loc0000> to <loc1023>, joined in order, by the two directions in which their rows differ most (${shares.map(percent).join(" and ")} of the variance). Nobody told the table that they are numbers: an orderly line was learned, a tangle was not. Choose one to see its neighbours.`,
         }),
         el(
           "svg",
           {
             class: "plot places",
-            viewBox: "0 0 500 340",
+            viewBox: `0 0 ${wide} 340`,
             role: "group",
             "aria-label": "places in the table",
           },
@@ -230,7 +232,7 @@ export const tokensView = {
           }),
           ids.map((/** @type {number} */ id, /** @type {number} */ i) => {
             const [x, y] = at(i);
-            const name = String((i * 1024) / PLACES).padStart(4, "0");
+            const name = String(PLACES[i]).padStart(4, "0");
             const choose = () => ((chosen = { id, word: `<loc${name}>` }), update());
             return el(
               "g",
@@ -248,11 +250,9 @@ export const tokensView = {
                 cx: x,
                 cy: y,
                 r: isOn(i) ? 8 : 5,
-                "fill-opacity": (0.25 + (0.75 * i) / PLACES).toFixed(2),
+                "fill-opacity": (0.25 + (0.75 * i) / PLACES.length).toFixed(2),
               }),
-              i % 16 === 0 || i === PLACES - 1
-                ? el("text", { class: "tick value", x, y: y - 10, text: name })
-                : null,
+              i % 16 === 0 ? el("text", { class: "tick value", x, y: y - 10, text: name }) : null,
             );
           }),
         ),
