@@ -38,6 +38,14 @@ async function open(topic) {
     dialog = made;
   }
   const shown = /** @type {HTMLDialogElement} */ (dialog);
+  const beside = (/** @type {number} */ step, /** @type {string} */ label) => {
+    const at = titles[topic].number + step;
+    const other = Object.keys(titles).find((one) => titles[one].number === at);
+    const name = other ? `lesson ${at}: ${titles[other].title}` : null;
+    return (
+      other && button(label, () => open(other), { class: "icon", "aria-label": name, title: name })
+    );
+  };
   fill(
     shown,
     el(
@@ -50,6 +58,8 @@ async function open(topic) {
         el("code", { text: `paliglass learn ${topic}` }),
       ),
       el("span", { class: "spring" }),
+      beside(-1, "←"),
+      beside(1, "→"),
       button("×", () => shown.close(), { class: "icon", "aria-label": "close the lesson" }),
     ),
     // Our own documentation, escaped where it was made.

@@ -81,7 +81,7 @@ class TorchLab:
 
     def load(self) -> dict[str, Any]:
         """What the page must know of the model."""
-        return {"config": _config(self.config, self.processor.eos_token_id), "simd": True}
+        return {"config": page_config(self.config, self.processor.eos_token_id), "simd": True}
 
     def picture(self, name: str, picture: Mapping[str, Any]) -> None:
         """A picture by a name, for the runs that follow: width, height, rows of RGB or RGBA."""
@@ -236,7 +236,7 @@ def _to_snake(name: str) -> str:
     return _CAPITAL.sub(r"_\g<0>", name).lower()
 
 
-def _config(config: PaliGemmaConfig, eos: int) -> dict[str, Any]:
+def page_config(config: PaliGemmaConfig, eos: int) -> dict[str, Any]:
     """Sizes under the names of engine/config.js."""
     vision, text = config.vision_config, config.text_config
     return {

@@ -221,7 +221,7 @@ export const rooflineView = {
                 }),
                 el("td", { class: "num", text: isKept ? "kept from before" : time(seconds) }),
                 el("td", {
-                  class: "num",
+                  class: "readout",
                   text:
                     isKept || !cost.operations
                       ? ""
@@ -283,7 +283,7 @@ function plot(wide, machines, points) {
         class: "tick",
         x: x(10 ** p),
         y: high - 28,
-        text: p < 0 ? "0.1" : large(10 ** p).replace(/\.?0+(?= |$)/, ""),
+        text: p < 3 ? String(10 ** p) : `${10 ** (p - 3)} k`,
       }),
     ]),
     powers(low, top)
