@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from paliglass.cli import main
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.inspect.lessons import find
 from paliglass.inspect.tracing import INPUTS, TracedRow, trace
+from paliglass.lab.build import build
 from paliglass.lab.torch_engine import TorchLab
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
@@ -563,6 +565,16 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
     )
     assert len(found) >= 20
     assert [name for name, measured, right in found if measured != right] == []
+
+
+def test_on_a_server_of_another_model_it_says_whose_lab_it_is(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "served.html"
+    path.write_text(build(MINI, None, served='my "model" <i>'), encoding="utf-8")
+    show(browser, path.as_uri(), "live")
+    assert 'This server answers with my "model" <i>.' in text(browser, ".served")
+    assert "mini answers" in text(browser, ".heading p")
 
 
 def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:

@@ -16,7 +16,8 @@ from tests.tiny import GEMMA2, tiny_model, tiny_processor, worded_config
 from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
 from paliglass.errors import PaliglassError
-from paliglass.lab.torch_engine import METHODS, TorchLab
+from paliglass.lab.torch_engine import METHODS, TorchLab, engine, weights
+from paliglass.lab.torch_engine.weights import rounded_copy
 
 PICTURE = np.asarray(shapes(0))
 EDITS: dict[str, dict[str, Any]] = {
@@ -237,6 +238,41 @@ def test_methods_are_those_of_the_page() -> None:
     text = (MINI.parent / "lab/engine/lab.js").read_text()
     missing = [name for name in METHODS if f"\n  {name}(" not in text]
     assert missing == []
+
+
+def test_a_picture_goes_through_the_tower_once(mini: PaliGemma) -> None:
+    lab = TorchLab(mini)
+    picture = {"width": PICTURE.shape[1], "height": PICTURE.shape[0], "data": PICTURE}
+    lab.ask("picture", {"name": "p", "picture": picture})
+    asked = {"picture": "p", "prompt": "ocr", "maxNewTokens": 1}
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"noRotary": True},
+        {"off": ["decoder.0.1"]},
+        {"off": ["decoder.0.1", "tower.0.1"]},
+        {"channels": "bgr"},
+        {"bits": {"bits": 8, "group": 0, "part": "table"}},
+    ]
+    for edits in kinds:
+        lab.ask("run", {**asked, "edits": edits})
+    first, *others = (run.tower for run in lab.runs.values())
+    assert [tower is first for tower in others] == [True, True, False, False, False]
+
+
+def test_a_long_answer_is_cut_off(mini: PaliGemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PATIENCE", 0.0)
+    lab = TorchLab(mini)
+    lab.ask("picture", {"name": "p", "picture": {"width": 1, "height": 1, "data": [1, 2, 3]}})
+    found = lab.ask("run", {"picture": "p", "prompt": "caption en"})
+    assert (len(found["answer"]), found["ended"]) == (1, False)
+
+
+def test_a_second_copy_that_is_too_large_is_refused(
+    mini: PaliGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "LARGEST_COPY", 1 << 20)
+    with pytest.raises(PaliglassError, match=r"second copy of the weights, 0\.0 GB"):
+        rounded_copy(mini.model, {"bits": 4, "group": 0, "part": "all"})
 
 
 def test_old_runs_go_and_held_ones_stay(mini: PaliGemma) -> None:

@@ -104,6 +104,10 @@ def test_localhost_has_several_names(server: Running, host: str) -> None:
     assert server.client.get("/v1/models", headers={"Host": host}).status_code == 200
 
 
+def test_the_lab_tells_what_the_server_answers_with() -> None:
+    assert 'data-model="mini" data-served="other &lt;"' in pages.index("other <")
+
+
 def test_keys(model: PaliGemma) -> None:
     with running(Engine(lambda: model), Settings(keys=("first-key", "clé"))) as server:
         get = server.client.get

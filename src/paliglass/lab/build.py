@@ -13,7 +13,7 @@ import base64
 import json
 import re
 import zlib
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,11 +113,14 @@ def fits_in_a_page(model: Path) -> bool:
     return weights.is_file() and weights.stat().st_size <= LARGEST
 
 
-def build(model: Path | None, dual: Path | None) -> str:
+def build(
+    model: Path | None, dual: Path | None, name: str = "mini", served: str | None = None
+) -> str:
     """The page with a model, and a dual encoder for the view that needs one.
 
     model, dual: folders in transformers' layout, their weights in one model.safetensors. Without a
-    model the page asks the server that it came from.
+    model the page asks the server that it came from. name: what the page calls the model.
+    served: what the server answers with that the page is on, where that is another model.
 
     Raises CheckpointError for weights that are missing, or too large for a page.
     """
@@ -167,6 +170,7 @@ def build(model: Path | None, dual: Path | None) -> str:
         "/* page */": _harmless(join_modules(PAGE / "app.js")),
         "<!-- model -->": _packed(parts) + ("" if model else '<meta id="remote">'),
         "/* lesson titles */": _harmless(json.dumps(titles)),
+        "<body>": f'<body data-model="{escape(name)}" data-served="{escape(served or name)}">',
         "<!-- dual -->": _packed(duals),
         "<!-- lessons -->": _script("lessons", _letters(json.dumps(texts).encode())),
     }.items():

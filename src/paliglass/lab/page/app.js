@@ -73,6 +73,25 @@ function linkButton(store) {
   return control;
 }
 
+/** Says whose lab this is on a server of another model. @param {string} served */
+function servedNote(served) {
+  document
+    .querySelector(".top")
+    ?.after(
+      el(
+        "p",
+        { class: "served" },
+        "This server answers with ",
+        el("b", { text: served }),
+        ". The lab below is mini, which runs in your browser: every number of a run is kept to be asked about, gigabytes for a large model, and a server shared by many gives nobody that. On your own machine ",
+        el("code", { text: "paliglass lab --model NAME" }),
+        " opens the same page on any model. ",
+        el("a", { href: "docs", text: "The server's interface" }),
+        ".",
+      ),
+    );
+}
+
 /** @type {Store | undefined} */
 let store;
 
@@ -94,6 +113,10 @@ async function main() {
   const nav = el("nav", { class: "views", "aria-label": "views" });
   const panel = el("section", { class: "panel", id: "panel" });
   loading.replaceWith(el("div", { class: "row" }, tour.menu(), linkButton(own), themeButton()));
+  const { served = own.name } = document.body.dataset;
+  if (served !== own.name) servedNote(served);
+  if (own.name !== "mini")
+    document.querySelector("h1")?.append(el("span", { class: "hint", text: own.name }));
   app.append(tour.root, nav, el("main", { class: "desk" }, stage.root, panel));
 
   /** @type {{update: (reason: string) => void, leave?: () => void} | null} */

@@ -1,5 +1,6 @@
 // What the page knows: one state, of which the address is a copy, and the answer that belongs to it.
 
+import { RemoteClient } from "./client.js";
 import { hasPhoto, pixelsOf } from "./scene.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
@@ -90,6 +91,8 @@ export class Store {
   constructor(client, config) {
     this.client = client;
     this.config = config;
+    this.name = document.body.dataset.model ?? "mini"; // of the model
+    this.isRemote = client instanceof RemoteClient;
     this.state = fromHash(location.hash);
     /** @type {any} the answer to the state */
     this.result = null;
@@ -211,6 +214,16 @@ export class Store {
       this.plain.set(key, found);
     }
     return this.plain.get(key);
+  }
+
+  /** About how long it takes to look at so many pictures, in words. @param {number} count */
+  estimate(count) {
+    if (!this.result) return "a while";
+    const { tower, prefill, decode } = this.result.milliseconds;
+    const seconds = (count * (tower + prefill + decode)) / 1000;
+    return seconds < 90
+      ? `about ${Math.ceil(seconds)} s`
+      : `about ${Math.ceil(seconds / 60)} minutes`;
   }
 
   /** The place whose row is looked at: by default the one after which the answer begins. */

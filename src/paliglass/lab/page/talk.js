@@ -155,7 +155,7 @@ export class Talk {
       ),
       el("p", {
         class: "time",
-        text: `${Math.round(ms.tower + ms.prefill + ms.decode)} ms: tower ${Math.round(ms.tower)}, prompt ${Math.round(ms.prefill)}, ${result.answer.length} words ${Math.round(ms.decode)}`,
+        text: `${Math.round(ms.tower + ms.prefill + ms.decode)} ms: tower ${Math.round(ms.tower)}, prompt ${Math.round(ms.prefill)}, ${result.answer.length} words ${Math.round(ms.decode)}${result.ended ? "" : "; cut off"}`,
       }),
     );
   }

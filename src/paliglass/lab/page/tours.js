@@ -561,6 +561,12 @@ export class Tour {
           { class: "icon", "aria-label": "leave the tour" },
         ),
       ),
+      this.store.name === "mini"
+        ? null
+        : el("p", {
+            class: "hint",
+            text: "Written for mini: the numbers are this model's, the reasons may not be.",
+          }),
       el("p", { class: "tour-text", text: step.text }),
       el("p", {}, el("b", { text: step.ask })),
       el(

@@ -25,7 +25,7 @@ from paliglass.config import PaliGemmaConfig
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine.forward import Forward
 from paliglass.lab.torch_engine.questions import QUESTIONS, log_p
-from paliglass.lab.torch_engine.records import Edits, Run
+from paliglass.lab.torch_engine.records import Edits, Run, Tower
 from paliglass.lab.torch_engine.weights import Merges, Weights, floats, rounded_copy, spell
 from paliglass.model import PaliGemma
 from paliglass.tasks.boxes import parse_boxes
@@ -36,8 +36,11 @@ __all__ = ["METHODS", "TorchLab"]
 
 KEPT = 10  # runs that can still be asked about, and pictures
 HELD = 8  # runs that the page asked to keep
+PATIENCE = 60.0  # seconds of an answer's words: a large model on a small machine is cut off
+TOWERS = 4  # pictures whose way through the tower is kept for the next prompt
 MEMORY = 4 << 30  # bytes that kept runs may take, those that are held too
 _CAPITAL = re.compile("[A-Z]")
+_OF_TOWER = ("channels", "towerPositions", "activation", "unscaledScores")
 
 
 class TorchLab:
@@ -51,6 +54,7 @@ class TorchLab:
         self.config = model.model.config
         self.way = Forward(model.model, model.processor)
         self.weights = Weights(model.model, model.processor)
+        self.towers: list[tuple[Forward, Tensor, Edits, Tower]] = []
         self.rounded: tuple[Edits, Forward] | None = None
         self.runs: dict[int, Run] = {}
         self.held: list[int] = []
@@ -110,12 +114,12 @@ class TorchLab:
         edits = edits or {}
         times = [time.perf_counter()]
         way = self._way(edits.get("bits"))
-        tower = way.look(self.pictures[picture], edits)
+        tower = self._look(way, self.pictures[picture], edits)
         times.append(time.perf_counter())
         run = way.prefill(prompt, tower, edits)
         times.append(time.perf_counter())
         rule = self._grammar(prompt) if grammar else None
-        way.generate(run, list(forced), rule, max_new_tokens)
+        way.generate(run, list(forced), rule, max_new_tokens, PATIENCE)
         times.append(time.perf_counter())
         number, self.next = self.next, self.next + 1
         self.runs[number] = run
@@ -154,12 +158,24 @@ class TorchLab:
             return self.way
         if self.rounded is None or self.rounded[0] != rounding:
             self.rounded = None  # its memory first
+            self.towers = [kept for kept in self.towers if kept[0] is self.way]
             for number in [n for n, run in self.runs.items() if run.way is not self.way]:
                 if number not in self.held:
                     del self.runs[number]
             network = rounded_copy(self.way.network, rounding)
             self.rounded = (dict(rounding), Forward(network, self.processor))
         return self.rounded[1]
+
+    def _look(self, way: Forward, pixels: Tensor, edits: Edits) -> Tower:
+        """A picture through the tower, once for all prompts and edits that do not reach it."""
+        own = {name: edits.get(name) for name in _OF_TOWER}
+        own["off"] = sorted(part for part in edits.get("off") or () if part.startswith("tower."))
+        for kept in self.towers:
+            if kept[0] is way and kept[1] is pixels and kept[2] == own:
+                return kept[3]
+        tower = way.look(pixels, edits)
+        self.towers = [(way, pixels, own, tower), *self.towers][:TOWERS]
+        return tower
 
     def keep(self, run: int) -> None:
         """Keeps a run when newer ones push the old out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -199,8 +200,15 @@ class Forward:
         return logits[..., : self.config.real_vocab_size].float()
 
     def generate(
-        self, run: Run, forced: list[int], grammar: ObjectGrammar | None, limit: int
+        self,
+        run: Run,
+        forced: list[int],
+        grammar: ObjectGrammar | None,
+        limit: int,
+        patience: float,
     ) -> None:
+        """Answers greedily: to the end, the limit in tokens, or for so many seconds."""
+        start = time.perf_counter()
         limit = min(limit, self.config.text_config.max_position_embeddings - len(run.prompt))
         state = None if grammar is None else grammar.start()
         for step in range(limit):
@@ -213,7 +221,7 @@ class Forward:
             if token == self.processor.eos_token_id:
                 run.ended = True
                 break
-            if step + 1 == limit:
+            if step + 1 == limit or time.perf_counter() - start > patience:
                 break
             state = None if state is None else state.after(token)
             run.logits.append(self.say(run, run.stream, token))

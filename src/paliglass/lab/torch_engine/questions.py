@@ -12,7 +12,7 @@ from torch import Tensor
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine.forward import norm
 from paliglass.lab.torch_engine.records import Layer, Run
-from paliglass.lab.torch_engine.weights import floats, principal, spell
+from paliglass.lab.torch_engine.weights import floats, largest, principal, spell
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
 __all__ = ["QUESTIONS", "log_p"]
@@ -79,8 +79,9 @@ def lens(run: Run, positions: Sequence[int], k: int = 3) -> Any:
 
 def _candidates(run: Run, logits: Tensor, k: int) -> list[dict[str, Any]]:
     p = logits.softmax(-1)
-    ids = p.sort(stable=True, descending=True).indices[:k].tolist()
-    return [{"id": id, "word": spell(run.way.processor, id), "p": float(p[id])} for id in ids]
+    return [
+        {"id": id, "word": spell(run.way.processor, id), "p": float(p[id])} for id in largest(p, k)
+    ]
 
 
 def logits(run: Run, step: int) -> Any:
@@ -282,15 +283,14 @@ def neurons(run: Run, layer: int, position: int, k: int = 8) -> dict[str, Any]:
     last = run.stream.layers[-1].output[position].float()
     centred = last - last.mean() if run.edits.get("norm") == "layer" else last
     scale = torch.rsqrt(centred.square().mean() + decoder.norm.eps)
-    chosen = sizes.sort(stable=True, descending=True).indices[:k]
+    chosen = largest(sizes, k)
     written = (values * down)[:, chosen].T * scale * (1 + decoder.norm.weight.float())
     words = run.way.config.real_vocab_size
     table = decoder.embed_tokens.weight[:words]
     logits = (written.to(table) @ table.T).float()
     adds = not run.way.config.text_config.has_post_norms
     told = []
-    for neuron, row in zip(chosen.tolist(), logits, strict=True):
-        best = row.sort(stable=True, descending=True).indices[:3].tolist()
+    for neuron, row in zip(chosen, logits, strict=True):
         told.append(
             {
                 "neuron": neuron,
@@ -305,7 +305,7 @@ def neurons(run: Run, layer: int, position: int, k: int = 8) -> dict[str, Any]:
                         "word": spell(run.way.processor, id),
                         "adds": float(row[id]) if adds else None,
                     }
-                    for id in best
+                    for id in largest(row, 3)
                 ],
             }
         )

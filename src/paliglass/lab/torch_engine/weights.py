@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from paliglass.errors import PaliglassError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
-__all__ = ["Merges", "Weights", "floats", "principal", "rounded_copy", "spell"]
+__all__ = ["Merges", "Weights", "floats", "largest", "principal", "rounded_copy", "spell"]
 
 TABLE = "language_model.model.embed_tokens.weight"
 LARGEST_COPY = 1 << 30  # bytes of weights that are held a second time, in fewer bits
@@ -36,6 +37,15 @@ def spell(processor: PaliGemmaProcessor, id: int) -> str:
     """A token as a reader should see it: ▁ as a space."""
     token = processor.tokenizer.id_to_token(id)
     return f"#{id}" if token is None else token.replace("▁", " ")
+
+
+def largest(values: Tensor, k: int) -> list[int]:
+    """Places of the k largest of V numbers, the first of equals first, without sorting them all."""
+    least = values.topk(min(k, len(values))).values[-1]
+    among = (values >= least).nonzero()[:, 0]
+    order = values[among].sort(stable=True, descending=True).indices[:k]
+    found: list[int] = among[order].tolist()
+    return found
 
 
 def principal(rows: Tensor, k: int) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def rounded_copy(
     if held > LARGEST_COPY:
         raise PaliglassError(
             f"rounding wants a second copy of the weights, {held / 1e9:.1f} GB; "
-            "load the model with --quantize instead"
+            "`paliglass run --quantize int8` answers in fewer bits"
         )
     copy = deepcopy(network)
     for _, part, weight in matrices(copy):
@@ -139,14 +149,12 @@ class Weights:
 
     def nearest(self, id: int, k: int = 8) -> dict[str, Any]:
         """The words whose rows of the table point most nearly the same way."""
-        table = self.decoder.embed_tokens.weight[: self.words]
-        own = table[id]
-        norms = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)
-        norm = norms[id].clone()
+        table, norms = self.decoder.embed_tokens.weight[: self.words], self._norms
+        own, norm = table[id], norms[id]
         products = (table @ own).float()
         cosines = products / torch.where(norms > 0, norm * norms, torch.inf)
         cosines[id] = -torch.inf
-        found = cosines.sort(stable=True, descending=True).indices[:k].tolist()
+        found = largest(cosines, k)
         return {
             "norm": float(norm),
             "nearest": [
@@ -154,6 +162,11 @@ class Weights:
                 for one in found
             ],
         }
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        table = self.decoder.embed_tokens.weight[: self.words]
+        return torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)
 
     def table_components(self, ids: Sequence[int], k: int = 2) -> dict[str, Any]:
         """Principal components of some words' rows of the table."""

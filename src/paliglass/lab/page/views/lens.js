@@ -8,6 +8,8 @@ import { probePanel } from "./probe_panel.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
+const WORK = 2e11; // multiply-adds with the table that one look at all layers may take
+
 export const lensView = {
   id: "lens",
   title: "Lens",
@@ -45,15 +47,19 @@ export const lensView = {
       const own = ++asked;
       const { patches } = config;
       const P = result.prompt.length;
-      const positions = Array.from({ length: result.length - patches }, (_, i) => patches + i);
+      const { vocab, width } = config.text;
+      // A large model's table is long to read: as many words as some seconds allow.
+      const most = Math.max(4, Math.floor(WORK / (vocab * width * (config.text.layers + 1))));
+      const length = Math.min(result.length, patches + most);
+      const positions = Array.from({ length: length - patches }, (_, i) => patches + i);
       const lens = await store.client.ask("lens", { run: result.run, positions, k: 5 });
       if (own !== asked) return;
       const token = Math.max(store.token, patches);
       const layers = config.text.layers;
       const position =
-        chosen.position >= patches && chosen.position < result.length
+        chosen.position >= patches && chosen.position < length
           ? chosen.position
-          : Math.min(token, result.length - 1);
+          : Math.min(token, length - 1);
       fill(
         grid,
         el(
@@ -132,6 +138,13 @@ export const lensView = {
           ),
         ),
       );
+      if (length < result.length)
+        cell.append(
+          el("p", {
+            class: "hint",
+            text: `The first ${most} words are shown: this model's table is large.`,
+          }),
+        );
       await showPaste(own, position);
       if (own !== asked) return;
       await showParts(own, position);

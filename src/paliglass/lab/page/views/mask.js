@@ -195,7 +195,7 @@ export const maskView = {
       button("Count them", count, { class: "chip" }),
       el("span", {
         class: "hint",
-        text: " found where the box overlaps by half or more; some twenty seconds",
+        text: ` found where the box overlaps by half or more; ${store.estimate(3 * DRAWINGS)}`,
       }),
     );
 
