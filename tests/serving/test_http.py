@@ -20,7 +20,7 @@ from tests.serving.helpers import (
 )
 
 from paliglass.model import PaliGemma
-from paliglass.serving import Engine, Settings
+from paliglass.serving import Engine, Settings, pages
 
 CHAT = "/v1/chat/completions"
 

@@ -104,6 +104,10 @@ export function shown(word = "") {
   return word.trim() ? word.trim() : word ? "␣" : "";
 }
 
+/** What scrolls sideways where it is too wide, by the keyboard too. @param {string} label */
+export const scrolled = (label) =>
+  el("div", { class: "wide", role: "region", tabindex: 0, "aria-label": label });
+
 /** How wide a plot is drawn, so that its letters keep their size: what there is, `most` at the most.
  * @param {Element} place @param {number} most */
 export const plotWidth = (place, most) => Math.max(260, Math.min(most, place.clientWidth || most));

@@ -65,6 +65,7 @@ async function open(topic) {
     // Our own documentation, escaped where it was made.
     el("article", { class: "lesson-text", html }),
   );
+  for (const block of shown.querySelectorAll("pre, table")) block.setAttribute("tabindex", "0");
   if (!shown.open) shown.showModal();
   shown.scrollTop = 0;
 }

@@ -1,6 +1,6 @@
 // 15 · Roofline: what an answer costs, and whether computing or reading decides how long it takes.
 
-import { choice, el, fill, inWords, number, plotWidth, slider } from "../dom.js";
+import { choice, el, fill, inWords, number, plotWidth, scrolled, slider } from "../dom.js";
 import { heading } from "../lessons.js";
 import { LARGE, both, decoderCost, towerCost } from "../costs.js";
 
@@ -42,7 +42,7 @@ export const rooflineView = {
     const controls = el("div", { class: "stack" });
     const dials = el("div", { class: "dials" });
     const chart = el("div");
-    const table = el("div", { class: "wide" });
+    const table = scrolled("costs");
     const real = el("div");
     const text = el("div");
     let isLarge = false;
@@ -156,7 +156,7 @@ export const rooflineView = {
               "tr",
               {},
               [
-                "",
+                "phase",
                 "operations",
                 "bytes read",
                 "operations a byte",

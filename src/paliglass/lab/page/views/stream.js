@@ -1,6 +1,6 @@
 // 12 · Stream and MLP: one token's vector through the layers, and the neurons that write into it.
 
-import { button, choice, el, fill, inWords, number, plotWidth, shown } from "../dom.js";
+import { button, choice, el, fill, inWords, number, plotWidth, scrolled, shown } from "../dom.js";
 import { heading } from "../lessons.js";
 import { gelu } from "../../engine/layers/activations.js";
 import { answerText } from "../words.js";
@@ -15,8 +15,8 @@ export const streamView = {
   /** @param {Element} root @param {Store} store */
   mount(root, store) {
     const controls = el("div", { class: "controls" });
-    const table = el("div", { class: "wide" });
-    const mlp = el("div", { class: "wide" });
+    const table = scrolled("the stream, layer by layer");
+    const mlp = scrolled("neurons");
     const verdict = el("div");
     const text = el("div");
     let asked = 0;
@@ -176,9 +176,15 @@ export const streamView = {
             el(
               "tr",
               {},
-              ["neuron", "gate", "gelu(gate)", "× up", "= value", "words that it raises", ""].map(
-                (name) => el("th", { scope: "col", text: name }),
-              ),
+              [
+                "neuron",
+                "gate",
+                "gelu(gate)",
+                "× up",
+                "= value",
+                "words that it raises",
+                "break it",
+              ].map((name) => el("th", { scope: "col", text: name })),
             ),
           ),
           el(
