@@ -135,7 +135,10 @@ async function main() {
       ),
     );
     nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
-    if (found.id === name) return;
+    if (found.id === name) {
+      view?.update("view");
+      return;
+    }
     view?.leave?.();
     stage.showMap(null);
     name = found.id;

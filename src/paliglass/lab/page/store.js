@@ -131,6 +131,7 @@ export class Store {
     const asks = ["scene", "task", "words", "edits", "grammar", "forced"].some(
       (name) => name in changes,
     );
+    if ("edits" in changes) this.keepPlain();
     if (asks && !("forced" in changes)) this.state.forced = [];
     Object.assign(this.state, changes);
     this.remember();
@@ -159,6 +160,7 @@ export class Store {
       return this.idle;
     }
     this.busy = true;
+    document.documentElement.dataset.busy = "true"; // what is on view belongs to the state before
     this.idle = this.runAll();
     return this.idle;
   }
@@ -180,6 +182,10 @@ export class Store {
     } finally {
       this.busy = false;
     }
+    const { dataset } = document.documentElement;
+    delete dataset.busy;
+    if (this.failure) dataset.failed = "true";
+    else delete dataset.failed;
     this.notify("answer");
   }
 
@@ -201,26 +207,47 @@ export class Store {
     return this.client.ask("run", { picture, prompt, edits, forced, grammar });
   }
 
+  /** Whether nothing is changed in the model, and nothing put into its mouth. */
+  get isPlain() {
+    return !Object.keys(this.state.edits).length && !this.state.forced.length;
+  }
+
   /** The answer to the same question with nothing changed in the model. */
   async baseline() {
-    const { edits } = this.state;
-    if (!Object.keys(edits).length && this.result && !this.state.forced.length) return this.result;
+    if (this.isPlain && this.result) return this.result;
     const picture = await this.picture();
-    const key = `${picture} ${this.prompt} ${this.state.grammar}`;
+    const key = this.plainKey();
     if (!this.plain.has(key)) {
-      if (this.plain.size > 6) this.plain.clear();
       const found = await this.answer(picture, {});
-      await this.client.ask("keep", { run: found.run });
-      this.plain.set(key, found);
+      this.setPlain(key, found);
     }
     return this.plain.get(key);
   }
 
-  /** About how long it takes to look at so many pictures, in words. @param {number} count */
-  estimate(count) {
+  plainKey() {
+    return `${this.version} ${this.prompt} ${this.state.grammar}`;
+  }
+
+  /** @param {string} key @param {any} result */
+  setPlain(key, result) {
+    if (this.plain.size > 6) this.plain.clear();
+    this.plain.set(key, result);
+    this.client.ask("keep", { run: result.run });
+  }
+
+  /** Keeps the answer on view before something is changed, so that it need not be computed again. */
+  keepPlain() {
+    const isOwn = JSON.stringify(this.state.scene) === this.drawn;
+    if (this.result && this.isPlain && !this.busy && isOwn)
+      this.setPlain(this.plainKey(), this.result);
+  }
+
+  /** About how long so many pictures take, in words. @param {number} count
+   * @param {boolean} answered to the end, not the prompt alone */
+  estimate(count, answered = true) {
     if (!this.result) return "a while";
     const { tower, prefill, decode } = this.result.milliseconds;
-    const seconds = (count * (tower + prefill + decode)) / 1000;
+    const seconds = (count * (tower + prefill + (answered ? decode : 0))) / 1000;
     return seconds < 90
       ? `about ${Math.ceil(seconds)} s`
       : `about ${Math.ceil(seconds / 60)} minutes`;

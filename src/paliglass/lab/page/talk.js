@@ -25,6 +25,9 @@ const EDIT_NAMES = {
   bits: "weights in fewer bits",
 };
 
+/** @param {number} ms */
+const time = (ms) => (ms < 10000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+
 export class Talk {
   /** @param {Store} store */
   constructor(store) {
@@ -155,7 +158,7 @@ export class Talk {
       ),
       el("p", {
         class: "time",
-        text: `${Math.round(ms.tower + ms.prefill + ms.decode)} ms: tower ${Math.round(ms.tower)}, prompt ${Math.round(ms.prefill)}, ${result.answer.length} words ${Math.round(ms.decode)}${result.ended ? "" : "; cut off"}`,
+        text: `${time(ms.tower + ms.prefill + ms.decode)}: tower ${time(ms.tower)}, prompt ${time(ms.prefill)}, ${result.answer.length} words ${time(ms.decode)}${result.ended ? "" : "; cut off"}`,
       }),
     );
   }

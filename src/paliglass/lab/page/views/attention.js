@@ -116,7 +116,12 @@ export const attentionView = {
         el(
           "div",
           { class: "grid-head" },
-          el("span", { text: "head →" }),
+          el("span", {
+            text:
+              part === "decoder" && !to
+                ? "head →  bar: green on the picture, violet on words"
+                : "head →",
+          }),
           legend(top, "--on-vision", most > top),
         ),
         all.map((/** @type {Float32Array[]} */ heads, /** @type {number} */ l) =>

@@ -302,7 +302,10 @@ export const breakView = {
               ),
               button("Make it whole", () => store.set({ edits: {} }), { class: "chip" }),
             ]
-          : el("p", { class: "hint", text: "Nothing is broken. Choose a part." }),
+          : el("p", {
+              class: "hint",
+              text: "Nothing is broken. Choose a part. Per cent: how sure it was of its words, on average.",
+            }),
       );
       showBoard();
       showParts();

@@ -8,13 +8,15 @@ import { drawField } from "../draw.js";
 
 /** 12345678 → "12.3 M". @param {number} value */
 const large = (value) =>
-  value >= 1e9
-    ? `${(value / 1e9).toFixed(2)} G`
-    : value >= 1e6
-      ? `${(value / 1e6).toFixed(1)} M`
-      : value >= 1e3
-        ? `${(value / 1e3).toFixed(1)} k`
-        : String(value);
+  value >= 1e12
+    ? `${(value / 1e12).toFixed(2)} T`
+    : value >= 1e9
+      ? `${(value / 1e9).toFixed(2)} G`
+      : value >= 1e6
+        ? `${(value / 1e6).toFixed(1)} M`
+        : value >= 1e3
+          ? `${(value / 1e3).toFixed(1)} k`
+          : String(value);
 
 /** Multiply-adds of the decoder for `fresh` tokens that see `seen`, the head for the last alone.
  * @param {import("../../engine/config.js").TextConfig} text @param {number} fresh @param {number} seen */
@@ -176,6 +178,10 @@ export const cacheView = {
         );
       fill(
         counts,
+        el("p", {
+          class: "hint",
+          text: `A column is a token, a row one of ${width} numbers: green above 0, orange below.`,
+        }),
         el(
           "p",
           {},

@@ -29,7 +29,7 @@ export const lensView = {
       root,
       heading(
         "Lens and patching",
-        "Had the decoder ended after this layer, it would have said this: every layer's stream through the last norm and the table. Then paste a stream from another picture and see whether the answer comes with it.",
+        "How early does the model know what it will say? A row is a layer, a column a token, and each cell the likeliest next word had the decoder ended there; bold: the word that really came next. Then paste a token's vector from another picture and see whether the answer comes with it.",
         "decoder",
         "inspect/tracing.py",
       ),
