@@ -120,8 +120,7 @@ export class Lab {
       const own = make(weights.roundedTensors(model.tensors, bits));
       this.rounded = { key, generator: new Generator(own, processor) };
       // Runs of an earlier one would keep all its weights.
-      for (const [number, run] of this.runs)
-        if (run.model !== model && !this.held.includes(number)) this.runs.delete(number);
+      for (const [number, run] of this.runs) if (run.model !== model) this.runs.delete(number);
     }
     return this.rounded.generator;
   }

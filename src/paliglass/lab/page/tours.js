@@ -318,7 +318,7 @@ export const TOURS = [
             `${String(best).padStart(4, "0")} has ${percent(top[best])}, the place beside it ${percent(beside)}`,
           ];
         },
-        why: "mini was trained on places of its own grid: it learned which words come, not that they are near each other.",
+        why: "mini was trained on places of its own grid, and the one beside is not on it: to mini it is a word that never comes. View 13 shows the places of the grid in the table, where they lie in order.",
       },
       {
         text: "Say another box in its place: the upper left corner, where the star is.",

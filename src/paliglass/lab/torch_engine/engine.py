@@ -159,9 +159,7 @@ class TorchLab:
         if self.rounded is None or self.rounded[0] != rounding:
             self.rounded = None  # its memory first
             self.towers = [kept for kept in self.towers if kept[0] is self.way]
-            for number in [n for n, run in self.runs.items() if run.way is not self.way]:
-                if number not in self.held:
-                    del self.runs[number]
+            self.runs = {n: run for n, run in self.runs.items() if run.way is self.way}
             network = rounded_copy(self.way.network, rounding)
             self.rounded = (dict(rounding), Forward(network, self.processor))
         return self.rounded[1]
