@@ -17,6 +17,8 @@ import { hasPhoto, pixelsOf } from "./scene.js";
  * @property {string} tour "" or a tour's name @property {number} step
  */
 
+const HELD = 8; // runs that an engine keeps when asked; see engine/lab.js
+
 /** @type {State} */
 export const START = {
   view: "live",
@@ -105,6 +107,8 @@ export class Store {
     this.drawn = "";
     this.busy = false;
     this.again = false;
+    /** @type {number[]} runs that the engine was asked to keep */
+    this.held = [];
     /** @type {Map<string, any>} answers without edits, by picture and prompt */
     this.plain = new Map();
     /** @type {any} */
@@ -149,7 +153,7 @@ export class Store {
     if (!this.result || (this.before?.pinned && !pinned)) return;
     const { scene, edits } = structuredClone(this.state);
     this.before = { result: this.result, scene, prompt: this.prompt, edits, pinned };
-    this.client.ask("keep", { run: this.result.run });
+    this.keep(this.result.run);
     this.notify("select");
   }
 
@@ -230,15 +234,23 @@ export class Store {
 
   /** @param {string} key @param {any} result */
   setPlain(key, result) {
-    if (this.plain.size > 6) this.plain.clear();
     this.plain.set(key, result);
-    this.client.ask("keep", { run: result.run });
+    this.keep(result.run);
+  }
+
+  /** Has the engine keep a run; what it lets go of for that is forgotten here, too. @param {number} run */
+  keep(run) {
+    this.held = [...this.held.filter((one) => one !== run), run].slice(-HELD);
+    for (const [key, found] of this.plain)
+      if (!this.held.includes(found.run)) this.plain.delete(key);
+    return this.client.ask("keep", { run });
   }
 
   /** Keeps the answer on view before something is changed, so that it need not be computed again. */
   keepPlain() {
     const isOwn = JSON.stringify(this.state.scene) === this.drawn;
-    if (this.result && this.isPlain && !this.busy && isOwn)
+    const isNew = !this.plain.has(this.plainKey());
+    if (this.result && this.isPlain && isNew && !this.busy && isOwn)
       this.setPlain(this.plainKey(), this.result);
   }
 

@@ -178,10 +178,6 @@ export const cacheView = {
         );
       fill(
         counts,
-        el("p", {
-          class: "hint",
-          text: `A column is a token, a row one of ${width} numbers: green above 0, orange below.`,
-        }),
         el(
           "p",
           {},
@@ -193,6 +189,10 @@ export const cacheView = {
           }),
           ".",
         ),
+        el("p", {
+          class: "hint",
+          text: `A column is a token, a row one of ${width} numbers: green above 0, orange below.`,
+        }),
         el("h3", { text: "Multiply-adds of the decoder so far" }),
         el("table", { class: "counts" }, bar("with the cache", a), bar("without", b)),
         el("p", {

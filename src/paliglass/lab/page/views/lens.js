@@ -160,7 +160,7 @@ export const lensView = {
     const loadOther = async (scene) => {
       await store.client.ask("picture", { name: "other", picture: await pixelsOf(scene) });
       const result = await store.client.ask("run", { picture: "other", prompt: store.prompt });
-      await store.client.ask("keep", { run: result.run });
+      await store.keep(result.run);
       other = { scene, result, prompt: store.prompt };
       update();
     };
