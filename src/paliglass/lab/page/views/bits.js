@@ -227,7 +227,7 @@ export const bitsView = {
                   rows.push({ bits, result: await store.answer(picture, own) });
                 }
                 tried = { key, rows };
-                store.run(); // the answer on view is kept again
+                store.run(); // the others pushed the answer on view out of what is kept
               },
               { class: "chip" },
             ),

@@ -153,6 +153,7 @@ export const maskView = {
     });
 
     const count = async () => {
+      if (store.result) await store.keep(store.result.run); // many runs follow
       stop = false;
       const rules = [...new Set(["prefix", "blind", "causal", edit().name ?? "prefix"])];
       for (const rule of rules) counts[rule] = 0;
