@@ -3,8 +3,8 @@
 The page asks by a method's name and gets what the engine in the page would answer; tests hold the
 two together, edits included.
 
-records    what a run keeps
-forward    the way through the model's own modules, every part of it open to change
+records    what happens on the way, kept to be asked about
+forward    the way through the model's own modules, every part of it open to change; a run
 questions  what can be asked about a run
 weights    and about the weights alone; a network in fewer bits
 """
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import PaliglassError
-from paliglass.lab.torch_engine.forward import Forward
+from paliglass.lab.torch_engine.forward import Forward, Run
 from paliglass.lab.torch_engine.questions import QUESTIONS, log_p
-from paliglass.lab.torch_engine.records import Edits, Run, Tower
+from paliglass.lab.torch_engine.records import Edits, Tower
 from paliglass.lab.torch_engine.weights import Merges, Weights, floats, rounded_copy, spell
 from paliglass.model import PaliGemma
 from paliglass.tasks.boxes import parse_boxes

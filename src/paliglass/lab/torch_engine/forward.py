@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,14 +12,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.constrained import Allowed
-from paliglass.lab.torch_engine.records import Edits, Heads, Layer, Mask, Run, Stream, Tower
+from paliglass.lab.torch_engine.records import Edits, Heads, Layer, Mask, Stream, Tower
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 from paliglass.modeling_gemma import GemmaModel
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.tasks.grammar import ObjectGrammar
 
-__all__ = ["Forward", "norm"]
+__all__ = ["Forward", "Run", "norm"]
+
+
+@dataclass
+class Run:
+    """A prompt with its answer. logits, allowed: before each of the answer's tokens."""
+
+    way: Forward
+    prompt: list[int]
+    edits: Edits
+    mask: Mask
+    tower: Tower
+    stream: Stream
+    logits: list[Tensor] = field(default_factory=list)
+    allowed: list[Allowed | None] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        tower = self.tower.inputs.nbytes + sum(layer.nbytes for layer in self.tower.layers)
+        return self.stream.nbytes + tower + sum(row.nbytes for row in self.logits)
+
+    def part(self, name: str, layer: int) -> Tensor:
+        """The stream after a layer of tower or decoder, T × D; −1: what enters the first."""
+        if name == "tower":
+            return self.tower.inputs if layer < 0 else self.tower.layers[layer].output
+        return self.stream.inputs if layer < 0 else self.stream.layers[layer].output
+
+    def whole_mask(self) -> Tensor:
+        """T × T, True = may look."""
+        places = torch.arange(self.stream.length, device=self.stream.inputs.device)
+        return self.mask(places[:, None], places[None])
 
 
 class Forward:

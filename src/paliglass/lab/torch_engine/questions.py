@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from paliglass.errors import PaliglassError
-from paliglass.lab.torch_engine.forward import norm
-from paliglass.lab.torch_engine.records import Layer, Run
+from paliglass.lab.torch_engine.forward import Run, norm
+from paliglass.lab.torch_engine.records import Layer
 from paliglass.lab.torch_engine.weights import floats, largest, principal, spell
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 

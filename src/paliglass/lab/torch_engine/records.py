@@ -6,19 +6,15 @@ All tensors are of one prompt, without a batch's dimension: T × D, or heads × 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from paliglass.constrained import Allowed
 from paliglass.layers.attention import attend_reference
 
-if TYPE_CHECKING:
-    from paliglass.lab.torch_engine.forward import Forward
-
-__all__ = ["Edits", "Heads", "Layer", "Mask", "Run", "Stream", "Tower"]
+__all__ = ["Edits", "Heads", "Layer", "Mask", "Stream", "Tower"]
 
 Edits = Mapping[str, Any]
 Mask = Callable[[Tensor, Tensor], Tensor]
@@ -108,35 +104,3 @@ class Tower:
     layers: list[Layer]
     scale: float
     features: Tensor
-
-
-@dataclass
-class Run:
-    """A prompt with its answer. logits, allowed: before each of the answer's tokens."""
-
-    way: Forward
-    prompt: list[int]
-    edits: Edits
-    mask: Mask
-    tower: Tower
-    stream: Stream
-    logits: list[Tensor] = field(default_factory=list)
-    allowed: list[Allowed | None] = field(default_factory=list)
-    answer: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        tower = self.tower.inputs.nbytes + sum(layer.nbytes for layer in self.tower.layers)
-        return self.stream.nbytes + tower + sum(row.nbytes for row in self.logits)
-
-    def part(self, name: str, layer: int) -> Tensor:
-        """The stream after a layer of tower or decoder, T × D; −1: what enters the first."""
-        if name == "tower":
-            return self.tower.inputs if layer < 0 else self.tower.layers[layer].output
-        return self.stream.inputs if layer < 0 else self.stream.layers[layer].output
-
-    def whole_mask(self) -> Tensor:
-        """T × T, True = may look."""
-        places = torch.arange(self.stream.length, device=self.stream.inputs.device)
-        return self.mask(places[:, None], places[None])
