@@ -142,6 +142,12 @@ const TASKS = {
     return { plane: [...plane], accuracy: accuracy(plane, sample), losses };
   },
 
+  async costs() {
+    const page = (name) => import(pathToFileURL(`${task.page}/${name}.js`).href);
+    const { LARGE, decoderCost, towerCost } = await page("costs");
+    return { large: LARGE, tower: towerCost(task.shape), decoder: task.calls.map((call) => decoderCost(task.shape, ...call)) };
+  },
+
   async sample() {
     const { distribution, draw } = await engine("sampling");
     const logits = new Float32Array(bytes(task.logits));

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 import webbrowser
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from tests.lab.helpers import MINI, NODE, needs_node
 
 from paliglass.cli import main
 from paliglass.errors import CheckpointError
+from paliglass.inspect.lessons import lessons
 from paliglass.lab.build import ENGINE, PAGE, build, join_modules, pack
 
 DUAL = MINI.parent / "mini_dual"
@@ -107,6 +110,24 @@ def test_the_page_is_whole_and_fetches_nothing(
     )
     for ident in ("config", "tokenizer", "weights", "codec", "kernel", "dual-weights"):
         assert page.count(f'id="{ident}"') == 1
+
+
+def test_lessons_are_whole_in_the_page() -> None:
+    every = {one.topic: one for one in lessons()}
+    page = build(None, None)
+    titles = re.search(r'id="lesson-titles">(.*?)</script>', page)
+    packed = re.search(r'id="lessons"[^>]*>(.*?)</script>', page)
+    assert titles
+    assert packed
+    assert json.loads(titles[1]).keys() == every.keys()
+    texts = json.loads(zlib.decompress(base64.b85decode(packed[1].replace(",", "<")), 31))
+    for topic, html in texts.items():
+        assert f"<h1>{every[topic].number:02} · " in html
+        assert html.count("<img ") == html.count('src="data:image/svg+xml,') > 0
+        assert set(re.findall(r'href="#lesson=(\w+)"', html)) <= every.keys()
+        addresses = re.findall(r'href="(?!#lesson=)(.*?)"', html)
+        assert all(address.startswith("https://") for address in addresses)
+        assert not re.search(r"<(?:script|style|iframe|details)|<!--", html)
 
 
 def test_it_opens_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,13 +17,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from paliglass import PaliGemma, PaliGemmaForConditionalGeneration, load
+from paliglass import PRESETS, PaliGemma, PaliGemmaForConditionalGeneration, load
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.mask_codec import load_mask_codec
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.generation import Request
 from paliglass.inspect.tracing import INPUTS, trace
+from paliglass.lab.torch_engine import TorchLab
+from paliglass.lab.torch_engine.engine import page_config
 from paliglass.sampling import draw, keep_top_k, keep_top_p
 from paliglass.tasks.grammar import ObjectGrammar
 from paliglass.tasks.prompts import detect_prompt, segment_prompt
@@ -391,6 +394,36 @@ def test_what_the_page_computes_itself_is_right() -> None:
         assert mine["loss"] == pytest.approx(loss.item())
         (gradient,) = torch.autograd.grad(loss, logits)
         torch.testing.assert_close(torch.tensor(mine["gradient"], dtype=torch.float64), gradient)
+
+
+def test_costs_are_what_torch_counts(mini: PaliGemma) -> None:
+    """Operations of tower, prompt and one more word; weights read; PaliGemma's sizes."""
+    lab = TorchLab(mini)
+    shape = lab.ask("load", {})["config"]
+    with FlopCounterMode(display=False) as first, torch.no_grad():
+        tower = lab.way.look(mini.processor.prepare(shapes(1)).pixels, {})
+        run = lab.way.prefill("caption en", tower, {})
+    with FlopCounterMode(display=False) as second, torch.no_grad():
+        lab.way.say(run, run.stream, 300)
+    count = len(run.prompt)
+    found = run_engine(
+        "costs",
+        page=str(ENGINE.parent / "page"),
+        shape=shape,
+        calls=[[count, count], [1, count + 1], [1, count + 1, 3]],
+    )
+    prompt, word, three = found["decoder"]
+    assert found["tower"]["operations"] + prompt["operations"] == first.get_total_flops()
+    assert word["operations"] == second.get_total_flops()
+    assert three["operations"] == 3 * word["operations"]
+    assert three["weights"] == word["weights"]
+    matrices = lab.ask("matrices", {})
+    held = sum(one["rows"] * one["columns"] for one in matrices)
+    assert found["tower"]["weights"] + prompt["weights"] == held
+    large = page_config(PRESETS["paligemma-3b-224"], mini.processor)
+    for part in ("vision", "text"):
+        assert found["large"][part].items() <= large[part].items()
+    assert found["large"]["patches"] == large["patches"]
 
 
 def test_a_draw_is_the_packages(tmp_path: Path) -> None:

@@ -7,24 +7,33 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.lab.browser import Browser, needs_browser, start_browser
 from tests.lab.helpers import MINI
+from torch.utils.flop_counter import FlopCounterMode
 
 from paliglass import PaliGemma, load
 from paliglass.cli import main
 from paliglass.contrastive.folders import load_contrastive
-from paliglass.inspect.tracing import TracedRow, trace
+from paliglass.inspect.lessons import find
+from paliglass.inspect.tracing import INPUTS, TracedRow, trace
+from paliglass.lab.build import build
+from paliglass.lab.torch_engine import TorchLab
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
-VIEWS = "live attention mask bench break boxes cache lens rope contrastive".split()
+VIEWS = (
+    "live attention mask bench break boxes cache lens rope contrastive "
+    "patches stream tokens bits roofline"
+).split()
 # The engine has nothing left to answer, and goes on having nothing.
 SETTLED = """
     const {store} = lab;
@@ -144,6 +153,7 @@ def test_every_view_says_itself_in_words_and_fits_every_width(
             assert len(text(browser, ".in-words p")) > 40
             assert browser.run("return document.documentElement.scrollWidth") <= width
             assert len(text(browser, "h2")) > 2
+            assert text(browser, ".heading .link").startswith("Lesson ")
     browser.resize(1280)
     browser.theme("light")
 
@@ -428,6 +438,117 @@ def test_cosines_are_the_dual_encoders(browser: Browser, page: str) -> None:
     assert first < last  # the loss, now and at first
 
 
+def test_a_patch_is_projected_as_torch_does(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "patches", token=28)
+    embedding = mini.model.vision_tower.vision_model.embeddings.patch_embedding
+    with torch.inference_mode():
+        pixels = mini.processor.prepare(drawn(browser)).pixels[None].float()
+        answers = embedding(pixels)[0, :, 28 // 8, 28 % 8]
+    best = answers[answers.abs().sort(stable=True, descending=True).indices[:12]].tolist()
+    shown = [float(one.replace("−", "-")) for one in texts(browser, ".filter .num")]
+    assert shown == pytest.approx(best, abs=0.0051)
+    assert len(texts(browser, ".component")) == 7 + 5
+    do(browser, "document.querySelectorAll('.component')[3].click()")
+    assert text(browser, ".component[aria-pressed=true]") == "tower 2"
+    assert browser.run("return lab.stage.picture.map.values.length") == 64
+
+
+def test_a_streams_lengths_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "stream", token=66)
+    row = traced(mini, drawn(browser), "caption en")
+    streams = [
+        row.hidden(INPUTS),
+        *(row.hidden(name.removesuffix(".self_attn")) for name in row.attention_names),
+    ]
+    expected = [stream[66].norm().item() for stream in streams]
+    shown = [float(one) for one in texts(browser, ".streams td:nth-of-type(3) .num")]
+    assert shown == pytest.approx(expected, abs=0.051)
+    before = browser.run("return lab.store.result.run")
+    click(browser, "Take out")
+    assert browser.run("return lab.store.state.edits.off.length") == 1
+    assert browser.run("return lab.store.result.run") > before
+    assert len(texts(browser, ".stream .verdict .said")) == 2
+
+
+def test_tokens_and_their_rows_are_the_packages(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "tokens")
+    ids = mini.processor.encode_plain("a yellow tractor")
+    assert texts(browser, ".token.word small")[-len(ids) :] == [str(id) for id in ids]
+    table = mini.model.language_model.model.embed_tokens.weight[:3200]
+    cosines = torch.cosine_similarity(table, table[ids[-1]][None])
+    cosines[ids[-1]] = -1
+    shown = [float(one.replace("−", "-")) for one in texts(browser, ".near .num")]
+    assert shown == pytest.approx(cosines.topk(8).values.tolist(), abs=0.0051)
+    do(
+        browser,
+        "const merges = document.querySelector('.slider input[aria-label=merges]');"
+        "merges.value = 0; merges.dispatchEvent(new Event('input'))",
+    )
+    assert "".join(texts(browser, ".piece")) == "a␣yellow␣tractor"
+    assert len(texts(browser, ".piece")) == len("a yellow tractor")
+    do(
+        browser,
+        "document.querySelector('.places g[role=button]').dispatchEvent(new Event('click'))",
+    )
+    assert "Row 2048" in text(browser, ".view.tokens")
+
+
+def test_fewer_bits_answer_as_torch_in_fewer_bits(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "bits")
+    click(browser, "3 bits")
+    image = np.asarray(drawn(browser))
+    lab = TorchLab(mini)
+    size = {"width": image.shape[1], "height": image.shape[0]}
+    lab.ask("picture", {"name": "p", "picture": {**size, "data": image}})
+    rounding = {"bits": 3, "group": 0, "part": "all"}
+    found = lab.ask("run", {"picture": "p", "prompt": "caption en", "edits": {"bits": rounding}})
+    assert browser.run("return lab.store.result.answer") == found["answer"]
+    error = lab.ask(
+        "matrix",
+        {"name": "language_model.model.layers.0.mlp.down_proj.weight", "bits": 3},
+    )["error"]
+    assert f"= {percent(error)};" in text(browser, ".bits .readout")
+    click(browser, "Ask with each number of bits")
+    assert len(texts(browser, ".bits-table tr")) == 7
+    click(browser, "16 bits")
+    assert browser.run("return Object.keys(lab.store.state.edits).length") == 0
+
+
+def test_the_roofline_counts_what_torch_counts(
+    browser: Browser, page: str, mini: PaliGemma
+) -> None:
+    show(browser, page, "roofline")
+    lab = TorchLab(mini)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tower = lab.way.look(mini.processor.prepare(drawn(browser)).pixels, {})
+        mini.model.multi_modal_projector(tower.features)
+    operations = texts(browser, ".roof tbody tr:first-child .num")[0]
+    count, letter = operations.split()
+    assert letter == "M"
+    assert float(count) == pytest.approx(counter.get_total_flops() / 1e6, rel=0.006)
+    click(browser, "PaliGemma 3B at 224")
+    assert "PaliGemma 3B: the prompt takes 1.0" in text(browser, ".in-words p")
+
+
+def test_a_lesson_opens_in_the_page_and_leads_to_the_next(browser: Browser, page: str) -> None:
+    show(browser, page, "rope")
+    do(browser, "document.querySelector('.heading .link').click()")
+    browser.wait("document.querySelector('dialog.lesson[open] h1')")
+    assert find("rope").title in text(browser, "dialog h1")
+    assert browser.run("return document.querySelector('dialog img').complete")
+    do(browser, "document.querySelector('dialog [aria-label^=\"lesson 14\"]').click()")
+    browser.wait("document.querySelector('dialog code').textContent === 'paliglass learn gqa'")
+    assert browser.run("return document.querySelectorAll('dialog a[href$=\".md\"]').length") == 0
+    do(browser, "document.querySelector('dialog [aria-label=\"close the lesson\"]').click()")
+    assert not browser.run("return document.querySelector('dialog').open")
+    named = browser.run("return lab.tours.map(({lesson}) => lesson)")
+    assert [find(topic).topic for topic in named] == named
+
+
 def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -> None:
     show(browser, page, "live")
     found = browser.run(
@@ -444,6 +565,16 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
     )
     assert len(found) >= 20
     assert [name for name, measured, right in found if measured != right] == []
+
+
+def test_on_a_server_of_another_model_it_says_whose_lab_it_is(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "served.html"
+    path.write_text(build(MINI, None, served='my "model" <i>'), encoding="utf-8")
+    show(browser, path.as_uri(), "live")
+    assert 'This server answers with my "model" <i>.' in text(browser, ".served")
+    assert "mini answers" in text(browser, ".heading p")
 
 
 def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:

@@ -16,7 +16,8 @@ from tests.tiny import GEMMA2, tiny_model, tiny_processor, worded_config
 from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
 from paliglass.errors import PaliglassError
-from paliglass.lab.torch_engine import METHODS, TorchLab
+from paliglass.lab.torch_engine import METHODS, TorchLab, engine, weights
+from paliglass.lab.torch_engine.weights import rounded_copy
 
 PICTURE = np.asarray(shapes(0))
 EDITS: dict[str, dict[str, Any]] = {
@@ -45,6 +46,9 @@ EDITS: dict[str, dict[str, Any]] = {
         "off": ["tower.1", "tower.2.0", "tower.3.mlp", "decoder.0.3", "decoder.1.attention"]
     },
     "a layer and an MLP off": {"off": ["decoder.2", "decoder.1.mlp", "tower.0.attention"]},
+    "neurons off": {"off": ["decoder.1.mlp.7", "decoder.1.mlp.575", "decoder.3.mlp.0"]},
+    "four bits": {"bits": {"bits": 4, "group": 0, "part": "all"}},
+    "three bits in groups": {"bits": {"bits": 3, "group": 32, "part": "decoder"}},
     "patched": {
         "patches": [
             {"layer": -1, "position": 66, "vector": [0.5] * 192},
@@ -52,6 +56,7 @@ EDITS: dict[str, dict[str, Any]] = {
         ]
     },
 }
+MATRIX = "language_model.model.layers.1.mlp.down_proj.weight"
 Calls = list[tuple[str, dict[str, Any]]]
 LATER: Calls = [
     ("keep", {"run": 1}),
@@ -76,10 +81,28 @@ LATER: Calls = [
     ("cache", {"run": 1, "layer": 0}),
     ("exchanged", {"run": 1, "position": 65, "id": 300, "how": "stale"}),
     ("exchanged", {"run": 1, "position": 65, "id": 300, "how": "column"}),
+    ("components", {"run": 1, "part": "tower", "layer": 3, "first": 0, "count": 64}),
+    ("similar", {"run": 1, "part": "decoder", "layer": 2, "token": 9, "first": 0, "count": 64}),
+    ("stream", {"run": 1, "part": "tower", "position": 9}),
+    ("stream", {"run": 1, "part": "decoder", "position": 66}),
+    ("neurons", {"run": 1, "layer": 1, "position": 66, "k": 4}),
+    ("projected", {"run": 1, "patch": 19}),
+    ("filters", {}),
+    ("matrices", {}),
+    ("matrix", {"name": MATRIX, "bits": 4}),
+    ("matrix", {"name": MATRIX, "bits": 2, "group": 32}),
+    ("matrix", {"name": MATRIX, "bits": 16}),
+    ("nearest", {"id": 300, "k": 4}),
+    ("tableComponents", {"ids": list(range(2048, 3072, 16)), "k": 2}),
+    ("merges", {"text": "a yellow tractor 🚜"}),
+    ("merges", {"text": ""}),
     ("words", {"ids": [0, 1, 5, 300, 2050]}),
     ("tokenize", {"text": "detect a tractor"}),
     ("ids", {}),
 ]
+
+
+INNER = ("components", "similar", "stream", "neurons", "projected")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +163,11 @@ def test_both_engines_answer_alike(mini: PaliGemma, tmp_path: Path, edits: dict[
         ("run", {"picture": "p", "prompt": prompt, **asked}),
         ("run", {"picture": "p", "prompt": prompt}),
     ]
-    calls += [*LATER, ("moved", {"run": 1, "other": 2})] if not edits else LATER[:18]
+    calls += (
+        [*LATER, ("moved", {"run": 1, "other": 2})]
+        if not edits
+        else [*LATER[:18], *(call for call in LATER if call[0] in INNER)]
+    )
     page, here = both(mini, MINI, tmp_path, calls)
     names = ["load", *(method for method, _ in calls)]
     # Scores without a scale are seven times as large, and the softmax's rounding with them.
@@ -211,6 +238,41 @@ def test_methods_are_those_of_the_page() -> None:
     text = (MINI.parent / "lab/engine/lab.js").read_text()
     missing = [name for name in METHODS if f"\n  {name}(" not in text]
     assert missing == []
+
+
+def test_a_picture_goes_through_the_tower_once(mini: PaliGemma) -> None:
+    lab = TorchLab(mini)
+    picture = {"width": PICTURE.shape[1], "height": PICTURE.shape[0], "data": PICTURE}
+    lab.ask("picture", {"name": "p", "picture": picture})
+    asked = {"picture": "p", "prompt": "ocr", "maxNewTokens": 1}
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"noRotary": True},
+        {"off": ["decoder.0.1"]},
+        {"off": ["decoder.0.1", "tower.0.1"]},
+        {"channels": "bgr"},
+        {"bits": {"bits": 8, "group": 0, "part": "table"}},
+    ]
+    for edits in kinds:
+        lab.ask("run", {**asked, "edits": edits})
+    first, *others = (run.tower for run in lab.runs.values())
+    assert [tower is first for tower in others] == [True, True, False, False, False]
+
+
+def test_a_long_answer_is_cut_off(mini: PaliGemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PATIENCE", 0.0)
+    lab = TorchLab(mini)
+    lab.ask("picture", {"name": "p", "picture": {"width": 1, "height": 1, "data": [1, 2, 3]}})
+    found = lab.ask("run", {"picture": "p", "prompt": "caption en"})
+    assert (len(found["answer"]), found["ended"]) == (1, False)
+
+
+def test_a_second_copy_that_is_too_large_is_refused(
+    mini: PaliGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "LARGEST_COPY", 1 << 20)
+    with pytest.raises(PaliglassError, match=r"second copy of the weights, 0\.0 GB"):
+        rounded_copy(mini.model, {"bits": 4, "group": 0, "part": "all"})
 
 
 def test_old_runs_go_and_held_ones_stay(mini: PaliGemma) -> None:

@@ -21,7 +21,7 @@ from tests.serving.helpers import (
 )
 
 from paliglass.model import PaliGemma
-from paliglass.serving import Engine, Settings
+from paliglass.serving import Engine, Settings, pages
 from paliglass.serving import server as server_module
 
 CHAT = "/v1/chat/completions"
@@ -107,6 +107,10 @@ def test_only_localhost_is_answered_where_only_it_can_reach(server: Running, hos
 @pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1:1", "[::1]:80"])
 def test_localhost_has_several_names(server: Running, host: str) -> None:
     assert server.client.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_the_lab_tells_what_the_server_answers_with() -> None:
+    assert 'data-model="mini" data-served="other &lt;"' in pages.index("other <")
 
 
 def test_keys(model: PaliGemma) -> None:

@@ -63,7 +63,7 @@ def lab(
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = out or cache / "paliglass" / "lab.html"
-    page = build(folder, locate("mini-dual"))
+    page = build(folder, locate("mini-dual"), Path(model).name)
     write_files(path.parent, {path.name: page})
     print(f"{path}: {len(page) / 1e6:.1f} MB")
     if out is None and not webbrowser.open(path.resolve().as_uri()):
@@ -79,7 +79,7 @@ def _serve(model: str, port: int, device: str, dtype: Dtype) -> None:
     from paliglass.lab.torch_engine import TorchLab
     from paliglass.model import load
 
-    page = build(None, locate("mini-dual"))
+    page = build(None, locate("mini-dual"), Path(model).name)
     with waiting(f"loading {model}"):
         engine = TorchLab(load(model, device=device, dtype=dtype, fast=False))
     with make_server(page, engine.ask, port) as server:

@@ -10,13 +10,19 @@ are each joined into one script. That needs no JavaScript parser because they ke
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 import re
+import zlib
+from html import escape, unescape
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from markdown_it import MarkdownIt
 
 from paliglass.checkpoints.folder import quantization
-from paliglass.errors import CheckpointError
+from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.inspect.lessons import Lesson, lessons
 
 HERE = Path(__file__).parent
 ENGINE, PAGE = HERE / "engine", HERE / "page"
@@ -30,6 +36,14 @@ _EXPORT = re.compile(r"^export\s+(?=(?:async\s+)?(?:function|class|const)\b)", r
 _EXPORTED = re.compile(
     r"^export\s+(?:async\s+)?(?:function\*?|class|const)\s+(?P<name>\w+)", re.MULTILINE
 )
+# In a lesson: comments, what folds answers, figures; links to lessons, papers, anything else.
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_FOLD = re.compile(r"</?details>|<summary>(.*?)</summary>", re.DOTALL)
+_FIGURE = re.compile(r'<img src="(figures/[^"]+\.svg)"')
+_LESSON = re.compile(r'<a href="\d\d_(\w+)\.md(?:#[^"]*)?">')
+_KEPT = " /:=,;()'"  # what a quoted address may hold as it is: it packs better
+_PAPER = re.compile(r'<a href="(?=https://)')
+_ELSEWHERE = re.compile(r'<a href="(?!#lesson=|https://)[^"]*">(.*?)</a>', re.DOTALL)
 
 
 def join_modules(entry: Path) -> str:
@@ -82,8 +96,15 @@ def pack(path: Path) -> tuple[str, int]:
         if kinds <= {"BF16", "F16"}:
             planes = 2
             data = data[:start] + data[start::2] + data[start + 1 :: 2]
-    letters = base64.b85encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
-    return letters.replace("<", ","), planes
+    # Weights hardly repeat themselves: looking for repeats only makes their codes longer.
+    strategy = zlib.Z_HUFFMAN_ONLY if planes == 2 else zlib.Z_DEFAULT_STRATEGY
+    return _letters(data, strategy), planes
+
+
+def _letters(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> str:
+    gzip = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS, 9, strategy)
+    packed = gzip.compress(data) + gzip.flush()
+    return base64.b85encode(packed).decode("ascii").replace("<", ",")
 
 
 def fits_in_a_page(model: Path) -> bool:
@@ -92,11 +113,14 @@ def fits_in_a_page(model: Path) -> bool:
     return weights.is_file() and weights.stat().st_size <= LARGEST
 
 
-def build(model: Path | None, dual: Path | None) -> str:
+def build(
+    model: Path | None, dual: Path | None, name: str = "mini", served: str | None = None
+) -> str:
     """The page with a model, and a dual encoder for the view that needs one.
 
     model, dual: folders in transformers' layout, their weights in one model.safetensors. Without a
-    model the page asks the server that it came from.
+    model the page asks the server that it came from. name: what the page calls the model.
+    served: what the server answers with that the page is on, where that is another model.
 
     Raises CheckpointError for weights that are missing, or too large for a page.
     """
@@ -136,6 +160,7 @@ def build(model: Path | None, dual: Path | None) -> str:
                 f"{path}: {path.stat().st_size >> 20} MB are more than a page can hold "
                 f"({LARGEST >> 20} MB); leave out --out to have it computed by torch"
             )
+    titles, texts = _lessons()
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     stickers = (PAGE / "stickers.json").read_text(encoding="utf-8")
     for place, text in {
@@ -144,7 +169,10 @@ def build(model: Path | None, dual: Path | None) -> str:
         "/* worker */": _harmless(join_modules(ENGINE / "worker.js")),
         "/* page */": _harmless(join_modules(PAGE / "app.js")),
         "<!-- model -->": _packed(parts) + ("" if model else '<meta id="remote">'),
+        "/* lesson titles */": _harmless(json.dumps(titles)),
+        "<body>": f'<body data-model="{escape(name)}" data-served="{escape(served or name)}">',
         "<!-- dual -->": _packed(duals),
+        "<!-- lessons -->": _script("lessons", _letters(json.dumps(texts).encode())),
     }.items():
         assert place in page, place
         page = page.replace(place, text, 1)
@@ -155,10 +183,39 @@ def _packed(parts: dict[str, Path]) -> str:
     found = []
     for name, path in parts.items():
         if path.is_file():
-            text, planes = pack(path)
-            kind = 'type="application/gzip"'
-            found.append(f'<script {kind} id="{name}" data-planes="{planes}">{text}</script>')
+            found.append(_script(name, *pack(path)))
     return "\n".join(found)
+
+
+def _script(name: str, letters: str, planes: int = 1) -> str:
+    return f'<script type="application/gzip" id="{name}" data-planes="{planes}">{letters}</script>'
+
+
+def _lessons() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Every lesson's number and title, and its text as HTML, by topic; none in a bare checkout."""
+    try:
+        every = lessons()
+    except PaliglassError:
+        return {}, {}
+    titles = {one.topic: {"number": one.number, "title": one.title} for one in every}
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    return titles, {one.topic: _html(markdown, one) for one in every}
+
+
+def _html(markdown: MarkdownIt, lesson: Lesson) -> str:
+    """Links lead to other lessons, figures are in the text: it needs no other file."""
+    text = _COMMENT.sub("", lesson.text)
+    text = _FOLD.sub(lambda match: f"**{match[1]}**" if match[1] else "", text)
+
+    def figure(match: re.Match[str]) -> str:
+        svg = (lesson.path.parent / unescape(match[1])).read_text("utf-8")
+        return f'<img loading="lazy" src="data:image/svg+xml,{quote(svg, safe=_KEPT)}"'
+
+    html: str = markdown.render(text)
+    html = _FIGURE.sub(figure, html)
+    html = _LESSON.sub(r'<a href="#lesson=\1">', html)
+    html = _PAPER.sub('<a target="_blank" rel="noopener" href="', html)
+    return _ELSEWHERE.sub(r"\1", html)
 
 
 def _harmless(text: str) -> str:

@@ -90,8 +90,13 @@ def _type(field: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def index(name: str) -> str:
-    """The lab's page, where there is a lab; else where to go."""
+    """The lab's page, where there is a lab; else where to go.
+
+    Of whatever model, the lab is mini's, in the reader's browser, and says so: a lab on the served
+    model keeps gigabytes a reader and goes past the queue, and its weights are not ours to send.
+    """
     if find_spec("paliglass.lab") is not None:
-        page: str = import_module("paliglass.lab.build").build(locate("mini"), locate("mini-dual"))
+        build = import_module("paliglass.lab.build").build
+        page: str = build(locate("mini"), locate("mini-dual"), served=name)
         return page
     return _environment.from_string(_HEAD + _INDEX).render(title=name, name=name)

@@ -2,7 +2,7 @@
 // RMSNorm with weights offset from 1, shared key/value heads, GeGLU, an output layer that is the
 // embedding table. Gemma 2 also normalises what attention and MLP return, and caps scores and logits.
 
-import { isOff } from "./edits.js";
+import { isOff, neuronsOff } from "./edits.js";
 import { activate } from "./layers/activations.js";
 import { attend } from "./layers/attention.js";
 import { KVCache } from "./layers/kv_cache.js";
@@ -109,14 +109,30 @@ export class Gemma {
     }
     record.middle.push(x);
     if (isOff(edits, `${part}.mlp`)) return;
-    const before = postNorms ? "pre_feedforward_layernorm" : "post_attention_layernorm";
-    const h = this.norm(`${name}.${before}`, x, edits);
-    const gate = activate(this.linear(`${name}.mlp.gate_proj`, h, width, hidden), edits.activation);
-    const up = this.linear(`${name}.mlp.up_proj`, h, width, hidden);
-    for (let i = 0; i < gate.length; i++) gate[i] *= up[i];
-    let out = this.linear(`${name}.mlp.down_proj`, gate, hidden, width);
+    let out = this.linear(
+      `${name}.mlp.down_proj`,
+      this.inner(number, x, edits).values,
+      hidden,
+      width,
+    );
     if (postNorms) out = this.norm(`${name}.post_feedforward_layernorm`, out, edits);
     add(x, out);
+  }
+
+  /** What stands inside an MLP: gelu(gate) · up, and its factors. T × hidden each.
+   * @param {number} number @param {Float32Array} x T × D @param {Edits} edits */
+  inner(number, x, edits) {
+    const { width, hidden, postNorms } = this.config;
+    const name = `layers.${number}`;
+    const before = postNorms ? "pre_feedforward_layernorm" : "post_attention_layernorm";
+    const h = this.norm(`${name}.${before}`, x, edits);
+    const gate = this.linear(`${name}.mlp.gate_proj`, h, width, hidden);
+    const activated = activate(gate.slice(), edits.activation);
+    const up = this.linear(`${name}.mlp.up_proj`, h, width, hidden);
+    const values = activated.map((v, i) => v * up[i]);
+    for (const neuron of neuronsOff(edits, `decoder.${number}`))
+      for (let at = neuron; at < values.length; at += hidden) values[at] = 0;
+    return { gate, activated, up, values };
   }
 
   /** Queries, keys and values of new tokens, turned by their positions, into the cache.

@@ -11,6 +11,7 @@ import { Processor } from "./processing.js";
 import { logProbability, probabilities } from "./sampling.js";
 import { readSafetensors } from "./safetensors.js";
 import * as trace from "./trace.js";
+import * as weights from "./weights.js";
 
 /** @typedef {import("./edits.js").Edits} Edits */
 /** @typedef {import("./generation.js").Run} Run */
@@ -29,6 +30,8 @@ export class Lab {
     this.next = 1;
     /** @type {number[]} runs that stay whatever comes after them */
     this.held = [];
+    /** @type {{key: string, generator: Generator} | null} the last model in fewer bits */
+    this.rounded = null;
     /** @type {Map<string, Picture>} by what the page calls them */
     this.pictures = new Map();
   }
@@ -36,7 +39,9 @@ export class Lab {
   /** @param {ModelFiles} files @param {BufferSource | null} wasm */
   load(files, wasm) {
     const { tensors } = readSafetensors(files.weights);
-    this.model = new PaliGemma(files.config, tensors, wasm);
+    this.make = (/** @type {import("./safetensors.js").Tensors} */ own) =>
+      new PaliGemma(files.config, own, wasm);
+    this.model = this.make(tensors);
     this.processor = new Processor(files.tokenizer, this.model.config, files.preprocessor);
     this.generator = new Generator(this.model, this.processor);
     this.codec = files.codec ? new MaskCodec(readSafetensors(files.codec).tensors) : null;
@@ -79,7 +84,7 @@ export class Lab {
     const held = grammar && task && labels.length;
     const rule = held ? new ObjectGrammar(this.processor, labels, task[1] === "segment") : null;
     const request = { prompt, edits, sampling, forced, grammar: rule, maxNewTokens };
-    const run = this.generator.run(seen, request);
+    const run = this.generatorFor(edits).run(seen, request);
     const number = this.next++;
     this.runs.set(number, run);
     const loose = [...this.runs.keys()].filter((old) => !this.held.includes(old));
@@ -102,6 +107,22 @@ export class Lab {
       length: run.cache.length,
       milliseconds: run.milliseconds,
     };
+  }
+
+  /** What answers with these edits: weights in fewer bits are a model of their own, the last of which
+   * is kept. @param {Edits} edits @returns {Generator} */
+  generatorFor({ bits }) {
+    const { model, make, processor } = this;
+    if (!this.generator || !model || !make || !processor) throw new Error("no model is loaded");
+    if (!bits) return this.generator;
+    const key = JSON.stringify([bits.bits, bits.group, bits.part]);
+    if (this.rounded?.key !== key) {
+      const own = make(weights.roundedTensors(model.tensors, bits));
+      this.rounded = { key, generator: new Generator(own, processor) };
+      // Runs of an earlier one would keep all its weights.
+      for (const [number, run] of this.runs) if (run.model !== model) this.runs.delete(number);
+    }
+    return this.rounded.generator;
   }
 
   /** Keeps a run when newer ones push the old out; the last eight such. @param {{run: number}} which */
@@ -222,6 +243,69 @@ export class Lab {
     return trace.exchanged(this.found(run), position, id, how);
   }
 
+  /** @param {{run: number, part: Part, layer: number, first: number, count: number, k?: number}} which */
+  components({ run, part, layer, first, count, k = 3 }) {
+    return trace.components(this.found(run), part, layer, first, count, k);
+  }
+
+  /** @param {{run: number, part: Part, layer: number, token: number, first: number, count: number}} which */
+  similar({ run, part, layer, token, first, count }) {
+    return trace.similar(this.found(run), part, layer, token, first, count);
+  }
+
+  /** @param {{run: number, part: Part, position: number}} which */
+  stream({ run, part, position }) {
+    return trace.stream(this.found(run), part, position);
+  }
+
+  /** @param {{run: number, layer: number, position: number, k?: number}} which */
+  neurons({ run, layer, position, k = 8 }) {
+    return trace.neurons(this.found(run), layer, position, k);
+  }
+
+  /** @param {{run: number, patch: number}} which */
+  projected({ run, patch }) {
+    return trace.projected(this.found(run), patch);
+  }
+
+  // The weights alone
+
+  get whole() {
+    if (!this.model) throw new Error("no model is loaded");
+    return this.model;
+  }
+
+  filters() {
+    return weights.filters(this.whole);
+  }
+
+  matrices() {
+    return weights.matrices(this.whole.tensors);
+  }
+
+  /** @param {{name: string, bits: number, group?: number}} which */
+  matrix({ name, bits, group = 0 }) {
+    return weights.matrix(this.whole.tensors, name, bits, group);
+  }
+
+  /** @param {{id: number, k?: number}} which */
+  nearest({ id, k = 8 }) {
+    const { norm, nearest } = weights.nearest(this.whole, id, k);
+    const spell = (/** @type {number} */ one) => this.processor?.spell(one);
+    return { norm, nearest: nearest.map((one) => ({ ...one, word: spell(one.id) })) };
+  }
+
+  /** @param {{ids: number[], k?: number}} which */
+  tableComponents({ ids, k = 2 }) {
+    return weights.tableComponents(this.whole, ids, k);
+  }
+
+  measure() {
+    return weights.measure(this.whole);
+  }
+
+  // Words and masks
+
   /** @param {{codes: number[]}} which */
   decodeMask({ codes }) {
     if (!this.codec) throw new Error("this model has no mask codec");
@@ -240,6 +324,17 @@ export class Lab {
     if (!this.processor) throw new Error("no model is loaded");
     const ids = this.processor.tokenizer.encodePlain(text);
     return { ids, words: ids.map((id) => this.processor?.spell(id)) };
+  }
+
+  /** A text's pieces as they merge: first its characters, or their bytes, then after each merge.
+   * @param {{text: string}} which @returns {{steps: string[][]}} */
+  merges({ text }) {
+    const { processor } = this;
+    if (!processor) throw new Error("no model is loaded");
+    /** @type {string[][]} */
+    const steps = [];
+    processor.tokenizer.merged(text, (ids) => steps.push(ids.map((id) => processor.spell(id))));
+    return { steps };
   }
 
   /** Ids that `<loc0000>` and `<seg000>` start at, and the end. */

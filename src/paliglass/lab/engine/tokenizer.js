@@ -100,10 +100,13 @@ export class Tokenizer {
     return ids;
   }
 
-  /** The pair of lowest rank merges first, the leftmost of equals. @param {string} text */
-  merged(text) {
+  /** The pair of lowest rank merges first, the leftmost of equals.
+   * @param {string} text @param {(ids: number[]) => void} [see] is told the ids before each merge, and
+   *   at the end */
+  merged(text, see) {
     const ids = this.characters(text.replaceAll(" ", SPACE));
     for (;;) {
+      see?.(ids);
       let best = null,
         at = -1;
       for (let i = 0; i + 1 < ids.length; i++) {

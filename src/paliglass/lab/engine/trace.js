@@ -1,6 +1,8 @@
 // Questions about a run, answered from what it kept: nothing is computed before it is asked for.
 
+import { isOff } from "./edits.js";
 import { columns, scores, weights } from "./layers/attention.js";
+import { principal } from "./principal.js";
 import { probabilities, top } from "./sampling.js";
 
 /** @typedef {import("./generation.js").Run} Run */
@@ -259,4 +261,132 @@ export function exchanged(run, position, id, how) {
     logits = decoder.logits(row).subarray(0, config.words);
   }
   return { answer, text: run.processor.decode(answer) };
+}
+
+/** The rows of some tokens after a layer. @param {Run} run @param {Part} part @param {number} layer
+ * @param {number} first @param {number} count */
+function rowsOf(run, part, layer, first, count) {
+  const { vision, text } = run.model.config;
+  const { width } = part === "tower" ? vision : text;
+  return hidden(run, part, layer).subarray(first * width, (first + count) * width);
+}
+
+/** Principal components of some tokens' streams after a layer.
+ * @param {Run} run @param {Part} part @param {number} layer @param {number} first @param {number} count
+ * @param {number} k */
+export const components = (run, part, layer, first, count, k) =>
+  principal(rowsOf(run, part, layer, first, count), count, k);
+
+/** Cosines of one token's stream after a layer with those of some others.
+ * @param {Run} run @param {Part} part @param {number} layer @param {number} token
+ * @param {number} first @param {number} count */
+export function similar(run, part, layer, token, first, count) {
+  const own = rowsOf(run, part, layer, token, 1);
+  const others = rowsOf(run, part, layer, first, count);
+  const D = own.length;
+  return Float32Array.from({ length: count }, (_, t) =>
+    cosine(own, others.subarray(t * D, (t + 1) * D)),
+  );
+}
+
+/** @param {Float32Array} x */
+const size = (x) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0));
+
+/** @param {Float32Array} a @param {Float32Array} b */
+const cosine = (a, b) => a.reduce((sum, v, i) => sum + v * b[i], 0) / (size(a) * size(b) || 1);
+
+/** One token's stream through all layers: how long it is, how much attention and MLP add, and the
+ * cosine of what comes out of a layer with what went in.
+ * @param {Run} run @param {Part} part @param {number} position */
+export function stream(run, part, position) {
+  const { vision, text } = run.model.config;
+  const { width, layers } = part === "tower" ? vision : text;
+  const row = (/** @type {Float32Array} */ x) =>
+    x.subarray(position * width, (position + 1) * width);
+  const apart = (/** @type {Float32Array} */ a, /** @type {Float32Array} */ b) =>
+    size(a.map((v, i) => v - b[i]));
+  return {
+    input: size(row(hidden(run, part, -1))),
+    layers: Array.from({ length: layers }, (_, layer) => {
+      const before = row(hidden(run, part, layer - 1));
+      const after = row(hidden(run, part, layer));
+      const isLost = isOff(run.edits, `${part}.${layer}`);
+      const record =
+        part === "tower" ? run.tower?.layers[layer].middle : run.cache.layers[layer].middle.values;
+      const middle = row(/** @type {Float32Array} */ (record));
+      return {
+        attention: isLost ? 0 : apart(middle, before),
+        mlp: isLost ? 0 : apart(after, middle),
+        length: size(after),
+        cosine: cosine(before, after),
+      };
+    }),
+  };
+}
+
+/** The MLP's neurons that write most into a token's stream: gelu(gate) · up times a column of the down
+ * matrix, and the words that this column raises, read through the last norm (its divisor held fixed)
+ * and the table (arXiv 2203.14680).
+ * @param {Run} run @param {number} layer @param {number} position @param {number} k */
+export function neurons(run, layer, position, k) {
+  const { decoder, kernel, config } = run.model;
+  const { width, hidden: inner, postNorms, layers, vocab, eps } = decoder.config;
+  const row = (/** @type {Float32Array} */ x) => x.slice(position * width, (position + 1) * width);
+  const { gate, activated, up, values } = decoder.inner(
+    layer,
+    row(run.cache.layers[layer].middle.values),
+    run.edits,
+  );
+  const down = decoder.weight(`layers.${layer}.mlp.down_proj.weight`);
+  const sizes = new Float32Array(inner);
+  for (let i = 0; i < width; i++)
+    for (let n = 0; n < inner; n++) sizes[n] += down[i * inner + n] ** 2;
+  for (let n = 0; n < inner; n++) sizes[n] = Math.sqrt(sizes[n]) * Math.abs(values[n]);
+  const norm = decoder.weight("norm.weight");
+  const last = row(run.cache.layers[layers - 1].output.values);
+  const mean = run.edits.norm === "layer" ? last.reduce((sum, v) => sum + v / width, 0) : 0;
+  const scale = 1 / Math.sqrt(last.reduce((sum, v) => sum + (v - mean) ** 2, 0) / width + eps);
+  const chosen = top(sizes, k);
+  const written = new Float32Array(k * width);
+  chosen.forEach((n, j) => {
+    for (let i = 0; i < width; i++)
+      written[j * width + i] = values[n] * down[i * inner + n] * scale * (1 + norm[i]);
+  });
+  const table = decoder.weight("embed_tokens.weight");
+  const logits = kernel.linear(written, k, table, null, width, vocab);
+  return {
+    inner,
+    working: sizes.reduce((count, v) => count + Number(v > sizes[chosen[0]] / 10), 0),
+    top: chosen.map((n, j) => {
+      const own = logits.subarray(j * vocab, j * vocab + config.words);
+      return {
+        neuron: n,
+        gate: gate[n],
+        activated: activated[n],
+        up: up[n],
+        value: values[n],
+        size: sizes[n],
+        words: top(own, 3).map((id) => ({
+          id,
+          word: run.processor.spell(id),
+          adds: postNorms ? null : own[id],
+        })),
+      };
+    }),
+  };
+}
+
+/** A patch's pixels and what the tower's first matrix makes of them, before the position is added.
+ * @param {Run} run @param {number} patch */
+export function projected(run, patch) {
+  if (!run.tower) throw new Error("this run has no picture");
+  const { tower, config } = run.model;
+  const { width, channels, patch: side } = config.vision;
+  const inputs = channels * side ** 2;
+  const pixels = run.tower.patches.slice(patch * inputs, (patch + 1) * inputs);
+  return {
+    pixels,
+    outputs: tower.linear("embeddings.patch_embedding", pixels, inputs, width),
+    input: run.tower.inputs.slice(patch * width, (patch + 1) * width),
+  };
 }

@@ -7,6 +7,7 @@ import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
 import { attentionView } from "./views/attention.js";
 import { benchView } from "./views/bench.js";
+import { bitsView } from "./views/bits.js";
 import { boxesView } from "./views/boxes.js";
 import { breakView } from "./views/break.js";
 import { cacheView } from "./views/cache.js";
@@ -14,7 +15,11 @@ import { contrastiveView } from "./views/contrastive.js";
 import { lensView } from "./views/lens.js";
 import { liveView } from "./views/live.js";
 import { maskView } from "./views/mask.js";
+import { patchesView } from "./views/patches.js";
+import { rooflineView } from "./views/roofline.js";
 import { ropeView } from "./views/rope.js";
+import { streamView } from "./views/stream.js";
+import { tokensView } from "./views/tokens.js";
 
 const VIEWS = [
   liveView,
@@ -27,23 +32,25 @@ const VIEWS = [
   lensView,
   ropeView,
   contrastiveView,
+  patchesView,
+  streamView,
+  tokensView,
+  bitsView,
+  rooflineView,
 ];
 
-/** Light or dark, by the reader's choice or the system's. */
+/** Light or dark: the reader's choice from here on, no longer the system's. */
 function themeButton() {
-  const root = document.documentElement;
-  const isDark = () =>
-    (root.dataset.theme ??
-      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const control = button(
+  const { dataset } = document.documentElement;
+  return button(
     "◐",
     () => {
-      root.dataset.theme = isDark() ? "light" : "dark";
+      dataset.theme = dataset.theme === "dark" ? "light" : "dark";
+      dataset.chosen = "";
       store?.notify("select");
     },
     { class: "icon", "aria-label": "light or dark", title: "light or dark" },
   );
-  return control;
 }
 
 /** @param {Store} store */
@@ -64,6 +71,25 @@ function linkButton(store) {
     { class: "chip", title: "the whole state is in the address; photographs are not" },
   );
   return control;
+}
+
+/** Says whose lab this is on a server of another model. @param {string} served */
+function servedNote(served) {
+  document
+    .querySelector(".top")
+    ?.after(
+      el(
+        "p",
+        { class: "served" },
+        "This server answers with ",
+        el("b", { text: served }),
+        ". The lab below is mini, which runs in your browser: every number of a run is kept to be asked about, gigabytes for a large model, and a server shared by many gives nobody that. On your own machine ",
+        el("code", { text: "paliglass lab --model NAME" }),
+        " opens the same page on any model. ",
+        el("a", { href: "docs", text: "The server's interface" }),
+        ".",
+      ),
+    );
 }
 
 /** @type {Store | undefined} */
@@ -87,6 +113,10 @@ async function main() {
   const nav = el("nav", { class: "views", "aria-label": "views" });
   const panel = el("section", { class: "panel", id: "panel" });
   loading.replaceWith(el("div", { class: "row" }, tour.menu(), linkButton(own), themeButton()));
+  const { served = own.name } = document.body.dataset;
+  if (served !== own.name) servedNote(served);
+  if (own.name !== "mini")
+    document.querySelector("h1")?.append(el("span", { class: "hint", text: own.name }));
   app.append(tour.root, nav, el("main", { class: "desk" }, stage.root, panel));
 
   /** @type {{update: (reason: string) => void, leave?: () => void} | null} */
@@ -105,7 +135,10 @@ async function main() {
       ),
     );
     nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
-    if (found.id === name) return;
+    if (found.id === name) {
+      view?.update("view");
+      return;
+    }
     view?.leave?.();
     stage.showMap(null);
     name = found.id;
@@ -129,6 +162,7 @@ async function main() {
     const digit = "1234567890".indexOf(event.key);
     if (digit >= 0) own.set({ view: VIEWS[digit].id });
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => own.notify("select"));
   window.addEventListener("hashchange", () => {
     Object.assign(own.state, fromHash(location.hash));
     own.notify("scene");

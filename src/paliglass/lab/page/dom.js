@@ -104,6 +104,14 @@ export function shown(word = "") {
   return word.trim() ? word.trim() : word ? "␣" : "";
 }
 
+/** What scrolls sideways where it is too wide, by the keyboard too. @param {string} label */
+export const scrolled = (label) =>
+  el("div", { class: "wide", role: "region", tabindex: 0, "aria-label": label });
+
+/** How wide a plot is drawn, so that its letters keep their size: what there is, `most` at the most.
+ * @param {Element} place @param {number} most */
+export const plotWidth = (place, most) => Math.max(260, Math.min(most, place.clientWidth || most));
+
 /** The least of 1, 2, 5, 10, 20, 50, 100 % that holds a value: where a colour scale ends.
  * @param {number} value */
 export const scaleOf = (value) =>
@@ -119,22 +127,3 @@ export function color(name) {
 /** The line below a view that says it in words. @param {string} text */
 export const inWords = (text) =>
   el("details", { class: "in-words" }, el("summary", { text: "In words" }), el("p", { text }));
-
-/** A view's heading: what it is, what it teaches, where to read on.
- * @param {string} title @param {string} text @param {string} lesson @param {string} source */
-export function heading(title, text, lesson, source) {
-  return el(
-    "header",
-    { class: "heading" },
-    el("h2", { text: title }),
-    el("p", { text }),
-    el(
-      "p",
-      { class: "more" },
-      "Lesson ",
-      el("code", { text: `paliglass learn ${lesson}` }),
-      " · source ",
-      el("code", { text: source }),
-    ),
-  );
-}

@@ -35,6 +35,7 @@ function unit(row) {
  */
 export async function probe(store, question, edits, goOn, drawings = 80) {
   const { config, client } = store;
+  if (store.result) await store.keep(store.result.run); // the drawings' runs would push it out
   const layers = [
     ...Array.from({ length: config.vision.layers + 1 }, (_, i) => ({
       part: "tower",

@@ -1,5 +1,6 @@
 // What the page knows: one state, of which the address is a copy, and the answer that belongs to it.
 
+import { RemoteClient } from "./client.js";
 import { hasPhoto, pixelsOf } from "./scene.js";
 
 /** @typedef {import("./scene.js").Scene} Scene */
@@ -15,6 +16,8 @@ import { hasPhoto, pixelsOf } from "./scene.js";
  * @property {boolean} to who looks at it, instead of where it looks
  * @property {string} tour "" or a tour's name @property {number} step
  */
+
+const HELD = 8; // runs that an engine keeps when asked; see engine/lab.js
 
 /** @type {State} */
 export const START = {
@@ -90,9 +93,12 @@ export class Store {
   constructor(client, config) {
     this.client = client;
     this.config = config;
+    this.name = document.body.dataset.model ?? "mini"; // of the model
+    this.isRemote = client instanceof RemoteClient;
     this.state = fromHash(location.hash);
     /** @type {any} the answer to the state */
     this.result = null;
+    this.failure = ""; // why there is no answer
     /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
     this.before = null;
     /** @type {((reason: string) => void)[]} */
@@ -101,6 +107,8 @@ export class Store {
     this.drawn = "";
     this.busy = false;
     this.again = false;
+    /** @type {number[]} runs that the engine was asked to keep */
+    this.held = [];
     /** @type {Map<string, any>} answers without edits, by picture and prompt */
     this.plain = new Map();
     /** @type {any} */
@@ -127,6 +135,7 @@ export class Store {
     const asks = ["scene", "task", "words", "edits", "grammar", "forced"].some(
       (name) => name in changes,
     );
+    if ("edits" in changes) this.keepPlain();
     if (asks && !("forced" in changes)) this.state.forced = [];
     Object.assign(this.state, changes);
     this.remember();
@@ -144,7 +153,7 @@ export class Store {
     if (!this.result || (this.before?.pinned && !pinned)) return;
     const { scene, edits } = structuredClone(this.state);
     this.before = { result: this.result, scene, prompt: this.prompt, edits, pinned };
-    this.client.ask("keep", { run: this.result.run });
+    this.keep(this.result.run);
     this.notify("select");
   }
 
@@ -155,6 +164,7 @@ export class Store {
       return this.idle;
     }
     this.busy = true;
+    document.documentElement.dataset.busy = "true"; // what is on view belongs to the state before
     this.idle = this.runAll();
     return this.idle;
   }
@@ -169,12 +179,17 @@ export class Store {
         if (this.state.key >= length) this.state.key = -1;
         if (this.again) this.notify("answer");
       } while (this.again);
+      this.failure = "";
     } catch (error) {
-      console.error(error);
+      this.failure = error instanceof Error ? error.message : String(error);
       this.result = null;
     } finally {
       this.busy = false;
     }
+    const { dataset } = document.documentElement;
+    delete dataset.busy;
+    if (this.failure) dataset.failed = "true";
+    else delete dataset.failed;
     this.notify("answer");
   }
 
@@ -196,19 +211,58 @@ export class Store {
     return this.client.ask("run", { picture, prompt, edits, forced, grammar });
   }
 
+  /** Whether nothing is changed in the model, and nothing put into its mouth. */
+  get isPlain() {
+    return !Object.keys(this.state.edits).length && !this.state.forced.length;
+  }
+
   /** The answer to the same question with nothing changed in the model. */
   async baseline() {
-    const { edits } = this.state;
-    if (!Object.keys(edits).length && this.result && !this.state.forced.length) return this.result;
+    if (this.isPlain && this.result) return this.result;
     const picture = await this.picture();
-    const key = `${picture} ${this.prompt} ${this.state.grammar}`;
+    const key = this.plainKey();
     if (!this.plain.has(key)) {
-      if (this.plain.size > 6) this.plain.clear();
       const found = await this.answer(picture, {});
-      await this.client.ask("keep", { run: found.run });
-      this.plain.set(key, found);
+      this.setPlain(key, found);
     }
     return this.plain.get(key);
+  }
+
+  plainKey() {
+    return `${this.version} ${this.prompt} ${this.state.grammar}`;
+  }
+
+  /** @param {string} key @param {any} result */
+  setPlain(key, result) {
+    this.plain.set(key, result);
+    this.keep(result.run);
+  }
+
+  /** Has the engine keep a run; what it lets go of for that is forgotten here, too. @param {number} run */
+  keep(run) {
+    this.held = [...this.held.filter((one) => one !== run), run].slice(-HELD);
+    for (const [key, found] of this.plain)
+      if (!this.held.includes(found.run)) this.plain.delete(key);
+    return this.client.ask("keep", { run });
+  }
+
+  /** Keeps the answer on view before something is changed, so that it need not be computed again. */
+  keepPlain() {
+    const isOwn = JSON.stringify(this.state.scene) === this.drawn;
+    const isNew = !this.plain.has(this.plainKey());
+    if (this.result && this.isPlain && isNew && !this.busy && isOwn)
+      this.setPlain(this.plainKey(), this.result);
+  }
+
+  /** About how long so many pictures take, in words. @param {number} count
+   * @param {boolean} answered to the end, not the prompt alone */
+  estimate(count, answered = true) {
+    if (!this.result) return "a while";
+    const { tower, prefill, decode } = this.result.milliseconds;
+    const seconds = (count * (tower + prefill + (answered ? decode : 0))) / 1000;
+    return seconds < 90
+      ? `about ${Math.ceil(seconds)} s`
+      : `about ${Math.ceil(seconds / 60)} minutes`;
   }
 
   /** The place whose row is looked at: by default the one after which the answer begins. */

@@ -22,7 +22,11 @@ const EDIT_NAMES = {
   activation: "the non-linearity",
   unscaledScores: "no 1/√d",
   off: "parts switched off",
+  bits: "weights in fewer bits",
 };
+
+/** @param {number} ms */
+const time = (ms) => (ms < 10000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 export class Talk {
   /** @param {Store} store */
@@ -89,7 +93,12 @@ export class Talk {
   showSentence() {
     const { store } = this;
     const { result } = store;
-    if (!result) return fill(this.sentence, el("p", { class: "hint", text: "…" }));
+    if (!result)
+      return fill(
+        this.sentence,
+        store.failure ? this.changes() : null,
+        el("p", { class: "hint", role: "alert", text: store.failure || "…" }),
+      );
     const { patches } = store.config;
     const chip = (
       /** @type {number} */ place,
@@ -149,7 +158,7 @@ export class Talk {
       ),
       el("p", {
         class: "time",
-        text: `${Math.round(ms.tower + ms.prefill + ms.decode)} ms: tower ${Math.round(ms.tower)}, prompt ${Math.round(ms.prefill)}, ${result.answer.length} words ${Math.round(ms.decode)}`,
+        text: `${time(ms.tower + ms.prefill + ms.decode)}: tower ${time(ms.tower)}, prompt ${time(ms.prefill)}, ${result.answer.length} words ${time(ms.decode)}${result.ended ? "" : "; cut off"}`,
       }),
     );
   }

@@ -179,7 +179,7 @@ export class Tools {
           ),
           el("p", {
             class: "hint",
-            text: "Or paste one, or drop it on the picture. It stays on this machine. mini knows stickers and shapes; photographs mostly fool it.",
+            text: "Or paste one, or drop it on the picture. It stays on this machine. mini, which the page comes with, knows stickers and shapes; photographs mostly fool it.",
           }),
         ];
       },

@@ -3,6 +3,7 @@
 
 import { distribution } from "../engine/sampling.js";
 import { button, el, fill, number, percent } from "./dom.js";
+import { lessonLink } from "./lessons.js";
 import { probe } from "./probe.js";
 import { pixelsOf } from "./scene.js";
 import { readable } from "./words.js";
@@ -317,7 +318,7 @@ export const TOURS = [
             `${String(best).padStart(4, "0")} has ${percent(top[best])}, the place beside it ${percent(beside)}`,
           ];
         },
-        why: "mini was trained on places of its own grid: it learned which words come, not that they are near each other.",
+        why: "mini was trained on places of its own grid, and the one beside is not on it: to mini it is a word that never comes. View 13 shows the places of the grid in the table, where they lie in order.",
       },
       {
         text: "Say another box in its place: the upper left corner, where the star is.",
@@ -560,6 +561,12 @@ export class Tour {
           { class: "icon", "aria-label": "leave the tour" },
         ),
       ),
+      this.store.name === "mini"
+        ? null
+        : el("p", {
+            class: "hint",
+            text: "Written for mini: the numbers are this model's, the reasons may not be.",
+          }),
       el("p", { class: "tour-text", text: step.text }),
       el("p", {}, el("b", { text: step.ask })),
       el(
@@ -586,12 +593,7 @@ export class Tour {
               "div",
               { class: "row" },
               last ? null : button("Next", () => this.go(tour.id, at + 1), { class: "chip" }),
-              el(
-                "span",
-                { class: "hint" },
-                "Lesson ",
-                el("code", { text: `paliglass learn ${tour.lesson}` }),
-              ),
+              el("span", { class: "hint" }, lessonLink(tour.lesson)),
             ),
           ]
         : null,

@@ -1,17 +1,7 @@
 // 2 · Attention, all of it: every head of tower and decoder, and one weight down to its sum.
 
-import {
-  button,
-  choice,
-  el,
-  fill,
-  heading,
-  inWords,
-  number,
-  percent,
-  scaleOf,
-  shown,
-} from "../dom.js";
+import { button, choice, el, fill, inWords, number, percent, scaleOf, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { bars, drawMap, legend } from "../draw.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -126,7 +116,12 @@ export const attentionView = {
         el(
           "div",
           { class: "grid-head" },
-          el("span", { text: "head →" }),
+          el("span", {
+            text:
+              part === "decoder" && !to
+                ? "head →  bar: green on the picture, violet on words"
+                : "head →",
+          }),
           legend(top, "--on-vision", most > top),
         ),
         all.map((/** @type {Float32Array[]} */ heads, /** @type {number} */ l) =>

@@ -1,7 +1,8 @@
 // 4 · Next-word bench: real logits, the ways to choose among them, and the tree of what might be said.
 
 import { distribution, draw, probabilities, top, uniforms } from "../../engine/sampling.js";
-import { button, el, fill, heading, inWords, number, percent, shown, slider } from "../dom.js";
+import { button, el, fill, inWords, number, percent, shown, slider } from "../dom.js";
+import { heading } from "../lessons.js";
 import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */

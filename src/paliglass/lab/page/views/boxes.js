@@ -1,17 +1,7 @@
 // 6 · Boxes and masks: a box is four words, each a distribution over 1024 places; a mask is sixteen.
 
-import {
-  button,
-  choice,
-  el,
-  fill,
-  heading,
-  inWords,
-  number,
-  percent,
-  shown,
-  slider,
-} from "../dom.js";
+import { button, choice, el, fill, inWords, number, percent, shown, slider } from "../dom.js";
+import { heading } from "../lessons.js";
 import { maskPath } from "../picture.js";
 
 /** @typedef {import("../store.js").Store} Store */

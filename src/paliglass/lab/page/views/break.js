@@ -1,6 +1,7 @@
 // 5 · Break-it board: say first what will happen, then see it computed.
 
-import { button, el, fill, heading, inWords, percent } from "../dom.js";
+import { button, el, fill, inWords, percent } from "../dom.js";
+import { heading } from "../lessons.js";
 import { answerText } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -301,7 +302,10 @@ export const breakView = {
               ),
               button("Make it whole", () => store.set({ edits: {} }), { class: "chip" }),
             ]
-          : el("p", { class: "hint", text: "Nothing is broken. Choose a part." }),
+          : el("p", {
+              class: "hint",
+              text: "Nothing is broken. Choose a part. Per cent: how sure it was of its words, on average.",
+            }),
       );
       showBoard();
       showParts();

@@ -1,19 +1,22 @@
 // 7 · Cache console: what is kept of the past, what that saves, and what goes wrong when it is stale.
 
-import { button, choice, el, fill, heading, inWords, shown } from "../dom.js";
+import { button, choice, el, fill, inWords, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { drawField } from "../draw.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 /** 12345678 → "12.3 M". @param {number} value */
 const large = (value) =>
-  value >= 1e9
-    ? `${(value / 1e9).toFixed(2)} G`
-    : value >= 1e6
-      ? `${(value / 1e6).toFixed(1)} M`
-      : value >= 1e3
-        ? `${(value / 1e3).toFixed(1)} k`
-        : String(value);
+  value >= 1e12
+    ? `${(value / 1e12).toFixed(2)} T`
+    : value >= 1e9
+      ? `${(value / 1e9).toFixed(2)} G`
+      : value >= 1e6
+        ? `${(value / 1e6).toFixed(1)} M`
+        : value >= 1e3
+          ? `${(value / 1e3).toFixed(1)} k`
+          : String(value);
 
 /** Multiply-adds of the decoder for `fresh` tokens that see `seen`, the head for the last alone.
  * @param {import("../../engine/config.js").TextConfig} text @param {number} fresh @param {number} seen */
@@ -186,6 +189,10 @@ export const cacheView = {
           }),
           ".",
         ),
+        el("p", {
+          class: "hint",
+          text: `A column is a token, a row one of ${width} numbers: green above 0, orange below.`,
+        }),
         el("h3", { text: "Multiply-adds of the decoder so far" }),
         el("table", { class: "counts" }, bar("with the cache", a), bar("without", b)),
         el("p", {

@@ -1,6 +1,7 @@
 // 10 · Contrastive bench: pictures × texts; CLIP's rows and columns beside SigLIP's single cells.
 
-import { button, choice, el, fill, heading, inWords, number, percent, slider } from "../dom.js";
+import { button, choice, el, fill, inWords, number, percent, slider } from "../dom.js";
+import { heading } from "../lessons.js";
 import { Toy, lossOf } from "../contrastive_toy.js";
 import { drawScene, pixelsOf } from "../scene.js";
 import { EXAMPLES } from "./live.js";

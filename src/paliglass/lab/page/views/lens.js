@@ -1,11 +1,14 @@
 // 8 · Lens and patching: the answer as it forms from layer to layer, and what carries it.
 
-import { button, el, fill, heading, inWords, number, percent, shown } from "../dom.js";
+import { button, el, fill, inWords, number, percent, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { drawScene, pixelsOf } from "../scene.js";
 import { EXAMPLES } from "./live.js";
 import { probePanel } from "./probe_panel.js";
 
 /** @typedef {import("../store.js").Store} Store */
+
+const WORK = 2e11; // multiply-adds with the table that one look at all layers may take
 
 export const lensView = {
   id: "lens",
@@ -26,7 +29,7 @@ export const lensView = {
       root,
       heading(
         "Lens and patching",
-        "Had the decoder ended after this layer, it would have said this: every layer's stream through the last norm and the table. Then paste a stream from another picture and see whether the answer comes with it.",
+        "How early does the model know what it will say? A row is a layer, a column a token, and each cell the likeliest next word had the decoder ended there; bold: the word that really came next. Then paste a token's vector from another picture and see whether the answer comes with it.",
         "decoder",
         "inspect/tracing.py",
       ),
@@ -44,15 +47,19 @@ export const lensView = {
       const own = ++asked;
       const { patches } = config;
       const P = result.prompt.length;
-      const positions = Array.from({ length: result.length - patches }, (_, i) => patches + i);
+      const { vocab, width } = config.text;
+      // A large model's table is long to read: as many words as some seconds allow.
+      const most = Math.max(4, Math.floor(WORK / (vocab * width * (config.text.layers + 1))));
+      const length = Math.min(result.length, patches + most);
+      const positions = Array.from({ length: length - patches }, (_, i) => patches + i);
       const lens = await store.client.ask("lens", { run: result.run, positions, k: 5 });
       if (own !== asked) return;
       const token = Math.max(store.token, patches);
       const layers = config.text.layers;
       const position =
-        chosen.position >= patches && chosen.position < result.length
+        chosen.position >= patches && chosen.position < length
           ? chosen.position
-          : Math.min(token, result.length - 1);
+          : Math.min(token, length - 1);
       fill(
         grid,
         el(
@@ -131,6 +138,13 @@ export const lensView = {
           ),
         ),
       );
+      if (length < result.length)
+        cell.append(
+          el("p", {
+            class: "hint",
+            text: `The first ${most} words are shown: this model's table is large.`,
+          }),
+        );
       await showPaste(own, position);
       if (own !== asked) return;
       await showParts(own, position);
@@ -146,7 +160,7 @@ export const lensView = {
     const loadOther = async (scene) => {
       await store.client.ask("picture", { name: "other", picture: await pixelsOf(scene) });
       const result = await store.client.ask("run", { picture: "other", prompt: store.prompt });
-      await store.client.ask("keep", { run: result.run });
+      await store.keep(result.run);
       other = { scene, result, prompt: store.prompt };
       update();
     };

@@ -1,6 +1,7 @@
 // 1 · Live sentence: a picture one can draw on, and a model that answers while one drags.
 
-import { button, el, fill, heading, inWords, percent } from "../dom.js";
+import { button, el, fill, inWords, percent } from "../dom.js";
+import { heading } from "../lessons.js";
 import { START } from "../store.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -88,7 +89,7 @@ export const liveView = {
       root,
       heading(
         "Live sentence",
-        "Draw, drag, ask. mini answers again while you move things: everything is computed in this page, nothing leaves it. Watch which words hang on to what is in the picture, and which are made up.",
+        `Draw, drag, ask. ${store.name} answers again while you move things: everything is computed ${store.isRemote ? "on the machine that this page came from" : "in this page"}, nothing leaves it. Watch which words hang on to what is in the picture, and which are made up.`,
         "architecture",
         "modeling_paligemma.py",
       ),
@@ -132,7 +133,7 @@ export const liveView = {
           ),
         ),
         inWords(
-          `To “${store.prompt}” mini answers “${result.text}”. ${result.boxes.map((/** @type {any} */ b) => `${b.label} from ${b.box.map((/** @type {number} */ v) => percent(v)).join(", ")} (left, top, right, bottom).`).join(" ")} Its least sure word has ${percent(Math.min(...shares))}.`,
+          `To “${store.prompt}” ${store.name} answers “${result.text}”. ${result.boxes.map((/** @type {any} */ b) => `${b.label} from ${b.box.map((/** @type {number} */ v) => percent(v)).join(", ")} (left, top, right, bottom).`).join(" ")} Its least sure word has ${percent(Math.min(...shares))}.`,
         ),
       );
     };

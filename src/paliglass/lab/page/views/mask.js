@@ -1,18 +1,8 @@
 // 3 · Mask painter: who may look at whom, drawn by hand, and what becomes of the answer.
 
 import { MASKS } from "../../engine/layers/masks.js";
-import {
-  button,
-  choice,
-  color,
-  el,
-  fill,
-  heading,
-  inWords,
-  percent,
-  scaleOf,
-  shown,
-} from "../dom.js";
+import { button, choice, color, el, fill, inWords, percent, scaleOf, shown } from "../dom.js";
+import { heading } from "../lessons.js";
 import { drawField, legend } from "../draw.js";
 import { drawing, overlap } from "../drawings.js";
 import { pixelsOf } from "../scene.js";
@@ -163,6 +153,7 @@ export const maskView = {
     });
 
     const count = async () => {
+      if (store.result) await store.keep(store.result.run); // many runs follow
       stop = false;
       const rules = [...new Set(["prefix", "blind", "causal", edit().name ?? "prefix"])];
       for (const rule of rules) counts[rule] = 0;
@@ -205,7 +196,7 @@ export const maskView = {
       button("Count them", count, { class: "chip" }),
       el("span", {
         class: "hint",
-        text: " found where the box overlaps by half or more; some twenty seconds",
+        text: ` found where the box overlaps by half or more; ${store.estimate(3 * DRAWINGS)}`,
       }),
     );
 

@@ -1,6 +1,7 @@
 // 9 · RoPE dials: a rotation for each pair of channels, and what it makes of distance.
 
-import { choice, el, fill, heading, inWords, number, shown, slider } from "../dom.js";
+import { choice, el, fill, inWords, number, plotWidth, shown, slider } from "../dom.js";
+import { heading } from "../lessons.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -45,7 +46,7 @@ export const ropeView = {
       root,
       heading(
         "RoPE dials",
-        "Each pair of channels is a hand on a dial, turned by its token's position: fast on the left, hardly at all on the right. The score depends on the difference of the two positions alone.",
+        "Each pair of channels is a dial with two hands, the query's, in violet, and the key's, turned by their positions: fast on the first dial, hardly at all on the last. A dial is green where its pair adds to the score and orange where it takes away. Only the difference of the two positions counts: move both and the sum stays.",
         "rope",
         "layers/rope.py",
       ),
@@ -144,7 +145,7 @@ export const ropeView = {
         slider("n, the key", { min: 0, max: 80, step: 1 }, n, (value) => ((n = value), turned())),
       );
       turned();
-      fill(curve, plot(chosen.scores, perRow));
+      fill(curve, plot(chosen.scores, perRow, plotWidth(root, 600)));
       fill(
         all,
         el(
@@ -170,7 +171,7 @@ export const ropeView = {
                 "aria-label": `${Math.floor(i / heads)}·${i % heads}: layer ${Math.floor(i / heads)}, head ${i % heads}`,
                 on: { click: () => store.set({ layer: Math.floor(i / heads), head: i % heads }) },
               },
-              plot(one.scores, perRow, true),
+              plot(one.scores, perRow),
               el("span", { text: `${Math.floor(i / heads)}·${i % heads}` }),
             ),
           ),
@@ -198,9 +199,10 @@ export const ropeView = {
 };
 
 /** Scores over distances, with lines at multiples of the picture's row.
- * @param {number[]} values @param {number} perRow @param {boolean} small */
-function plot(values, perRow, small = false) {
-  const [wide, high] = small ? [120, 60] : [600, 180];
+ * @param {number[]} values @param {number} perRow @param {number} width 0: small, without numbers */
+function plot(values, perRow, width = 0) {
+  const small = !width;
+  const [wide, high] = small ? [120, 60] : [width, 180];
   const least = Math.min(...values);
   const most = Math.max(...values);
   const x = (/** @type {number} */ i) => (i / (values.length - 1)) * (wide - 20) + 10;
