@@ -47,7 +47,7 @@ def test_a_piped_matrix_is_columns(cli: Cli) -> None:
     head, *rows = (line.split("\t") for line in result.out.splitlines())
     assert head == ["", "a dog", f"{long}.", "a\\ttab"]
     assert [row[0] for row in rows] == ["a.png", f"{long}.png", "b [red].png"]
-    assert all(len(row) == 4 and all(map(float, row[1:])) for row in rows)
+    assert [len([float(cell) for cell in row[1:]]) for row in rows] == [3, 3, 3]
 
 
 def test_at_a_terminal_it_is_framed_and_names_are_no_markup(
@@ -59,6 +59,7 @@ def test_at_a_terminal_it_is_framed_and_names_are_no_markup(
     print_table(["", "[b]score"], [("[/b]a", "0.5")], title="[red]x\x1b[2J")
     out = capsys.readouterr().out
     assert "┃" in out
+    print_table([], [])  # of nothing, nothing
     assert all(text in out for text in ("[b]score", "[/b]a", "[red]x\\x1b[2J"))
 
 
@@ -67,7 +68,6 @@ def test_no_other_module_draws_a_table_that_might_be_piped() -> None:
     drawing = {
         path.name
         for path in SOURCES.rglob("*.py")
-        if "\n    from rich.table import" in path.read_text("utf-8")
-        or "\nfrom rich.table import" in path.read_text("utf-8")
+        if re.search(r"^\s*(from|import) rich\b.*\btable\b", path.read_text("utf-8"), re.M)
     }
     assert drawing == {"tables.py", "printing.py", "screen.py"}

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from paliglass.fast import accelerate, explain
+from paliglass.fast.compiled import library
 from paliglass.fast.compiled_model import CompiledPaliGemma
+from paliglass.fast.matrix import is_available
 from paliglass.fast.timings import LayerTimes, recall, remember
 from tests.tiny import tiny_config, tiny_model
 
@@ -18,6 +20,8 @@ HALF = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    if is_available():
+        library()  # made, or read, before the place for it is another one
     monkeypatch.setenv("PALIGLASS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,16 @@ pytestmark = pytest.mark.skipif(not can_pack(), reason="no kernel for packed bfl
 def matrix(rows: int = 300, columns: int = 200, seed: int = 0) -> nn.Parameter:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     return nn.Parameter(weight.bfloat16(), requires_grad=False)
+
+
+def test_kept_kernels_are_bounded_unless_somebody_has_said_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    pack_linears(nn.Sequential())
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 31, 32, 100])

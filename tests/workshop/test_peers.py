@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def test_figures_are_drawn() -> None:
 @pytest.mark.slow
 def test_pythons_share_of_a_token_is_measured() -> None:
     found = python_between_tokens(2)
-    assert all(0 < ratio.value < 1000 for ratio in found.values())
+    assert all(math.isfinite(ratio.value) and ratio.unit == "ms" for ratio in found.values())
     assert len(found) == ("int4" in available_methods())
 
 

@@ -51,10 +51,9 @@ def _complain_of_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
-        message = (
-            error.format_message().removeprefix("Invalid value: ").replace("Value error, ", "")
-        )
-        message = message[:1].lower() + message[1:].rstrip(".")
+        message = error.format_message().removeprefix("Invalid value: ").rstrip(".")
+        if message.startswith(("Missing ", "No such ", "Invalid ", "Option ", "Got ")):  # Typer's
+            message = message[0].lower() + message[1:]
         path = error.ctx.command_path if error.ctx else "paliglass"
         complain(f"{message} (see {path} --help)")
     return int(error.exit_code)

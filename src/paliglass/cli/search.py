@@ -105,10 +105,10 @@ def search(
 
     The index is kept; only what is new or has changed is encoded again.
     """
-    found: list[Hit]
-    encoder: Encoder
     from paliglass.pictures import find_file
 
+    found: list[Hit]
+    encoder: Encoder
     documents = find_file(documents)
     if not documents.exists():
         raise PictureError(f"{documents}: is no folder and no file")

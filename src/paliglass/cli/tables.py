@@ -40,7 +40,7 @@ def print_table(
         box=HEAVY_HEAD if framed else None,
         padding=(0, 1) if framed else (0, 2, 0, 0),
     )
-    for place, name in enumerate(names or cells[0]):
+    for place, name in enumerate(names or (cells[0] if cells else [])):
         table.add_column(Text(name), justify="right" if figures and place else "left")
     for row in cells:
         table.add_row(*map(Text, row))

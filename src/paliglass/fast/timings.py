@@ -1,8 +1,8 @@
 """What was measured at load, kept for who asks why a way was chosen: `paliglass info` does.
 
 A small JSON file for each shape of layer, beside the machine code, under a name that tells all that
-the times depend on: kernels, libraries, processor, threads. Nothing is decided by it: each load
-measures anew, since what else the machine does changes too.
+the times depend on but the dtype: kernels, libraries, processor, threads. Nothing is decided by it:
+each load measures anew, since what else the machine does changes too.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _place(config: GemmaConfig) -> Path | None:
     if folder is None:
         return None
     shape = {name: value for name, value in asdict(config).items() if name in _SHAPE}
-    about = json.dumps([source_key(), shape, torch.get_num_threads()])
+    about = json.dumps([source_key(), torch.__version__, shape, torch.get_num_threads()])
     return folder / f"layer-{hashlib.sha256(about.encode()).hexdigest()[:32]}.json"
 
 
