@@ -106,30 +106,32 @@ class TestExercises:
 
     def test_from_the_stub_to_the_answer(self, cli):
         done = cli("learn", "norms", "--exercise")
-        told = "norms.py: write rms_norm; then paliglass learn --check norms.py\n"
+        told = "exercise_norms.py: write rms_norm; then paliglass learn --check exercise_norms.py\n"
         assert (done.code, done.out, done.err) == (0, told, "")
-        done = cli("learn", "--check", "norms.py")
+        done = cli("learn", "--check", "exercise_norms.py")
         assert (done.code, done.out) == (1, "rms_norm: is not written yet\n")
-        path = Path("norms.py")
+        path = Path("exercise_norms.py")
         stub = path.read_text("utf-8")
         path.write_text(stub.replace("raise NotImplementedError", f"return {self.RIGHT}"), "utf-8")
-        done = cli("learn", "--check", "norms.py")
+        done = cli("learn", "--check", "exercise_norms.py")
         assert (done.code, done.out, done.err) == (0, "rms_norm: right\n", "")
 
     def test_what_is_written_already_stays(self, cli):
-        Path("rope.py").write_text("mine")
+        Path("exercise_rope.py").write_text("mine")
         done = cli("learn", "rope", "--exercise")
         assert (done.code, done.out) == (1, "")
         told = (
-            "rope.py is there already, and stays as it is; try it: paliglass learn --check rope.py"
+            "exercise_rope.py is there already, and stays as it is; try it: paliglass learn "
+            "--check exercise_rope.py"
         )
         assert done.err == f"error: {told}\n"
-        assert Path("rope.py").read_text() == "mine"
+        assert Path("exercise_rope.py").read_text() == "mine"
 
     def test_answers_are_printed_and_nothing_is_written(self, cli):
         done = cli("learn", "norms", "--exercise", "--answers")
         assert self.RIGHT in done.out
-        assert not Path("norms.py").exists()
+        assert done.out == "".join(f"{line.rstrip()}\n" for line in done.out.splitlines())
+        assert not Path("exercise_norms.py").exists()
 
     def test_only_what_is_there_and_asked_for_is_tried(self, cli):
         Path("some.py").write_text(
@@ -140,8 +142,17 @@ class TestExercises:
         assert (done.code, done.out) == (1, "")
         assert done.err == "error: some.py: has none of the exercises' functions: rotate\n"
 
+    def test_a_function_that_ends_the_program_is_wrong_in_one_line(self, cli):
+        words = "a message that is longer than a line of a hundred characters, " * 2
+        Path("some.py").write_text(
+            f"def rms_norm(x, weight, eps):\n    raise SystemExit('{words}')\n"
+        )
+        done = cli("learn", "--check", "some.py")
+        told = f"rms_norm: case 1 of 3: raises SystemExit: {words.strip()} (line 2)\n"
+        assert (done.code, done.out, done.err) == (1, told, "")
+
     def test_nothing_of_a_learner_runs_unasked(self, cli):
-        Path("norms.py").write_text("raise SystemExit('ran')")
+        Path("exercise_norms.py").write_text("raise SystemExit('ran')")
         assert cli("learn", "norms", "--no-run").code == 0
         assert cli("learn").code == 0
 

@@ -189,6 +189,7 @@ def test_what_is_named_of_the_lab_is_there() -> None:
     assert len(named) > 15
     for title, name in named:
         assert re.search(rf'id: "{name}",\s+title: "{re.escape(title)}"', views), name
+    assert {name for _, name in named} == set(re.findall(r'View = \{\s+id: "(\w+)"', views))
     taken = re.findall(r"\*([^*]+)\*", " ".join(line.partition("under Tours")[2] for line in lines))
     assert set(taken) == set(tours)
 

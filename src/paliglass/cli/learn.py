@@ -37,7 +37,8 @@ def learn(
         bool,
         typer.Option(
             "--exercise",
-            help="Write TOPIC.py here, functions for you to write; with --answers, print them.",
+            help="Write exercise_TOPIC.py here, functions for you to write; with --answers, print "
+            "them.",
         ),
     ] = False,
     check: Annotated[
@@ -47,7 +48,8 @@ def learn(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Run FILE and try its functions against the real code.",
+            help="Run FILE and try its functions, against the real code where there is some and "
+            "else against our answers.",
         ),
     ] = None,
 ) -> None:
@@ -95,16 +97,23 @@ def _exercise(console: Console, lesson: Lesson, answers: bool) -> None:
 
     own = _exercises(lesson.topic)
     if answers:
-        console.print(Syntax("\n\n".join(one.solution for one in own), "python"))
+        text = "\n\n".join(one.solution for one in own)
+        if sys.stdout.isatty():
+            console.print(Syntax(text, "python"))
+        else:
+            print(text, end="")
         return
-    path = Path(f"{lesson.topic}.py")
+    path = Path(f"exercise_{lesson.topic}.py")  # inference.py is a script of the repository
     if path.exists():
         fail(f"{path} is there already, and stays as it is; try it: paliglass learn --check {path}")
     header = HEADER.format(title=f"Lesson {lesson.number:02}, {lesson.title}", file=path)
     write_whole(path, "\n\n".join([header, *(one.stub for one in own)]))
     names = " and ".join(one.name for one in own)
     console.print(
-        f"{path}: write {names}; then paliglass learn --check {path}", highlight=False, markup=False
+        f"{path}: write {names}; then paliglass learn --check {path}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -119,7 +128,8 @@ def _check(console: Console, path: Path, topic: str | None) -> None:
         fail(f"{path}: has none of the exercises' functions: {names}")
     hints = [one.check(written[one.name]) for one in tried]
     for one, hint in zip(tried, hints, strict=True):
-        console.print(f"{one.name}: {hint or 'right'}", highlight=False, markup=False)
+        told = f"{one.name}: {hint or 'right'}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     if any(hints):
         raise typer.Exit(1)
 

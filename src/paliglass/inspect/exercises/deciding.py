@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, with_adapter
+from paliglass.config import GemmaConfig
 from paliglass.fast import Int8Linear
 from paliglass.inspect.exercises.exercise import exercise
+from paliglass.inspect.tracing import TracedRow
 from paliglass.layers.attention import attend_reference
+from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.masks import prefix_lm_mask as package_mask
+from paliglass.layers.norms import RMSNorm
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
+from paliglass.modeling_gemma import GemmaForCausalLM
 from paliglass.sampling import keep_top_p
 from paliglass.tasks.confidence import object_score as package_score
 
@@ -219,9 +231,25 @@ def _step(
     return step
 
 
+def _real_step(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    head_dim = query.shape[-1]
+    config = GemmaConfig(num_hidden_layers=1, num_key_value_heads=1, head_dim=head_dim)
+    cache = KVCache(config, 1, len(keys) + 1)
+    used = keys, values
+    for new in ((keys, values), (key, value)):
+        if len(new[0]):
+            cache.reserve(torch.ones(1, len(new[0]), dtype=torch.bool))
+            used = cache.update(0, *(one[None, None] for one in new))
+    out, _ = attend_reference(query[None, None], *used, None, head_dim**-0.5)
+    return out[0, 0], used[0][0, 0], used[1][0, 0]
+
+
 @exercise(
     "cache",
     cases=_steps,
+    truth=_real_step,
     mistakes={
         "the new token does not see itself: add its key and value to the cache first": _step(
             seen=False
@@ -326,6 +354,14 @@ def top_p(probabilities: Tensor, p: float) -> Tensor:
     return torch.zeros_like(probabilities).scatter(0, order, kept / kept.sum())
 
 
+def _real_logits(hidden: Tensor, table: Tensor, cap: float | None) -> Tensor:
+    decoder: Any = SimpleNamespace(
+        lm_head=partial(F.linear, weight=table),
+        config=SimpleNamespace(final_logit_softcapping=cap),
+    )
+    return GemmaForCausalLM.logits(decoder, hidden)
+
+
 @exercise(
     "weight_tying",
     cases=lambda: iter(
@@ -334,6 +370,7 @@ def top_p(probabilities: Tensor, p: float) -> Tensor:
             (20 * torch.randn(3, 4), torch.randn(7, 4), 30.0),
         ]
     ),
+    truth=_real_logits,
     mistakes={
         "the cap is hard: c · tanh(x / c) comes near c and never cuts": lambda hidden, table, cap: (
             (hidden @ table.T).clamp(-cap, cap) if cap else hidden @ table.T
@@ -372,9 +409,25 @@ def _ranks(
     return [int((row > row[word]).sum()) + first for row in logits]
 
 
+def _real_ranks(stream: Tensor, table: Tensor, word: int) -> list[int]:
+    decoder = SimpleNamespace(model=SimpleNamespace(norm=RMSNorm(table.shape[-1])))
+    row: Any = SimpleNamespace(
+        _name=str,
+        _trace=SimpleNamespace(
+            model=SimpleNamespace(language_model=decoder),
+            word_logits=partial(F.linear, weight=table),
+        ),
+        answer=slice(1),
+        hidden=lambda layer: stream[int(layer)][None],
+    )
+    found = (TracedRow.lens(row, layer, len(table))[0] for layer in range(len(stream)))
+    return [1 + [one.id for one in likeliest].index(word) for likeliest in found]
+
+
 @exercise(
     "decoder",
     cases=_streams,
+    truth=_real_ranks,
     mistakes={
         "the likeliest word has rank 1, not 0": lambda stream, table, word: _ranks(
             stream, table, word, first=0
@@ -401,10 +454,22 @@ def _lora_cases() -> Cases:
     yield torch.randn(3, 8), torch.randn(6, 8), torch.randn(4, 8), torch.zeros(6, 4), 4.0
 
 
+def _real_lora(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """What is loaded where peft has left such a correction of one layer."""
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    settings = {"peft_type": "LORA", "r": len(a), "lora_alpha": alpha, "target_modules": ["q_proj"]}
+    pair = {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, CONFIG).write_text(json.dumps(settings), "utf-8")
+        safetensors.torch.save_file(pair, Path(folder, WEIGHTS))
+        [(_, _, merged)] = with_adapter([(f"{name}.weight", name, weight)], Path(folder))
+    return x @ merged.T
+
+
 @exercise(
     "fine_tuning",
     cases=_lora_cases,
-    truth=lambda x, weight, a, b, alpha: x @ (weight + b @ a * alpha / len(a)).T,
+    truth=_real_lora,
     mistakes={
         "the correction counts α / r times; r is the number of A's rows": (
             lambda x, weight, a, b, alpha: x @ (weight + b @ a).T

@@ -1,8 +1,9 @@
-"""What an exercise is, and how a learner's function is tried against the real code.
+"""What an exercise is, and how a learner's function is tried.
 
 An exercise is a function of this package. Its signature and docstring are what the learner is
-given, its body is the answer. What learners often write instead stands beside it, each with a hint:
-a function that gives what one of those gives on every case has made that mistake.
+given, its body is the answer. It is held to the real code, where the model or a library has what is
+asked for, and else to the answer. What learners often write instead stands beside it, each with a
+hint: a function that gives what one of those gives on every case has made that mistake.
 """
 
 from __future__ import annotations
@@ -11,26 +12,25 @@ import ast
 import copy
 import inspect
 import math
+import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import paliglass
 from paliglass.errors import PaliglassError
 
 __all__ = ["HEADER", "Exercise", "exercise", "functions_of"]
 
 Function = Callable[..., Any]
-# Whose lines are no learner's: this package, torch and what else is installed, Python itself.
-LIBRARIES = tuple(
-    str(Path(module.__file__ or "").parent) for module in (paliglass, torch, traceback)
-)
+# A learner's file as a module while it runs: dataclasses look it up in `sys.modules` by its name.
+MODULE = "paliglass_exercise_of_a_learner"
 HEADER = '''"""{title}: write the functions below.
 
     paliglass learn --check {file}
@@ -53,13 +53,14 @@ from torch.nn import functional as F
 class Exercise:
     """A function that a learner writes.
 
-    topic: of the lesson. answer: how one may write it. truth: the real code, of the same arguments.
-    cases: makes the arguments that it is tried on. mistakes: hint → what one wrote to deserve it.
+    topic: of the lesson. answer: how one may write it. truth: the real code, of the same arguments;
+    None where there is none. cases: makes the arguments that it is tried on. mistakes: hint → what
+    one wrote to deserve it.
     """
 
     topic: str
     answer: Function
-    truth: Function
+    truth: Function | None
     cases: Callable[[], Iterable[tuple[Any, ...]]]
     mistakes: Mapping[str, Function] = field(repr=False)
 
@@ -85,18 +86,20 @@ class Exercise:
         return "\n".join(source.splitlines()[node.lineno - 1 : end]) + "\n"
 
     def check(self, function: Function) -> str | None:
-        """None where `function` does what the real code does; otherwise one line that helps."""
+        """None where `function` does what the truth, or else the answer, does; otherwise one line
+        that helps.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             cases = list(self.cases())
-            expected = [_call(self.truth, copy.deepcopy(case)) for case in cases]
+            expected = [_call(self.truth or self.answer, copy.deepcopy(case)) for case in cases]
             found = []
             for case in cases:
                 arguments = copy.deepcopy(case)
                 found.append(_call(function, arguments))
                 if any(map(_difference, arguments, case)):
                     return "writes into one of its arguments; make a new tensor or list instead"
-            if any(isinstance(one, NotImplementedError) for one in found):
+            if any(isinstance(one, _Raised) and one.kind is NotImplementedError for one in found):
                 return "is not written yet"
             wrong = [_difference(*both) for both in zip(found, expected, strict=True)]
             if not any(wrong):
@@ -115,8 +118,8 @@ def exercise(
     mistakes: Mapping[str, Function],
     truth: Function | None = None,
 ) -> Callable[[Function], Exercise]:
-    """Makes an exercise of its answer. truth: None where the package has nothing of the kind."""
-    return lambda answer: Exercise(topic, answer, truth or answer, cases, mistakes)
+    """Makes an exercise of its answer."""
+    return lambda answer: Exercise(topic, answer, truth, cases, mistakes)
 
 
 def functions_of(path: Path) -> dict[str, Function]:
@@ -132,42 +135,65 @@ def functions_of(path: Path) -> dict[str, Function]:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
         raise PaliglassError(f"{path}{where}: {getattr(error, 'msg', error)}") from None
-    names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    module = ModuleType(MODULE)
+    module.__file__ = str(path)
+    sys.modules[MODULE] = module
     try:
-        exec(code, names)
+        exec(code, vars(module))
     except (Exception, SystemExit) as error:
-        raise PaliglassError(f"{path}: {_told(error)}") from None
-    return {name: one for name, one in names.items() if inspect.isfunction(one)}
+        raise PaliglassError(f"{path}: {_told(error, str(path))}") from None
+    finally:
+        sys.modules.pop(MODULE, None)
+    return {name: one for name, one in vars(module).items() if inspect.isfunction(one)}
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """What a function gave that gave no value: an exception, told in one line."""
+
+    kind: type[BaseException]
+    told: str
 
 
 def _call(function: Function, arguments: tuple[Any, ...]) -> Any:
-    """What it gives, or the exception that it raises."""
+    """What it gives, or `_Raised`."""
     try:
         with torch.no_grad():
             return function(*arguments)
-    except Exception as error:
-        return error
+    except (Exception, SystemExit) as error:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        return _Raised(type(error), _told(error, code.co_filename if code else ""))
 
 
-def _told(error: BaseException) -> str:
-    """An exception in one line, with the innermost line of code that is the learner's own."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [one for one in frames if not one.filename.startswith(LIBRARIES)]
+def _told(error: BaseException, file: str) -> str:
+    """An exception in one line, with the innermost line of code that is in the learner's file."""
+    own = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == file]
     message = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {message}" + (f" (line {own[-1].lineno})" if own else "")
+    told = f"{type(error).__name__}: {message}".removesuffix(": ")
+    return told + (f" (line {own[-1].lineno})" if own else "")
 
 
 def _difference(found: Any, expected: Any) -> str | None:
     """How the one differs from the other; None where it does not."""
-    if isinstance(found, Exception) or isinstance(expected, Exception):
-        if type(found) is type(expected):
-            return None
-        return f"raises {_told(found)}" if isinstance(found, Exception) else "gives a value"
+    if isinstance(found, _Raised):
+        is_same = isinstance(expected, _Raised) and found.kind is expected.kind
+        return None if is_same else f"raises {found.told}"
+    if isinstance(expected, _Raised):
+        return "gives a value"
     if found is None and expected is not None:
         return "gives None: is there a `return`?"
     if isinstance(expected, Tensor):
         return _difference_of_tensors(found, expected)
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping):
+            return f"gives {_kind(found)}, and should give {_kind(expected)}"
+        if found.keys() != expected.keys():
+            return f"gives the keys {list(found)}, and should give {list(expected)}"
+        pairs = ((key, _difference(found[key], expected[key])) for key in expected)
+        return next((f"{key!r}: {one}" for key, one in pairs if one), None)
     if isinstance(expected, list | tuple):
+        if isinstance(found, Tensor) and found.dim() and not _holds_tensors(expected):
+            found = found.tolist()
         if not isinstance(found, Sequence) or isinstance(found, str):
             return f"gives {_kind(found)}, and should give {_kind(expected)}"
         if len(found) != len(expected):
@@ -179,11 +205,33 @@ def _difference(found: Any, expected: Any) -> str | None:
             found = found.item()
         if not isinstance(found, bool | int | float):
             return f"gives {_kind(found)}, and should give a number"
-        same = math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-6)
-        return None if same else f"gives {found:.6g}, and should give {expected:.6g}"
+        if _is_close(found, expected):
+            return None
+        exact = isinstance(expected, int)
+        return f"gives {_number(found, exact)}, and should give {_number(expected, exact)}"
     if isinstance(expected, str | bytes):
         return None if found == expected else f"gives {found!r}, and should give {expected!r}"
-    return None  # a function or a module among the arguments
+    return None  # None, or a function among the arguments
+
+
+def _holds_tensors(things: Sequence[Any]) -> bool:
+    return any(isinstance(one, Tensor) for one in things)
+
+
+def _is_close(found: float, expected: float) -> bool:
+    """Whole numbers count something, and are right or wrong; others may be rounded."""
+    if isinstance(expected, int):
+        return found == expected
+    try:
+        return math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-6)
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
+def _number(value: float, exact: bool) -> str:
+    if isinstance(value, float):
+        return repr(value) if exact else f"{value:.6g}"
+    return str(value) if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
 
 
 def _difference_of_tensors(found: Any, expected: Tensor) -> str | None:
@@ -191,10 +239,14 @@ def _difference_of_tensors(found: Any, expected: Tensor) -> str | None:
         return f"gives {_kind(found)}, and should give a tensor"
     if found.shape != expected.shape:
         return f"gives {_size(found)}, and should give {_size(expected)}"
-    if (found.dtype == torch.bool) != (expected.dtype == torch.bool):
+    is_bool = found.dtype == torch.bool, expected.dtype == torch.bool
+    if is_bool[0] != is_bool[1] or found.is_complex() != expected.is_complex():
         return f"gives {found.dtype}, and should give {expected.dtype}"
-    a, b = found.double(), expected.double()
-    wrong = ~torch.isclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    kind = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = found.to(kind), expected.to(kind)
+    is_whole = not (expected.is_floating_point() or expected.is_complex())
+    rtol, atol = (0.0, 0.0) if is_whole else (1e-4, 1e-5)
+    wrong = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
     if not wrong.any():
         return None
     place = [int(i) for i in wrong.nonzero()[0]]
@@ -206,7 +258,7 @@ def _difference_of_tensors(found: Any, expected: Tensor) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    return _size(value) if isinstance(value, Tensor) else type(value).__name__
+    return f"a tensor of {_size(value)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _size(tensor: Tensor) -> str:

@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from paliglass.config import GemmaConfig
 from paliglass.contrastive.losses import clip_loss as package_clip_loss
 from paliglass.contrastive.losses import siglip_loss as package_siglip_loss
 from paliglass.contrastive.losses import softmax_cross_entropy
@@ -19,6 +21,9 @@ from paliglass.inspect.exercises.exercise import exercise
 from paliglass.layers.attention import attend_reference
 from paliglass.layers.losses import suffix_cross_entropy
 from paliglass.layers.norms import RMSNorm
+from paliglass.modeling_gemma import GemmaDecoderLayer, GemmaMLP, GemmaModel
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.modeling_siglip import SigLipVisionEncoderLayer
 from paliglass.tasks.boxes import Box, encode_box, parse_boxes
 
 __all__ = [
@@ -48,9 +53,22 @@ def _sizes() -> Cases:
     yield 2304, 8, 4, 256, 9216
 
 
+def _real_layer_parameters(width: int, heads: int, key_heads: int, head_dim: int, mlp: int) -> int:
+    config = GemmaConfig(
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        head_dim=head_dim,
+        intermediate_size=mlp,
+    )
+    with torch.device("meta"):
+        return sum(one.numel() for one in GemmaDecoderLayer(config, 0).parameters())
+
+
 @exercise(
     "architecture",
     cases=_sizes,
+    truth=_real_layer_parameters,
     mistakes={
         "keys and values have heads of their own number, not the queries'": (
             lambda d, h, k, size, m: d * size * 4 * h + 3 * d * m + 2 * d
@@ -298,11 +316,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, -math.inf).softmax(-1) @ value
 
 
+def _real_geglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    with torch.device("meta"):
+        mlp = GemmaMLP(GemmaConfig(hidden_size=len(down), intermediate_size=len(gate)))
+    weights = {"gate_proj": gate, "up_proj": up, "down_proj": down}
+    weights = {f"{name}.weight": weight for name, weight in weights.items()}
+    out: Tensor = torch.func.functional_call(mlp, weights, (x,))
+    return out
+
+
 @exercise(
     "feed_forward",
     cases=lambda: iter(
         [(torch.randn(3, 4), torch.randn(6, 4), torch.randn(6, 4), torch.randn(4, 6))] * 2
     ),
+    truth=_real_geglu,
     mistakes={
         "the other one is bent: GELU is for the gate": lambda x, gate, up, down: (
             (x @ gate.T * F.gelu(x @ up.T, approximate="tanh")) @ down.T
@@ -336,9 +364,20 @@ def _layers() -> Cases:
     yield torch.randn(2, 4), lambda x: x / 2, lambda x: x + 1, lambda x: x * x
 
 
+def _real_encoder_layer(
+    x: Tensor,
+    norm: Callable[[Tensor], Tensor],
+    attend: Callable[[Tensor], Tensor],
+    mlp: Callable[[Tensor], Tensor],
+) -> Tensor:
+    parts: Any = SimpleNamespace(layer_norm1=norm, self_attn=attend, layer_norm2=norm, mlp=mlp)
+    return SigLipVisionEncoderLayer.forward(parts, x)
+
+
 @exercise(
     "vit",
     cases=_layers,
+    truth=_real_encoder_layer,
     mistakes={
         "the norm stands after the sum (post-norm); SigLIP's stands before attention and MLP": (
             lambda x, norm, attend, mlp: norm(norm(x + attend(x)) + mlp(norm(x + attend(x))))
@@ -495,9 +534,23 @@ def _merge(words: float = 2.0, features: float = 1.0) -> Callable[..., Tensor]:
     return merge
 
 
+def _real_merge(ids: Tensor, table: Tensor, pictures: Tensor, image: int) -> Tensor:
+    decoder: Any = SimpleNamespace(
+        embed_tokens=table.__getitem__, config=SimpleNamespace(hidden_size=table.shape[-1])
+    )
+    model: Any = SimpleNamespace(
+        config=SimpleNamespace(image_token_index=image),
+        language_model=SimpleNamespace(
+            model=SimpleNamespace(embed=lambda words: GemmaModel.embed(decoder, words))
+        ),
+    )
+    return PaliGemmaForConditionalGeneration.embed(model, ids, pictures)
+
+
 @exercise(
     "merge",
     cases=_prompts,
+    truth=_real_merge,
     mistakes={
         "words are multiplied by √D": _merge(words=1),
         "the picture's vectors are multiplied by √D, too: only words are": _merge(features=2),
