@@ -194,8 +194,8 @@ class TorchLab:
     def nbytes(self) -> int:
         """Of all runs and towers that are kept; a tower that several share counts once."""
         towers = [run.tower for run in self.runs.values()] + [kept[3] for kept in self.towers]
-        every = [*self.runs.values(), *{id(tower): tower for tower in towers}.values()]
-        return sum(one.nbytes for one in every)
+        distinct = {id(tower): tower for tower in towers}.values()
+        return sum(one.nbytes for one in distinct) + sum(one.nbytes for one in self.runs.values())
 
     def _found(self, run: int) -> Run:
         if run not in self.runs:
