@@ -144,8 +144,13 @@ const TASKS = {
 
   async costs() {
     const page = (name) => import(pathToFileURL(`${task.page}/${name}.js`).href);
-    const { LARGE, decoderCost, towerCost } = await page("costs");
-    return { large: LARGE, tower: towerCost(task.shape), decoder: task.calls.map((call) => decoderCost(task.shape, ...call)) };
+    const { LARGE, decoderCost, phasesOf, towerCost } = await page("costs");
+    return {
+      large: LARGE,
+      tower: towerCost(task.shape),
+      decoder: task.calls.map((call) => decoderCost(task.shape, ...call)),
+      phases: task.answers.map((answer) => phasesOf(task.shape, answer)),
+    };
   },
 
   async sample() {

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import webbrowser
 import zlib
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from tests.lab.helpers import MINI, NODE, needs_node
 
 from paliglass.cli import main
 from paliglass.errors import CheckpointError
-from paliglass.inspect.lessons import lessons
-from paliglass.lab.build import ENGINE, PAGE, build, join_modules, pack
+from paliglass.inspect.lessons import Lesson, lessons
+from paliglass.lab.build import ENGINE, PAGE, _html, build, join_modules, pack
 
 DUAL = MINI.parent / "mini_dual"
 
@@ -127,7 +128,38 @@ def test_lessons_are_whole_in_the_page() -> None:
         assert set(re.findall(r'href="#lesson=(\w+)"', html)) <= every.keys()
         addresses = re.findall(r'href="(?!#lesson=)(.*?)"', html)
         assert all(address.startswith("https://") for address in addresses)
-        assert not re.search(r"<(?:script|style|iframe|details)|<!--", html)
+        assert not re.search(r"<(?:script|style|iframe)|(?:<|&lt;)!--", html)
+        folds = html.count("<details><summary>Answers</summary>")
+        assert folds == html.count("</details>") == every[topic].text.count("<details>") > 0
+
+
+def test_a_lessons_code_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "01_x.md"
+    code = "<details><summary>in code</summary><!-- kept --></details>"
+    text = f"""# 01 · X
+
+<!-- gone -->
+
+```html
+{code}
+```
+
+a <b>tag</b>, `<summary>`
+
+<details><summary>Answers</summary>
+
+1. *one*
+
+</details>
+"""
+    path.write_text(text, encoding="utf-8")
+    html = _html(Lesson(path, 1, "x"))
+    assert escape(code) in html
+    assert "gone" not in html
+    assert "<p>a &lt;b&gt;tag&lt;/b&gt;, <code>&lt;summary&gt;</code></p>" in html
+    assert re.search(
+        r"<details><summary>Answers</summary>\s<ol>\s<li><em>one</em></li>\s</ol>\s</details>", html
+    )
 
 
 def test_it_opens_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -411,6 +411,15 @@ def test_costs_are_what_torch_counts(mini: PaliGemma) -> None:
         page=str(ENGINE.parent / "page"),
         shape=shape,
         calls=[[count, count], [1, count + 1], [1, count + 1, 3]],
+        answers=[
+            {
+                "prompt": run.prompt,
+                "length": count + 1,
+                "milliseconds": {"tower": tower_ms, "prefill": 4, "decode": 4},
+                "edits": edits,
+            }
+            for tower_ms, edits in ((4, {}), (4, {"off": ["decoder.1"]}), (0.1, {"off": []}))
+        ],
     )
     prompt, word, three = found["decoder"]
     assert found["tower"]["operations"] + prompt["operations"] == first.get_total_flops()
@@ -424,6 +433,19 @@ def test_costs_are_what_torch_counts(mini: PaliGemma) -> None:
     for part in ("vision", "text"):
         assert found["large"][part].items() <= large[part].items()
     assert found["large"]["patches"] == large["patches"]
+    whole, partial, kept = found["phases"]
+    operations = [
+        found["tower"]["operations"],
+        prompt["operations"],
+        word["operations"],
+    ]
+    assert [one["rate"] for one in whole] == [n / 0.004 for n in operations]
+    assert [one["rate"] for one in partial] == [0, 0, 0]
+    assert [(one["isKept"], one["rate"] > 0) for one in kept] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
 
 
 def test_a_draw_is_the_packages(tmp_path: Path) -> None:

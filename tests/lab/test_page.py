@@ -453,6 +453,29 @@ def test_a_patch_is_projected_as_torch_does(browser: Browser, page: str, mini: P
     assert browser.run("return lab.stage.picture.map.values.length") == 64
 
 
+def test_a_view_marks_a_patch_and_leaves_what_was_chosen(browser: Browser, page: str) -> None:
+    show(browser, page, "patches")
+    assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [-1, 36]
+    assert len(texts(browser, ".over .query")) == 1
+    do(browser, "lab.store.set({view: 'attention'})")
+    assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [-1, -1]
+
+
+def test_an_estimate_counts_the_tower_even_where_it_was_kept(browser: Browser, page: str) -> None:
+    show(browser, page, "live")
+    found = browser.run(
+        """const {store} = lab, {client} = store, {ask} = client;
+        const times = [400, 0.01];
+        client.ask = async () =>
+          ({milliseconds: {tower: times.shift(), prefill: 50, decode: 50}});
+        await store.answer("p1", {});
+        store.result = await store.answer("p1", {});
+        client.ask = ask;
+        return [store.estimate(10), store.estimate(10, false)];"""
+    )
+    assert found == ["about 5 s", "about 5 s"]
+
+
 def test_a_streams_lengths_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "stream", token=66)
     row = traced(mini, drawn(browser), "caption en")
@@ -493,6 +516,13 @@ def test_tokens_and_their_rows_are_the_packages(
         "document.querySelector('.places g[role=button]').dispatchEvent(new Event('click'))",
     )
     assert "Row 2048" in text(browser, ".view.tokens")
+    do(
+        browser,
+        "const space = new KeyboardEvent('keydown', {key: ' ', bubbles: true, cancelable: true});"
+        "document.querySelectorAll('.places g[role=button]')[64].dispatchEvent(space);"
+        "if (!space.defaultPrevented) throw Error('it scrolls')",
+    )
+    assert "Row 3071" in text(browser, ".view.tokens")
 
 
 def test_fewer_bits_answer_as_torch_in_fewer_bits(
@@ -516,6 +546,63 @@ def test_fewer_bits_answer_as_torch_in_fewer_bits(
     assert len(texts(browser, ".bits-table tr")) == 7
     click(browser, "16 bits")
     assert browser.run("return Object.keys(lab.store.state.edits).length") == 0
+
+    # With another part changed, too, A is that change alone.
+    edits: dict[str, Any] = {"noRotary": True}
+    show(browser, page, "bits", edits=edits | {"bits": rounding})
+    for i, own in enumerate((edits, edits | {"bits": rounding})):
+        found = lab.ask("run", {"picture": "p", "prompt": "caption en", "edits": own})
+        assert texts(browser, ".bits .verdict .said")[i] == found["text"]
+
+
+def test_the_bits_are_asked_once_at_a_time_and_of_one_question(browser: Browser, page: str) -> None:
+    show(browser, page, "bits", task="detect")
+    asked = browser.run(
+        """const {client} = lab.store, ask = client.ask.bind(client), asked = [];
+        client.ask = (method, values) => {
+          if (method === "run") {
+            asked.push([values.prompt, values.grammar]);
+            if (asked.length === 3) lab.store.set({grammar: true});
+          }
+          return ask(method, values);
+        };
+        const find = () => [...document.querySelectorAll("button")]
+          .find(b => b.textContent === "Ask with each number of bits");
+        const first = find();
+        first.click();
+        first.click();
+        if (!find().disabled) throw Error("it can be asked twice");
+        """
+        + SETTLED
+        + "client.ask = ask; return asked;"
+    )
+    # Two answers, a third under way, and the state's own; the loop's question is not on view.
+    prompt = "detect tractor ; doughnut"
+    assert asked[:3] == [[prompt, False]] * 3
+    assert [prompt, True] in asked
+    assert len(asked) < 9
+    assert texts(browser, ".bits-table tr") == []
+    click(browser, "Ask with each number of bits")
+    assert len(texts(browser, ".bits-table tr")) == 7
+
+
+def test_what_fails_behind_a_button_is_told(browser: Browser, page: str) -> None:
+    show(browser, page, "bits")
+    browser.run(
+        """const {client} = lab.store, ask = client.ask.bind(client);
+        client.ask = (method, values) =>
+          ask(method, values?.edits?.bits ? {...values, picture: "none"} : values);"""
+    )
+    click(browser, "Ask with each number of bits")
+    told = text(browser, ".failure")
+    assert browser.errors() != []
+    assert told == "That did not work: there is no picture none"
+    find = (
+        "[...document.querySelectorAll('button')].find(b => b.textContent.startsWith('Ask with'))"
+    )
+    assert browser.run(f"return [{find}.disabled, {find}.ariaBusy]") == [False, None]
+    click(browser, "16 bits")
+    assert text(browser, ".failure") == ""
 
 
 def test_the_roofline_counts_what_torch_counts(

@@ -17,7 +17,7 @@ from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine import METHODS, TorchLab, engine, weights
-from paliglass.lab.torch_engine.weights import rounded_copy
+from paliglass.lab.torch_engine.weights import principal, rounded, rounded_copy
 
 PICTURE = np.asarray(shapes(0))
 EDITS: dict[str, dict[str, Any]] = {
@@ -221,6 +221,8 @@ def test_it_answers_as_the_package_does(mini: PaliGemma) -> None:
         ("hidden", {"run": 9, "part": "tower", "layer": 0}, "run 9 is no longer kept"),
         ("picture", {"name": "p", "picture": {"width": 2, "height": 2, "data": [1]}}, "picture: "),
         ("top", {"run": 1, "step": 99}, "top: "),
+        ("matrix", {"name": "moon", "bits": 4}, "the model has no matrix 'moon'"),
+        ("matrix", {"name": MATRIX, "bits": 4, "group": -3}, "a group is so many weights"),
     ],
 )
 def test_what_cannot_be_answered_is_named(
@@ -232,6 +234,24 @@ def test_what_cannot_be_answered_is_named(
     lab.ask("run", {"picture": "p", "prompt": "caption en", "maxNewTokens": 1})
     with pytest.raises(PaliglassError, match=message):
         lab.ask(method, values)
+
+
+def test_a_group_is_a_row_at_the_most() -> None:
+    weight = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rounded(weight, 4, 1 << 40), rounded(weight, 4, 0))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(40, 90), (90, 40), (3, 20), (20, 3)])
+def test_components_are_an_exact_decompositions(rows: int, width: int) -> None:
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, width, generator=source) * torch.linspace(2, 0.1, width) + 1
+    found = principal(x, 2)
+    left, sizes, _ = torch.linalg.svd((x - x.mean(0)).double(), full_matrices=False)
+    assert found["shares"] == pytest.approx((sizes**2 / (sizes**2).sum())[:2].tolist())
+    scores = torch.from_numpy(found["scores"]).reshape(rows, 2).double()
+    expected = left[:, :2] * sizes[:2]
+    torch.testing.assert_close(scores.abs(), expected.abs(), atol=1e-5, rtol=0)
+    assert (scores.amax(0) == scores.abs().amax(0)).all()
 
 
 def test_methods_are_those_of_the_page() -> None:
@@ -257,6 +277,12 @@ def test_a_picture_goes_through_the_tower_once(mini: PaliGemma) -> None:
         lab.ask("run", {**asked, "edits": edits})
     first, *others = (run.tower for run in lab.runs.values())
     assert [tower is first for tower in others] == [True, True, False, False, False]
+    # Four towers are kept for the next prompt; the first, pushed out, by its runs.
+    towers = {id(run.tower): run.tower.nbytes for run in lab.runs.values()}
+    assert len(towers) == 4
+    assert lab.nbytes == sum(towers.values()) + sum(run.nbytes for run in lab.runs.values())
+    size = sum(tensor.nbytes for tensor in vars(first.layers[0]).values())
+    assert first.nbytes > len(first.layers) * size
 
 
 def test_a_long_answer_is_cut_off(mini: PaliGemma, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +299,25 @@ def test_a_second_copy_that_is_too_large_is_refused(
     monkeypatch.setattr(weights, "LARGEST_COPY", 1 << 20)
     with pytest.raises(PaliglassError, match=r"second copy of the weights, 0\.0 GB"):
         rounded_copy(mini.model, {"bits": 4, "group": 0, "part": "all"})
+
+
+def test_towers_go_before_runs_do(mini: PaliGemma, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = TorchLab(mini)
+    picture = {"width": 1, "height": 1, "data": [1, 2, 3]}
+    for name in ("p", "q"):
+        lab.ask("picture", {"name": name, "picture": picture})
+    lab.ask("run", {"picture": "p", "prompt": "ocr", "maxNewTokens": 1})
+    asked = {"picture": "q", "prompt": "ocr", "maxNewTokens": 1}
+    lab.ask("run", asked)
+    assert len(lab.towers) == 2
+    # Room for three runs and their two towers, which is not so much as a third tower wants.
+    run, tower = lab.runs[1].nbytes, lab.runs[1].tower.nbytes
+    monkeypatch.setattr(engine, "MEMORY", 3 * run + 2 * tower)
+    lab.ask("run", asked)
+    assert (list(lab.runs), len(lab.towers)) == ([1, 2, 3], 2)
+    lab.ask("run", {**asked, "edits": {"channels": "bgr"}})
+    assert lab.nbytes <= engine.MEMORY
+    assert (list(lab.runs), len(lab.towers)) == ([2, 3, 4], 1)
 
 
 def test_old_runs_go_and_held_ones_stay(mini: PaliGemma) -> None:

@@ -13,12 +13,14 @@ import base64
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from paliglass.checkpoints.folder import quantization
 from paliglass.errors import CheckpointError, PaliglassError
@@ -38,7 +40,7 @@ _EXPORTED = re.compile(
 )
 # In a lesson: comments, what folds answers, figures; links to lessons, papers, anything else.
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_FOLD = re.compile(r"</?details>|<summary>(.*?)</summary>", re.DOTALL)
+_FOLD = re.compile(r"&lt;(/?(?:details|summary))&gt;")
 _FIGURE = re.compile(r'<img src="(figures/[^"]+\.svg)"')
 _LESSON = re.compile(r'<a href="\d\d_(\w+)\.md(?:#[^"]*)?">')
 _KEPT = " /:=,;()'"  # what a quoted address may hold as it is: it packs better
@@ -198,20 +200,29 @@ def _lessons() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     except PaliglassError:
         return {}, {}
     titles = {one.topic: {"number": one.number, "title": one.title} for one in every}
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    return titles, {one.topic: _html(markdown, one) for one in every}
+    return titles, {one.topic: _html(one) for one in every}
 
 
-def _html(markdown: MarkdownIt, lesson: Lesson) -> str:
+def _tags(
+    _renderer: object, tokens: Sequence[Token], index: int, _options: object, _env: object
+) -> str:
+    """Of a text's own HTML, what folds answers; comments go, the rest is shown as it is written."""
+    return _FOLD.sub(r"<\1>", escape(_COMMENT.sub("", tokens[index].content)))
+
+
+_MARKDOWN = MarkdownIt("commonmark").enable("table")
+for _rule in ("html_block", "html_inline"):  # code is neither, and stays as it is
+    _MARKDOWN.add_render_rule(_rule, _tags)
+
+
+def _html(lesson: Lesson) -> str:
     """Links lead to other lessons, figures are in the text: it needs no other file."""
-    text = _COMMENT.sub("", lesson.text)
-    text = _FOLD.sub(lambda match: f"**{match[1]}**" if match[1] else "", text)
 
     def figure(match: re.Match[str]) -> str:
         svg = (lesson.path.parent / unescape(match[1])).read_text("utf-8")
         return f'<img loading="lazy" src="data:image/svg+xml,{quote(svg, safe=_KEPT)}"'
 
-    html: str = markdown.render(text)
+    html: str = _MARKDOWN.render(lesson.text)
     html = _FIGURE.sub(figure, html)
     html = _LESSON.sub(r'<a href="#lesson=\1">', html)
     html = _PAPER.sub('<a target="_blank" rel="noopener" href="', html)

@@ -1,7 +1,7 @@
 // The page: boots the engine, then one stage and one view at a time beside it.
 
 import { makeClient } from "./client.js";
-import { button, el, fill } from "./dom.js";
+import { button, el, fill, tellFailures } from "./dom.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
@@ -117,7 +117,7 @@ async function main() {
   if (served !== own.name) servedNote(served);
   if (own.name !== "mini")
     document.querySelector("h1")?.append(el("span", { class: "hint", text: own.name }));
-  app.append(tour.root, nav, el("main", { class: "desk" }, stage.root, panel));
+  app.append(tour.root, nav, el("main", { class: "desk" }, stage.root, panel), tellFailures());
 
   /** @type {{update: (reason: string) => void, leave?: () => void} | null} */
   let view = null;
@@ -141,6 +141,7 @@ async function main() {
     }
     view?.leave?.();
     stage.showMap(null);
+    stage.showPatch(-1);
     name = found.id;
     const root = el("div", { class: `view ${found.id}` });
     fill(panel, root);

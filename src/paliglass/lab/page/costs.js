@@ -44,8 +44,29 @@ export function decoderCost({ text }, T, S, B = 1) {
 }
 
 /** Two costs, one after the other. @param {Cost} a @param {Cost} b @returns {Cost} */
-export const both = (a, b) => ({
+const both = (a, b) => ({
   operations: a.operations + b.operations,
   weights: a.weights + b.weights,
   cache: a.cache + b.cache,
 });
+
+/** How long each phase of an answer took, and its operations a second: 0 where they are not known,
+ * because it was kept from before, or parts of the model were left out.
+ * @param {Shape} config @param {any} result */
+export function phasesOf(config, { prompt, length, milliseconds, edits }) {
+  const P = prompt.length;
+  const words = Array.from({ length: Math.max(length - P, 0) }, (_, i) =>
+    decoderCost(config, 1, P + i + 1),
+  ).reduce(both, { operations: 0, weights: 0, cache: 0 });
+  /** @type {[string, number, Cost][]} */
+  const phases = [
+    ["tower", milliseconds.tower, towerCost(config)],
+    ["prompt", milliseconds.prefill, decoderCost(config, P, P)],
+    ["words", milliseconds.decode, words],
+  ];
+  return phases.map(([name, ms, { operations }]) => {
+    const isKept = name === "tower" && ms < 1;
+    const isKnown = ms > 0 && !isKept && !edits.off?.length;
+    return { name, seconds: ms / 1000, isKept, rate: isKnown ? (1000 * operations) / ms : 0 };
+  });
+}

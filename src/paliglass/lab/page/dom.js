@@ -53,9 +53,34 @@ export function fill(node, ...children) {
   return node;
 }
 
-/** A button. @param {any} label @param {(event: any) => void} f @param {Record<string, any>} props */
+/** A button. While what it began goes on (`f` gave a promise) it begins nothing else; why that failed is
+ * said by `tellFailures`. @param {any} label @param {(event: any) => any} f
+ * @param {Record<string, any>} props */
 export function button(label, f, props = {}) {
-  return el("button", { type: "button", ...props, on: { click: f, ...props.on } }, label);
+  const click = async (/** @type {any} */ event) => {
+    if (node.hasAttribute("aria-busy")) return;
+    const begun = f(event);
+    if (!(begun instanceof Promise)) return;
+    node.setAttribute("aria-busy", "true"); // `disabled` would take the keyboard's focus away
+    try {
+      await begun;
+    } finally {
+      node.removeAttribute("aria-busy");
+    }
+  };
+  const node = el("button", { type: "button", ...props, on: { click, ...props.on } }, label);
+  return node;
+}
+
+/** A place that says why something failed which nobody waits for: what a button, a slider or a view
+ * asked of the engine. It is empty again with the next click. */
+export function tellFailures() {
+  const root = el("p", { class: "failure", role: "alert" });
+  window.addEventListener("unhandledrejection", ({ reason }) => {
+    root.textContent = `That did not work: ${reason instanceof Error ? reason.message : reason}`;
+  });
+  document.addEventListener("click", () => fill(root), true);
+  return root;
 }
 
 /** Buttons of which one is chosen. @param {string} name what the group is called

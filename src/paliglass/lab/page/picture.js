@@ -20,6 +20,7 @@ export class Picture {
     /** @type {import("./draw.js").HeatMap | null} */
     this.map = null;
     this.name = "";
+    this.patch = -1; // the one that a view looks at, where the reader has chosen none
     this.plain = document.createElement("canvas");
     this.plain.width = this.plain.height = SIDE;
     this.canvas = el("canvas", {
@@ -41,6 +42,12 @@ export class Picture {
   showMap(map, name = "") {
     this.map = map;
     this.name = name;
+    this.paint();
+  }
+
+  /** @param {number} patch */
+  showPatch(patch) {
+    this.patch = patch;
     this.paint();
   }
 
@@ -90,7 +97,8 @@ export class Picture {
             height: 1000 / perRow,
           })
         : null;
-    return [square(store.state.token, "query"), square(key, "key")];
+    const query = this.patch >= 0 ? this.patch : store.state.token;
+    return [square(query, "query"), square(key, "key")];
   }
 
   handles() {
@@ -257,7 +265,7 @@ export class Picture {
     if (store.state.view !== "live") {
       if (!(key in arrows)) return;
       const { patches, perRow } = store.config;
-      const from = store.token < patches ? store.token : 0;
+      const from = this.patch >= 0 ? this.patch : store.token < patches ? store.token : 0;
       const to = from + arrows[key][0] + arrows[key][1] * perRow;
       event.preventDefault();
       if (to >= 0 && to < patches) store.set({ token: to });

@@ -39,6 +39,12 @@ export class Stage {
     this.picture.showMap(map, name);
   }
 
+  /** Marks a patch on the picture where the reader has chosen none, until another view takes it away.
+   * @param {number} patch −1: none */
+  showPatch(patch) {
+    this.picture.showPatch(patch);
+  }
+
   /** @param {string} reason */
   async update(reason) {
     const { state } = this.store;

@@ -109,8 +109,9 @@ export class Store {
     this.again = false;
     /** @type {number[]} runs that the engine was asked to keep */
     this.held = [];
-    /** @type {Map<string, any>} answers without edits, by picture and prompt */
-    this.plain = new Map();
+    /** @type {Map<string, any>} answers to be compared with, by what was asked */
+    this.kept = new Map();
+    this.towerTime = 0; // milliseconds that a picture took when it was last looked at anew
     /** @type {any} */
     this.idle = Promise.resolve();
   }
@@ -206,9 +207,12 @@ export class Store {
   }
 
   /** @param {string} picture @param {Edits} edits @param {number[]} forced */
-  answer(picture, edits, forced = [], prompt = this.prompt) {
-    const { grammar } = this.state;
-    return this.client.ask("run", { picture, prompt, edits, forced, grammar });
+  async answer(picture, edits, forced = [], prompt = this.prompt, grammar = this.state.grammar) {
+    const asked = { picture, prompt, edits, forced, grammar };
+    const result = await this.client.ask("run", asked);
+    const { tower } = result.milliseconds;
+    if (tower >= 1) this.towerTime = tower; // else it was kept from before
+    return { ...result, edits };
   }
 
   /** Whether nothing is changed in the model, and nothing put into its mouth. */
@@ -218,48 +222,49 @@ export class Store {
 
   /** The answer to the same question with nothing changed in the model. */
   async baseline() {
-    if (this.isPlain && this.result) return this.result;
-    const picture = await this.picture();
-    const key = this.plainKey();
-    if (!this.plain.has(key)) {
-      const found = await this.answer(picture, {});
-      this.setPlain(key, found);
-    }
-    return this.plain.get(key);
+    return this.isPlain && this.result ? this.result : this.otherwise({});
   }
 
-  plainKey() {
-    return `${this.version} ${this.prompt} ${this.state.grammar}`;
+  /** The answer to the same question with other edits. @param {Edits} edits @param {number[]} forced */
+  async otherwise(edits, forced = []) {
+    const picture = await this.picture();
+    const key = this.keyOf(edits, forced);
+    if (!this.kept.has(key)) this.setKept(key, await this.answer(picture, edits, forced));
+    return this.kept.get(key);
+  }
+
+  /** @param {Edits} edits @param {number[]} forced */
+  keyOf(edits, forced = []) {
+    return JSON.stringify([this.version, this.prompt, this.state.grammar, edits, forced]);
   }
 
   /** @param {string} key @param {any} result */
-  setPlain(key, result) {
-    this.plain.set(key, result);
+  setKept(key, result) {
+    this.kept.set(key, result);
     this.keep(result.run);
   }
 
   /** Has the engine keep a run; what it lets go of for that is forgotten here, too. @param {number} run */
   keep(run) {
     this.held = [...this.held.filter((one) => one !== run), run].slice(-HELD);
-    for (const [key, found] of this.plain)
-      if (!this.held.includes(found.run)) this.plain.delete(key);
+    for (const [key, found] of this.kept) if (!this.held.includes(found.run)) this.kept.delete(key);
     return this.client.ask("keep", { run });
   }
 
   /** Keeps the answer on view before something is changed, so that it need not be computed again. */
   keepPlain() {
     const isOwn = JSON.stringify(this.state.scene) === this.drawn;
-    const isNew = !this.plain.has(this.plainKey());
-    if (this.result && this.isPlain && isNew && !this.busy && isOwn)
-      this.setPlain(this.plainKey(), this.result);
+    const key = this.keyOf({});
+    if (this.result && this.isPlain && !this.kept.has(key) && !this.busy && isOwn)
+      this.setKept(key, this.result);
   }
 
   /** About how long so many pictures take, in words. @param {number} count
    * @param {boolean} answered to the end, not the prompt alone */
   estimate(count, answered = true) {
     if (!this.result) return "a while";
-    const { tower, prefill, decode } = this.result.milliseconds;
-    const seconds = (count * (tower + prefill + (answered ? decode : 0))) / 1000;
+    const { prefill, decode } = this.result.milliseconds;
+    const seconds = (count * (this.towerTime + prefill + (answered ? decode : 0))) / 1000;
     return seconds < 90
       ? `about ${Math.ceil(seconds)} s`
       : `about ${Math.ceil(seconds / 60)} minutes`;

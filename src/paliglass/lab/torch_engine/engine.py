@@ -39,7 +39,7 @@ KEPT = 10  # runs that can still be asked about, and pictures
 HELD = 8  # runs that the page asked to keep
 PATIENCE = 60.0  # seconds of an answer's words: a large model on a small machine is cut off
 TOWERS = 4  # pictures whose way through the tower is kept for the next prompt
-MEMORY = 4 << 30  # bytes that kept runs may take, those that are held too
+MEMORY = 4 << 30  # bytes that kept runs and towers may take, those that are held too
 _CAPITAL = re.compile("[A-Z]")
 _OF_TOWER = ("channels", "towerPositions", "activation", "unscaledScores")
 
@@ -80,7 +80,7 @@ class TorchLab:
         except PaliglassError:
             raise
         except Exception as error:  # whatever a page sends, it gets an answer
-            raise PaliglassError(f"{method}: {error}") from None
+            raise PaliglassError(f"{method}: {str(error) or type(error).__name__}") from None
 
     # Pictures and answers
 
@@ -171,6 +171,7 @@ class TorchLab:
         own["off"] = sorted(part for part in edits.get("off") or () if part.startswith("tower."))
         for kept in self.towers:
             if kept[0] is way and kept[1] is pixels and kept[2] == own:
+                self.towers = [kept, *(one for one in self.towers if one is not kept)]
                 return kept[3]
         tower = way.look(pixels, edits)
         self.towers = [(way, pixels, own, tower), *self.towers][:TOWERS]
@@ -183,10 +184,18 @@ class TorchLab:
     def _forget(self) -> None:
         *loose, _ = (number for number in self.runs if number not in self.held)  # the newest stays
         held = [number for number in self.held if number in self.runs]
-        total = sum(run.nbytes for run in self.runs.values())
+        while len(self.towers) > 1 and self.nbytes > MEMORY:
+            self.towers.pop()  # computed anew when asked for; a run that goes is lost to the page
         for i, number in enumerate([*loose, *held]):
-            if i <= len(loose) - KEPT or total > MEMORY:
-                total -= self.runs.pop(number).nbytes
+            if i <= len(loose) - KEPT or self.nbytes > MEMORY:
+                del self.runs[number]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all runs and towers that are kept; a tower that several share counts once."""
+        towers = [run.tower for run in self.runs.values()] + [kept[3] for kept in self.towers]
+        distinct = {id(tower): tower for tower in towers}.values()
+        return sum(one.nbytes for one in distinct) + sum(one.nbytes for one in self.runs.values())
 
     def _found(self, run: int) -> Run:
         if run not in self.runs:

@@ -39,8 +39,8 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        tower = self.tower.inputs.nbytes + sum(layer.nbytes for layer in self.tower.layers)
-        return self.stream.nbytes + tower + sum(row.nbytes for row in self.logits)
+        """Without the tower's record, which runs share."""
+        return self.stream.nbytes + sum(row.nbytes for row in self.logits)
 
     def part(self, name: str, layer: int) -> Tensor:
         """The stream after a layer of tower or decoder, T × D; −1: what enters the first."""

@@ -104,3 +104,8 @@ class Tower:
     layers: list[Layer]
     scale: float
     features: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        own = self.pixels.nbytes + self.inputs.nbytes + self.features.nbytes
+        return own + sum(layer.nbytes for layer in self.layers)

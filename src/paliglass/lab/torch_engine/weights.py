@@ -23,6 +23,7 @@ __all__ = ["Merges", "Weights", "floats", "largest", "principal", "rounded_copy"
 TABLE = "language_model.model.embed_tokens.weight"
 LARGEST_COPY = 1 << 30  # bytes of weights that are held a second time, in fewer bits
 BINS = 121
+GUARD, ROUNDS = 8, 80  # as engine/principal.js: directions beside the wanted ones, iterations
 SAMPLE = 32
 WINDOWS, PATIENCE = 5, 0.012  # a speed is measured in so many windows, of so many seconds
 LONGEST = 400  # characters whose merges are shown
@@ -51,14 +52,22 @@ def largest(values: Tensor, k: int) -> list[int]:
 def principal(rows: Tensor, k: int) -> dict[str, Any]:
     """How far each of n rows, n × D, lies along the first k components; shares of the variance.
 
-    The largest number of a column is positive.
+    By subspace iteration on the smaller of the two products, n × n or D × D, and a last rotation
+    (Rayleigh and Ritz). The largest number of a column is positive.
     """
     centred = (rows - rows.mean(0)).double()
-    values, vectors = torch.linalg.eigh(centred @ centred.T)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    scores = vectors[:, :k] * values[:k].sqrt()
+    n, width = centred.shape
+    products = centred @ centred.T if n <= width else centred.T @ centred
+    shape = len(products), min(len(products), k + GUARD)
+    start = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    basis = start.to(products.device)
+    for _ in range(ROUNDS):
+        basis = torch.linalg.qr(products @ basis).Q
+    values, turn = torch.linalg.eigh(basis.T @ products @ basis)
+    values, vectors = values.flip(0)[:k].clamp(min=0), basis @ turn.flip(1)[:, :k]
+    scores = vectors * values.sqrt() if n <= width else centred @ vectors
     signs = scores.gather(0, scores.abs().argmax(0, keepdim=True)).sign()
-    shares = values[:k] / values.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    shares = values / products.trace().clamp(min=torch.finfo(torch.float64).tiny)
     return {"scores": floats(scores * signs), "shares": shares.tolist()}
 
 
@@ -74,12 +83,15 @@ def matrices(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
     """O × I with the nearest of −m … m times a scale, m = 2^(bits − 1) − 1, in float32.
 
-    The scale is a group's largest weight over m; a group is so many inputs, or all of them for 0.
+    The scale is a group's largest weight over m; a group is so many inputs, or all of them for 0,
+    and where there are fewer.
     """
     if not 2 <= bits <= 8:
         raise PaliglassError("weights are rounded to 2 … 8 bits")
+    if group < 0:
+        raise PaliglassError("a group is so many weights of a row, or 0 for all of them")
     rows, columns = weight.shape
-    size = group or columns
+    size = min(group or columns, columns)
     padded = F.pad(weight.float(), (0, -columns % size)).reshape(rows, -1, size)
     scale = padded.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     whole = (padded / torch.where(scale > 0, scale, 1.0) + 0.5).floor()
@@ -131,7 +143,10 @@ class Weights:
 
     def matrix(self, name: str, bits: int, group: int = 0) -> dict[str, Any]:
         """One matrix beside itself in fewer bits; 16: as it is."""
-        weight = next(w for own, _, w in matrices(self.network) if own == name).float()
+        found = next((w for own, _, w in matrices(self.network) if own == name), None)
+        if found is None:
+            raise PaliglassError(f"the model has no matrix {name[:80]!r}")
+        weight = found.float()
         after = weight if bits >= 16 else rounded(weight, bits, group)
         most = weight.abs().max()
         half = BINS // 2

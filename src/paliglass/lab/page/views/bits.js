@@ -38,6 +38,7 @@ export const bitsView = {
     let name = "";
     /** @type {{key: string, rows: any[]}} */
     let tried = { key: "", rows: [] };
+    let trying = ""; // the key of the question that is being asked with each number of bits
     let asked = 0;
     /** What was chosen last, so that 16 bits forget neither groups nor part. */
     let wish = { bits: 16, group: 0, part: /** @type {any} */ ("all") };
@@ -109,9 +110,10 @@ export const bitsView = {
         name =
           found.find((m) => m.name.endsWith("layers.0.mlp.down_proj.weight"))?.name ??
           found[0].name;
-      const plain = await store.baseline();
-      if (own !== asked) return;
       const isRounded = now.bits < 16;
+      const { bits: _, ...others } = store.state.edits;
+      const plain = isRounded ? await store.otherwise(others, store.state.forced) : result;
+      if (own !== asked) return;
       const [before, after] = [bytesOf(found, null), bytesOf(found, isRounded ? now : null)];
       const mb = (/** @type {number} */ bytes) =>
         bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(2)} MB`;
@@ -193,9 +195,29 @@ export const bitsView = {
     /** @param {typeof wish} now */
     const showAll = (now) => {
       const { group, part } = now;
+      const { prompt, version } = store;
+      const { grammar, forced } = store.state;
       const { bits: _, ...edits } = store.state.edits;
-      const key = JSON.stringify([store.drawn, store.prompt, edits, group, part]);
+      const key = JSON.stringify([version, prompt, grammar, forced, edits, group, part]);
       if (tried.key !== key) tried = { key, rows: [] };
+      const tryAll = async () => {
+        trying = key;
+        showAll(now); // its button waits
+        try {
+          await store.idle; // the engine has the picture by then
+          const rows = [];
+          for (const bits of BITS) {
+            const own = bits < 16 ? { ...edits, bits: { bits, group, part } } : edits;
+            const result = await store.answer(`p${version}`, own, forced, prompt, grammar);
+            if (tried.key !== key) return; // what is on view is another question by now
+            rows.push({ bits, result });
+          }
+          tried.rows = rows;
+        } finally {
+          if (trying === key) trying = "";
+          store.run(); // the others pushed the answer on view out of what is kept
+        }
+      };
       fill(
         all,
         el("h3", { text: "How few are enough?" }),
@@ -217,20 +239,10 @@ export const bitsView = {
                 ),
               ),
             )
-          : button(
-              "Ask with each number of bits",
-              async () => {
-                const picture = await store.picture();
-                const rows = [];
-                for (const bits of BITS) {
-                  const own = bits < 16 ? { ...edits, bits: { bits, group, part } } : edits;
-                  rows.push({ bits, result: await store.answer(picture, own) });
-                }
-                tried = { key, rows };
-                store.run(); // the others pushed the answer on view out of what is kept
-              },
-              { class: "chip" },
-            ),
+          : button("Ask with each number of bits", tryAll, {
+              class: "chip",
+              disabled: trying === key,
+            }),
       );
     };
     return { update };

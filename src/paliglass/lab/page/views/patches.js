@@ -226,10 +226,7 @@ export const patchesView = {
       if (!result) return;
       const own = ++asked;
       const token = chosen();
-      if (store.state.token !== token) {
-        store.state.token = token; // so that the picture shows which
-        stage.picture.paint();
-      }
+      stage.showPatch(token);
       filters ??= await client.ask("filters");
       const found = await client.ask("projected", { run: result.run, patch: token });
       if (own !== asked) return;
@@ -238,11 +235,12 @@ export const patchesView = {
       const key = String(result.run);
       if (kept.key !== key) {
         const all = [];
-        for (const which of layers)
+        for (const which of layers) {
           all.push(
             await client.ask("components", { run: result.run, ...which, first: 0, count: patches }),
           );
-        if (own !== asked) return;
+          if (own !== asked) return;
+        }
         alignSigns(all.map(({ scores }) => scores));
         kept = { key, found: all };
       }
@@ -257,7 +255,7 @@ export const patchesView = {
       if (own !== asked) return;
       showLater(kept.found, similar, token);
     };
-    return { update };
+    return { update, leave: () => void asked++ };
   },
 };
 

@@ -242,7 +242,11 @@ export const tokensView = {
                 "aria-label": `place ${name}`,
                 on: {
                   click: choose,
-                  keydown: (/** @type {KeyboardEvent} */ e) => e.key === "Enter" && choose(),
+                  keydown: (/** @type {KeyboardEvent} */ e) => {
+                    if (e.key !== "Enter" && e.key !== " ") return;
+                    e.preventDefault(); // the space bar scrolls
+                    choose();
+                  },
                 },
               },
               el("circle", {
