@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from paliglass.errors import PromptError
 from paliglass.tasks.boxes import Box, clip_box, encode_box
@@ -140,7 +140,7 @@ def require_texts(value: str | Iterable[str], what: str) -> list[str]:
     """A text, or several, as a list. Raises PromptError that says `what` is none."""
     # Of bytes the parts would be numbers, of a mapping its keys.
     is_one = isinstance(value, str | bytes | bytearray | memoryview | Mapping)
-    texts = [value] if is_one or not isinstance(value, Iterable) else list(value)
+    texts: list[Any] = [value] if is_one or not isinstance(value, Iterable) else list(value)
     for text in texts:
         if not isinstance(text, str):
             raise PromptError(f"{what} is {text!r}; it must be a text")
