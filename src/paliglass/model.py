@@ -399,7 +399,8 @@ class PaliGemma:
                 raise PromptError("stream works with one picture and one prompt")
             how = GenerationOptions.of(options)
             pictures = [self.processor.prepare(picture) for [picture] in picture_rows(images)]
-            return self._pieces(how.request(without_placeholders(prompts), pictures, 0))
+            [request] = self.text_task(prompts).requests(pictures, how, 0)
+            return self._pieces(request)
         tasks = [self.text_task(text, task) for text in require_texts(prompts, "the prompt")]
         return self._answer(tasks[0] if isinstance(prompts, str) else tasks, images, options)
 
@@ -425,7 +426,7 @@ class PaliGemma:
     def ask_task(
         self, question: str, language: str = "en", choices: Choices = None
     ) -> TextTask | WordTask:
-        if not question.strip():
+        if not without_placeholders(question).strip():
             raise PromptError("the question is empty")
         prompt = answer_prompt(question, language)
         if choices is None:

@@ -115,6 +115,7 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Pictures too, yet of formats that are not read: a folder's are to be named, not passed over."""
 
+MAX_FRAMES = 5_000  # of a TIFF; each is read only once all before it are
 _SUBFILE_TYPE = 254  # TIFF's tag of what a frame is; bit 0: a smaller copy, bit 2: a mask
 _TIFF = re.compile(rb"II[*+]\x00|MM\x00[*+]")
 _PDF = re.compile(rb"[\s\x00\xef\xbb\xbf]*%PDF-")  # how one begins
@@ -184,9 +185,12 @@ def _picture_errors(name: str) -> Iterator[None]:
 
 
 def page_numbers(path: str | os.PathLike[str]) -> list[int]:
-    """The pages of a PDF, or of a TIFF that has several: the `frame` of each; [] for other files.
+    """The pages of a PDF, or of a TIFF that is not its first frame alone: the `frame` of each.
 
-    Raises PictureError, naming the file, where it is missing or broken, or the library for PDFs is.
+    [] for other files, which are one page.
+
+    Raises PictureError, naming the file, where it is missing or broken, a TIFF has more than 5,000
+    frames, or the library for PDFs is missing.
     """
     name = _name(path)
     with _picture_errors(name), _open(find_file(path)) as file:
@@ -199,16 +203,23 @@ def page_numbers(path: str | os.PathLike[str]) -> list[int]:
         try:
             with Image.open(file, formats=["TIFF"]) as image:
                 assert isinstance(image, TiffImageFile)
-                pages = [number + 1 for number in range(image.n_frames) if _is_page(image, number)]
+                pages = _tiff_pages(image, name)
         except UnidentifiedImageError:  # `load_picture` says what it is
             return []
-        return pages if len(pages) > 1 else []
+        return [] if pages == [1] else pages
 
 
-def _is_page(image: TiffImageFile, number: int) -> bool:
-    """Whether a TIFF's frame is neither another's thumbnail nor its mask."""
-    image.seek(number)
-    return not image.tag_v2.get(_SUBFILE_TYPE, 0) & 0b101
+def _tiff_pages(image: TiffImageFile, name: str) -> list[int]:
+    """The frames, counted from 1, that are neither another's thumbnail nor its mask."""
+    pages: list[int] = []
+    for number in range(MAX_FRAMES + 1):
+        try:
+            image.seek(number)
+        except EOFError:
+            return pages
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 0b101:
+            pages.append(number + 1)
+    raise PictureError(f"{name}: has more than {MAX_FRAMES:,} frames; split it first")
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:

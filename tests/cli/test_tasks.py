@@ -167,7 +167,7 @@ def test_special_tokens_are_text_unless_let_through(cli, model_folder):
             "a.png", "<loc0001>", max_new_tokens=6, allow_special_tokens=allowed
         )
         assert cli("generate", "a.png", "<loc0001>", *flags).out == answer + "\n"
-    error = cli("generate", "a.png", "<image>", "--allow-special-tokens")
+    error = cli("generate", "a.png", "see <image>", "--allow-special-tokens")
     assert (error.code, error.out) == (1, "")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.tiny import noise_picture
@@ -53,6 +55,29 @@ def test_each_task_has_its_metrics() -> None:
     assert values["detect: AP50"] == pytest.approx(1)
     assert values["segment: IoU"] == pytest.approx(1)
     assert values["what: exact"] == 1
+
+
+@pytest.mark.parametrize("prefix", ["caption en", "answer en what?", "ocr", "detect dog", "what"])
+def test_a_failure_is_wrong_where_nothing_is_right_to_say(prefix: str) -> None:
+    silent = case(prefix, "", "")
+    failed = replace(silent, failure="the numbers overflowed")
+    assert (rightness(silent), rightness(failed)) == (1, 0)
+    assert overall([failed], None) == 0
+    values = {name.split(": ")[1]: value.score for name, value in score([failed], None).items()}
+    assert values == {name: float(name in ("CER", "WER")) for name in values}
+    if prefix != "caption en":  # of empty captions CIDEr is 0
+        assert overall([silent], None) == 1
+    if prefix not in ("caption en", "detect dog"):
+        assert overall([silent, failed], None) == 0.5
+
+
+def test_a_failure_to_segment_is_wrong_where_nothing_is_there() -> None:
+    torch.manual_seed(0)
+    codec = MaskCodec(MaskCodecConfig(width=8)).eval()
+    failed = replace(case("segment dog", "", ""), failure="the numbers overflowed")
+    found = score([failed], codec)
+    assert (found["segment: F1"].score, found["segment: IoU"].score) == (0, 0)
+    assert overall([failed], codec) == overall([failed], None) == 0
 
 
 def test_average_precision_is_cocos() -> None:

@@ -99,6 +99,22 @@ def test_what_a_dead_driver_wrote_late_is_dropped(output) -> None:
     assert output.check().rows == 6
 
 
+@pytest.mark.parametrize("error_first", [True, False])
+def test_a_row_that_was_made_again_replaces_its_error(output, error_first) -> None:
+    """`forget_errors` was killed between checkpoint and parts, so that the error is still there."""
+    names = [entry.id for entry in output.entries(set())]
+    old = [row(name) for name in names[:2]]
+    first, *others = ({**row(name), "error": None} for name in (names[0], *names[2:]))
+    parts = [old, [first]]
+    for number, some in enumerate(parts if error_first else parts[::-1]):
+        output.write_part(number, some)
+    output.write_part(2, others)
+    output.write_part(3, old)
+    assert output.drop_repeated_rows() == 3
+    assert output.check() == (6, 1, old[1]["error"])
+    assert [r["id"] for r in output.rows() if r["error"] is not None] == [names[1]]
+
+
 def test_rows_that_are_errors_are_made_again(output, annotator, pictures) -> None:
     local.annotate(output, annotator, set(), 2)
     names = [f"{pictures}/{n}.png" for n in range(6)]

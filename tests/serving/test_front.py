@@ -9,12 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'paliglass[ray]'")
-
 from starlette.types import Message
 
-from paliglass.serving import http, ray
+from paliglass.serving import http, relay
 from paliglass.serving.settings import Settings
 
 KEY = [(b"host", b"localhost"), (b"authorization", b"Bearer right")]
@@ -24,14 +21,17 @@ PART: Message = {"type": "http.response.body", "body": b"a part", "more_body": T
 
 
 class Answers:
-    """What a replica says, and then, if it hangs, nothing any more."""
+    """What a replica says, and then, if it hangs, nothing any more, or its error."""
 
-    def __init__(self, messages: list[Message], hangs: bool) -> None:
-        self.messages, self.hangs, self.is_cancelled = messages, hangs, False
+    def __init__(self, messages: list[Message], hangs: bool, error: Exception | None) -> None:
+        self.messages, self.hangs, self.error = messages, hangs, error
+        self.is_cancelled = False
 
     async def __aiter__(self) -> AsyncIterator[list[Message]]:
         for message in self.messages:
             yield [message]
+        if self.error is not None:
+            raise self.error
         if self.hangs:
             await asyncio.Event().wait()
 
@@ -40,16 +40,23 @@ class Answers:
 
 
 class Replicas:
-    def __init__(self, *messages: Message, hangs: bool = False) -> None:
-        self.answers, self.asked = Answers([*messages], hangs), []
+    def __init__(
+        self, *messages: Message, hangs: bool = False, error: Exception | None = None
+    ) -> None:
+        self.answers, self.asked = Answers([*messages], hangs, error), []
         self.ask = SimpleNamespace(remote=self._ask)
-
-    def options(self, stream: bool) -> Replicas:
-        return self
 
     def _ask(self, scope: dict[str, Any], body: bytes) -> Answers:
         self.asked.append(body)
         return self.answers
+
+
+class FullError(Exception):
+    """No replica has room."""
+
+
+class GoneError(Exception):
+    """The replica has died."""
 
 
 class Client:
@@ -74,9 +81,9 @@ class Client:
     def ask(self, replicas: Replicas, **settings: Any) -> tuple[int, bytes]:
         """(status, body) that it is answered."""
         given = {"keys": ("right",), "body_seconds": 60.0, "timeout": 60.0} | settings
-        relay = ray.Relay(replicas, Settings(**given))
+        front = relay.Relay(replicas.ask, Settings(**given), FullError, (GoneError,))
         scope = {"type": "http", "method": "POST", "path": "/v1/query", "headers": self.headers}
-        asyncio.run(relay(scope, self.receive, self.send))
+        asyncio.run(front(scope, self.receive, self.send))
         start, *parts = self.told
         return start["status"], b"".join(part.get("body", b"") for part in parts)
 
@@ -134,7 +141,7 @@ def test_bodies_that_fill_the_memory_are_told_to_come_again(
 
 
 def test_a_replica_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(relay, "GRACE_SECONDS", 0.0)
     replicas = Replicas(START, hangs=True)
     status, body = Client([b"{}"]).ask(replicas, timeout=0.01)
     assert (status, code(body)) == (504, "timeout")
@@ -143,8 +150,26 @@ def test_a_replica_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_stream_whose_replica_hangs_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(relay, "GRACE_SECONDS", 0.0)
     status, body = Client([b"{}"]).ask(Replicas(START, PART, hangs=True), timeout=0.01)
     assert status == 200
     assert body.startswith(b"a part")
+    assert code(body.removeprefix(b"a partdata: ")) == "not_ready"
+
+
+def test_replicas_without_room_are_told_of() -> None:
+    status, body = Client([b"{}"]).ask(Replicas(error=FullError()))
+    assert (status, code(body)) == (429, "queue_full")
+
+
+def test_another_replica_is_asked_where_one_dies_before_it_has_said_anything() -> None:
+    replicas = Replicas(START, error=GoneError())
+    status, body = Client([b"{}"]).ask(replicas)
+    assert (status, code(body), len(replicas.asked)) == (503, "not_ready", relay.TRIES)
+
+
+def test_a_stream_whose_replica_dies_ends_with_an_error() -> None:
+    replicas = Replicas(START, PART, error=GoneError())
+    status, body = Client([b"{}"]).ask(replicas)
+    assert (status, len(replicas.asked)) == (200, 1)
     assert code(body.removeprefix(b"a partdata: ")) == "not_ready"

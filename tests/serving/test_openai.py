@@ -224,10 +224,13 @@ def test_embeddings_are_the_dual_encoders(client: Any) -> None:
     np.testing.assert_allclose(rows[[0, 2]], expected, atol=2e-2)
     picture = embed_pictures(dual, processor, [load_picture(SCENE)]).float().numpy()
     np.testing.assert_allclose(rows[[1]], picture, atol=2e-2)
+    assert found.usage.prompt_tokens == int(processor.words(texts)["attention_mask"].sum())
     plain = client.embeddings.create(model="mini-dual", input=texts[0], encoding_format="float")
     np.testing.assert_allclose(plain.data[0].embedding, rows[0], atol=2e-2)
     with pytest.raises(openai.NotFoundError, match="mini-dual"):
         client.embeddings.create(model="mini", input="a")
+    with pytest.raises(openai.BadRequestError, match="50,000 characters"):
+        client.embeddings.create(model="mini-dual", input=["a " * 20_000] * 2)
 
 
 def test_a_jpeg_is_compared_on_its_own_bytes(client: Any, model: PaliGemma) -> None:

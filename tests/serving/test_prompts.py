@@ -30,6 +30,13 @@ def test_anything_else_is_a_question(text: str) -> None:
     assert read(user(text, "data:1")).prompt == f"answer en {text}"
 
 
+def test_what_stands_before_a_prompt_anyway_is_not_read() -> None:
+    assert read(user("<image>detect dog", "data:1")).prompt == "detect dog"
+    assert read(user("<image><bos>what?", "data:1")).prompt == "answer en what?"
+    with pytest.raises(ApiError, match="has no text"):
+        read(user("<image>", "data:1"))
+
+
 def test_the_last_turns_pictures_or_the_last_there_are() -> None:
     said = {"role": "assistant", "content": "a dog"}
     assert read(user("a", "data:1", "data:2")).pictures == ["data:1", "data:2"]

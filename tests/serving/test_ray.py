@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from typing import Any
 
@@ -31,6 +31,33 @@ pytestmark = [
 ]
 PATH = "/v1/chat/completions"
 SCENES = scenes(3)
+LIMIT = 300  # seconds, far more than anything here takes
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Ends a process with all that it has started, so that nobody waits for what they say."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+
+
+@contextmanager
+def ending(process: subprocess.Popen[Any], seconds: float) -> Iterator[None]:
+    """Ends a process with the block; one that hangs after so many seconds."""
+    watch = threading.Timer(seconds, end, [process])
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+        end(process)
+        process.wait(LIMIT)
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +67,11 @@ def server() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    try:
+    with ending(process, 3 * LIMIT):
         assert b"http://" in process.stdout.readline(), "the server did not start"
         yield f"http://127.0.0.1:{port}", process
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        assert process.wait(LIMIT) == 0
 
 
 def replicas(process: subprocess.Popen[Any]) -> list[int]:
@@ -59,7 +82,7 @@ def replicas(process: subprocess.Popen[Any]) -> list[int]:
 
 def ask(url: str, address: str, **more: object) -> httpx.Response:
     body = {**chat("caption en", address), **more}
-    return httpx.post(url + PATH, json=body, timeout=None, trust_env=False)
+    return httpx.post(url + PATH, json=body, timeout=LIMIT, trust_env=False)
 
 
 def test_a_replica_answers_as_the_application_does(server) -> None:
@@ -107,7 +130,7 @@ def test_a_request_whose_replica_is_killed_is_asked_of_another(server) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         futures = [pool.submit(client, number) for number in range(6)]
-        begun.wait()
+        assert begun.wait(LIMIT)
         [victim] = replicas(process)
         os.kill(victim, signal.SIGKILL)
         found = [(n, answer) for n, future in enumerate(futures) for answer in future.result()]
@@ -143,7 +166,7 @@ def test_no_request_is_lost_while_replicas_are_replaced() -> None:
             answers.append(ask(f"http://127.0.0.1:{port}", SCENES[number]))
         return answers
 
-    try:
+    with ending(process, 3 * LIMIT):
         deploy(8)
         before = replicas(process)
         expected = [mini().caption(picture_of(scene)) for scene in SCENES]
@@ -162,9 +185,4 @@ def test_no_request_is_lost_while_replicas_are_replaced() -> None:
                 text = answer.json()["choices"][0]["message"]["content"]
                 assert text == expected[number]
         process.stdin.close()
-        assert process.wait() == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        assert process.wait(LIMIT) == 0

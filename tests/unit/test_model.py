@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,8 +23,10 @@ from paliglass.errors import CheckpointError, PaliglassError, PictureError, Prom
 from paliglass.fast import METHODS
 from paliglass.generation import Completion, Request
 from paliglass.modeling_mask_codec import MaskCodec, MaskCodecConfig
+from paliglass.tasks.answering import GenerationOptions
 from paliglass.tasks.confidence import Calibration, Platt
 from paliglass.tasks.masks import paste_mask
+from paliglass.tasks.prompts import as_prompt
 from paliglass.tasks.results import Answer, Detection, Found
 
 PICTURES = [noise_picture(30 + 20 * i, 60, seed=i) for i in range(5)]
@@ -226,6 +229,34 @@ def test_what_stands_before_a_prompt_anyway_is_not_read_as_letters(
     written = model.generate(PICTURES[0], f"{before}caption en", **how)
     assert (written, written.score) == (plain, plain.score)
     assert "".join(model.generate(PICTURES[0], f"{before}caption en", stream=True, **how)) == plain
+
+
+@pytest.mark.parametrize("before", ["<image>", " <bos><image>\n"])
+def test_what_stands_before_a_question_anyway_is_not_read_either(
+    model: PaliGemma, before: str
+) -> None:
+    assert model.ask_task(f"{before}what?").prompt == "answer en what?"
+    assert model.ask_task(f"{before}what?", choices="yes_no").prompt == "answer en what?"
+    assert model.text_task(before).prompt == ""
+    assert as_prompt(f"{before}detect dog") == "detect dog"
+    assert as_prompt(f"{before}what?") == "answer en what?"
+    with pytest.raises(PromptError, match="the question is empty"):
+        model.ask_task(before)
+
+
+@pytest.mark.parametrize("value", [b"cat", bytearray(b"cat"), {"cat": 1}, 3, ["dog", b"cat"]])
+def test_what_is_no_text_is_named_whole(model: PaliGemma, value: Any) -> None:
+    wrong = re.escape(repr(value[1] if isinstance(value, list) else value))
+    with pytest.raises(PromptError, match=f"a label is {wrong}; it must be a text"):
+        model.detect_task(value)
+
+
+@pytest.mark.parametrize(
+    "name", ["max_new_tokens", "batch_size", "seed", "top_k", "top_p", "temperature"]
+)
+def test_a_truth_value_is_no_number(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is True; it must be a"):
+        GenerationOptions(**{name: True})
 
 
 def test_a_saved_model_answers_the_same(model: PaliGemma, tmp_path: Path) -> None:

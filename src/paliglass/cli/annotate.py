@@ -12,7 +12,7 @@ from paliglass.cli.app import command, fail
 from paliglass.cli.messages import level, note, waiting
 from paliglass.cli.options import MIN_SCORE, RecursiveOption, RunOptions
 from paliglass.cli.screen import Screen
-from paliglass.tasks.prompts import as_prompt
+from paliglass.tasks.prompts import as_prompt, without_placeholders
 
 if TYPE_CHECKING:
     from paliglass.scale.annotator import Job
@@ -113,7 +113,7 @@ def annotate(
     with Output(out, settings | job.settings(), resume or retry_errors) as output:
         if retry_errors:
             note(f"{out}: {output.forget_errors()} rows that are errors are made again")
-        if prompt != task:
+        if prompt != without_placeholders(task):
             note(f"asked as a question: {prompt!r}")
         with waiting("listing the pictures"):
             total = output.manifest(entries(sources, recursive, column, id_column))

@@ -32,6 +32,7 @@ from paliglass.tasks.prompts import (
     detect_prompt,
     segment_prompt,
     split_labels,
+    without_placeholders,
 )
 from paliglass.tasks.results import Answer
 
@@ -82,7 +83,7 @@ def ask(
     about all pictures at once: paliglass ask --together A.png B.png "what differs?".
     """
     pictures, question = _split(pictures, question, "a question", "--question")
-    if not question.strip():
+    if not without_placeholders(question).strip():
         raise typer.BadParameter("the question is empty")
     prompt = answer_prompt(question, lang)
     if not choice:
@@ -141,7 +142,7 @@ def generate(
 ) -> None:
     """Give the raw answer to any prompt: paliglass generate PICTURE "caption en"."""
     pictures, prompt = _split(pictures, prompt, "a prompt", "--prompt")
-    _answer("generate", pictures, prompt, run, output)
+    _answer("generate", pictures, without_placeholders(prompt), run, output)
 
 
 def _split(arguments: list[str], text: str | None, what: str, option: str) -> tuple[list[str], str]:

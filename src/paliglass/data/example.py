@@ -16,7 +16,7 @@ from typing import Literal
 
 from paliglass.errors import PaliglassError, PromptError, printable
 from paliglass.tasks.boxes import encode_box, parse_boxes
-from paliglass.tasks.prompts import split_labels
+from paliglass.tasks.prompts import split_labels, without_placeholders
 
 __all__ = [
     "OBJECT_TASKS",
@@ -37,7 +37,6 @@ WORD_TASKS = ("caption", "cap", "describe", "answer", "question")  # whose answe
 
 # What an answer never shows: they end it, or are left out when it is decoded.
 _UNSPOKEN = re.compile(r"<(?:image|bos|eos|pad)>")
-_BEFORE = re.compile(r"(?:\s*<(?:image|bos)>)*\s*")
 _BEHIND = ("<eos>", "<pad>")
 _FLORENCE_TASK = re.compile(r"<[A-Z]+(?:_[A-Z]+)*>")
 _FLORENCE_BOX = re.compile(r"<loc_\d+>")
@@ -164,11 +163,10 @@ def _tidy(example: Example, findings: Findings) -> Example:
 
 def _bare(text: str) -> str:
     """A text without blanks at its ends, and without the special words that stand there anyway."""
-    start = _BEFORE.match(text).end()  # type: ignore[union-attr]
-    end = len(text.rstrip())
-    while text.endswith(_BEHIND, start, end):
-        end = len(text[: end - len(_BEHIND[0])].rstrip())
-    return text[start:end]
+    text = without_placeholders(text).strip()
+    while text.endswith(_BEHIND):
+        text = text[: -len(_BEHIND[0])].rstrip()
+    return text
 
 
 def _refuse(name: str, text: str) -> None:

@@ -43,7 +43,8 @@ class Case:
 
     score: as the model has it; objects: of detect and segment, each with a score of its own;
     is_cut: whether the limit ended the prediction, which is scored as far as it goes. failure: why
-    the model has none, as after an overflow; the prediction is then empty, and as wrong as that.
+    the model has none, as after an overflow; the prediction is then empty, and wrong even where
+    that is right.
     """
 
     question: Question

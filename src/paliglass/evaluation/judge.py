@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn
 
 from paliglass.data.example import OBJECT_TASKS, SPECIAL_TOKENS_IN_PREFIX, Example
 from paliglass.errors import PaliglassError, PictureError
@@ -99,10 +98,6 @@ def allowed_labels(questions: Iterable[Question]) -> dict[str, tuple[str, ...] |
     return allowed
 
 
-def _refuse(message: str) -> NoReturn:
-    raise PictureError(message)
-
-
 def answer(
     model: PaliGemma,
     questions: Sequence[Question],
@@ -112,7 +107,7 @@ def answer(
     max_new_tokens: int | None = None,
     among: Sequence[Question] | None = None,
     progress: Callable[[int], object] = lambda done: None,
-    complain: Callable[[str], object] = _refuse,
+    complain: Callable[[str], object] | None = None,
 ) -> list[Case]:
     """Answers each question greedily; one whose pictures cannot be read is left out.
 
@@ -127,7 +122,10 @@ def answer(
         among: the data set that the questions are of, which tells the labels and the limit; by
             default they are all of it.
         progress: told how many questions are done.
-        complain: told what is left out or has failed; by default it raises PictureError.
+        complain: told what is left out or has failed, so that the others are answered.
+
+    Raises the first of these errors where `complain` is None: PictureError for a picture,
+    PaliglassError for an overflow.
     """
     data = questions if among is None else among
     limit = max_new_tokens or max(FEWEST_TOKENS, longest_reference(model, data) * 3 // 2)
@@ -136,13 +134,19 @@ def answer(
     under_way: deque[tuple[Question, ObjectGrammar | None]] = deque()
     left_out = 0
 
+    def tell(question: Question, error: PaliglassError) -> None:
+        message = f"{question.where}: {error}" if question.where else str(error)
+        if complain is None:
+            raise type(error)(message)
+        complain(message)
+
     def requests() -> Iterator[Request]:
         nonlocal left_out
         for question in questions:
             try:
                 prepared = [pictures.prepare(picture) for picture in question.pictures]
             except PictureError as error:
-                complain(f"{question.where}: {error}" if question.where else str(error))
+                tell(question, error)
                 left_out += 1
                 continue
             grammar = grammars.of(question)
@@ -155,7 +159,7 @@ def answer(
         if done.error is None:
             cases.append(_case(model.processor, question, grammar, done))
         else:
-            complain(f"{question.where}: {done.error}" if question.where else str(done.error))
+            tell(question, done.error)
             cases.append(Case(question, "", failure=str(done.error)))
         progress(len(cases) + left_out)
     return cases

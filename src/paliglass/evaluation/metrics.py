@@ -6,6 +6,8 @@ ocr                         character and word error rate, ANLS, exact match
 detect                      F1 at IoU ≥ .5, COCO's mAP and AP50
 segment                     mean IoU of masks, F1 of boxes at IoU ≥ .5
 anything else               exact match, ANLS
+
+An answer that failed (`Case.failure`) is wrong, whatever is right.
 """
 
 from __future__ import annotations
@@ -108,19 +110,26 @@ def _texts(task: str, cases: Sequence[Case]) -> dict[str, Score]:
         found["ANLS"] = [anls(*pair) for pair in pairs]
     if task in ANSWERS:
         found["VQA accuracy"] = [vqa_accuracy(*pair) for pair in pairs]
-    scores = {name: Score(float(np.mean(v)), len(v)) for name, v in found.items()}
+    # Where nothing is right to say, a failure's empty text would be right.
+    is_answer = np.array([not case.failure for case in cases])
+    scores = {name: Score(float(np.mean(v * is_answer)), len(v)) for name, v in found.items()}
     if task == "ocr":
         for name, count in (("CER", character_errors), ("WER", word_errors)):
-            wrong, length = map(sum, zip(*(count(*pair) for pair in pairs), strict=True))
-            scores[name] = Score(wrong / max(length, 1), length)
+            errors, lengths = np.array([count(*pair) for pair in pairs]).T
+            length = int(lengths.sum())
+            wrong = np.maximum(errors, ~is_answer).sum()
+            scores[name] = Score(float(wrong) / max(length, 1), length)
     return scores
 
 
 def _matches(cases: Sequence[Case]) -> Matches:
-    return sum(
-        (match_boxes(c.prediction, c.question.references[0], c.question.ignored) for c in cases),
-        Matches(),
-    )
+    return sum(map(_match, cases), Matches())
+
+
+def _match(case: Case) -> Matches:
+    """A failure where nothing is there to be found counts as one wrong prediction."""
+    found = match_boxes(case.prediction, case.question.references[0], case.question.ignored)
+    return Matches(0, 1, 0) if case.failure and not found.targets else found
 
 
 def _boxes(cases: Sequence[Case]) -> dict[str, Score]:
@@ -143,7 +152,10 @@ def _masks(cases: Sequence[Case], codec: MaskCodec | None) -> dict[str, Score]:
     overlaps: list[float] = []
     for case in cases:
         texts = case.prediction, case.question.references[0]
-        overlaps += mask_overlaps(*(masks_in(text, codec, SIDE, SIDE) for text in texts))
+        found_masks, real = (masks_in(text, codec, SIDE, SIDE) for text in texts)
+        overlaps += mask_overlaps(found_masks, real)
+        if case.failure and not real:
+            overlaps.append(0.0)
     if overlaps:
         found["IoU"] = Score(float(np.mean(overlaps)), len(overlaps))
     return found

@@ -29,6 +29,8 @@ SIDE = 320  # pixels of the longer side of a picture in the page
 def rightness(case: Case) -> float:
     """How right a prediction is, in [0, 1]: F1 of boxes, or the exact text."""
     question = case.question
+    if case.failure:
+        return 0.0
     if question.task in OBJECT_TASKS:
         return match_boxes(case.prediction, question.references[0], question.ignored).f1
     return exact(case.prediction, question.references)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from paliglass.generation import Request
 from paliglass.inspect.tracing import Candidate, TracedPicture, TracedRow, trace
+from paliglass.tasks.prompts import without_placeholders
 
 if TYPE_CHECKING:
     from paliglass.model import PaliGemma
@@ -64,7 +65,7 @@ def trace_answer(
 
     with trace(model) as t:
         prepared = model.processor.prepare(image)
-        request = Request(prompt, [prepared], max_new_tokens=max_new_tokens)
+        request = Request(without_placeholders(prompt), [prepared], max_new_tokens=max_new_tokens)
         [done] = model.complete([request])
     ended = done.finish_reason == "stop"
     ids = [*done.ids, model.processor.eos_token_id] if ended else done.ids

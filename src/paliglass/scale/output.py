@@ -232,6 +232,13 @@ class Output:
             found: list[str] = pq.read_table(file, columns=["id"])["id"].to_pylist()
         return found
 
+    def _outcomes(self, path: str) -> list[tuple[str, bool]]:
+        """(id, whether it is an error) of a part's rows."""
+        with self._reading(path) as file:
+            table = pq.read_table(file, columns=["id", "error"])
+        is_error = table["error"].is_valid().to_pylist()
+        return list(zip(table["id"].to_pylist(), is_error, strict=True))
+
     def rows(self) -> Iterator[Row]:
         """All rows, part by part."""
         for path in self.part_files():
@@ -240,28 +247,30 @@ class Output:
                     yield from batch.to_pylist()
 
     def drop_repeated_rows(self) -> int:
-        """Leaves each id the first of its rows; how many went.
+        """Leaves each id one row, the first without an error if there is one; how many went.
 
         A worker of a driver that was killed may put a part in place after the next driver has
-        looked for what is done.
+        looked for what is done; and a `forget_errors` that was killed leaves errors beside what is
+        made in their place.
         """
+        parts = self.part_files()
+        good = {id for path in parts for id, is_error in self._outcomes(path) if not is_error}
         known: set[str] = set()
         dropped = 0
-        for path in self.part_files():
-            ids = self._ids(path)
-            is_new = [id not in known for id in ids]
-            known.update(ids)
-            dropped += is_new.count(False)
-            self._keep(path, PARTS, is_new)
+        for path in parts:
+            is_kept = []
+            for id, is_error in self._outcomes(path):
+                is_kept.append(id not in known and not (is_error and id in good))
+                if is_kept[-1]:
+                    known.add(id)
+            dropped += is_kept.count(False)
+            self._keep(path, PARTS, is_kept)
         return dropped
 
     def forget_errors(self) -> int:
         """Takes out the rows that are errors, so that a run makes them again; how many went."""
-        errors: set[str] = set()
-        for path in self.part_files():
-            with self._reading(path) as file:
-                table = pq.read_table(file, columns=["id", "error"])
-            errors.update(table.filter(table["error"].is_valid())["id"].to_pylist())
+        parts = self.part_files()
+        errors = {id for path in parts for id, is_error in self._outcomes(path) if is_error}
         # The checkpoint first: killed in between, a row is made for nothing, and none is lost.
         for folder in (CHECKPOINT, PARTS) if errors else ():
             for path in self._parquet_files(folder):

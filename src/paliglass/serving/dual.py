@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from paliglass.contrastive.folders import load_contrastive
-from paliglass.contrastive.index import embed_words
-from paliglass.serving.pictures import PictureReader
+from paliglass.serving.pictures import PictureReader, is_address
 
 __all__ = ["Dual"]
 
@@ -36,7 +35,7 @@ class Dual:
         self, inputs: Sequence[str], pictures: PictureReader
     ) -> tuple[NDArray[np.float32], int]:
         """N texts and pictures' addresses → N × D of unit length, and the texts' tokens."""
-        is_picture = [text[:5].lower() in ("data:", "https", "file:") for text in inputs]
+        is_picture = [is_address(text) for text in inputs]
         pixels = []
         for text, found in zip(inputs, is_picture, strict=True):
             if found:
@@ -58,7 +57,9 @@ class Dual:
             stacked = torch.stack(pixels).to(self.model.device)
             found[True] = list(self.model.embed_images(stacked).float().cpu())
         if words:
-            found[False] = list(embed_words(self.model, self.processor, words).float())
-            tokens = int(self.processor.words(words)["attention_mask"].sum())
+            ids = self.processor.words(words)
+            tokens = int(ids["attention_mask"].sum())
+            there = {name: tensor.to(self.model.device) for name, tensor in ids.items()}
+            found[False] = list(self.model.embed_texts(**there).float().cpu())
         rows = [found[kind].pop(0) for kind in is_picture]
         return torch.stack(rows).numpy(), tokens

@@ -27,6 +27,7 @@ __all__ = [
     "ClientGoneError",
     "EventStream",
     "Guard",
+    "hangup",
     "server_event",
     "too_full",
     "unless_gone",
@@ -215,7 +216,8 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-async def _hangup(receive: Receive) -> None:
+async def hangup(receive: Receive) -> None:
+    """Ends when the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -223,7 +225,7 @@ async def _hangup(receive: Receive) -> None:
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Does the work, unless the client hangs up before it is done. Raises ClientGoneError."""
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_hangup(request.receive))
+    watch = asyncio.ensure_future(hangup(request.receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -265,7 +267,7 @@ class EventStream(Response):
         self._ping_seconds = ping_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.ensure_future(_hangup(receive))
+        watch = asyncio.ensure_future(hangup(receive))
         coming: asyncio.Future[bytes] | None = None
         try:
             await send(

@@ -20,7 +20,9 @@ from paliglass.serving.bodies import ChatBody, EmbeddingsBody, ResponsesBody
 from paliglass.serving.calls import Call, Question, Service, Speech
 from paliglass.serving.errors import ApiError, refused
 from paliglass.serving.http import EventStream, server_event, unless_gone
+from paliglass.serving.pictures import is_address
 from paliglass.serving.prompts import Chat, PromptTask, read_chat
+from paliglass.serving.settings import MAX_TEXT
 from paliglass.serving.structured import Structure, read_format
 from paliglass.tasks.answering import GenerationOptions, Task
 
@@ -305,6 +307,8 @@ async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
     inputs = [body.input] if isinstance(body.input, str) else body.input
     if not all(text.strip() for text in inputs):
         raise ApiError(400, "input holds an empty text", param="input")
+    if sum(len(text) for text in inputs if not is_address(text)) > MAX_TEXT:
+        raise ApiError(400, f"input has more than {MAX_TEXT:,} characters of text", param="input")
     vectors, tokens = await unless_gone(request, service.dual.embed(inputs, service.pictures))
     data = [
         {"object": "embedding", "index": i, "embedding": _vector(row, body.encoding_format)}

@@ -34,11 +34,16 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.serving.errors import ApiError
 from paliglass.serving.settings import Settings
 
-__all__ = ["FORMATS", "PictureReader"]
+__all__ = ["FORMATS", "PictureReader", "is_address"]
 
 T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")  # Pillow's names of what clients may send
 THREADS = 4  # at most, of each kind
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is a picture's address, to be read by `PictureReader`."""
+    return text[:5].lower() in ("data:", "https", "file:")
 
 
 class PictureReader:

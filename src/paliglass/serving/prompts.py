@@ -18,7 +18,7 @@ from paliglass.serving.settings import MAX_TEXT
 from paliglass.tasks.answering import GenerationOptions, Task
 from paliglass.tasks.confidence import raw_score
 from paliglass.tasks.grammar import ObjectGrammar
-from paliglass.tasks.prompts import as_prompt, split_labels
+from paliglass.tasks.prompts import as_prompt, split_labels, without_placeholders
 from paliglass.tasks.results import Answer
 
 __all__ = ["Chat", "PromptTask", "read_chat"]
@@ -70,7 +70,7 @@ def read_chat(
         if pictures:
             break
         _, pictures = _read_parts(before.get("content"), f"{field}[{i}].content")
-    if not text:
+    if not without_placeholders(text):
         raise ApiError(400, "the user's turn has no text", param=f"{field}[{last}].content")
     if len(text) > MAX_TEXT:
         why = f"the user's turn has {len(text):,} characters; at most {MAX_TEXT:,} are read"

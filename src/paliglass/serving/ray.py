@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,29 +29,18 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from starlette.datastructures import Headers
 from starlette.routing import Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 
 from paliglass.checkpoints.assembly import num_gpus
 from paliglass.errors import PaliglassError
 from paliglass.files import reason
 from paliglass.serving.app import create_app
-from paliglass.serving.errors import ApiError
-from paliglass.serving.http import BODY_METHODS, Caller, ClientGoneError, too_full
 from paliglass.serving.options import ServerOptions
+from paliglass.serving.relay import Relay
 from paliglass.serving.settings import Settings
 
 __all__ = ["app", "application", "serve_replicas"]
-
-TRIES = 4  # replicas that a request is brought to before it gets 503
-RETRY_SECONDS = 5
-GRACE_SECONDS = 15.0  # beyond a replica's own --timeout
-# Of a request's scope: all that is plain data, and so can be sent to a replica.
-_SCOPE = (
-    *("type", "http_version", "method", "scheme", "path", "raw_path", "root_path"),
-    *("query_string", "headers", "client", "server"),
-)
 
 
 @serve.deployment(
@@ -107,119 +94,17 @@ class Replica:
             task.cancel()
 
 
-class Relay:
-    """Brings requests to replicas, and again to others where one dies."""
-
-    def __init__(self, replicas: Any, settings: Settings) -> None:
-        self.replicas, self.settings = replicas.options(stream=True), settings
-        self.caller = Caller(settings)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        headers = Headers(scope=scope)
-        body = b""
-        try:
-            self.caller.check(scope, headers)
-            if scope["method"] in BODY_METHODS:
-                self.caller.check_body(headers)
-                if self.caller.is_full:
-                    raise too_full(RETRY_SECONDS)
-                body = await self.caller.read_body(receive)
-        except ApiError as error:
-            await self.caller.refuse(error, scope, receive, send)
-            return
-        except ClientGoneError:
-            return
-        plain = {name: scope[name] for name in _SCOPE if name in scope}
-        answer = asyncio.ensure_future(self._forward(plain, body, receive, send))
-        hangup = asyncio.ensure_future(_hangup(receive))
-        try:
-            await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
-        finally:  # Serve cancels this where a client hangs up, too
-            answer.cancel()
-            hangup.cancel()
-            await asyncio.gather(answer, hangup, return_exceptions=True)
-        if not answer.cancelled() and (failure := answer.exception()) is not None:
-            raise failure
-
-    async def _forward(
-        self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send
-    ) -> None:
-        """The answer of the first replica that lives to give one."""
-        for _ in range(TRIES):
-            start: Message | None = None
-            has_begun = False
-            answers = self.replicas.ask.remote(scope, body)
-            try:
-                async for messages in self._in_time(answers):
-                    for message in messages:
-                        if message["type"] == "http.response.start":
-                            start = message  # kept until there is something behind it
-                            continue
-                        if start is not None:
-                            await send(start)
-                            start, has_begun = None, True
-                        await send(message)
-                return
-            except BackPressureError:
-                await too_full(RETRY_SECONDS).response()(scope, receive, send)
-                return
-            except TimeoutError:
-                answers.cancel()
-                if has_begun:
-                    await send(_broken_off())
-                    return
-                late = ApiError(504, "no replica answered in time", code="timeout")
-                await late.response()(scope, receive, send)
-                return
-            except (RayActorError, DeploymentUnavailableError):
-                if has_begun:
-                    await send(_broken_off())
-                    return
-            except asyncio.CancelledError:
-                answers.cancel()
-                raise
-        error = ApiError(
-            503,
-            "no replica lived to answer; try again",
-            code="not_ready",
-            headers={"Retry-After": str(RETRY_SECONDS)},
-        )
-        await error.response()(scope, receive, send)
-
-    async def _in_time(self, answers: AsyncIterator[list[Message]]) -> AsyncIterator[list[Message]]:
-        """The same. Raises TimeoutError where a replica has long had to say something."""
-        coming = aiter(answers)
-        with suppress(StopAsyncIteration):
-            while True:
-                async with asyncio.timeout(self.settings.timeout + GRACE_SECONDS):
-                    messages = await anext(coming)
-                yield messages
-
-
 @serve.deployment(max_ongoing_requests=10_000)
 @serve.ingress()
 class Front:
     """A `Relay` behind Ray's proxy."""
 
     def __init__(self, replicas: Any, settings: Settings) -> None:
-        self.relay = Relay(replicas, settings)
+        gone = (RayActorError, DeploymentUnavailableError)
+        self.relay = Relay(replicas.options(stream=True).ask, settings, BackPressureError, gone)
 
     def __serve_build_asgi_app__(self) -> Router:
         return Router(default=self.relay)
-
-
-async def _hangup(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _broken_off() -> Message:
-    """The end of an event stream whose replica has died."""
-    error = ApiError(503, "the replica died in the midst of the answer", code="not_ready")
-    data = f"data: {json.dumps(error.body)}\n\n"
-    return {"type": "http.response.body", "body": data.encode()}
 
 
 def app(arguments: Mapping[str, Any]) -> serve.Application:

@@ -151,12 +151,12 @@ class _Reader:
             found = self._resolved(found, part)
             if name in ("label", "name", "class"):
                 self._only(found, part, "type", "enum", "const")
-                names = found.get("enum", [found["const"]] if "const" in found else None)
-                if names is not None and not all(
-                    isinstance(n, str) and n.strip() for n in self._listed(names, part)
-                ):
-                    raise refused(f"{self.field}.{part}.enum", "labels are words")
-                labels, writers[name] = names, lambda d: d.label
+                if "enum" in found or "const" in found:
+                    given = found["enum"] if "enum" in found else [found["const"]]
+                    labels = self._listed(given, part)
+                    if not all(isinstance(label, str) and label.strip() for label in labels):
+                        raise refused(f"{self.field}.{part}.enum", "labels are words")
+                writers[name] = lambda d: d.label
             elif name in BOXES:
                 writers[name] = self._box(found, part)
             elif name in EDGES:
@@ -169,7 +169,7 @@ class _Reader:
                 raise refused(
                     f"{self.field}.{part}", "what is found has a label, a box and a score"
                 )
-        task, _, text = self.chat.text.partition(" ")
+        task, _, text = self.chat.prompt.partition(" ")
         asked = text if task == "detect" else None
         if labels is None and asked is None:
             raise refused(
@@ -195,7 +195,8 @@ class _Reader:
             return lambda d: {name: write(d) for name, write in writers.items()}
         self._only(schema, place, "type", "items", "minItems", "maxItems")
         bounds = schema.get("minItems", 4), schema.get("maxItems", 4)
-        if schema.get("type") != "array" or not bounds[0] <= 4 <= bounds[1]:
+        are_numbers = all(isinstance(bound, int | float) for bound in bounds)
+        if schema.get("type") != "array" or not (are_numbers and bounds[0] <= 4 <= bounds[1]):
             raise refused(f"{self.field}.{place}", "a box is an array of four numbers")
         number = self._resolved(schema.get("items") or {"type": "number"}, f"{place}.items")
         writers_in_order = [self._edge(number, i) for i in range(4)]
@@ -212,13 +213,18 @@ class _Reader:
             isinstance(found, dict) for found in properties.values()
         ):
             raise refused(f"{self.field}.{place}", "an object needs its properties")
-        missing = set(schema.get("required", [])) - set(properties)
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise refused(f"{self.field}.{place}.required", "it is a list of names")
+        missing = set(required) - set(properties)
         if missing:
             raise refused(f"{self.field}.{place}.required", f"{min(missing)} is no property")
         return properties
 
     def _resolved(self, schema: Schema, place: str) -> Schema:
         """Follows references into the schema's own definitions."""
+        if not isinstance(schema, dict):
+            raise refused(f"{self.field}.{place}", "it is no schema")
         for _ in range(10):
             reference = schema.get("$ref")
             if reference is None:

@@ -80,7 +80,7 @@ class GenerationOptions:
         kinds: dict[str, type] = dict.fromkeys(("max_new_tokens", "batch_size", "seed"), Integral)
         for name, kind in (kinds | {"top_k": Integral, "top_p": Real, "temperature": Real}).items():
             value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
+            if isinstance(value, bool) or not (value is None or isinstance(value, kind)):
                 what = "whole number" if kind is Integral else "number"
                 raise TypeError(f"{name} is {value!r}; it must be a {what}")
         for name in ("max_new_tokens", "batch_size"):

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from paliglass.errors import PromptError
 from paliglass.tasks.boxes import Box, clip_box, encode_box
@@ -90,11 +90,15 @@ def region_prompt(box: Box, width: int, height: int) -> str:
 
 def answer_prompt(question: str, language: str = "en") -> str:
     """A short answer to a question."""
-    return f"answer {_language(language)} {question}"
+    return f"answer {_language(language)} {without_placeholders(question)}"
 
 
 def as_prompt(text: str) -> str:
-    """The text itself where it begins with one of `TASKS`, else a question: `answer en …`."""
+    """The text itself where it begins with one of `TASKS`, else a question: `answer en …`.
+
+    Without the placeholders before it; see `without_placeholders`.
+    """
+    text = without_placeholders(text)
     first, *_ = text.split(maxsplit=1) or [""]
     return text if first in TASKS else answer_prompt(text)
 
@@ -129,12 +133,14 @@ def without_placeholders(prompt: str) -> str:
 
     Prompts written for transformers have them; here they would be letters, which change the answer.
     """
-    return re.sub(r"^(?:\s*<(?:image|bos)>)+\s*(?=\S)", "", prompt)
+    return re.sub(r"^(?:\s*<(?:image|bos)>)+\s*", "", prompt)
 
 
 def require_texts(value: str | Iterable[str], what: str) -> list[str]:
     """A text, or several, as a list. Raises PromptError that says `what` is none."""
-    texts = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    # Of bytes the parts would be numbers, of a mapping its keys.
+    is_one = isinstance(value, str | bytes | bytearray | memoryview | Mapping)
+    texts: list[Any] = [value] if is_one or not isinstance(value, Iterable) else list(value)
     for text in texts:
         if not isinstance(text, str):
             raise PromptError(f"{what} is {text!r}; it must be a text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paliglass.errors import PaliglassError, PictureError
+from paliglass.pictures import page_numbers
 from paliglass.retrieval.index import SHARD, Page, PageIndex, pages_of
 from paliglass.retrieval.modeling_colpali import late_interaction
 
@@ -213,6 +215,37 @@ def test_a_tiff_is_its_pages_without_their_small_copies(tmp_path: Path) -> None:
     Path(file).write_bytes(Path(file).read_bytes()[:200])
     with pytest.raises(PictureError, match=r"a\.tif: "):
         pages_of(file)[0].open()
+
+
+def tiff(file: Path, *kinds: int) -> str:
+    """Frames of tag 254's kinds, as small as they can be: one black dot, which they share."""
+    data = bytearray(struct.pack("<2sHIQ", b"II", 42, 16, 0))
+    for i, kind in enumerate(kinds, 1):
+        tags = [(254, 4, kind), (256, 3, 1), (257, 3, 1), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+        tags += [(273, 4, 8), (277, 3, 1), (278, 3, 1), (279, 4, 1)]
+        following = len(data) + 2 + 12 * len(tags) + 4 if i < len(kinds) else 0
+        entries = b"".join(struct.pack("<HHII", tag, form, 1, value) for tag, form, value in tags)
+        data += struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
+    file.write_bytes(data)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pages"), [([0], []), ([1], []), ([1, 0], [2]), ([0, 1], []), ([4, 0, 0], [2, 3])]
+)
+def test_a_page_behind_its_small_copy_is_found(
+    tmp_path: Path, kinds: list[int], pages: list[int]
+) -> None:
+    assert page_numbers(tiff(tmp_path / "a.tif", *kinds)) == pages
+
+
+def test_a_tiff_of_too_many_frames_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paliglass.pictures.MAX_FRAMES", 3)
+    assert page_numbers(tiff(tmp_path / "a.tif", 0, 0, 0)) == [1, 2, 3]
+    with pytest.raises(PictureError, match=r"a\.tif: has more than 3 frames"):
+        page_numbers(tiff(tmp_path / "a.tif", 0, 0, 0, 0))
 
 
 def test_a_pdf_is_its_pages(tmp_path: Path) -> None:
