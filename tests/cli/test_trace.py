@@ -68,9 +68,9 @@ class TestLearn:
 
     def test_keeps_the_answers_until_asked(self, cli):
         kept, told = cli("learn", "cost", "--no-run"), cli("learn", "cost", "--no-run", "--answers")
-        assert "--answers shows the answers." in kept.out
+        assert "`--answers` shows the answers." in kept.out
         assert len(told.out) > len(kept.out) + 200
-        assert "--answers shows" not in told.out
+        assert "shows the answers" not in told.out
 
     def test_an_unknown_topic(self, cli):
         done = cli("learn", "cooking")
