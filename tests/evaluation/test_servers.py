@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -243,12 +244,18 @@ def run_command(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) 
 
 
 def test_the_table_has_80_columns_and_json_has_all(
-    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    serve: Serve,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in ("red", "blue"):
         picture(tmp_path / f"{name}.png", name)
     address = serve(says("x" * 200 + "\x1b[2J"))
     words = (address, str(tmp_path), "--detect", "red square", "--max-new-tokens", "20")
+    piped, _ = run_command(capsys, *words)
+    assert "x" * 200 in piped
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     out, _ = run_command(capsys, *words)
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80

@@ -17,7 +17,7 @@ from torch import nn
 
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.training import loop
-from paliglass.training.loop import ProgressBar, Report, Trainer, stop_signals, train
+from paliglass.training.loop import ProgressBar, StepSums, Trainer, stop_signals, train
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.processes import make_accelerator
 from paliglass.training.recipes import Recipe
@@ -53,7 +53,7 @@ class Line(Trainer[float]):
     def minutes(self) -> float | None:
         return self.recipe.minutes
 
-    def train_step(self, group: Sequence[float]) -> Report:
+    def train_step(self, group: Sequence[float]) -> StepSums:
         (number,) = group
         loss = (self.model(torch.tensor([number])) - 2 * number).square().sum()
         self.accelerator.backward(loss)

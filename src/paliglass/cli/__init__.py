@@ -12,7 +12,7 @@ import typer
 
 from paliglass.cli.app import app
 from paliglass.cli.help import Group
-from paliglass.cli.messages import complain, has_complained
+from paliglass.cli.messages import has_complained
 from paliglass.cli.processes import complain_once, only_the_first_speaks
 
 __all__ = ["app", "main"]
@@ -55,7 +55,7 @@ def _complain_of_usage(error: Any) -> int:
         if message.startswith(("Missing ", "No such ", "Invalid ", "Option ", "Got ")):  # Typer's
             message = message[0].lower() + message[1:]
         path = error.ctx.command_path if error.ctx else "paliglass"
-        complain(f"{message} (see {path} --help)")
+        complain_once(f"{message} (see {path} --help)")
     return int(error.exit_code)
 
 
