@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +17,7 @@ from torch import nn
 
 from paliglass.errors import CheckpointError, PaliglassError
 from paliglass.training import loop
-from paliglass.training.loop import (
-    ProgressBar,
-    StepSums,
-    Trainer,
-    give_back_memory,
-    stop_signals,
-    train,
-)
+from paliglass.training.loop import ProgressBar, StepSums, Trainer, stop_signals, train
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.processes import make_accelerator
 from paliglass.training.recipes import Recipe
@@ -179,12 +171,11 @@ def test_a_second_signal_is_not_held_back() -> None:
 def test_the_clock_tells_when_checkpoints_are_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved: list[int | str] = []
+    saved: list[int] = []
     monkeypatch.setattr(Line, "save", lambda self, folder: saved.append(self.step))
-    monkeypatch.setattr(loop, "give_back_memory", lambda: saved.append("memory"))
     with Run(tmp_path) as run:
         train(Line(steps=10), numbers(0), run, checkpoint_seconds=4, clock=ticks())
-    assert saved == [4, "memory", 8, "memory", 10, "memory"]
+    assert saved == [4, 8, 10]
 
 
 def test_a_run_may_end_by_the_clock_over_all_sittings(tmp_path: Path) -> None:
@@ -398,17 +389,3 @@ def test_nothing_but_what_was_given_is_in_a_runs_record(tmp_path: Path) -> None:
 def test_sums_of_one_process_are_its_own() -> None:
     sums = {"loss": [3.0, 2.0]}
     assert loop.total_of(sums, make_accelerator()) == sums
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone keeps freed memory so")
-def test_freed_memory_goes_back_to_the_system() -> None:
-    def held() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    pieces = [bytearray(b"a" * 65_000) for _ in range(3000)]  # too small to be mapped each alone
-    full = held()
-    kept = pieces[::50]  # lie between those that are freed
-    del pieces
-    give_back_memory()
-    assert held() < full - 100e6
-    assert len(kept) == 60

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -32,15 +31,7 @@ from paliglass.training.runs import Run, check_same, read_state
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "ProgressBar",
-    "StepSums",
-    "Trainer",
-    "give_back_memory",
-    "stop_signals",
-    "total_of",
-    "train",
-]
+__all__ = ["ProgressBar", "StepSums", "Trainer", "stop_signals", "total_of", "train"]
 
 Batch = TypeVar("Batch")
 # Of each quantity the sum and the number of things summed over, in this process.
@@ -222,7 +213,6 @@ def train(
             at_end = trainer.progress == 1
             if trainer.elapsed - saved >= checkpoint_seconds or stopped or at_end:
                 trainer.save(run.checkpoint)
-                give_back_memory()
                 saved = trainer.elapsed
             if stopped and not at_end:
                 raise KeyboardInterrupt(
@@ -231,16 +221,6 @@ def train(
                 )
         if complaints:
             bar.say(f"{len(complaints)} broken pictures were skipped")
-
-
-def give_back_memory() -> None:
-    """Gives the system what the C library keeps of memory that has been freed; glibc's alone does.
-
-    Batches of ever new sizes leave gaps in its heap that nothing fits into: a process that trained
-    mini for two hours held 5.9 GB, of which this gave 4.0 back.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def total_of(sums: Sums, accelerator: Accelerator) -> Sums:
