@@ -29,12 +29,6 @@ DECODERS = {"gemma": {}, "gemma2": GEMMA2}
 METHODS = ["int8", "int4"]
 
 
-@pytest.fixture(autouse=True)
-def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny models' times say nothing."""
-    monkeypatch.setattr(compiled_model, "_is_faster", lambda *_: True)
-
-
 def compiled(
     method: str, decoder: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> PaliGemmaForConditionalGeneration:

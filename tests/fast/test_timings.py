@@ -26,6 +26,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.times_layers
 def test_a_load_keeps_what_it_measured_and_chose() -> None:
     assert recall(CONFIG) is None
     assert not any("at the last load" in line for line in explain(HALF, "int8", CONFIG))
