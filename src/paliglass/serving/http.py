@@ -27,7 +27,6 @@ __all__ = [
     "ClientGoneError",
     "EventStream",
     "Guard",
-    "hangup",
     "server_event",
     "too_full",
     "unless_gone",
@@ -73,7 +72,25 @@ class Caller:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
 
-    def check_body(self, headers: Headers) -> None:
+    @property
+    def is_full(self) -> bool:
+        """Whether the bodies that are coming take as much memory as they may."""
+        return self._uploading > 8 * self.settings.max_body
+
+    async def read_body(
+        self, headers: Headers, receive: Receive, retry_after: int, has_no_place: bool = False
+    ) -> bytes:
+        """A body of JSON, whole, within a size and a time.
+
+        has_no_place: whether no request is taken, whatever room bodies have.
+        Raises ClientGoneError, and ApiError for what is refused, most of it unread.
+        """
+        self._check_body(headers)
+        if has_no_place or self.is_full:
+            raise too_full(retry_after)
+        return await self._read_whole(receive)
+
+    def _check_body(self, headers: Headers) -> None:
         """Raises ApiError where what is announced is no JSON, or too long."""
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise ApiError(415, "send JSON, with Content-Type: application/json")
@@ -81,13 +98,8 @@ class Caller:
         if announced.isdigit() and int(announced) > self.settings.max_body:
             raise self._too_long()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the bodies that are coming take as much memory as they may."""
-        return self._uploading > 8 * self.settings.max_body
-
-    async def read_body(self, receive: Receive) -> bytes:
-        """A body, whole. Raises ApiError for one too long or too slow, and ClientGoneError."""
+    async def _read_whole(self, receive: Receive) -> bytes:
+        """Raises ApiError for a body too long or too slow, and ClientGoneError."""
         parts: list[bytes] = []
         size = 0
         try:
@@ -199,10 +211,7 @@ class Guard:
     async def _whole_body(self, headers: Headers, receive: Receive) -> Receive:
         """A `receive` that has the body ready."""
         engine = self.service.engine
-        self._caller.check_body(headers)
-        if engine.is_full or self._caller.is_full:
-            raise too_full(engine.retry_after)
-        body = await self._caller.read_body(receive)
+        body = await self._caller.read_body(headers, receive, engine.retry_after, engine.is_full)
         waiting: list[Message] = [{"type": "http.request", "body": body}]
 
         async def ready() -> Message:
@@ -216,7 +225,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-async def hangup(receive: Receive) -> None:
+async def _hangup(receive: Receive) -> None:
     """Ends when the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -225,7 +234,7 @@ async def hangup(receive: Receive) -> None:
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Does the work, unless the client hangs up before it is done. Raises ClientGoneError."""
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(hangup(request.receive))
+    watch = asyncio.ensure_future(_hangup(request.receive))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -267,7 +276,7 @@ class EventStream(Response):
         self._ping_seconds = ping_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.ensure_future(hangup(receive))
+        watch = asyncio.ensure_future(_hangup(receive))
         coming: asyncio.Future[bytes] | None = None
         try:
             await send(

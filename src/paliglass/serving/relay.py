@@ -12,10 +12,11 @@ from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from paliglass.serving.errors import ApiError
-from paliglass.serving.http import BODY_METHODS, Caller, ClientGoneError, hangup, too_full
+from paliglass.serving.http import BODY_METHODS, Caller, ClientGoneError, too_full, unless_gone
 from paliglass.serving.settings import Settings
 
 __all__ = ["Relay"]
@@ -55,26 +56,16 @@ class Relay:
         try:
             self.caller.check(scope, headers)
             if scope["method"] in BODY_METHODS:
-                self.caller.check_body(headers)
-                if self.caller.is_full:
-                    raise too_full(RETRY_SECONDS)
-                body = await self.caller.read_body(receive)
+                body = await self.caller.read_body(headers, receive, RETRY_SECONDS)
         except ApiError as error:
             await self.caller.refuse(error, scope, receive, send)
             return
         except ClientGoneError:
             return
         plain = {name: scope[name] for name in _SCOPE if name in scope}
-        answer = asyncio.ensure_future(self._forward(plain, body, receive, send))
-        watch = asyncio.ensure_future(hangup(receive))
-        try:
-            await asyncio.wait({answer, watch}, return_when=asyncio.FIRST_COMPLETED)
-        finally:  # Serve cancels this where a client hangs up, too
-            answer.cancel()
-            watch.cancel()
-            await asyncio.gather(answer, watch, return_exceptions=True)
-        if not answer.cancelled() and (failure := answer.exception()) is not None:
-            raise failure
+        with suppress(ClientGoneError):  # Serve cancels this where a client hangs up, too
+            request = Request(scope, receive)
+            await unless_gone(request, self._forward(plain, body, receive, send))
 
     async def _forward(
         self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send

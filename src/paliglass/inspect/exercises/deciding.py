@@ -199,20 +199,8 @@ def prefix_lm_mask(prefix: int, suffix: int, padding: int) -> Tensor:
 
 
 def _steps() -> Cases:
-    yield (
-        torch.randn(1, 4),
-        torch.randn(1, 4),
-        torch.randn(1, 4),
-        torch.randn(5, 4),
-        torch.randn(5, 4),
-    )
-    yield (
-        torch.randn(1, 4),
-        torch.randn(1, 4),
-        torch.randn(1, 4),
-        torch.zeros(0, 4),
-        torch.zeros(0, 4),
-    )
+    for seen in (5, 0):
+        yield tuple(torch.randn(count, 4) for count in (1, 1, 1, seen, seen))
 
 
 def _step(

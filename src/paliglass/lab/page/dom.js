@@ -95,6 +95,20 @@ export function choice(name, options, chosen, f) {
   );
 }
 
+/** Whose layers are looked at. @param {"decoder" | "tower"} part
+ * @param {(value: "decoder" | "tower") => void} f */
+export function choosePart(part, f) {
+  return choice(
+    "part",
+    [
+      ["decoder", "Decoder"],
+      ["tower", "Tower"],
+    ],
+    part,
+    f,
+  );
+}
+
 /** A slider with its number. @param {string} label @param {{min: number, max: number, step: number}} range
  * @param {number} value @param {(value: number) => void} f @param {(value: number) => string} show */
 export function slider(label, { min, max, step }, value, f, show = String) {

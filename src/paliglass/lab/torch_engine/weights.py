@@ -126,7 +126,7 @@ class Weights:
     ) -> None:
         self.network, self.processor = network, processor
         self.decoder = network.language_model.model
-        self.words = min(processor.num_words, network.config.text_config.vocab_size)
+        self.words = processor.num_words
 
     def filters(self) -> dict[str, Any]:
         """The tower's first matrix, O × (3 · p²), and its bias."""

@@ -1,6 +1,17 @@
 // 2 · Attention, all of it: every head of tower and decoder, and one weight down to its sum.
 
-import { button, choice, el, fill, inWords, number, percent, scaleOf, shown } from "../dom.js";
+import {
+  button,
+  choice,
+  choosePart,
+  el,
+  fill,
+  inWords,
+  number,
+  percent,
+  scaleOf,
+  shown,
+} from "../dom.js";
 import { heading } from "../lessons.js";
 import { bars, drawMap, legend } from "../draw.js";
 
@@ -55,26 +66,18 @@ export const attentionView = {
       const token = query();
       fill(
         controls,
-        choice(
-          "part",
-          [
-            ["decoder", "Decoder"],
-            ["tower", "Tower"],
-          ],
-          part,
-          (value) => {
-            const layers = (value === "tower" ? config.vision : config.text).layers;
-            store.set({
-              part: value,
-              layer: Math.min(layer, layers - 1),
-              head: 0,
-              token:
-                value === "tower" && store.state.token < 0
-                  ? Math.floor(config.patches / 2) + config.perRow / 2
-                  : store.state.token,
-            });
-          },
-        ),
+        choosePart(part, (value) => {
+          const layers = (value === "tower" ? config.vision : config.text).layers;
+          store.set({
+            part: value,
+            layer: Math.min(layer, layers - 1),
+            head: 0,
+            token:
+              value === "tower" && store.state.token < 0
+                ? Math.floor(config.patches / 2) + config.perRow / 2
+                : store.state.token,
+          });
+        }),
         choice(
           "direction",
           [

@@ -1,6 +1,16 @@
 // 12 · Stream and MLP: one token's vector through the layers, and the neurons that write into it.
 
-import { button, choice, el, fill, inWords, number, plotWidth, scrolled, shown } from "../dom.js";
+import {
+  button,
+  choosePart,
+  el,
+  fill,
+  inWords,
+  number,
+  plotWidth,
+  scrolled,
+  shown,
+} from "../dom.js";
 import { heading } from "../lessons.js";
 import { gelu } from "../../engine/layers/activations.js";
 import { answerText } from "../words.js";
@@ -45,15 +55,7 @@ export const streamView = {
       const layer = Math.min(store.state.layer, count - 1);
       fill(
         controls,
-        choice(
-          "part",
-          [
-            ["decoder", "Decoder"],
-            ["tower", "Tower"],
-          ],
-          part,
-          (value) => store.set({ part: value }),
-        ),
+        choosePart(part, (value) => store.set({ part: value })),
         el(
           "p",
           { class: "chosen" },
