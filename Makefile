@@ -53,17 +53,18 @@ docs: $(VENV)/.installed-test
 SHARE ?= 1
 RUN ?= runs/mini$(if $(filter-out 1,$(SHARE)),-$(SHARE))
 minutes = --minutes $(shell awk 'BEGIN { print $(1) * $(SHARE) }')
+CODEC = $(RUN)/codec/mask_codec.safetensors
 DUAL = OMP_NUM_THREADS=1 $(BIN)/python -m workshop.contrastive
 PRETRAIN = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m workshop.pretrain
 mini: $(VENV)/.installed-test
 	mkdir -p $(RUN)
-	test -f $(RUN)/mask_codec.safetensors || $(BIN)/python -m workshop.codec --out $(RUN)/mask_codec.safetensors $(call minutes,9)
+	test -f $(CODEC) || $(BIN)/python -m workshop.codec --out $(RUN)/codec $(call minutes,8) --resume
 	test -d $(RUN)/vit/model || $(DUAL) --out $(RUN)/vit --text cbow --loss clip --batch-size 64 $(call minutes,8) --resume
 	test -d $(RUN)/first/model || $(PRETRAIN) --out $(RUN)/first --vision $(RUN)/vit/model --vision-warmup 1 $(call minutes,30) --resume
-	test -d $(RUN)/second/model || $(PRETRAIN) --out $(RUN)/second --weights $(RUN)/first/model --codec $(RUN)/mask_codec.safetensors --vision-warmup 0 --unpacked-share 0.25 $(call minutes,120) --resume
-	test -d $(RUN)/third/model || $(PRETRAIN) --out $(RUN)/third --weights $(RUN)/second/model --codec $(RUN)/mask_codec.safetensors --vision-warmup 0 --unpacked-share 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
-	test -d $(RUN)/fourth/model || $(PRETRAIN) --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(RUN)/mask_codec.safetensors --vision-warmup 0 --unpacked-share 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
-	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(RUN)/mask_codec.safetensors $(RUN)/fourth/model
+	test -d $(RUN)/second/model || $(PRETRAIN) --out $(RUN)/second --weights $(RUN)/first/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.25 $(call minutes,120) --resume
+	test -d $(RUN)/third/model || $(PRETRAIN) --out $(RUN)/third --weights $(RUN)/second/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
+	test -d $(RUN)/fourth/model || $(PRETRAIN) --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
+	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(CODEC) $(RUN)/fourth/model
 	$(BIN)/python -m workshop.calibrate $(RUN)/fourth/model --scenes 150
 	test -d $(RUN)/dual/model || $(DUAL) --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 $(call minutes,28) --resume
 

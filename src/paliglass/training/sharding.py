@@ -180,7 +180,9 @@ def load(
             place, number, moment = name.split(".")
             tensor: Tensor = file.get_tensor(name)
             if tensor.ndim:
-                tensor = like(tensor, numbered[int(place)][int(number)])
+                parameter = numbered[int(place)][int(number)]
+                # `fused=True` goes through both in the order of memory, whatever their strides.
+                tensor = torch.empty_like(parameter).copy_(like(tensor, parameter))
             states[int(place)].setdefault(int(number), {})[moment] = tensor
     for optimizer, state in zip(optimizers, states, strict=True):
         # Settings are the recipe's, and how an update is computed is this process's business.
