@@ -3,10 +3,11 @@
     python -m workshop.random_checkpoint paligemma-3b-224 /path/to/folder
     python -m workshop.random_checkpoint paligemma-3b-224 /path/to/folder --divide 3
 
-For timing and parity at full size without the gated weights. One tensor is made at a time, so the
-model is never held in memory: peak use is that of the largest tensor. `--divide` takes so many
-times fewer layers and words: matrices keep their shapes and their share of the work, so that
-engines can be compared with each other where the whole model does not fit several times.
+For timing and parity at full size without the gated weights, with a tokenizer of as many words, so
+that it can be served: mini's, and made-up ones that no text is cut into. One tensor is made at a
+time, so the model is never held in memory: peak use is that of the largest tensor. `--divide` takes
+so many times fewer layers and words: matrices keep their shapes and their share of the work, so
+that engines can be compared with each other where the whole model does not fit several times.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import Annotated, Literal
 
 import torch
 import typer
+from tokenizers import Tokenizer
 
 from paliglass.checkpoints.assembly import expected_shapes, skeleton
 from paliglass.checkpoints.config_json import paligemma_to_json
+from paliglass.checkpoints.hub import locate
+from paliglass.checkpoints.processor import write_processor
 from paliglass.checkpoints.saving import new_folder
 from paliglass.config import PRESETS, PaliGemmaConfig
 from paliglass.files import write_json
+from paliglass.processing_paligemma import PaliGemmaProcessor
 from workshop.commands import run
 
 DTYPES = {"bfloat16": (torch.bfloat16, "BF16"), "float32": (torch.float32, "F32")}
@@ -43,7 +48,7 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> t
 def divided(config: PaliGemmaConfig, parts: int) -> PaliGemmaConfig:
     """The same widths with so many times fewer layers and words."""
     text, vision = config.text_config, config.vision_config
-    words = max(1, round(text.vocab_size / parts / 64)) * 64
+    words = max(51, round(text.vocab_size / parts / 64)) * 64  # no fewer than mini's
     return replace(
         config,
         image_token_index=min(config.image_token_index, words - 1),
@@ -52,6 +57,18 @@ def divided(config: PaliGemmaConfig, parts: int) -> PaliGemmaConfig:
         ),
         vision_config=replace(vision, num_hidden_layers=-(-vision.num_hidden_layers // parts)),
     )
+
+
+def padded_tokenizer(config: PaliGemmaConfig) -> Tokenizer:
+    """mini's, with made-up words before its added tokens, so that `<image>` has the model's id."""
+    data = json.loads((locate("mini") / "tokenizer.json").read_text("utf-8"))
+    words = data["model"]["vocab"]
+    added = [token for token in data["added_tokens"] if token["id"] >= len(words)]
+    moved = config.image_token_index - added[-1]["id"]  # it is the last
+    words |= {f"<{i}>": i for i in range(len(words), len(words) + moved)}
+    for token in added:
+        token["id"] += moved
+    return Tokenizer.from_str(json.dumps(data))
 
 
 def random_checkpoint(
@@ -91,6 +108,10 @@ def random_checkpoint(
             for name, shape in shapes.items():
                 tensor = random_tensor(name, shape, generator).to(torch_dtype)
                 file.write(tensor.flatten().view(torch.uint8).numpy().data)
+        processor = PaliGemmaProcessor(
+            padded_tokenizer(config), config.num_image_tokens, config.vision_config.image_size
+        )
+        write_processor(processor, target)
     print(f"{folder}: {offset / 1e9:.2f} GB of {preset} in {dtype}")
 
 

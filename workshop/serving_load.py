@@ -429,38 +429,40 @@ CHAT_TEMPLATE = """\
 
 
 @contextmanager
-def transformers_server(model: str) -> Iterator[tuple[str, str]]:
+def transformers_server(model: str, dtype: str) -> Iterator[tuple[str, str]]:
     """(address, the model's name) of `transformers serve` on a copy with a chat template.
 
     PaliGemma's checkpoints have none, and without one it answers every request with 500.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        shutil.copytree(locate(model), folder)
+        shutil.copytree(locate(model), folder, copy_function=os.symlink)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-        command += ["--dtype", "float32", "--log-level", "error"]
+        command += ["--dtype", dtype, "--log-level", "error"]
         with started(command, url, "/health"):
             yield url, str(folder)
 
 
-OURS = {"paliglass": ("--dtype", "float32"), "paliglass in int8": ("--quantize", "int8")}
 CLIENTS = ("1 client", "8 clients")
 
 
-def compare(model: str, rounds: int, addresses: Sequence[str], with_peer: bool, text: str) -> None:
+def compare(
+    model: str, dtype: str, rounds: int, addresses: Sequence[str], with_peer: bool, text: str
+) -> None:
     """Prints the rates of one client and of eight, in turn, and the ratios of the medians."""
+    ours = {"paliglass": ("--dtype", dtype), "paliglass in int8": ("--quantize", "int8")}
     found: dict[str, list[Rate]] = {}
     with ExitStack() as stack:
         servers = {}
-        for own, options in OURS.items():
+        for own, options in ours.items():
             url, _ = stack.enter_context(paliglass_server(model, *options, "--cache", "0"))
             servers[own] = (url, "mini")
         if with_peer:
-            servers["transformers serve"] = stack.enter_context(transformers_server(model))
+            servers["transformers serve"] = stack.enter_context(transformers_server(model, dtype))
         for server in servers.values():
             rate(*server, addresses[:8], 8, text)  # warm
         for _ in range(rounds):
@@ -469,14 +471,14 @@ def compare(model: str, rounds: int, addresses: Sequence[str], with_peer: bool, 
                     some = addresses[: len(addresses) // 3] if clients == 1 else addresses
                     key = f"{name}, {clients} client{'s' * (clients > 1)}"
                     found.setdefault(key, []).append(rate(*server, some, clients, text))
-    print(f"{text}, {rounds} rounds:")
+    print(f"{text}, {dtype}, {rounds} rounds:")
     print("| | tokens/s | time to first token |\n|---|---:|---:|")
     medians = {}
     for key, rates in found.items():
         medians[key] = statistics.median(r.tokens for r in rates)
         first = statistics.median(r.first for r in rates)
         print(f"| {key} | {medians[key]:.1f} | {1000 * first:.0f} ms |")
-    for own in OURS:
+    for own in ours:
         one, eight = (medians[f"{own}, {who}"] for who in CLIENTS)
         print(f"{own}, 8 clients against 1: {eight / one:.2f} ×")
         for who in CLIENTS if with_peer else ():
@@ -494,6 +496,9 @@ def serving_load(
     clients: Annotated[int, typer.Option(min=1, help="Of the load.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Of which medians are told.")] = 3,
     pictures: Annotated[int, typer.Option(min=1, help="That are asked about in a round.")] = 48,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Ours in int8 aside.")
+    ] = "float32",
 ) -> None:
     """Put a load on a server: what is lost or wrong, its memory, and its speed beside others."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -501,9 +506,9 @@ def serving_load(
         if not load_test(model, requests, clients):
             raise typer.Exit(1)
         return
-    compare(model, rounds, scenes(pictures), what == "peers", "caption en")
+    compare(model, dtype, rounds, scenes(pictures), what == "peers", "caption en")
     if what == "throughput":  # of answers of 22 tokens what a step costs counts for more
-        compare(model, rounds, scenes(pictures, 1), False, "segment circle")
+        compare(model, dtype, rounds, scenes(pictures, 1), False, "segment circle")
 
 
 if __name__ == "__main__":

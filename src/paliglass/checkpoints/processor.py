@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from paliglass.checkpoints.folder import load_tokenizer
 from paliglass.config import PaliGemmaConfig
 from paliglass.errors import CheckpointError
-from paliglass.files import read_json
+from paliglass.files import read_json, write_json
 from paliglass.processing_paligemma import IMAGE_TOKEN, PaliGemmaProcessor
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "make_processor",
     "picture_config",
     "picture_settings",
-    "processor_files",
+    "write_processor",
 ]
 
 
@@ -123,11 +123,12 @@ def picture_config(side: int, mean: list[float], std: list[float], resample: int
     }
 
 
-def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
-    """The settings files from which transformers' AutoProcessor builds its PaliGemmaProcessor."""
-    return {
+def write_processor(
+    processor: PaliGemmaProcessor, folder: Path, processor_class: str = "PaliGemmaProcessor"
+) -> None:
+    """tokenizer.json, and the settings from which transformers' AutoProcessor builds its own."""
+    settings: dict[str, dict[str, Any]] = {
         "preprocessor_config.json": {
-            "processor_class": "PaliGemmaProcessor",
             "image_seq_length": processor.num_image_tokens,
             **picture_config(
                 processor.image_size,
@@ -138,7 +139,6 @@ def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
         },
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "PaliGemmaProcessor",
             "bos_token": "<bos>",
             "eos_token": "<eos>",
             "pad_token": "<pad>",
@@ -151,3 +151,6 @@ def processor_files(processor: PaliGemmaProcessor) -> dict[str, dict[str, Any]]:
             "model_max_length": 1_000_000_000,
         },
     }
+    processor.tokenizer.save(str(folder / "tokenizer.json"))
+    for name, data in settings.items():
+        write_json(folder / name, {"processor_class": processor_class, **data})

@@ -18,7 +18,7 @@ from torch import Tensor
 from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.folder import INDEX, METHODS, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
-from paliglass.checkpoints.processor import processor_files
+from paliglass.checkpoints.processor import write_processor
 from paliglass.errors import CheckpointError
 from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -120,9 +120,7 @@ def save_folder(
         about: dict[str, object] = {**paligemma_to_json(model.config), "dtype": dtype}
         write_json(target / "config.json", about | quantization_of(state.values()))
         if processor is not None:
-            processor.tokenizer.save(str(target / "tokenizer.json"))
-            for name, data in processor_files(processor).items():
-                write_json(target / name, data)
+            write_processor(processor, target)
         for name, content in files.items():
             (target / name).write_bytes(content)
 

@@ -32,7 +32,7 @@ from paliglass.checkpoints.folder import (
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.memory import require_memory
-from paliglass.checkpoints.processor import make_processor, picture_settings, processor_files
+from paliglass.checkpoints.processor import make_processor, picture_settings, write_processor
 from paliglass.checkpoints.saving import new_folder, quantization_of, write_weights
 from paliglass.config import PaliGemmaConfig, check_numbers
 from paliglass.errors import CheckpointError, ConfigError
@@ -177,11 +177,10 @@ def save_colpali(
         config = ColPaliConfig(model.vlm.config, model.embedding_dim)
         about = {**config.to_dict(), "dtype": dtype}
         write_json(target / "config.json", about | quantization_of(state.values()))
-        processor.processor.tokenizer.save(str(target / "tokenizer.json"))
+        write_processor(processor.processor, target, "ColPaliProcessor")
         prompts = {key: getattr(processor, key) for key in PROMPTS}
-        files = {**processor_files(processor.processor), "processor_config.json": prompts}
-        for name, data in files.items():
-            write_json(target / name, {**data, "processor_class": "ColPaliProcessor"})
+        about = {"processor_class": "ColPaliProcessor", **prompts}
+        write_json(target / "processor_config.json", about)
 
 
 def is_colpali_checkpoint(model: str | Path) -> bool:
