@@ -13,10 +13,10 @@ def test_a_random_checkpoint_can_be_asked(command: Command) -> None:
     assert result.code == 0, result.err
     model = paliglass.load("random", dtype="float32")
     tokenizer = model.processor.tokenizer
-    text = model.config.text_config
-    assert tokenizer.token_to_id("<image>") == model.config.image_token_index
+    text = model.model.config.text_config
+    assert tokenizer.token_to_id("<image>") == model.model.config.image_token_index
     assert tokenizer.get_vocab_size() <= text.vocab_size
-    assert tokenizer.token_to_id("<loc0000>") == model.config.image_token_index - 1152
+    assert tokenizer.token_to_id("<loc0000>") == model.model.config.image_token_index - 1152
     scene = Path(__file__).parents[2] / "assets" / "scene.png"
     answer = model.caption(scene, max_new_tokens=2)
     assert answer.finish_reason == "length"
