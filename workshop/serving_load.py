@@ -470,7 +470,9 @@ def compare(
                 for clients in (1, 8):
                     some = addresses[: len(addresses) // 3] if clients == 1 else addresses
                     key = f"{name}, {clients} client{'s' * (clients > 1)}"
-                    found.setdefault(key, []).append(rate(*server, some, clients, text))
+                    measured = rate(*server, some, clients, text)
+                    found.setdefault(key, []).append(measured)
+                    print(f"{key}: {measured.tokens:.1f} tokens/s", file=sys.stderr, flush=True)
     print(f"{text}, {dtype}, {rounds} rounds:")
     print("| | tokens/s | time to first token |\n|---|---:|---:|")
     medians = {}
