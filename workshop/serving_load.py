@@ -377,7 +377,7 @@ class Rate:
 
 
 def rate(
-    url: str, name: str, addresses: Sequence[str], clients: int, text: str = "caption en"
+    url: str, name: str, addresses: Sequence[str], clients: int, text: str, max_tokens: int
 ) -> Rate:
     """Asks about each picture, for a whole answer; then about some for streams, for the first."""
     waiting = iter(addresses)
@@ -393,7 +393,7 @@ def rate(
                 if address is None:
                     return
                 body = Work("stream" if is_streamed else "chat", text, address).body
-                body["model"] = name
+                body |= {"model": name, "max_tokens": max_tokens}
                 begin = time.perf_counter()
                 with http.stream("POST", "/v1/chat/completions", json=body) as answer:
                     if answer.status_code != 200:
@@ -451,7 +451,13 @@ CLIENTS = ("1 client", "8 clients")
 
 
 def compare(
-    model: str, dtype: str, rounds: int, addresses: Sequence[str], with_peer: bool, text: str
+    model: str,
+    dtype: str,
+    rounds: int,
+    addresses: Sequence[str],
+    with_peer: bool,
+    text: str,
+    max_tokens: int,
 ) -> None:
     """Prints the rates of one client and of eight, in turn, and the ratios of the medians."""
     ours = {"paliglass": ("--dtype", dtype), "paliglass in int8": ("--quantize", "int8")}
@@ -464,13 +470,13 @@ def compare(
         if with_peer:
             servers["transformers serve"] = stack.enter_context(transformers_server(model, dtype))
         for server in servers.values():
-            rate(*server, addresses[:8], 8, text)  # warm
+            rate(*server, addresses[:8], 8, text, max_tokens)  # warm
         for _ in range(rounds):
             for name, server in servers.items():
                 for clients in (1, 8):
                     some = addresses[: len(addresses) // 3] if clients == 1 else addresses
                     key = f"{name}, {clients} client{'s' * (clients > 1)}"
-                    measured = rate(*server, some, clients, text)
+                    measured = rate(*server, some, clients, text, max_tokens)
                     found.setdefault(key, []).append(measured)
                     print(f"{key}: {measured.tokens:.1f} tokens/s", file=sys.stderr, flush=True)
     print(f"{text}, {dtype}, {rounds} rounds:")
@@ -501,6 +507,7 @@ def serving_load(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Ours in int8 aside.")
     ] = "float32",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, but the load's.")] = 40,
 ) -> None:
     """Put a load on a server: what is lost or wrong, its memory, and its speed beside others."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -508,9 +515,9 @@ def serving_load(
         if not load_test(model, requests, clients):
             raise typer.Exit(1)
         return
-    compare(model, dtype, rounds, scenes(pictures), what == "peers", "caption en")
+    compare(model, dtype, rounds, scenes(pictures), what == "peers", "caption en", max_tokens)
     if what == "throughput":  # of answers of 22 tokens what a step costs counts for more
-        compare(model, dtype, rounds, scenes(pictures, 1), False, "segment circle")
+        compare(model, dtype, rounds, scenes(pictures, 1), False, "segment circle", max_tokens)
 
 
 if __name__ == "__main__":
