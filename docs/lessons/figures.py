@@ -780,7 +780,7 @@ def sampling(name: str) -> None:
             draw.text(384, y + 15, f"{share:.2f}", "small soft", "end")
             reached += share
     draw.text(
-        200, 554, f"mini, asked to `detect tractor`: its token {step + 1}, the least sure", "soft"
+        200, 554, f"mini's answer to `detect tractor`: token {step + 1}, the least sure", "soft"
     )
     draw.text(200, 574, "of its answer; blue is what top-p 0.9 keeps", "soft")
     draw.save(name)
