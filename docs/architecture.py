@@ -12,7 +12,7 @@ from pathlib import Path
 from paliglass import PRESETS, PaliGemmaConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "lessons"))
-from figures import Drawing
+from figures import PARTS, Drawing
 
 WORDS = 4  # <bos> caption en \n
 
@@ -47,21 +47,12 @@ def shapes(config: PaliGemmaConfig, words: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-COLOURS = """<style>
-  .vision { fill: #cfe1f5; stroke: #2f6fb7 } .words { fill: #d3ebda; stroke: #3c8d5a }
-  .answer { fill: #fbe0c1; stroke: #d9822b }
-  @media (prefers-color-scheme: dark) {
-    .vision { fill: #1d3a5a } .words { fill: #1f4630 } .answer { fill: #56391a }
-  }
-</style>"""
-
-
 class Plan(Drawing):
     """A drawing of boxes, and arrows that say what flows."""
 
     def __init__(self, height: float) -> None:
         super().__init__(height)
-        self.parts.append(COLOURS)
+        self.parts.append(PARTS)
 
     def flow(
         self, x: float, y: float, shape: tuple[int, ...] | str = "", length: int = 30, side: int = 1
