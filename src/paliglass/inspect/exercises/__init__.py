@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from paliglass.inspect.exercises import around, deciding, seeing
+from paliglass.inspect.exercises import around, deciding, further, seeing
 from paliglass.inspect.exercises.exercise import HEADER, Exercise, functions_of
 
 __all__ = ["EXERCISES", "HEADER", "Exercise", "functions_of"]
 
 EXERCISES: tuple[Exercise, ...] = tuple(
-    getattr(module, name) for module in (seeing, deciding, around) for name in module.__all__
+    getattr(module, name)
+    for module in (seeing, deciding, around, further)
+    for name in module.__all__
 )
