@@ -11,33 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.config import GemmaConfig, SigLipConfig
-from paliglass.evaluation.objects import mask_iou as package_mask_iou
+from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
+from paliglass.contrastive.encoders import AttentionPooling
+from paliglass.formats.rle import decode_rle
 from paliglass.inspect.exercises.exercise import exercise
-from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.masks import prefix_lm_mask
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 from paliglass.modeling_gemma import GemmaDecoderLayer
-from paliglass.modeling_siglip import SigLipAttention, SigLipVisionModel
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.modeling_siglip import SigLipAttention
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.sampling import draw
 
 __all__ = [
-    "attention_distance",
+    "attention_pool",
     "backward",
-    "batch_steps",
-    "cache_bytes",
     "clip_gradient",
-    "effective_size",
     "embed_patches",
-    "gelu",
+    "exact_gelu",
+    "fewer_key_heads",
+    "importance_weights",
     "int8_product",
     "kept_tokens",
     "layer_norm",
     "lora_gradients",
-    "mask_iou",
+    "mask_of_runs",
     "multi_head",
     "packed_mask",
+    "path_shapes",
     "pool_tokens",
     "prompt_ids",
     "relative_score",
@@ -46,9 +47,9 @@ __all__ = [
     "rollout",
     "sample",
     "sandwich_layer",
+    "speculative_token",
     "starting_bias",
     "table_gradient",
-    "tower_parameters",
 ]
 
 Function = Callable[[Tensor], Tensor]
@@ -61,41 +62,61 @@ def _gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ..
         return torch.autograd.grad(loss(*leaves), leaves)
 
 
-def _real_tower_parameters(width: int, mlp: int, layers: int, patch: int, side: int) -> int:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    config = SigLipConfig(**sizes, num_attention_heads=1, patch_size=patch, image_size=patch * side)
-    with torch.device("meta"):
-        return sum(one.numel() for one in SigLipVisionModel(config).parameters())
+def _real_path(
+    image: int, patch: int, vision_width: int, width: int, words: int, vocabulary: int
+) -> list[tuple[int, ...]]:
+    small: dict[str, Any] = {
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    vision = SigLipConfig(hidden_size=vision_width, image_size=image, patch_size=patch, **small)
+    text = GemmaConfig(hidden_size=width, vocab_size=vocabulary, head_dim=4, **small)
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision, text, vocabulary - 1))
+    pixels = torch.zeros(1, 3, image, image)
+    seen = model.vision_tower(pixels)
+    features = model.multi_modal_projector(seen)
+    ids = torch.tensor([[vocabulary - 1] * seen.shape[1] + [0] * words])
+    path = pixels, seen, features, model.embed(ids, features), model(ids, pixels).logits
+    return [tuple(one.shape[1:]) for one in path]
 
 
 @exercise(
     "architecture",
-    cases=lambda: iter([(8, 12, 2, 4, 3), (64, 256, 5, 16, 8)]),
-    truth=_real_tower_parameters,
+    cases=lambda: iter([(8, 4, 6, 10, 3, 20), (12, 3, 8, 4, 5, 16)]),
+    truth=_real_path,
     mistakes={
-        "the table of positions has a row for each patch": (" + side**2 * width", ""),
-        "a picture has three colours: so has each patch": ("3 * patch**2", "patch**2"),
-        "attention's matrices have biases here, not as in Gemma": (
-            "4 * (width**2 + width)",
-            "4 * width**2",
+        "patches lie in rows and in columns": (" ** 2", ""),
+        "the sequence holds the picture's vectors and the words'": ("patches + words", "words"),
+        "the projector brings the vectors to the decoder's width": (
+            "(patches, width)",
+            "(patches, vision_width)",
         ),
-        "a LayerNorm has a bias besides its weight": (
-            "4 * width) + 2 * width",
-            "2 * width) + width",
+        "there are logits behind every token, patches too": (
+            "(tokens, vocabulary)",
+            "(words, vocabulary)",
         ),
-        "one more LayerNorm stands behind the last layer": (") + 2 * width", ")"),
     },
 )
-def tower_parameters(width: int, mlp: int, layers: int, patch: int, side: int) -> int:
-    """How many parameters SigLIP's tower has, for pictures of side × side patches.
+def path_shapes(
+    image: int, patch: int, vision_width: int, width: int, words: int, vocabulary: int
+) -> list[tuple[int, ...]]:
+    """The shapes on the way from a picture to the logits, without the batch: pixels, what the tower
+    gives, the projector, the sequence that enters the decoder, the logits of all its tokens.
 
-    The patch embedding and the table of positions; layers of attention (four matrices), an MLP
-    (two) and two LayerNorms; a LayerNorm at the end. All matrices have biases.
+    image, patch: sides in pixels. vision_width, width: of the tower, and of the decoder. words: how
+    many tokens stand behind the picture's. vocabulary: rows of the table.
     """
-    embeddings = 3 * patch**2 * width + width + side**2 * width
-    attention = 4 * (width**2 + width)
-    feed_forward = 2 * width * mlp + mlp + width
-    return embeddings + layers * (attention + feed_forward + 4 * width) + 2 * width
+    patches = (image // patch) ** 2
+    tokens = patches + words
+    pixels = (3, image, image)
+    return [
+        pixels,
+        (patches, vision_width),
+        (patches, width),
+        (tokens, width),
+        (tokens, vocabulary),
+    ]
 
 
 @exercise(
@@ -252,51 +273,72 @@ def multi_head(x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, wo: Tensor, heads:
 @exercise(
     "feed_forward",
     cases=lambda: iter([(torch.linspace(-4, 4, 33),), (torch.randn(2, 3),)]),
-    truth=lambda x: F.gelu(x, approximate="tanh"),
+    truth=F.gelu,
     mistakes={
-        "that is the exact one, with the error function; the tanh one is asked for": (
-            "torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))",
+        "that is the approximation with tanh; the exact one has the error function": (
             "torch.erf(x / math.sqrt(2))",
+            "torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))",
         ),
-        "the cube is missing": (" + 0.044715 * x**3", ""),
-        "√(2/π) stands before the bracket": ("math.sqrt(2 / math.pi) * ", ""),
-        "the half is missing: 1 + tanh lies between 0 and 2": ("0.5 * ", ""),
+        "that is Φ(x), the share below x; GELU is x times that": ("x * (1", "(1"),
+        "a deviation of 1 stands as x / √2 in the error function": ("x / math.sqrt(2)", "x"),
+        "1 + erf lies between 0 and 2: half of it": (" / 2", ""),
     },
 )
-def gelu(x: Tensor) -> Tensor:
-    """GELU as Gemma and SigLIP compute it: x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))."""
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def exact_gelu(x: Tensor) -> Tensor:
+    """GELU as it is defined, x · Φ(x): Φ(x), the share of a normal distribution below x, is half of
+    1 + erf(x / √2).
+    """
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+def _real_pool(patches: Tensor, probe: Tensor, norm: Function, mlp: Function) -> Tensor:
+    def attention(query: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> tuple[Tensor]:
+        return (F.scaled_dot_product_attention(query, key, value),)
+
+    head: Any = SimpleNamespace(
+        probe=probe[None, None], attention=attention, layernorm=norm, mlp=mlp
+    )
+    return AttentionPooling.forward(head, patches[None])[0]
+
+
+def _pools() -> Iterator[tuple[Any, ...]]:
+    matrix = torch.randn(4, 4)
+    yield torch.randn(6, 4), torch.randn(4), lambda x: x / 2, lambda x: x @ matrix
+    yield torch.randn(3, 8), 3 * torch.randn(8), torch.tanh, lambda x: x * x
 
 
 @exercise(
     "vit",
-    cases=lambda: iter([(torch.randn(n * n, n * n).softmax(-1), n) for n in (2, 4)]),
+    cases=_pools,
+    truth=_real_pool,
     mistakes={
-        "patches that follow each other in the list may lie at two ends of the picture": (
-            "torch.hypot(rows[:, None] - rows, columns[:, None] - columns)",
-            "(places[:, None] - places).abs()",
+        "all patches count alike; the probe asks, and those that answer count more": (
+            "weights @ patches",
+            "patches.mean(0)",
         ),
-        "the straight way is meant, not rows + columns": (
-            "torch.hypot(rows[:, None] - rows, columns[:, None] - columns)",
-            "(rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()",
+        "scores are divided by √D": (" / len(probe) ** 0.5", ""),
+        "the patch that answers best is taken alone; a weighted mean is asked for": (
+            "weights @ patches",
+            "patches[weights.argmax()]",
         ),
-        "each distance counts as much as is attended to it": ("weights * apart", "apart"),
-        "a row's weights sum to 1: add up in a row, then the mean over the rows": (
-            ".sum(-1).mean()",
-            ".mean()",
-        ),
+        "the MLP adds to what was pooled": ("return pooled + ", "return "),
+        "the MLP's input passes the norm": ("mlp(norm(pooled))", "mlp(pooled)"),
     },
 )
-def attention_distance(weights: Tensor, side: int) -> float:
-    """How far a head looks, in patches: the mean distance of those attended to.
+def attention_pool(
+    patches: Tensor,
+    probe: Tensor,
+    norm: Callable[[Tensor], Tensor],
+    mlp: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """One vector for a whole picture, P × D → D: SigLIP's own head, which PaliGemma leaves out.
 
-    weights: P × P, row = who looks, rows sum to 1. Patches lie row by row in a square of
-    P = side² patches.
+    probe: D, a query that was learned. It attends to all patches (with one head; keys and values
+    are the patches themselves), and behind it, with a norm and a skip, stands an MLP.
     """
-    places = torch.arange(side**2)
-    rows, columns = (places // side).float(), (places % side).float()
-    apart = torch.hypot(rows[:, None] - rows, columns[:, None] - columns)
-    return (weights * apart).sum(-1).mean().item()
+    weights = (patches @ probe / len(probe) ** 0.5).softmax(0)
+    pooled = weights @ patches
+    return pooled + mlp(norm(pooled))
 
 
 def _both_ways(logits: Tensor) -> Tensor:
@@ -425,26 +467,28 @@ def relative_score(query: Tensor, key: Tensor, distance: int, base: float) -> fl
     return (angles.cos() * (a * c + b * d) + angles.sin() * (a * d - b * c)).sum().item()
 
 
-def _real_bytes(layers: int, key_heads: int, head_dim: int, tokens: int) -> int:
-    config = GemmaConfig(num_hidden_layers=layers, num_key_value_heads=key_heads, head_dim=head_dim)
-    cache = KVCache(config, 1, tokens - 1, dtype=torch.bfloat16)  # one slot is spare
-    return sum(one.nbytes for one in (*cache.keys, *cache.values))
-
-
 @exercise(
     "gqa",
-    cases=lambda: iter([(18, 1, 256, 100), (3, 4, 8, 7)]),
-    truth=_real_bytes,
+    cases=lambda: iter([(torch.randn(16, 3), 4, 2), (torch.randn(16, 5), 8, 1)]),
     mistakes={
-        "keys and values: twice as many": ("2 * 2 *", "2 *"),
-        "a number of bfloat16 has two bytes, not four": ("2 * 2 *", "4 * 2 *"),
-        "each key head has keys of its own": (" * key_heads", ""),
-        "each layer has keys of its own": (" * layers", ""),
+        "the heads of a group lie one behind the other: 0 and 1, and not 0 and 2": (
+            "reshape(kept, heads // kept, -1, width).mean(1)",
+            "reshape(heads // kept, kept, -1, width).mean(0)",
+        ),
+        "one head of each group is kept; their mean was better": (".mean(1)", "[:, 0]"),
+        "that is the sum; the mean is asked for": (".mean(1)", ".sum(1)"),
+        "a row of the matrix is a channel: whole heads are averaged, each channel by itself": (
+            "kept, heads // kept, -1, width).mean(1)",
+            "kept, -1, heads // kept, width).mean(2)",
+        ),
     },
 )
-def cache_bytes(layers: int, key_heads: int, head_dim: int, tokens: int) -> int:
-    """How many bytes the keys and values of so many tokens take, in bfloat16."""
-    return 2 * 2 * layers * key_heads * head_dim * tokens
+def fewer_key_heads(weight: Tensor, heads: int, kept: int) -> Tensor:
+    """The start of uptraining (arXiv 2305.13245): k_proj's matrix, heads · head_dim × D, with fewer
+    heads, kept · head_dim × D. Each is the mean of a group: of the first heads / kept, and so on.
+    """
+    width = weight.shape[1]
+    return weight.reshape(kept, heads // kept, -1, width).mean(1).flatten(0, 1)
 
 
 def _real_packed(examples: list[tuple[int, int]]) -> Tensor:
@@ -789,33 +833,47 @@ def rollout(attention: Tensor) -> Tensor:
 
 @exercise(
     "serving",
-    cases=lambda: iter([([3, 9, 2, 4, 7, 2, 5, 3], 3), ([1, 1, 8, 2], 2)]),
+    cases=lambda: iter(
+        [
+            (torch.tensor(p), torch.tensor(q), guess, keep, other)
+            for p, q, guess, keep, other in (
+                ([0.6, 0.3, 0.1], [0.2, 0.3, 0.5], 2, 0.15, 0.0),
+                ([0.6, 0.3, 0.1], [0.2, 0.3, 0.5], 2, 0.7, 0.95),
+                ([0.6, 0.3, 0.1], [0.2, 0.3, 0.5], 0, 0.9, 0.5),
+                ([0.5, 0.4, 0.1], [0.2, 0.2, 0.6], 2, 0.5, 0.7),
+            )
+        ]
+    ),
     mistakes={
-        "that is static: a row that is done must not wait for the longest": (
-            "free = [0] * rows\n    for length in lengths:\n        free.sort()\n        "
-            "free[0] += length\n    return max(free)",
-            "return sum(max(lengths[i : i + rows]) for i in range(0, len(lengths), rows))",
+        "upside down: kept is what the large model likes more than the draft does": (
+            "p[guess] / q[guess]",
+            "q[guess] / p[guess]",
         ),
-        "in turn: the next answer goes to the row that is free first": (
-            "free.sort()\n        free[0] += length",
-            "free.append(free.pop(0) + length)",
+        "what is drawn instead comes from what p has more than q, not from p": (
+            "(p - q).clamp(min=0)",
+            "p",
         ),
-        "all tokens over all rows is the least there could be; rows end empty": (
-            "return max(free)",
-            "return -(-sum(lengths) // rows)",
+        "a guess that p likes less than q may be kept all the same: compare with the number": (
+            "keep < p[guess] / q[guess]",
+            "p[guess] >= q[guess]",
         ),
-        "it is over when the last row is": ("max(free)", "min(free)"),
+        "what p has more than q does not sum to 1: stretch the number, or the differences": (
+            "other * more.sum()",
+            "other",
+        ),
     },
 )
-def batch_steps(lengths: list[int], rows: int) -> int:
-    """How many steps a running batch needs for answers of these many tokens, which come in this
-    order: a row that is done takes the next at once, and each row gets a token a step.
+def speculative_token(p: Tensor, q: Tensor, guess: int, keep: float, other: float) -> int:
+    """What a pass of speculative sampling says in the place of the draft's guess.
+
+    p, q: V, the probabilities of the large model and of the draft. keep: a random number in [0, 1);
+    the guess stays with probability min(1, p/q). other: another one, which draws a word from what p
+    has more than q, in the order of the ids, where it does not stay.
     """
-    free = [0] * rows
-    for length in lengths:
-        free.sort()
-        free[0] += length
-    return max(free)
+    if keep < p[guess] / q[guess]:
+        return guess
+    more = (p - q).clamp(min=0)
+    return int((more.cumsum(0) <= other * more.sum()).sum())
 
 
 @exercise(
@@ -879,51 +937,52 @@ def kept_tokens(layers: int, local: int, window: int, tokens: int) -> int:
 
 @exercise(
     "masks_and_reading",
-    cases=lambda: iter(
-        [
-            (torch.rand(4, 5) > 0.5, torch.rand(4, 5) > 0.5),
-            (torch.ones(2, 2).bool(), torch.eye(2).bool()),
-            (torch.zeros(2, 2).bool(), torch.zeros(2, 2).bool()),
-        ]
+    cases=lambda: iter([([2, 3, 1], 2, 3), ([0, 1, 6, 5], 4, 3), ([9], 3, 3)]),
+    truth=lambda runs, height, width: torch.from_numpy(
+        decode_rle({"size": [height, width], "counts": runs})
     ),
-    truth=lambda a, b: package_mask_iou(a.numpy(), b.numpy()),
     mistakes={
-        "two empty masks have no pixel in either: 0 here, and not NaN": (" if either else 0.0", ""),
-        "that is Dice: twice what is in both, over the sum of both": (
-            "(a & b).sum().item() / either",
-            "2 * (a & b).sum().item() / (a.sum() + b.sum()).item()",
+        "runs go down the columns, one column after another": (
+            "reshape(width, height).T",
+            "reshape(height, width)",
         ),
-        "that is accuracy: where neither is, both agree, and it counts for nothing": (
-            "return (a & b).sum().item() / either if either else 0.0",
-            "return (a == b).float().mean().item()",
-        ),
-        "that is recall: what is in b alone must count against it": (
-            "(a | b)",
-            "a",
-        ),
+        "the first run is of pixels outside": ("i % 2 == 1", "i % 2 == 0"),
+        "inside is True, outside False": ("i % 2 == 1", "i % 2"),
     },
 )
-def mask_iou(a: Tensor, b: Tensor) -> float:
-    """Intersection over union of two masks, bool, H × W; 0 for two empty ones."""
-    either = (a | b).sum().item()
-    return (a & b).sum().item() / either if either else 0.0
+def mask_of_runs(runs: list[int], height: int, width: int) -> Tensor:
+    """A mask as COCO keeps it: run lengths → bool, H × W.
+
+    The pixels are counted down the first column, then down the second, and so on: so many outside
+    (perhaps 0), so many inside, so many outside …
+    """
+    inside = [i % 2 == 1 for i, run in enumerate(runs) for _ in range(run)]
+    return torch.tensor(inside).reshape(width, height).T
 
 
 @exercise(
     "covariate_shift",
-    cases=lambda: iter([([1.0, 1.0, 1.0, 1.0],), ([10.0, 1.0, 1.0],), ([0.5, 0.0, 2.5, 0.1],)]),
+    cases=lambda: iter([([0.5, 0.9, 0.2], 100, 100), ([0.5, 0.75], 300, 100)]),
     mistakes={
-        "turned round": (
-            "sum(weights) ** 2 / sum(w * w for w in weights)",
-            "sum(w * w for w in weights) / sum(weights) ** 2",
+        "the odds are p against 1 − p": ("p / (1 - p) * train / use", "p * train / use"),
+        "upside down: what is likely in use weighs more": (
+            "p / (1 - p) * train / use",
+            "(1 - p) / p * train / use",
         ),
-        "the sum is squared above, each by itself below": ("sum(weights) ** 2", "sum(weights)"),
-        "as many as there are, only if all weigh the same": (
-            "sum(weights) ** 2 / sum(w * w for w in weights)",
-            "float(len(weights))",
+        "who saw three times as many of one kind believes in it three times as much": (
+            " * train / use",
+            "",
+        ),
+        "the numbers of examples the other way round: odds of use against train, corrected": (
+            "train / use",
+            "use / train",
         ),
     },
 )
-def effective_size(weights: list[float]) -> float:
-    """As many examples as weighted ones are worth: (Σ w)² / Σ w². Few heavy ones leave little."""
-    return sum(weights) ** 2 / sum(w * w for w in weights)
+def importance_weights(probabilities: list[float], train: int, use: int) -> list[float]:
+    """The weights p_use(x) / p_train(x) of examples, from a classifier that tells the two apart.
+
+    probabilities: that an input is from use, as a classifier says that was trained on so many
+    examples from `train` and from `use`.
+    """
+    return [p / (1 - p) * train / use for p in probabilities]
