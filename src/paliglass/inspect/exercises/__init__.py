@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from paliglass.inspect.exercises import around, deciding, further, seeing
+from paliglass.inspect.exercises import decoder, layers, learning, pairs, running, tokens, vectors
 from paliglass.inspect.exercises.exercise import HEADER, Exercise, functions_of
 
 __all__ = ["EXERCISES", "HEADER", "Exercise", "functions_of"]
 
 EXERCISES: tuple[Exercise, ...] = tuple(
     getattr(module, name)
-    for module in (seeing, deciding, around, further)
+    for module in (vectors, layers, pairs, tokens, decoder, learning, running)
     for name in module.__all__
 )

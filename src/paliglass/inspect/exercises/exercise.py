@@ -28,7 +28,7 @@ from torch import Tensor
 
 from paliglass.errors import PaliglassError
 
-__all__ = ["HEADER", "Exercise", "exercise", "functions_of"]
+__all__ = ["HEADER", "Exercise", "exercise", "functions_of", "gradients"]
 
 Function = Callable[..., Any]
 Edit = tuple[str, str]  # of the answer's source: this, in place of which that is written
@@ -147,6 +147,13 @@ def _edited(answer: Function, old: str, new: str) -> Function:
         return names[answer.__name__]
 
     return lambda *arguments: compiled()(*arguments)
+
+
+def gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What backpropagation gives for each input: the truth of gradients made by hand."""
+    with torch.enable_grad():
+        leaves = [one.detach().clone().requires_grad_() for one in inputs]
+        return torch.autograd.grad(loss(*leaves), leaves)
 
 
 def functions_of(path: Path) -> dict[str, Function]:

@@ -1,24 +1,17 @@
-"""Exercises of the lessons 13 to 23: the decoder, its mask and cache, its words, its cost."""
+"""Lessons 13 to 16, 19 and 30: Gemma's layers, their masks and their cache."""
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, with_adapter
 from paliglass.config import GemmaConfig
-from paliglass.fast import Int8Linear
 from paliglass.inspect.exercises.exercise import exercise
 from paliglass.inspect.tracing import TracedRow
 from paliglass.layers.attention import attend_reference
@@ -26,32 +19,25 @@ from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.masks import prefix_lm_mask as package_mask
 from paliglass.layers.norms import RMSNorm
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
-from paliglass.modeling_gemma import GemmaForCausalLM
-from paliglass.sampling import keep_top_p
-from paliglass.tasks.confidence import object_score as package_score
+from paliglass.modeling_gemma import GemmaDecoderLayer
 
 __all__ = [
     "attend_grouped",
     "decode_step",
+    "fewer_key_heads",
+    "kept_tokens",
     "lens_ranks",
-    "lora",
-    "object_score",
+    "local_mask",
+    "packed_mask",
     "prefix_lm_mask",
-    "quantize_rows",
+    "relative_score",
     "rotate",
-    "step_seconds",
-    "tied_logits",
+    "sandwich_layer",
     "tokens_computed",
-    "top_p",
 ]
 
 Cases = Iterator[tuple[Any, ...]]
-
-
-def _real_rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    return apply_rotary(
-        x, *(one[0, 0] for one in rotary_cos_sin(positions[None], x.shape[-1], base, x.dtype))
-    )
+Function = Callable[[Tensor], Tensor]
 
 
 def _rotated(
@@ -66,6 +52,12 @@ def _rotated(
         return torch.stack(turned, -1).flatten(1) if neighbours else torch.cat(turned, -1)
 
     return rotate
+
+
+def _real_rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
+    return apply_rotary(
+        x, *(one[0, 0] for one in rotary_cos_sin(positions[None], x.shape[-1], base, x.dtype))
+    )
 
 
 @exercise(
@@ -100,6 +92,47 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     return torch.cat(
         (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), dim=-1
     )
+
+
+def _real_score(query: Tensor, key: Tensor, distance: int, base: float) -> float:
+    positions = torch.tensor([[5 + distance, 5]])
+    cos, sin = rotary_cos_sin(positions, len(query), base, query.dtype)
+    turned = apply_rotary(torch.stack((query, key))[None, None], cos, sin)[0, 0]
+    return float(turned[0] @ turned[1])
+
+
+@exercise(
+    "rope",
+    cases=lambda: iter([(*torch.randn(2, 8), 3, 10000.0), (*torch.randn(2, 16), 40, 100.0)]),
+    truth=_real_score,
+    mistakes={
+        "turned the other way: the query stands after the key": (
+            "(a * d - b * c)",
+            "(b * c - a * d)",
+        ),
+        "the sine's half is missing: turning mixes the channels of a pair": (
+            " + angles.sin() * (a * d - b * c)",
+            "",
+        ),
+        "θ_i = base^(−2i / head_dim): there are head_dim / 2 pairs": (
+            "/ len(a))",
+            "/ len(query))",
+        ),
+        "a pair is channel i and channel i + head_dim / 2, not two neighbours": (
+            "a, b, c, d = *query.chunk(2), *key.chunk(2)",
+            "a, b, c, d = query[::2], query[1::2], key[::2], key[1::2]",
+        ),
+    },
+)
+def relative_score(query: Tensor, key: Tensor, distance: int, base: float) -> float:
+    """q·k after RoPE, from the distance alone: the query stands so many tokens after the key.
+
+    query, key: head_dim, before turning. Pairs and speeds are those of `rotate`; for each pair,
+    q·(turned by distance · θ_i)·k is a cosine times one number and a sine times another.
+    """
+    a, b, c, d = *query.chunk(2), *key.chunk(2)
+    angles = distance * base ** (-torch.arange(len(a)) / len(a))
+    return (angles.cos() * (a * c + b * d) + angles.sin() * (a * d - b * c)).sum().item()
 
 
 def _grouped() -> Cases:
@@ -144,6 +177,30 @@ def attend_grouped(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     group = len(query) // len(key)
     key, value = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
     return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
+
+
+@exercise(
+    "gqa",
+    cases=lambda: iter([(torch.randn(16, 3), 4, 2), (torch.randn(16, 5), 8, 1)]),
+    mistakes={
+        "the heads of a group lie one behind the other: 0 and 1, and not 0 and 2": (
+            "reshape(kept, heads // kept, -1, width).mean(1)",
+            "reshape(heads // kept, kept, -1, width).mean(0)",
+        ),
+        "one head of each group is kept; their mean was better": (".mean(1)", "[:, 0]"),
+        "that is the sum; the mean is asked for": (".mean(1)", ".sum(1)"),
+        "a row of the matrix is a channel: whole heads are averaged, each channel by itself": (
+            "kept, heads // kept, -1, width).mean(1)",
+            "kept, -1, heads // kept, width).mean(2)",
+        ),
+    },
+)
+def fewer_key_heads(weight: Tensor, heads: int, kept: int) -> Tensor:
+    """The start of uptraining (arXiv 2305.13245): k_proj's matrix, heads · head_dim × D, with fewer
+    heads, kept · head_dim × D. Each is the mean of a group: of the first heads / kept, and so on.
+    """
+    width = weight.shape[1]
+    return weight.reshape(kept, heads // kept, -1, width).mean(1).flatten(0, 1)
 
 
 @exercise(
@@ -196,6 +253,50 @@ def prefix_lm_mask(prefix: int, suffix: int, padding: int) -> Tensor:
     """
     order = torch.tensor([0] * (padding + prefix) + [1] * suffix).cumsum(0)
     return (order[None] <= order[:, None]) & (torch.arange(len(order)) >= padding)
+
+
+def _real_packed(examples: list[tuple[int, int]]) -> Tensor:
+    return torch.block_diag(  # type: ignore[no-untyped-call]
+        *(
+            package_mask(
+                torch.tensor([[0] * prefix + [1] * suffix]), torch.ones(1, prefix + suffix)
+            )[0, 0]
+            for prefix, suffix in examples
+        )
+    )
+
+
+@exercise(
+    "masks",
+    cases=lambda: iter([([(2, 1), (1, 2)],), ([(3, 0), (1, 1), (2, 3)],)]),
+    truth=_real_packed,
+    mistakes={
+        "an example sees the one before it": ("(example[:, None] == example) & ", ""),
+        "an example is seen whole: within it the prefix-LM rule holds": (
+            " & (order <= order[:, None])",
+            "",
+        ),
+        "that is causal: a prefix sees itself whole": (
+            "[0] * prefix + [1] * suffix",
+            "[1] * prefix + [1] * suffix",
+        ),
+        "turned on its side: a row is who looks": (
+            "order <= order[:, None]",
+            "order[:, None] <= order",
+        ),
+    },
+)
+def packed_mask(examples: list[tuple[int, int]]) -> Tensor:
+    """The mask of training examples that stand in one row, one after the other: bool, T × T.
+
+    examples: of each how many tokens its prefix and its suffix have. Row = who looks, True = may
+    see. Nobody sees another example; within one, the prefix sees itself whole, and a token of the
+    suffix the prefix, itself and those before it.
+    """
+    steps = [one for prefix, suffix in examples for one in [0] * prefix + [1] * suffix]
+    numbers = [i for i, lengths in enumerate(examples) for _ in range(sum(lengths))]
+    order, example = torch.tensor(steps).cumsum(0), torch.tensor(numbers)
+    return (example[:, None] == example) & (order <= order[:, None])
 
 
 def _steps() -> Cases:
@@ -291,112 +392,6 @@ def tokens_computed(prompt: int, words: int, cached: bool) -> int:
     return sum(prompt + i for i in range(words))
 
 
-def _top_p(form: str) -> Callable[[Tensor, float], Tensor]:
-    def top_p(probabilities: Tensor, p: float) -> Tensor:
-        ordered, order = probabilities.sort(descending=True)
-        summed = ordered.cumsum(0)
-        kept = {"short": summed <= p, "strict": ordered >= 1 - p, "raw": summed - ordered < p}[form]
-        ordered = torch.where(kept, ordered, 0)
-        if form != "raw":
-            ordered = ordered / ordered.sum()
-        return torch.zeros_like(probabilities).scatter(0, order, ordered)
-
-    return top_p
-
-
-@exercise(
-    "sampling",
-    cases=lambda: iter(
-        [
-            (torch.tensor([0.1, 0.5, 0.15, 0.25]), 0.7),
-            (torch.tensor([0.05, 0.9, 0.05]), 0.3),
-            (torch.randn(50).softmax(0), 0.9),
-        ]
-    ),
-    truth=lambda probabilities, p: keep_top_p(probabilities.log()[None], p)[0].softmax(-1),
-    mistakes={
-        "stops one word too early: the word that reaches p is kept, and so there is always one": (
-            _top_p("short")
-        ),
-        "what is kept must sum to 1 again": _top_p("raw"),
-        "each word is judged alone; top-p adds up from the likeliest": _top_p("strict"),
-        "adds up in the order of the vocabulary: sort first": lambda probabilities, p: (
-            lambda kept: kept / kept.sum()
-        )(torch.where(probabilities.cumsum(0) - probabilities < p, probabilities, 0)),
-        "the kept ones are still sorted: each belongs to its own place in the vocabulary": (
-            lambda probabilities, p: (
-                lambda ordered: (lambda kept: kept / kept.sum())(
-                    torch.where(ordered.cumsum(0) - ordered < p, ordered, 0)
-                )
-            )(probabilities.sort(descending=True).values)
-        ),
-    },
-)
-def top_p(probabilities: Tensor, p: float) -> Tensor:
-    """Nucleus sampling's new probabilities, V → V: the likeliest words until their sum reaches p
-    keep theirs, all others get 0, and the whole sums to 1 again. Each word stays at its place.
-    """
-    ordered, order = probabilities.sort(descending=True)
-    reached_before = ordered.cumsum(0) - ordered
-    kept = torch.where(reached_before < p, ordered, 0)
-    return torch.zeros_like(probabilities).scatter(0, order, kept / kept.sum())
-
-
-def _real_logits(hidden: Tensor, table: Tensor, cap: float | None) -> Tensor:
-    decoder: Any = SimpleNamespace(
-        lm_head=partial(F.linear, weight=table),
-        config=SimpleNamespace(final_logit_softcapping=cap),
-    )
-    return GemmaForCausalLM.logits(decoder, hidden)
-
-
-@exercise(
-    "weight_tying",
-    cases=lambda: iter(
-        [
-            (torch.randn(2, 4), torch.randn(7, 4), None),
-            (20 * torch.randn(3, 4), torch.randn(7, 4), 30.0),
-        ]
-    ),
-    truth=_real_logits,
-    mistakes={
-        "the cap is hard: c · tanh(x / c) comes near c and never cuts": lambda hidden, table, cap: (
-            (hidden @ table.T).clamp(-cap, cap) if cap else hidden @ table.T
-        ),
-        "tanh gives −1 … 1: multiply by the cap again": lambda hidden, table, cap: (
-            (hidden @ table.T / cap).tanh() if cap else hidden @ table.T
-        ),
-        "the cap is not used": lambda hidden, table, cap: hidden @ table.T,
-        "√D belongs to the input; the head takes the table as it is": lambda hidden, table, cap: (
-            lambda x: (x / cap).tanh() * cap if cap else x
-        )(hidden @ table.T * table.shape[-1] ** 0.5),
-        "these are probabilities; logits are what softmax is given": lambda hidden, table, cap: (
-            lambda x: (x / cap).tanh() * cap if cap else x
-        )(hidden @ table.T).softmax(-1),
-    },
-)
-def tied_logits(hidden: Tensor, table: Tensor, cap: float | None) -> Tensor:
-    """The logits of a head that is tied to the table of words: T × D → T × V.
-
-    table: V × D, the embeddings. cap: None, or as in Gemma 2 the c of c · tanh(x / c).
-    """
-    logits = hidden @ table.T
-    return (logits / cap).tanh() * cap if cap else logits
-
-
-def _streams() -> Cases:
-    yield torch.randn(4, 6), torch.randn(9, 6), 5
-    yield torch.randn(3, 6), torch.randn(9, 6), 0
-
-
-def _ranks(
-    stream: Tensor, table: Tensor, word: int, norm: bool = True, first: int = 1
-) -> list[int]:
-    stream = F.rms_norm(stream, stream.shape[-1:]) if norm else stream
-    logits = stream @ table.T
-    return [int((row > row[word]).sum()) + first for row in logits]
-
-
 def _real_ranks(stream: Tensor, table: Tensor, word: int) -> list[int]:
     decoder = SimpleNamespace(model=SimpleNamespace(norm=RMSNorm(table.shape[-1])))
     row: Any = SimpleNamespace(
@@ -410,6 +405,19 @@ def _real_ranks(stream: Tensor, table: Tensor, word: int) -> list[int]:
     )
     found = (TracedRow.lens(row, layer, len(table))[0] for layer in range(len(stream)))
     return [1 + [one.id for one in likeliest].index(word) for likeliest in found]
+
+
+def _streams() -> Cases:
+    yield torch.randn(4, 6), torch.randn(9, 6), 5
+    yield torch.randn(3, 6), torch.randn(9, 6), 0
+
+
+def _ranks(
+    stream: Tensor, table: Tensor, word: int, norm: bool = True, first: int = 1
+) -> list[int]:
+    stream = F.rms_norm(stream, stream.shape[-1:]) if norm else stream
+    logits = stream @ table.T
+    return [int((row > row[word]).sum()) + first for row in logits]
 
 
 @exercise(
@@ -437,159 +445,109 @@ def lens_ranks(stream: Tensor, table: Tensor, word: int) -> list[int]:
     return [1 + int((row > row[word]).sum()) for row in logits]
 
 
-def _lora_cases() -> Cases:
-    yield torch.randn(5, 8), torch.randn(6, 8), torch.randn(2, 8), torch.randn(6, 2), 8.0
-    yield torch.randn(3, 8), torch.randn(6, 8), torch.randn(4, 8), torch.zeros(6, 4), 4.0
+def _sandwiches() -> Iterator[tuple[Any, ...]]:
+    matrix = torch.randn(4, 4)
+    norms = [lambda x, by=by: x / by for by in (1.5, 3.0, 0.7, 2.0)]
+    yield torch.randn(3, 4), norms, lambda x: (x @ matrix).tanh(), torch.cos
 
 
-def _real_lora(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """What is loaded where peft has left such a correction of one layer."""
-    name = "language_model.model.layers.0.self_attn.q_proj"
-    settings = {"peft_type": "LORA", "r": len(a), "lora_alpha": alpha, "target_modules": ["q_proj"]}
-    pair = {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, CONFIG).write_text(json.dumps(settings), "utf-8")
-        safetensors.torch.save_file(pair, Path(folder, WEIGHTS))
-        [(_, _, merged)] = with_adapter([(f"{name}.weight", name, weight)], Path(folder))
-    return x @ merged.T
-
-
-@exercise(
-    "fine_tuning",
-    cases=_lora_cases,
-    truth=_real_lora,
-    mistakes={
-        "the correction counts α / r times; r is the number of A's rows": (
-            lambda x, weight, a, b, alpha: x @ (weight + b @ a).T
-        ),
-        "the correction counts α / r times, not α": lambda x, weight, a, b, alpha: (
-            x @ (weight + alpha * (b @ a)).T
-        ),
-        "only the correction is left: the frozen weights are used as well": (
-            lambda x, weight, a, b, alpha: x @ (b @ a * alpha / len(a)).T
-        ),
-        "r / α, upside down": lambda x, weight, a, b, alpha: (
-            x @ (weight + b @ a * len(a) / alpha).T
-        ),
-    },
-)
-def lora(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """A linear layer with a LoRA correction of rank r: … × in → … × out.
-
-    weight: out × in, frozen. a: r × in. b: out × r. The weight is weight + b·a · α / r.
-    """
-    return x @ weight.T + x @ a.T @ b.T * alpha / len(a)
-
-
-def _weights() -> Cases:
-    yield (torch.tensor([[0.50, -0.26, 0.013, 0.001], [3.0, -6.0, 0.2, 0.0]]),)
-    yield (torch.randn(6, 32),)
-
-
-def _real_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    layer = Int8Linear.quantize(weight)
-    assert layer.weight is not None
-    return layer.weight.float(), layer.scale
+def _real_sandwich(x: Tensor, norms: list[Function], attend: Function, mlp: Function) -> Tensor:
+    layer: Any = SimpleNamespace(
+        has_post_norms=True,
+        input_layernorm=norms[0],
+        self_attn=lambda x, *rest: attend(x),
+        post_attention_layernorm=norms[1],
+        pre_feedforward_layernorm=norms[2],
+        mlp=mlp,
+        post_feedforward_layernorm=norms[3],
+    )
+    layer.after_attention = lambda *both: GemmaDecoderLayer.after_attention(layer, *both)
+    rest: Any = (None, None)
+    return GemmaDecoderLayer.forward(layer, x, *rest)
 
 
 @exercise(
-    "int8",
-    cases=_weights,
-    truth=_real_rows,
+    "decoder",
+    cases=_sandwiches,
+    truth=_real_sandwich,
     mistakes={
-        "one scale for the whole matrix: each row has its own": lambda weight: (
-            (weight / (weight.abs().max() / 127)).round(),
-            (weight.abs().max() / 127).expand(len(weight)).clone(),
+        "that is Gemma 1 around attention: Gemma 2 also normalises what comes back": (
+            "norms[1](attend(norms[0](x)))",
+            "attend(norms[0](x))",
         ),
-        "a scale for each column; it is the rows that make one output each": lambda weight: (
-            (weight / (weight.abs().amax(0) / 127)).round(),
-            weight.abs().amax(0) / 127,
+        "that is Gemma 1 around the MLP: Gemma 2 also normalises what comes back": (
+            "norms[3](mlp(norms[2](x)))",
+            "mlp(norms[2](x))",
         ),
-        "cut off towards 0; round to the nearest": lambda weight: (
-            (weight / (weight.abs().amax(1, keepdim=True) / 127)).trunc(),
-            weight.abs().amax(1) / 127,
+        "the second norm takes what attention gives, before it is added to the stream": (
+            "x + norms[1](attend(norms[0](x)))",
+            "norms[1](x + attend(norms[0](x)))",
         ),
-        "the largest magnitude becomes 127, so the scale is a 127th of it": lambda weight: (
-            (weight / (weight.abs().amax(1, keepdim=True) / 128)).round(),
-            weight.abs().amax(1) / 128,
-        ),
-        "the largest number is not the largest magnitude: take abs() first": lambda weight: (
-            (weight / (weight.amax(1, keepdim=True) / 127)).round(),
-            weight.amax(1) / 127,
-        ),
+        "the stream goes on beside attention: add": ("x = x + norms", "x = norms"),
     },
 )
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 by rows: N × K → the whole numbers from −127 to 127, as floats, N × K, and the rows'
-    scales, N: integers · scale is about the weight, and a row's largest magnitude is ±127.
+def sandwich_layer(
+    x: Tensor,
+    norms: list[Callable[[Tensor], Tensor]],
+    attend: Callable[[Tensor], Tensor],
+    mlp: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A layer of Gemma 2, T × D → T × D. Its four norms stand, in this order, before attention,
+    after it, before the MLP, and after it.
     """
-    scales = weight.abs().amax(1) / 127
-    return (weight / scales[:, None]).round(), scales
+    x = x + norms[1](attend(norms[0](x)))
+    return x + norms[3](mlp(norms[2](x)))
+
+
+def _local(length: int, window: int, causal: bool = True, more: int = 0) -> Tensor:
+    apart = torch.arange(length)[:, None] - torch.arange(length)
+    return (apart < window + more) & ((apart >= 0) if causal else (apart > -window - more))
 
 
 @exercise(
-    "detection",
-    cases=lambda: iter(
-        [
-            ([math.log(p) for p in (0.5, 0.5, 0.9, 0.8)], [math.log(0.9), math.log(0.6)]),
-            ([-1.0] * 4, [-0.5]),
-        ]
-    ),
-    truth=package_score,
+    "after",
+    cases=lambda: iter([(6, 3), (5, 1), (4, 9)]),
     mistakes={
-        "the edges' probabilities are multiplied; it is their geometric mean": (
-            lambda shape, label: math.exp(sum(shape) + sum(label))
+        "one token too many: a window of 3 is the token itself and two before it": (
+            lambda length, window: _local(length, window, more=1)
         ),
-        "the edges' probabilities are averaged; the geometric mean averages their logarithms": (
-            lambda shape, label: sum(map(math.exp, shape)) / len(shape) * math.exp(sum(label))
+        "looks into the future as well": lambda length, window: _local(
+            length, window, causal=False
         ),
-        "the label is averaged as well; its tokens' probabilities are multiplied": (
-            lambda shape, label: math.exp(sum(shape) / len(shape) + sum(label) / len(label))
-        ),
-        "the logarithm of the score: take exp": lambda shape, label: (
-            sum(shape) / len(shape) + sum(label)
-        ),
+        "turned on its side: a row is who looks": lambda length, window: _local(length, window).T,
     },
 )
-def object_score(shape: list[float], label: list[float]) -> float:
-    """How sure the model is of an object: the geometric mean of the probabilities of its edges,
-    times the product of the probabilities of its label's tokens. Both lists hold *logarithms*.
+def local_mask(length: int, window: int) -> Tensor:
+    """The mask of a local layer for a causal text: bool, T × T, row = who looks, True = may see.
+
+    Each token sees the last `window` tokens, itself among them.
     """
-    return math.exp(sum(shape) / len(shape) + sum(label))
+    apart = torch.arange(length)[:, None] - torch.arange(length)
+    return (apart >= 0) & (apart < window)
 
 
 @exercise(
-    "cost",
-    cases=lambda: iter(
-        [
-            (2.5e9, 2.0, 1, 990e12, 3.35e12),
-            (2.5e9, 1.0, 8, 1e11, 20e9),
-            (2.5e9, 2.0, 1000, 990e12, 3.35e12),
-        ]
-    ),
+    "after",
+    cases=lambda: iter([(6, 5, 1024, 32768), (48, 5, 1024, 500), (4, 1, 10, 30)]),
     mistakes={
-        "computing and reading go on at once: the slower of the two decides, not their sum": (
-            lambda weights, size, rows, speed, bandwidth: (
-                2 * weights * rows / speed + weights * size / bandwidth
-            )
+        "a local layer keeps its window, and no more than there are": (
+            "min(window, tokens)",
+            "window",
         ),
-        "a weight costs a multiplication and an addition": (
-            lambda weights, size, rows, speed, bandwidth: max(
-                weights * rows / speed, weights * size / bandwidth
-            )
+        "5 : 1 makes groups of six": ("(local + 1)", "local"),
+        "turned round: one in local + 1 is global": (
+            "spread * tokens + (layers - spread) * min(window, tokens)",
+            "spread * min(window, tokens) + (layers - spread) * tokens",
         ),
-        "the weights are read once for all rows": lambda weights, size, rows, speed, bandwidth: max(
-            2 * weights * rows / speed, rows * weights * size / bandwidth
-        ),
-        "each row is computed": lambda weights, size, rows, speed, bandwidth: max(
-            2 * weights / speed, weights * size / bandwidth
+        "a global layer keeps all": (
+            "spread * tokens + (layers - spread)",
+            "layers",
         ),
     },
 )
-def step_seconds(weights: float, size: float, rows: int, speed: float, bandwidth: float) -> float:
-    """The least time of a step of decoding, in seconds, after the roofline; the cache is left out.
-
-    weights: how many, of `size` bytes each. rows: answers in the batch. speed: operations a second.
-    bandwidth: bytes a second.
+def kept_tokens(layers: int, local: int, window: int, tokens: int) -> int:
+    """How many tokens' keys all layers together keep, after so many tokens: `local` local layers
+    with that window stand before each global one, which keeps all. (layers is a multiple.)
     """
-    return max(2 * weights * rows / speed, weights * size / bandwidth)
+    spread = layers // (local + 1)
+    return spread * tokens + (layers - spread) * min(window, tokens)
