@@ -40,20 +40,6 @@ Cases = Iterator[tuple[Any, ...]]
 Function = Callable[[Tensor], Tensor]
 
 
-def _rotated(
-    sign: int = 1, exponent: float = 1, neighbours: bool = False
-) -> Callable[[Tensor, Tensor, float], Tensor]:
-    def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-        width = x.shape[-1]
-        speeds = base ** (-torch.arange(0, width, 2) * exponent / width)
-        angles = positions[:, None] * speeds * sign
-        a, b = (x[:, ::2], x[:, 1::2]) if neighbours else x.chunk(2, dim=-1)
-        turned = a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()
-        return torch.stack(turned, -1).flatten(1) if neighbours else torch.cat(turned, -1)
-
-    return rotate
-
-
 def _real_rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     return apply_rotary(
         x, *(one[0, 0] for one in rotary_cos_sin(positions[None], x.shape[-1], base, x.dtype))
@@ -70,13 +56,23 @@ def _real_rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     ),
     truth=_real_rotate,
     mistakes={
-        "a pair is channel i and channel i + head_dim / 2 here, not two neighbours": _rotated(
-            neighbours=True
+        "a pair is channel i and channel i + head_dim / 2 here, not two neighbours": (
+            "x.chunk(2, dim=-1)",
+            "(x[:, ::2], x[:, 1::2])",
+            "torch.cat(turned, dim=-1)",
+            "torch.stack(turned, -1).flatten(1)",
         ),
-        "turns the other way: (a, b) becomes (a·cos − b·sin, b·cos + a·sin)": _rotated(sign=-1),
-        "the last pairs turn too quickly: θ_i = base^(−2i / head_dim)": _rotated(exponent=0.5),
+        "turns the other way: (a, b) becomes (a·cos − b·sin, b·cos + a·sin)": (
+            "* speeds",
+            "* -speeds",
+        ),
+        "the last pairs turn too quickly: θ_i = base^(−2i / head_dim)": (
+            " / x.shape[-1])",
+            " / x.shape[-1] / 2)",
+        ),
         "turns by the place in the tensor, and not by the positions given": (
-            lambda x, positions, base: _rotated()(x, torch.arange(len(x)), base)
+            "positions[:",
+            "torch.arange(len(x))[:",
         ),
     },
 )
@@ -89,9 +85,8 @@ def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     speeds = base ** (-torch.arange(0, x.shape[-1], 2) / x.shape[-1])
     angles = positions[:, None] * speeds
     a, b = x.chunk(2, dim=-1)
-    return torch.cat(
-        (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), dim=-1
-    )
+    turned = a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()
+    return torch.cat(turned, dim=-1)
 
 
 def _real_score(query: Tensor, key: Tensor, distance: int, base: float) -> float:
@@ -141,10 +136,6 @@ def _grouped() -> Cases:
     yield torch.randn(4, 3, 8), torch.randn(4, 6, 8), torch.randn(4, 6, 8)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
-
-
 @exercise(
     "gqa",
     cases=_grouped,
@@ -153,19 +144,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     )[0][0],
     mistakes={
         "heads of a group lie beside each other: head 1 shares with head 0, not with head 2": (
-            lambda query, key, value: _attend(
-                query,
-                key.repeat(len(query) // len(key), 1, 1),
-                value.repeat(len(query) // len(key), 1, 1),
-            )
+            "key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)",
+            "key.repeat(group, 1, 1), value.repeat(group, 1, 1)",
         ),
-        "all heads use the first key head; each group has its own": lambda query, key, value: (
-            _attend(query, key[:1].expand(len(query), -1, -1), value[:1].expand(len(query), -1, -1))
+        "all heads use the first key head; each group has its own": (
+            "key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)",
+            "key[:1], value[:1]",
         ),
-        "the scores are not divided by √head_dim": lambda query, key, value: (
-            (query @ key.repeat_interleave(len(query) // len(key), 0).transpose(-1, -2)).softmax(-1)
-            @ value.repeat_interleave(len(query) // len(key), 0)
-        ),
+        "the scores are not divided by √head_dim": (" / query.shape[-1] ** 0.5", ""),
     },
 )
 def attend_grouped(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -211,37 +197,25 @@ def fewer_key_heads(weight: Tensor, heads: int, kept: int) -> Tensor:
         torch.tensor([[0] * padding + [1] * (prefix + suffix)]),
     )[0, 0],
     mistakes={
-        "that is causal: the prefix sees itself whole": lambda prefix, suffix, padding: (
-            torch.ones(padding + prefix + suffix, padding + prefix + suffix).tril().bool()
-            & (torch.arange(padding + prefix + suffix) >= padding)
+        "that is causal: the prefix sees itself whole": (
+            "[0] * (padding + prefix) + [1]",
+            "[0] * padding + [1] * prefix + [1]",
         ),
         "everybody sees everything: a token of the suffix must not see those after it": (
-            lambda prefix, suffix, padding: (
-                (torch.arange(padding + prefix + suffix) >= padding)
-                .expand(padding + prefix + suffix, -1)
-                .clone()
-            )
+            "order[None] <= order[:, None]",
+            "order[None] >= 0 * order[:, None]",
         ),
-        "padding is seen: its columns are False in every row": lambda prefix, suffix, padding: (
-            package_mask(
-                torch.tensor([[0] * (padding + prefix) + [1] * suffix]),
-                torch.ones(1, padding + prefix + suffix),
-            )[0, 0]
+        "padding is seen: its columns are False in every row": (
+            " & (torch.arange(len(order)) >= padding)",
+            "",
         ),
-        "a token of the suffix does not see itself": lambda prefix, suffix, padding: (
-            (
-                (torch.arange(padding + prefix + suffix)[None] < padding + prefix)
-                | torch.ones(padding + prefix + suffix, padding + prefix + suffix).tril(-1).bool()
-            )
-            & (torch.arange(padding + prefix + suffix) >= padding)
+        "a token of the suffix does not see itself": (
+            "order[None] <= order[:, None]",
+            "(order[None] < order[:, None]) | (order[None] == 0)",
         ),
         "turned on its side: a row is who looks, a column is who is looked at": (
-            lambda prefix, suffix, padding: (
-                package_mask(
-                    torch.tensor([[0] * (padding + prefix) + [1] * suffix]),
-                    torch.ones(1, padding + prefix + suffix),
-                )[0, 0].T
-            )
+            "order[None] <= order[:, None]",
+            "order[:, None] <= order[None]",
         ),
     },
 )
@@ -304,22 +278,6 @@ def _steps() -> Cases:
         yield tuple(torch.randn(count, 4) for count in (1, 1, 1, seen, seen))
 
 
-def _step(
-    front: bool = False, seen: bool = True, kept: bool = True
-) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    def step(
-        query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        old = keys, values
-        new = (key, keys) if front else (keys, key), (value, values) if front else (values, value)
-        keys, values = torch.cat(new[0]), torch.cat(new[1])
-        used = (keys, values) if seen else old
-        out = (query @ used[0].T / query.shape[-1] ** 0.5).softmax(-1) @ used[1]
-        return out, *((keys, values) if kept else old)
-
-    return step
-
-
 def _real_step(
     query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -340,20 +298,19 @@ def _real_step(
     cases=_steps,
     truth=_real_step,
     mistakes={
-        "the new token does not see itself: add its key and value to the cache first": _step(
-            seen=False
+        "the new token does not see itself: add its key and value to the cache first": (
+            "keys.T / query.shape[-1] ** 0.5).softmax(-1) @ values,",
+            "keys[:-1].T / query.shape[-1] ** 0.5).softmax(-1) @ values[:-1],",
         ),
-        "the cache comes out as it went in: the next step would not know this token": _step(
-            kept=False
+        "the cache comes out as it went in: the next step would not know this token": (
+            "@ values, keys, values",
+            "@ values, keys[:-1], values[:-1]",
         ),
-        "the new key stands before the old ones; the cache is in the order of the tokens": _step(
-            front=True
+        "the new key stands before the old ones; the cache is in the order of the tokens": (
+            "torch.cat((keys, key)), torch.cat((values, value))",
+            "torch.cat((key, keys)), torch.cat((value, values))",
         ),
-        "the scores are not divided by √head_dim": lambda query, key, value, keys, values: (
-            (query @ torch.cat((keys, key)).T).softmax(-1) @ torch.cat((values, value)),
-            torch.cat((keys, key)),
-            torch.cat((values, value)),
-        ),
+        "the scores are not divided by √head_dim": (" / query.shape[-1] ** 0.5", ""),
     },
 )
 def decode_step(
@@ -372,14 +329,19 @@ def decode_step(
     "cache",
     cases=lambda: iter([(260, 50, True), (260, 50, False), (10, 1, True), (10, 1, False)]),
     mistakes={
-        "the prompt gives the first word by itself: one step less": lambda prompt, words, cached: (
-            prompt + words if cached else sum(prompt + i for i in range(words + 1))
+        "the prompt gives the first word by itself: one step less": (
+            "words - 1",
+            "words",
+            "range(words)",
+            "range(words + 1)",
         ),
         "without a cache the prompt is computed again for every word": (
-            lambda prompt, words, cached: prompt + words - 1
+            "sum(prompt + i for i in range(words))",
+            "prompt + words - 1",
         ),
         "without a cache the words said so far are computed again, too": (
-            lambda prompt, words, cached: prompt + words - 1 if cached else prompt * words
+            "sum(prompt + i for i in range(words))",
+            "prompt * words",
         ),
     },
 )
@@ -412,28 +374,20 @@ def _streams() -> Cases:
     yield torch.randn(3, 6), torch.randn(9, 6), 0
 
 
-def _ranks(
-    stream: Tensor, table: Tensor, word: int, norm: bool = True, first: int = 1
-) -> list[int]:
-    stream = F.rms_norm(stream, stream.shape[-1:]) if norm else stream
-    logits = stream @ table.T
-    return [int((row > row[word]).sum()) + first for row in logits]
-
-
 @exercise(
     "decoder",
     cases=_streams,
     truth=_real_ranks,
     mistakes={
-        "the likeliest word has rank 1, not 0": lambda stream, table, word: _ranks(
-            stream, table, word, first=0
+        "the likeliest word has rank 1, not 0": ("1 + ", ""),
+        "counts from the wrong end: rank 1 is the likeliest": (
+            "row > row[word]",
+            "row < row[word]",
         ),
-        "counts from the wrong end: rank 1 is the likeliest": lambda stream, table, word: [
-            int((row < row[word]).sum()) + 1 for row in stream @ table.T
-        ],
-        "a rank is a place in the order, not the logit itself": lambda stream, table, word: (
-            F.rms_norm(stream, stream.shape[-1:]) @ table.T
-        )[:, word].tolist(),
+        "a rank is a place in the order, not the logit itself": (
+            "[1 + int((row > row[word]).sum()) for row in logits]",
+            "(F.rms_norm(stream, stream.shape[-1:]) @ table.T)[:, word].tolist()",
+        ),
     },
 )
 def lens_ranks(stream: Tensor, table: Tensor, word: int) -> list[int]:
@@ -499,22 +453,22 @@ def sandwich_layer(
     return x + norms[3](mlp(norms[2](x)))
 
 
-def _local(length: int, window: int, causal: bool = True, more: int = 0) -> Tensor:
-    apart = torch.arange(length)[:, None] - torch.arange(length)
-    return (apart < window + more) & ((apart >= 0) if causal else (apart > -window - more))
-
-
 @exercise(
     "after",
     cases=lambda: iter([(6, 3), (5, 1), (4, 9)]),
     mistakes={
         "one token too many: a window of 3 is the token itself and two before it": (
-            lambda length, window: _local(length, window, more=1)
+            "< window",
+            "<= window",
         ),
-        "looks into the future as well": lambda length, window: _local(
-            length, window, causal=False
+        "looks into the future as well": (
+            "(apart >= 0) & (apart < window)",
+            "apart.abs() < window",
         ),
-        "turned on its side: a row is who looks": lambda length, window: _local(length, window).T,
+        "turned on its side: a row is who looks": (
+            "(apart >= 0) & (apart < window)",
+            "(apart <= 0) & (apart > -window)",
+        ),
     },
 )
 def local_mask(length: int, window: int) -> Tensor:

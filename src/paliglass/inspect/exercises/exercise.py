@@ -31,7 +31,7 @@ from paliglass.errors import PaliglassError
 __all__ = ["HEADER", "Exercise", "exercise", "functions_of", "gradients"]
 
 Function = Callable[..., Any]
-Edit = tuple[str, str]  # of the answer's source: this, in place of which that is written
+Edit = tuple[str, ...]  # of the answer's source: old, new, old, new …
 # A learner's file as a module while it runs: dataclasses look it up in `sys.modules` by its name.
 MODULE = "paliglass_exercise_of_a_learner"
 HEADER = '''"""{title}: write the functions below.
@@ -118,7 +118,7 @@ def exercise(
 
     def make(answer: Function) -> Exercise:
         made = {
-            hint: _edited(answer, *one) if isinstance(one, tuple) else one
+            hint: _edited(answer, one) if isinstance(one, tuple) else one
             for hint, one in mistakes.items()
         }
         return Exercise(topic, answer, truth, cases, made)
@@ -135,15 +135,17 @@ def _source(answer: Function, with_body: bool = True) -> str:
     return "\n".join(source.splitlines()[node.lineno - 1 : end]) + "\n"
 
 
-def _edited(answer: Function, old: str, new: str) -> Function:
-    """The answer with `new` for `old` in its source, compiled when it is first called."""
+def _edited(answer: Function, edit: Edit) -> Function:
+    """The answer with its source changed so, compiled when it is first called."""
 
     @functools.cache
     def compiled() -> Function:
         source = _source(answer)
-        assert old in source, f"{answer.__name__} does not have {old!r}"
+        for old, new in zip(edit[::2], edit[1::2], strict=True):
+            assert old in source, f"{answer.__name__} does not have {old!r}"
+            source = source.replace(old, new)
         names = dict(answer.__globals__)
-        exec(compile(source.replace(old, new), "<a mistake>", "exec"), names)
+        exec(compile(source, "<a mistake>", "exec"), names)
         return names[answer.__name__]
 
     return lambda *arguments: compiled()(*arguments)

@@ -46,15 +46,15 @@ Function = Callable[[Tensor], Tensor]
     ),
     truth=softmax_cross_entropy,
     mistakes={
-        "overflows: subtract each row's largest logit before exp": lambda logits, labels: (
-            logits.exp().sum(-1).log() - logits[range(len(labels)), labels]
-        ).mean(),
+        "overflows: subtract each row's largest logit before exp": (
+            "logits.amax(-1, keepdim=True)",
+            "torch.zeros(len(logits), 1)",
+        ),
         "softmax first and log then loses what is small: stay with log Σ exp": (
-            lambda logits, labels: -logits.softmax(-1)[range(len(labels)), labels].log().mean()
+            "(log_sum - logits[torch.arange(len(labels)), labels])",
+            "-logits.softmax(-1)[torch.arange(len(labels)), labels].log()",
         ),
-        "adds the rows up; the loss is their mean": lambda logits, labels: F.cross_entropy(
-            logits, labels, reduction="sum"
-        ),
+        "adds the rows up; the loss is their mean": (".mean()", ".sum()"),
     },
 )
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -79,15 +79,14 @@ def _labelled() -> Cases:
     truth=suffix_cross_entropy,
     mistakes={
         "each position is asked for its own token; position t predicts token t + 1": (
-            lambda logits, labels: F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            "[:, :-1]",
+            "",
+            "[:, 1:]",
+            "",
         ),
         "every position is counted; divide by the number of labels that are not −100": (
-            lambda logits, labels: (
-                F.cross_entropy(
-                    logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
-                )
-                / labels[:, 1:].numel()
-            )
+            "labels[:, 1:].flatten())",
+            'labels[:, 1:].flatten(), reduction="sum") / labels[:, 1:].numel()',
         ),
     },
 )
@@ -106,15 +105,6 @@ def _queries_keys_values() -> Cases:
     yield 3 * torch.randn(1, 2, 16), torch.randn(1, 3, 16), torch.randn(1, 3, 16), mask[1:]
 
 
-def _attend(scale: float = -0.5, axis: int = -1, late: bool = False) -> Callable[..., Tensor]:
-    def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** scale
-        weights = (scores if late else scores.masked_fill(~mask, -math.inf)).softmax(axis)
-        return (weights * mask if late else weights) @ value
-
-    return attention
-
-
 @exercise(
     "attention",
     cases=_queries_keys_values,
@@ -122,21 +112,22 @@ def _attend(scale: float = -0.5, axis: int = -1, late: bool = False) -> Callable
         query[None], key[None], value[None], mask, query.shape[-1] ** -0.5
     )[0][0],
     mistakes={
-        "the scores are not divided by √head_dim": _attend(scale=0),
-        "the scores are divided by head_dim, and not by its root": _attend(scale=-1),
+        "the scores are not divided by √head_dim": (" / query.shape[-1] ** 0.5", ""),
+        "the scores are divided by head_dim, and not by its root": (" ** 0.5", ""),
         "the softmax goes over queries; for each query its weights over the keys sum to 1": (
-            _attend(axis=-2)
+            "softmax(-1)",
+            "softmax(-2)",
         ),
         "what the mask forbids is taken out after the softmax, so that weights no longer sum to "
-        "1: before it such a score is −∞": _attend(late=True),
+        "1: before it such a score is −∞": (
+            "scores.masked_fill(~mask, -math.inf).softmax(-1)",
+            "(scores.softmax(-1) * mask)",
+        ),
         "a forbidden score is 0, which has a weight like any other: it must be −∞": (
-            lambda query, key, value, mask: (
-                (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 * mask).softmax(-1) @ value
-            )
+            "scores.masked_fill(~mask, -math.inf)",
+            "(scores * mask)",
         ),
-        "the mask is not used": lambda query, key, value, mask: _attend()(
-            query, key, value, torch.ones_like(mask)
-        ),
+        "the mask is not used": (".masked_fill(~mask, -math.inf)", ""),
     },
 )
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -213,21 +204,23 @@ def _real_geglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     ),
     truth=_real_geglu,
     mistakes={
-        "the other one is bent: GELU is for the gate": lambda x, gate, up, down: (
-            (x @ gate.T * F.gelu(x @ up.T, approximate="tanh")) @ down.T
+        "the other one is bent: GELU is for the gate": (
+            'F.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)',
+            'x @ gate.T * F.gelu(x @ up.T, approximate="tanh")',
         ),
-        "both are bent: only the gate passes GELU": lambda x, gate, up, down: (
-            (F.gelu(x @ gate.T, approximate="tanh") * F.gelu(x @ up.T, approximate="tanh")) @ down.T
+        "both are bent: only the gate passes GELU": (
+            "(x @ up.T)",
+            'F.gelu(x @ up.T, approximate="tanh")',
         ),
-        "the product is bent: multiply after GELU": lambda x, gate, up, down: (
-            F.gelu((x @ gate.T) * (x @ up.T), approximate="tanh") @ down.T
+        "the product is bent: multiply after GELU": (
+            'F.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)',
+            'F.gelu((x @ gate.T) * (x @ up.T), approximate="tanh")',
         ),
-        "that is SiLU (SwiGLU); Gemma has GELU": lambda x, gate, up, down: (
-            (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+        "that is SiLU (SwiGLU); Gemma has GELU": (
+            'F.gelu(x @ gate.T, approximate="tanh")',
+            "F.silu(x @ gate.T)",
         ),
-        "that is the exact GELU; Gemma has its tanh approximation": lambda x, gate, up, down: (
-            (F.gelu(x @ gate.T) * (x @ up.T)) @ down.T
-        ),
+        "that is the exact GELU; Gemma has its tanh approximation": (', approximate="tanh"', ""),
     },
 )
 def geglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -282,20 +275,24 @@ def _layers() -> Cases:
     truth=_real_encoder_layer,
     mistakes={
         "the norm stands after the sum (post-norm); SigLIP's stands before attention and MLP": (
-            lambda x, norm, attend, mlp: norm(norm(x + attend(x)) + mlp(norm(x + attend(x))))
+            "x = x + attend(norm(x))\n    return x + mlp(norm(x))",
+            "x = norm(x + attend(x))\n    return norm(x + mlp(x))",
         ),
         "without the skip connections: what attention and MLP make is added to the stream": (
-            lambda x, norm, attend, mlp: mlp(norm(attend(norm(x))))
+            "x = x + ",
+            "x = ",
+            "return x + ",
+            "return ",
         ),
         "the second sum begins with what came in: the MLP adds to the stream after attention": (
-            lambda x, norm, attend, mlp: x + mlp(norm(x + attend(norm(x))))
+            "x = x + attend(norm(x))\n    return x + mlp(norm(x))",
+            "return x + mlp(norm(x + attend(norm(x))))",
         ),
         "the MLP reads the stream before attention; it comes after it": (
-            lambda x, norm, attend, mlp: x + attend(norm(x)) + mlp(norm(x))
+            "x = x + attend(norm(x))\n    return x + mlp(norm(x))",
+            "return x + attend(norm(x)) + mlp(norm(x))",
         ),
-        "the MLP's input passes the norm, too": lambda x, norm, attend, mlp: (
-            (x + attend(norm(x))) + mlp(x + attend(norm(x)))
-        ),
+        "the MLP's input passes the norm, too": ("mlp(norm(x))", "mlp(x)"),
     },
 )
 def encoder_layer(

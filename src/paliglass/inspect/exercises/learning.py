@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,10 @@ def _lora_cases() -> Cases:
     cases=_lora_cases,
     truth=_real_lora,
     mistakes={
-        "the correction counts α / r times; r is the number of A's rows": (
-            lambda x, weight, a, b, alpha: x @ (weight + b @ a).T
-        ),
-        "the correction counts α / r times, not α": lambda x, weight, a, b, alpha: (
-            x @ (weight + alpha * (b @ a)).T
-        ),
-        "only the correction is left: the frozen weights are used as well": (
-            lambda x, weight, a, b, alpha: x @ (b @ a * alpha / len(a)).T
-        ),
-        "r / α, upside down": lambda x, weight, a, b, alpha: (
-            x @ (weight + b @ a * len(a) / alpha).T
-        ),
+        "the correction counts α / r times; r is the number of A's rows": (" * alpha / len(a)", ""),
+        "the correction counts α / r times, not α": (" / len(a)", ""),
+        "only the correction is left: the frozen weights are used as well": ("x @ weight.T + ", ""),
+        "r / α, upside down": ("alpha / len(a)", "len(a) / alpha"),
     },
 )
 def lora(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
@@ -108,30 +100,19 @@ def lora_gradients(g: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tenso
     return scale * b.T @ g, scale * g @ a.T
 
 
-def _muon(
-    sign: float = -1, pick: Callable[[int, int], int] = max
-) -> Callable[[Tensor, Tensor, float], Tensor]:
-    def step(w: Tensor, g: Tensor, rate: float) -> Tensor:
-        u, _, v = torch.linalg.svd(g, full_matrices=False)
-        return w + sign * rate * 0.2 * math.sqrt(pick(*g.shape)) * (u @ v)
-
-    return step
-
-
 @exercise(
     "training",
     cases=lambda: iter(
         [(torch.randn(4, 4), torch.randn(4, 4), 0.1), (torch.zeros(2, 6), torch.randn(2, 6), 0.02)]
     ),
     mistakes={
-        "goes up the hill: a step is taken against the gradient": _muon(sign=1),
-        "the factor has the larger side, √max(m, n)": _muon(pick=min),
-        "the singular values are still in it: Muon makes all of them 1": lambda w, g, rate: (
-            w - rate * 0.2 * math.sqrt(max(g.shape)) * g
+        "goes up the hill: a step is taken against the gradient": ("w - rate", "w + rate"),
+        "the factor has the larger side, √max(m, n)": ("max(", "min("),
+        "the singular values are still in it: Muon makes all of them 1": (
+            "(u @ v_transposed)",
+            "g",
         ),
-        "the factor 0.2 · √max(m, n) is missing": lambda w, g, rate: (
-            w + (_muon()(w, g, rate) - w) / (0.2 * math.sqrt(max(g.shape)))
-        ),
+        "the factor 0.2 · √max(m, n) is missing": (" * 0.2 * math.sqrt(max(g.shape))", ""),
     },
 )
 def muon_step(w: Tensor, g: Tensor, rate: float) -> Tensor:
@@ -173,31 +154,22 @@ def backward(x: Tensor, target: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor,
     return torch.outer(before, x), torch.outer(error, hidden)
 
 
-def _levenshtein(a: str, b: str, change: int = 1, insert: int = 1) -> int:
-    row = [insert * j for j in range(len(b) + 1)]
-    for i, letter in enumerate(a, 1):
-        before, row = row, [i]
-        for j, other in enumerate(b, 1):
-            row.append(
-                min(
-                    before[j] + 1,
-                    row[j - 1] + insert,
-                    before[j - 1] + (0 if letter == other else change),
-                )
-            )
-    return row[-1]
-
-
 @exercise(
     "evaluation",
     cases=lambda: iter(
         [("kitten", "sitting"), ("STOP", "STOP"), ("", "abc"), ("abc", ""), ("EXIT 12", "EXT 21")]
     ),
     mistakes={
-        "to change a letter costs one, not a deletion and an insertion": lambda a, b: _levenshtein(
-            a, b, change=2
+        "to change a letter costs one, not a deletion and an insertion": (
+            "(letter != other)",
+            "2 * (letter != other)",
         ),
-        "a missing letter costs one, too": lambda a, b: _levenshtein(a, b, insert=0),
+        "a missing letter costs one, too": (
+            "list(range(len(truth) + 1))",
+            "[0] * (len(truth) + 1)",
+            "row[j - 1] + 1",
+            "row[j - 1]",
+        ),
         "compares letter by letter at the same place: one that is missing shifts all others": (
             lambda a, b: sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))
         ),
@@ -218,35 +190,23 @@ def _judged() -> Cases:
     yield [0.95, 0.85, 0.81, 1.0, 0.05], [1, 0, 1, 1, 0], 10
 
 
-def _ece(
-    scores: list[float], right: list[int], bins: int, weighted: bool = True, signed: bool = False
-) -> float:
-    total, filled = 0.0, 0
-    for b in range(bins):
-        some = [
-            (s, r) for s, r in zip(scores, right, strict=True) if min(int(s * bins), bins - 1) == b
-        ]
-        if some:
-            gap = (sum(s for s, _ in some) - sum(r for _, r in some)) / len(some)
-            total += (gap if signed else abs(gap)) * (len(some) if weighted else 1)
-            filled += 1
-    return total / (len(scores) if weighted else filled)
-
-
 @exercise(
     "evaluation",
     cases=_judged,
     mistakes={
         "every bin counts the same; it counts by how many answers are in it": (
-            lambda scores, right, bins: _ece(scores, right, bins, weighted=False)
+            "abs(sum(scores[i] - right[i] for i in chosen))",
+            "abs(sum(scores[i] - right[i] for i in chosen)) / max(len(chosen), 1)",
+            "/ len(scores)",
+            "/ len({min(int(s * bins), bins - 1) for s in scores})",
         ),
-        "gaps above and below cancel: take their magnitude": lambda scores, right, bins: _ece(
-            scores, right, bins, signed=True
+        "gaps above and below cancel: take their magnitude": (
+            "abs(sum(scores[i] - right[i] for i in chosen))",
+            "(sum(scores[i] - right[i] for i in chosen))",
         ),
         "each answer is held to its own score; only means over a bin can be held to a share": (
-            lambda scores, right, bins: (
-                sum(abs(s - r) for s, r in zip(scores, right, strict=True)) / len(scores)
-            )
+            "abs(sum(scores[i] - right[i] for i in chosen))",
+            "sum(abs(scores[i] - right[i]) for i in chosen)",
         ),
     },
 )
@@ -272,15 +232,16 @@ def _heads() -> Cases:
     cases=_heads,
     mistakes={
         "every head is given the first head's rows of W_O; each has its own": (
-            lambda heads, out, direction: heads @ out[: heads.shape[1]] @ direction
+            "out.view(*heads.shape, -1)",
+            "out[: heads.shape[1]].expand(len(heads), -1, -1)",
         ),
-        "that is all heads together; each is asked for alone": lambda heads, out, direction: (
-            (heads.flatten() @ out @ direction)[None].expand(len(heads)).clone()
+        "that is all heads together; each is asked for alone": (
+            'torch.einsum("hc,hcd,d->h", heads, rows, direction)',
+            'torch.einsum("hc,hcd,d->", heads, rows, direction).expand(len(heads))',
         ),
         "a head's rows of W_O lie together, and not every so many rows apart": (
-            lambda heads, out, direction: torch.stack(
-                [h @ out[i :: len(heads)] @ direction for i, h in enumerate(heads)]
-            )
+            "out.view(*heads.shape, -1)",
+            "out.view(heads.shape[1], len(heads), -1).transpose(0, 1)",
         ),
     },
 )
@@ -343,21 +304,18 @@ def _shifted() -> Cases:
     cases=_shifted,
     mistakes={
         "upside down: a kind that is frequent in use and rare in training counts more": (
-            lambda kinds, errors, train, use: (
-                sum(train[k] / use[k] * e for k, e in zip(kinds, errors, strict=True)) / len(kinds)
-            )
+            "use[kind] / train[kind]",
+            "train[kind] / use[kind]",
         ),
         "weighted by use alone: the training set has drawn each kind `train` times already": (
-            lambda kinds, errors, train, use: (
-                sum(use[k] * e for k, e in zip(kinds, errors, strict=True)) / len(kinds)
-            )
+            "use[kind] / train[kind]",
+            "use[kind]",
         ),
         "not weighted: that is the error on the training set's own mixture": (
-            lambda kinds, errors, train, use: sum(errors) / len(errors)
+            "use[kind] / train[kind]",
+            "1",
         ),
-        "the sum; the mean over the examples is asked for": lambda kinds, errors, train, use: sum(
-            use[k] / train[k] * e for k, e in zip(kinds, errors, strict=True)
-        ),
+        "the sum; the mean over the examples is asked for": (" / len(errors)", ""),
     },
 )
 def weighted_error(

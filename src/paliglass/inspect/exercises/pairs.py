@@ -33,12 +33,6 @@ def _pairs() -> Cases:
     yield 5 * torch.randn(6, 8), torch.randn(6, 8), 0.0
 
 
-def _clip(logits: Tensor, rows: bool = True, columns: bool = True) -> Tensor:
-    labels = torch.arange(len(logits))
-    parts = [F.cross_entropy(logits, labels)] * rows + [F.cross_entropy(logits.T, labels)] * columns
-    return torch.stack(parts).mean()
-
-
 @exercise(
     "clip",
     cases=_pairs,
@@ -47,27 +41,19 @@ def _clip(logits: Tensor, rows: bool = True, columns: bool = True) -> Tensor:
     ),
     mistakes={
         "the vectors are not of length 1: a dot product is a cosine only then": (
-            lambda images, texts, t: _clip(images @ texts.T * math.exp(t))
+            "F.normalize(images, dim=-1), F.normalize(texts, dim=-1)",
+            "images, texts",
         ),
         "only rows are asked: columns, text to picture, are the other half": (
-            lambda images, texts, t: _clip(
-                F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * math.exp(t),
-                columns=False,
-            )
+            "(F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2",
+            "F.cross_entropy(logits, labels)",
         ),
         "only columns are asked: rows, picture to text, are the other half": (
-            lambda images, texts, t: _clip(
-                F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * math.exp(t), rows=False
-            )
+            "(F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2",
+            "F.cross_entropy(logits.T, labels)",
         ),
-        "the cosines are multiplied by t; the factor is exp(t)": (
-            lambda images, texts, t: _clip(
-                F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * t
-            )
-        ),
-        "the two halves are added; the loss is their mean": lambda images, texts, t: (
-            2 * _clip(F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * math.exp(t))
-        ),
+        "the cosines are multiplied by t; the factor is exp(t)": ("math.exp(t)", "t"),
+        "the two halves are added; the loss is their mean": (" / 2", ""),
     },
 )
 def clip_loss(images: Tensor, texts: Tensor, t: float) -> Tensor:
@@ -110,10 +96,6 @@ def clip_gradient(logits: Tensor) -> Tensor:
     return (logits.softmax(1) - right + logits.softmax(0) - right) / (2 * len(logits))
 
 
-def _signs(n: int) -> Tensor:
-    return 2 * torch.eye(n) - 1
-
-
 def _unit_pairs() -> Cases:
     yield F.normalize(torch.randn(3, 4), dim=-1), F.normalize(torch.randn(3, 4), dim=-1), 10.0, -5.0
     one = F.normalize(torch.randn(4, 4), dim=-1)
@@ -126,34 +108,22 @@ def _unit_pairs() -> Cases:
     truth=package_siglip_loss,
     mistakes={
         "the mean is taken over all n² cells; the paper divides by n": (
-            lambda images, texts, scale, bias: (
-                -F.logsigmoid(_signs(len(images)) * (images @ texts.T * scale + bias)).mean()
-            )
+            ".sum() / len(images)",
+            ".mean()",
         ),
-        "the bias is forgotten": lambda images, texts, scale, bias: (
-            -F.logsigmoid(_signs(len(images)) * (images @ texts.T * scale)).sum() / len(images)
-        ),
+        "the bias is forgotten": (" + bias", ""),
         "the bias is not turned over with the rest: z multiplies all of scale · cosine + bias": (
-            lambda images, texts, scale, bias: (
-                -F.logsigmoid(_signs(len(images)) * (images @ texts.T * scale) + bias).sum()
-                / len(images)
-            )
+            "z * (images @ texts.T * scale + bias)",
+            "z * (images @ texts.T * scale) + bias",
         ),
-        "every cell is asked to say yes: z is −1 off the diagonal": (
-            lambda images, texts, scale, bias: (
-                -F.logsigmoid(images @ texts.T * scale + bias).sum() / len(images)
-            )
-        ),
+        "every cell is asked to say yes: z is −1 off the diagonal": ("z * (", "("),
         "only the diagonal is counted: the other cells are to say no": (
-            lambda images, texts, scale, bias: (
-                -F.logsigmoid(images @ texts.T * scale + bias).diagonal().mean()
-            )
+            "F.logsigmoid(z * (images @ texts.T * scale + bias)).sum() / len(images)",
+            "F.logsigmoid(images @ texts.T * scale + bias).diagonal().mean()",
         ),
         "log(sigmoid(x)) is −∞ where the sigmoid underflows; F.logsigmoid does not": (
-            lambda images, texts, scale, bias: (
-                -(_signs(len(images)) * (images @ texts.T * scale + bias)).sigmoid().log().sum()
-                / len(images)
-            )
+            "F.logsigmoid(z * (images @ texts.T * scale + bias))",
+            "(z * (images @ texts.T * scale + bias)).sigmoid().log()",
         ),
     },
 )
@@ -199,17 +169,15 @@ def _embedded() -> Cases:
     truth=retrieval_recall,
     mistakes={
         "that is from text to picture; for each picture the nearest texts are asked for": (
-            lambda images, texts, k: retrieval_recall(texts, images, k)
+            "images @ texts.T",
+            "texts @ images.T",
         ),
-        "that is precision: a picture has one right text, found or not": lambda images, texts, k: (
-            retrieval_recall(images, texts, k) / k
-        ),
+        "that is precision: a picture has one right text, found or not": ("item()", "item() / k"),
         "the texts farthest away are taken: the largest dot products are the nearest": (
-            lambda images, texts, k: retrieval_recall(images, -texts, k)
+            "(images @ texts.T)",
+            "(-images @ texts.T)",
         ),
-        "only the first is looked at; k are": lambda images, texts, k: retrieval_recall(
-            images, texts, 1
-        ),
+        "only the first is looked at; k are": ("topk(k,", "topk(1,"),
     },
 )
 def recall_at(images: Tensor, texts: Tensor, k: int) -> float:

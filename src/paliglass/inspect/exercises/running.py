@@ -46,26 +46,19 @@ def _weights() -> Cases:
     cases=_weights,
     truth=_real_rows,
     mistakes={
-        "one scale for the whole matrix: each row has its own": lambda weight: (
-            (weight / (weight.abs().max() / 127)).round(),
-            (weight.abs().max() / 127).expand(len(weight)).clone(),
+        "one scale for the whole matrix: each row has its own": (
+            "weight.abs().amax(1) / 127",
+            "(weight.abs().max() / 127).expand(len(weight))",
         ),
-        "a scale for each column; it is the rows that make one output each": lambda weight: (
-            (weight / (weight.abs().amax(0) / 127)).round(),
-            weight.abs().amax(0) / 127,
+        "a scale for each column; it is the rows that make one output each": (
+            "amax(1)",
+            "amax(0)",
+            "[:, None]",
+            "",
         ),
-        "cut off towards 0; round to the nearest": lambda weight: (
-            (weight / (weight.abs().amax(1, keepdim=True) / 127)).trunc(),
-            weight.abs().amax(1) / 127,
-        ),
-        "the largest magnitude becomes 127, so the scale is a 127th of it": lambda weight: (
-            (weight / (weight.abs().amax(1, keepdim=True) / 128)).round(),
-            weight.abs().amax(1) / 128,
-        ),
-        "the largest number is not the largest magnitude: take abs() first": lambda weight: (
-            (weight / (weight.amax(1, keepdim=True) / 127)).round(),
-            weight.amax(1) / 127,
-        ),
+        "cut off towards 0; round to the nearest": ("round()", "trunc()"),
+        "the largest magnitude becomes 127, so the scale is a 127th of it": ("/ 127", "/ 128"),
+        "the largest number is not the largest magnitude: take abs() first": (".abs()", ""),
     },
 )
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,21 +116,12 @@ def int8_product(x: Tensor, x_scales: Tensor, w: Tensor, w_scales: Tensor) -> Te
     ),
     mistakes={
         "computing and reading go on at once: the slower of the two decides, not their sum": (
-            lambda weights, size, rows, speed, bandwidth: (
-                2 * weights * rows / speed + weights * size / bandwidth
-            )
+            "max(2 * weights * rows / speed, weights * size / bandwidth)",
+            "2 * weights * rows / speed + weights * size / bandwidth",
         ),
-        "a weight costs a multiplication and an addition": (
-            lambda weights, size, rows, speed, bandwidth: max(
-                weights * rows / speed, weights * size / bandwidth
-            )
-        ),
-        "the weights are read once for all rows": lambda weights, size, rows, speed, bandwidth: max(
-            2 * weights * rows / speed, rows * weights * size / bandwidth
-        ),
-        "each row is computed": lambda weights, size, rows, speed, bandwidth: max(
-            2 * weights / speed, weights * size / bandwidth
-        ),
+        "a weight costs a multiplication and an addition": ("2 * weights", "weights"),
+        "the weights are read once for all rows": ("weights * size", "rows * weights * size"),
+        "each row is computed": (" * rows", ""),
     },
 )
 def step_seconds(weights: float, size: float, rows: int, speed: float, bandwidth: float) -> float:
@@ -180,22 +164,21 @@ def ridge_batch(operations: float, bandwidth: float, bytes_per_weight: float) ->
     ),
     mistakes={
         "the large model's own word at the first miss is good: it is kept, too": (
-            lambda guesses, judged: [
-                g for i, g in enumerate(guesses) if guesses[: i + 1] == judged[: i + 1]
-            ]
+            "[*guesses[:good], judged[good]]",
+            "guesses[:good]",
         ),
         "after a miss nothing counts: what follows was asked after a wrong word": (
-            lambda guesses, judged: [
-                *[g for g, j in zip(guesses, judged, strict=False) if g == j],
-                judged[-1],
-            ]
+            "[*guesses[:good], judged[good]]",
+            "[*(g for g, j in zip(guesses, judged) if g == j), judged[-1]]",
         ),
         "what the large model says after a wrong guess is of no use, it had another beginning": (
-            lambda guesses, judged: judged
+            "[*guesses[:good], judged[good]]",
+            "judged",
         ),
-        "the wrong guess is kept in place of the large model's word": lambda guesses, judged: (
-            lambda n: [*guesses[: n + 1]] if n < len(guesses) else list(judged)
-        )(next((i for i, g in enumerate(guesses) if g != judged[i]), len(guesses))),
+        "the wrong guess is kept in place of the large model's word": (
+            "[*guesses[:good], judged[good]]",
+            "[*guesses, judged[-1]][: good + 1]",
+        ),
     },
 )
 def accepted(guesses: list[int], judged: list[int]) -> list[int]:
@@ -253,13 +236,6 @@ def speculative_token(p: Tensor, q: Tensor, guess: int, keep: float, other: floa
     return int((more.cumsum(0) <= other * more.sum()).sum())
 
 
-def _numbers(data: bytes, name: str, skip: bool = True) -> list[float]:
-    (length,) = struct.unpack("<Q", data[:8])
-    begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
-    start = 8 + length if skip else 0
-    return list(struct.unpack(f"<{(end - begin) // 4}f", data[start + begin : start + end]))
-
-
 def _files() -> Cases:
     tensors = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([0.5, -2.0, 7.25])}
     data = safetensors.torch.save(tensors, {"format": "pt"})
@@ -273,22 +249,14 @@ def _files() -> Cases:
     truth=lambda data, name: safetensors.torch.load(data)[name].flatten().tolist(),
     mistakes={
         "data_offsets count from the end of the header, and not from the start of the file": (
-            lambda data, name: _numbers(data, name, skip=False)
+            "8 + length + begin : 8 + length + end",
+            "begin : end",
         ),
-        "the header begins after 8 bytes, and so all is 8 bytes further on": lambda data, name: (
-            lambda length, begin, end: list(
-                struct.unpack(f"<{(end - begin) // 4}f", data[length + begin : length + end])
-            )
-        )(
-            struct.unpack("<Q", data[:8])[0],
-            *json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])[name]["data_offsets"],
+        "the header begins after 8 bytes, and so all is 8 bytes further on": (
+            "8 + length + begin : 8 + length + end",
+            "length + begin : length + end",
         ),
-        "big-endian; safetensors writes the low byte first: '<f'": lambda data, name: list(
-            struct.unpack(
-                f">{len(_numbers(data, name))}f",
-                struct.pack(f"<{len(_numbers(data, name))}f", *_numbers(data, name)),
-            )
-        ),
+        "big-endian; safetensors writes the low byte first: '<f'": ('f"<{', 'f">{'),
     },
 )
 def read_tensor(data: bytes, name: str) -> list[float]:
@@ -301,24 +269,6 @@ def read_tensor(data: bytes, name: str) -> list[float]:
     begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
     numbers = data[8 + length + begin : 8 + length + end]
     return list(struct.unpack(f"<{len(numbers) // 4}f", numbers))
-
-
-def _greedy(
-    next_logits: Callable[[list[int]], Tensor],
-    prompt: list[int],
-    end: int,
-    most: int,
-    with_end: bool = False,
-    with_prompt: bool = False,
-) -> list[int]:
-    ids = list(prompt)
-    while len(ids) - len(prompt) < most:
-        token = int(next_logits(ids).argmax())
-        if token == end:
-            ids += [end] * with_end
-            break
-        ids.append(token)
-    return ids if with_prompt else ids[len(prompt) :]
 
 
 def _logits(prompt: list[int]) -> Callable[[list[int]], Tensor]:
@@ -337,16 +287,17 @@ def _logits(prompt: list[int]) -> Callable[[list[int]], Tensor]:
     cases=lambda: iter([(_logits([5, 5]), [5, 5], 1, most) for most in (10, 2, 0)]),
     mistakes={
         "the end token is part of the answer; it only ends it": (
-            lambda f, prompt, end, most: _greedy(f, prompt, end, most, with_end=True)
+            "if token == end:\n            break\n        answer.append(token)",
+            "answer.append(token)\n        if token == end:\n            break",
         ),
         "the prompt stands before the answer; the answer alone is asked for": (
-            lambda f, prompt, end, most: _greedy(f, prompt, end, most, with_prompt=True)
+            "return answer",
+            "return prompt + answer",
         ),
-        "one token too many: stop at `most`": lambda f, prompt, end, most: _greedy(
-            f, prompt, end, most + 1
-        ),
+        "one token too many: stop at `most`": ("< most", "<= most"),
         "the model is shown the prompt alone each time; it must see what it has said": (
-            lambda f, prompt, end, most: [int(f(prompt).argmax())] * most
+            "[*prompt, *answer]",
+            "prompt",
         ),
     },
 )
@@ -371,22 +322,18 @@ def _bytes() -> Cases:
     yield -7, [255, 0, 200, 128], [-127, 5, 127, -1]
 
 
-def _signed(byte: int) -> int:
-    return byte - 256 if byte > 127 else byte
-
-
 @exercise(
     "kernels",
     cases=_bytes,
     mistakes={
-        "the sum so far is added to, not replaced": lambda total, unsigned, signed: sum(
-            a * b for a, b in zip(unsigned, signed, strict=True)
+        "the sum so far is added to, not replaced": ("total + ", ""),
+        "the first four are unsigned: 200 is 200, not −56": (
+            "a * b",
+            "(a - 256 if a > 127 else a) * b",
         ),
-        "the first four are unsigned: 200 is 200, not −56": lambda total, unsigned, signed: (
-            total + sum(_signed(a) * b for a, b in zip(unsigned, signed, strict=True))
-        ),
-        "products do not wrap: they are added up in 32 bits": lambda total, unsigned, signed: (
-            total + sum(_signed(a * b % 256) for a, b in zip(unsigned, signed, strict=True))
+        "products do not wrap: they are added up in 32 bits": (
+            "a * b for",
+            "(a * b + 128) % 256 - 128 for",
         ),
     },
 )
@@ -406,21 +353,15 @@ def _groups() -> Cases:
     cases=_groups,
     mistakes={
         "the high half comes first in what you give; the low halves of all bytes do": (
-            lambda packed, codes, scale: [
-                scale * codes[h] for h in [*[b >> 4 for b in packed], *[b & 15 for b in packed]]
-            ]
+            "*(byte & 15 for byte in packed), *(byte >> 4 for byte in packed)",
+            "*(byte >> 4 for byte in packed), *(byte & 15 for byte in packed)",
         ),
         "low and high half alternate in what you give; all low halves come first": (
-            lambda packed, codes, scale: [
-                scale * codes[h] for b in packed for h in (b & 15, b >> 4)
-            ]
+            "*(byte & 15 for byte in packed), *(byte >> 4 for byte in packed)",
+            "half for byte in packed for half in (byte & 15, byte >> 4)",
         ),
-        "half a byte is a place in `codes`, not the value itself": lambda packed, codes, scale: [
-            scale * h for h in [*[b & 15 for b in packed], *[b >> 4 for b in packed]]
-        ],
-        "the group's scale multiplies every value": lambda packed, codes, scale: [
-            codes[h] for h in [*[b & 15 for b in packed], *[b >> 4 for b in packed]]
-        ],
+        "half a byte is a place in `codes`, not the value itself": ("codes[half]", "half"),
+        "the group's scale multiplies every value": ("scale * ", ""),
     },
 )
 def unpack_group(packed: bytes, codes: list[int], scale: float) -> list[float]:

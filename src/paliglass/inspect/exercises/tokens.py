@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -48,15 +47,6 @@ def _prompts() -> Cases:
     yield torch.tensor([3, 9, 9, 9, 5]), table, torch.randn(3, 4), 9
 
 
-def _merge(words: float = 2.0, features: float = 1.0) -> Callable[..., Tensor]:
-    def merge(ids: Tensor, table: Tensor, pictures: Tensor, image: int) -> Tensor:
-        sequence = table[ids] * words
-        sequence[ids == image] = pictures * features
-        return sequence
-
-    return merge
-
-
 def _real_merge(ids: Tensor, table: Tensor, pictures: Tensor, image: int) -> Tensor:
     decoder: Any = SimpleNamespace(
         embed_tokens=table.__getitem__, config=SimpleNamespace(hidden_size=table.shape[-1])
@@ -75,21 +65,22 @@ def _real_merge(ids: Tensor, table: Tensor, pictures: Tensor, image: int) -> Ten
     cases=_prompts,
     truth=_real_merge,
     mistakes={
-        "words are multiplied by √D": _merge(words=1),
-        "the picture's vectors are multiplied by √D, too: only words are": _merge(features=2),
-        "the picture's vectors are divided by √D: they stay as the projector made them": _merge(
-            features=0.5
+        "words are multiplied by √D": (" * table.shape[-1] ** 0.5", ""),
+        "the picture's vectors are multiplied by √D, too: only words are": (
+            "= pictures",
+            "= pictures * table.shape[-1] ** 0.5",
+        ),
+        "the picture's vectors are divided by √D: they stay as the projector made them": (
+            "= pictures",
+            "= pictures / table.shape[-1] ** 0.5",
         ),
         "pictures always come first here; they belong where ids are <image>": (
-            lambda ids, table, pictures, image: torch.cat(
-                (pictures, table[ids[ids != image]] * table.shape[-1] ** 0.5)
-            )
+            "sequence[ids == image] = pictures\n    return sequence",
+            "return torch.cat((pictures, sequence[ids != image]))",
         ),
         "the picture is added to the embedding of <image>; it takes its place": (
-            lambda ids, table, pictures, image: (
-                table[ids] * 2
-                + torch.zeros(len(ids), 4).masked_scatter((ids == image)[:, None], pictures)
-            )
+            "] = pictures",
+            "] += pictures",
         ),
     },
 )
@@ -146,23 +137,13 @@ def prompt_ids(words: list[int], pictures: int, patches: int, image: int, bos: i
     ),
     truth=lambda box, width, height: encode_box(Box(*box), width, height),
     mistakes={
-        "x stands before y: the order is y0 x0 y1 x1": lambda box, width, height: encode_box(
-            Box(box[1], box[0], box[3], box[2]), height, width
+        "x stands before y: the order is y0 x0 y1 x1": (
+            "(y0 / height, x0 / width, y1 / height, x1 / width)",
+            "(x0 / width, y0 / height, x1 / width, y1 / height)",
         ),
-        "the last place is 1023, so a share is multiplied by 1023": lambda box, width, height: (
-            "".join(
-                f"<loc{round(share * 1024):04}>"
-                for share in (box[1] / height, box[0] / width, box[3] / height, box[2] / width)
-            )
-        ),
-        "cut off, and not rounded": lambda box, width, height: "".join(
-            f"<loc{int(share * 1023):04}>"
-            for share in (box[1] / height, box[0] / width, box[3] / height, box[2] / width)
-        ),
-        "a number has four digits: <loc0007>": lambda box, width, height: "".join(
-            f"<loc{round(share * 1023)}>"
-            for share in (box[1] / height, box[0] / width, box[3] / height, box[2] / width)
-        ),
+        "the last place is 1023, so a share is multiplied by 1023": ("* 1023", "* 1024"),
+        "cut off, and not rounded": ("round(", "int("),
+        "a number has four digits: <loc0007>": (":04", ""),
     },
 )
 def box_to_tokens(box: tuple[float, float, float, float], width: float, height: float) -> str:
@@ -170,20 +151,6 @@ def box_to_tokens(box: tuple[float, float, float, float], width: float, height: 
     x0, y0, x1, y1 = box
     shares = (y0 / height, x0 / width, y1 / height, x1 / width)
     return "".join(f"<loc{round(share * 1023):04}>" for share in shares)
-
-
-def _last(counts: Counter[tuple[str, str]]) -> tuple[str, str]:
-    return max(counts, key=lambda pair: (counts[pair], pair))
-
-
-def _pair_counts(
-    words: dict[tuple[str, ...], int], weighted: bool = True
-) -> Counter[tuple[str, str]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for word, count in words.items():
-        for pair in pairwise(word):
-            counts[pair] += count if weighted else 1
-    return counts
 
 
 @exercise(
@@ -196,15 +163,12 @@ def _pair_counts(
         ]
     ),
     mistakes={
-        "a word that occurs ten times has its pairs ten times: count them so": lambda words: _last(
-            _pair_counts(words, weighted=False)
-        ),
+        "a word that occurs ten times has its pairs ten times: count them so": ("+ count", "+ 1"),
         "of two pairs that are as frequent, the one that comes last in the alphabet is asked for": (
-            lambda words: min(_pair_counts(words).items(), key=lambda one: (-one[1], one[0]))[0]
+            "max(counts, key=lambda pair: (counts",
+            "min(counts, key=lambda pair: (-counts",
         ),
-        "that is the rarest pair": lambda words: min(
-            _pair_counts(words).items(), key=lambda one: (one[1], one[0])
-        )[0],
+        "that is the rarest pair": ("max(", "min("),
     },
 )
 def best_pair(words: dict[tuple[str, ...], int]) -> tuple[str, str]:
@@ -220,19 +184,6 @@ def best_pair(words: dict[tuple[str, ...], int]) -> tuple[str, str]:
     return max(counts, key=lambda pair: (counts[pair], pair))
 
 
-def _top_p(form: str) -> Callable[[Tensor, float], Tensor]:
-    def top_p(probabilities: Tensor, p: float) -> Tensor:
-        ordered, order = probabilities.sort(descending=True)
-        summed = ordered.cumsum(0)
-        kept = {"short": summed <= p, "strict": ordered >= 1 - p, "raw": summed - ordered < p}[form]
-        ordered = torch.where(kept, ordered, 0)
-        if form != "raw":
-            ordered = ordered / ordered.sum()
-        return torch.zeros_like(probabilities).scatter(0, order, ordered)
-
-    return top_p
-
-
 @exercise(
     "sampling",
     cases=lambda: iter(
@@ -245,19 +196,21 @@ def _top_p(form: str) -> Callable[[Tensor, float], Tensor]:
     truth=lambda probabilities, p: keep_top_p(probabilities.log()[None], p)[0].softmax(-1),
     mistakes={
         "stops one word too early: the word that reaches p is kept, and so there is always one": (
-            _top_p("short")
+            "reached_before < p",
+            "ordered.cumsum(0) <= p",
         ),
-        "what is kept must sum to 1 again": _top_p("raw"),
-        "each word is judged alone; top-p adds up from the likeliest": _top_p("strict"),
-        "adds up in the order of the vocabulary: sort first": lambda probabilities, p: (
-            lambda kept: kept / kept.sum()
-        )(torch.where(probabilities.cumsum(0) - probabilities < p, probabilities, 0)),
+        "what is kept must sum to 1 again": ("kept / kept.sum()", "kept"),
+        "each word is judged alone; top-p adds up from the likeliest": (
+            "reached_before < p",
+            "ordered >= 1 - p",
+        ),
+        "adds up in the order of the vocabulary: sort first": (
+            "probabilities.sort(descending=True)",
+            "probabilities, torch.arange(len(probabilities))",
+        ),
         "the kept ones are still sorted: each belongs to its own place in the vocabulary": (
-            lambda probabilities, p: (
-                lambda ordered: (lambda kept: kept / kept.sum())(
-                    torch.where(ordered.cumsum(0) - ordered < p, ordered, 0)
-                )
-            )(probabilities.sort(descending=True).values)
+            "torch.zeros_like(probabilities).scatter(0, order, kept / kept.sum())",
+            "kept / kept.sum()",
         ),
     },
 )
@@ -339,19 +292,20 @@ def _real_logits(hidden: Tensor, table: Tensor, cap: float | None) -> Tensor:
     ),
     truth=_real_logits,
     mistakes={
-        "the cap is hard: c · tanh(x / c) comes near c and never cuts": lambda hidden, table, cap: (
-            (hidden @ table.T).clamp(-cap, cap) if cap else hidden @ table.T
+        "the cap is hard: c · tanh(x / c) comes near c and never cuts": (
+            "(logits / cap).tanh() * cap",
+            "logits.clamp(-cap, cap)",
         ),
-        "tanh gives −1 … 1: multiply by the cap again": lambda hidden, table, cap: (
-            (hidden @ table.T / cap).tanh() if cap else hidden @ table.T
+        "tanh gives −1 … 1: multiply by the cap again": (".tanh() * cap", ".tanh()"),
+        "the cap is not used": ("(logits / cap).tanh() * cap if cap else logits", "logits"),
+        "√D belongs to the input; the head takes the table as it is": (
+            "hidden @ table.T",
+            "hidden @ table.T * table.shape[-1] ** 0.5",
         ),
-        "the cap is not used": lambda hidden, table, cap: hidden @ table.T,
-        "√D belongs to the input; the head takes the table as it is": lambda hidden, table, cap: (
-            lambda x: (x / cap).tanh() * cap if cap else x
-        )(hidden @ table.T * table.shape[-1] ** 0.5),
-        "these are probabilities; logits are what softmax is given": lambda hidden, table, cap: (
-            lambda x: (x / cap).tanh() * cap if cap else x
-        )(hidden @ table.T).softmax(-1),
+        "these are probabilities; logits are what softmax is given": (
+            "(logits / cap).tanh() * cap if cap else logits",
+            "((logits / cap).tanh() * cap if cap else logits).softmax(-1)",
+        ),
     },
 )
 def tied_logits(hidden: Tensor, table: Tensor, cap: float | None) -> Tensor:
@@ -401,11 +355,6 @@ def table_gradient(ids: Tensor, entered: Tensor, hidden: Tensor, logits: Tensor)
     return gradient.index_add(0, ids, entered)
 
 
-def _box_of(answer: str, width: float, height: float) -> tuple[float, ...]:
-    y0, x0, y1, x1 = (int(answer[i + 4 : i + 8]) for i in range(0, 36, 9))
-    return x0 / 1023 * width, y0 / 1023 * height, x1 / 1023 * width, y1 / 1023 * height
-
-
 def _real_box(answer: str, width: float, height: float) -> tuple[float, ...]:
     x0, y0, x1, y1 = parse_boxes(answer)[0].box
     return x0 * width, y0 * height, x1 * width, y1 * height
@@ -421,16 +370,15 @@ def _real_box(answer: str, width: float, height: float) -> tuple[float, ...]:
     ),
     truth=_real_box,
     mistakes={
-        "x and y are exchanged: the tokens say y0 x0 y1 x1": lambda answer, width, height: tuple(
-            int(answer[i + 4 : i + 8]) / 1023 * size
-            for i, size in zip(range(0, 36, 9), (width, height) * 2, strict=True)
+        "x and y are exchanged: the tokens say y0 x0 y1 x1": (
+            "y0, x0, y1, x1 =",
+            "x0, y0, x1, y1 =",
         ),
         "one scale for both axes: x counts in the picture's width, y in its height": (
-            lambda answer, width, height: _box_of(answer, width, width)
+            "* height",
+            "* width",
         ),
-        "1023 is the far edge: divide by 1023": lambda answer, width, height: tuple(
-            edge * 1023 / 1024 for edge in _box_of(answer, width, height)
-        ),
+        "1023 is the far edge: divide by 1023": ("/ 1023", "/ 1024"),
     },
 )
 def tokens_to_box(answer: str, width: float, height: float) -> tuple[float, ...]:
@@ -452,17 +400,18 @@ def tokens_to_box(answer: str, width: float, height: float) -> tuple[float, ...]
     truth=package_score,
     mistakes={
         "the edges' probabilities are multiplied; it is their geometric mean": (
-            lambda shape, label: math.exp(sum(shape) + sum(label))
+            " / len(shape)",
+            "",
         ),
         "the edges' probabilities are averaged; the geometric mean averages their logarithms": (
-            lambda shape, label: sum(map(math.exp, shape)) / len(shape) * math.exp(sum(label))
+            "math.exp(sum(shape) / len(shape) + sum(label))",
+            "sum(map(math.exp, shape)) / len(shape) * math.exp(sum(label))",
         ),
         "the label is averaged as well; its tokens' probabilities are multiplied": (
-            lambda shape, label: math.exp(sum(shape) / len(shape) + sum(label) / len(label))
+            "sum(label)",
+            "sum(label) / len(label)",
         ),
-        "the logarithm of the score: take exp": lambda shape, label: (
-            sum(shape) / len(shape) + sum(label)
-        ),
+        "the logarithm of the score: take exp": ("math.exp", ""),
     },
 )
 def object_score(shape: list[float], label: list[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -56,14 +56,11 @@ def _real_layer_parameters(width: int, heads: int, key_heads: int, head_dim: int
     truth=_real_layer_parameters,
     mistakes={
         "keys and values have heads of their own number, not the queries'": (
-            lambda d, h, k, size, m: d * size * 4 * h + 3 * d * m + 2 * d
+            "2 * heads + 2 * key_heads",
+            "4 * heads",
         ),
-        "a Gemma MLP has three matrices: gate, up and down": (
-            lambda d, h, k, size, m: d * size * (2 * h + 2 * k) + 2 * d * m + 2 * d
-        ),
-        "two RMSNorms belong to the layer, a weight for each channel": (
-            lambda d, h, k, size, m: d * size * (2 * h + 2 * k) + 3 * d * m
-        ),
+        "a Gemma MLP has three matrices: gate, up and down": ("3 * width * mlp", "2 * width * mlp"),
+        "two RMSNorms belong to the layer, a weight for each channel": (" + 2 * width", ""),
     },
 )
 def layer_parameters(width: int, heads: int, key_heads: int, head_dim: int, mlp: int) -> int:
@@ -133,28 +130,22 @@ def path_shapes(
     ]
 
 
-def _patchify(order: tuple[int, ...]) -> Callable[[Tensor, int], Tensor]:
-    def cut(picture: Tensor, size: int) -> Tensor:
-        channels, high, wide = picture.shape
-        parts = picture.reshape(channels, high // size, size, wide // size, size).permute(order)
-        return parts.reshape(high // size * (wide // size), -1)
-
-    return cut
-
-
 @exercise(
     "patches",
     cases=lambda: iter([(torch.randn(3, 8, 8), 4), (torch.randn(3, 6, 12), 3)]),
     truth=lambda picture, size: F.unfold(picture[None], size, stride=size)[0].T,
     mistakes={
-        "the patches come column by column; they are read like text, row by row": _patchify(
-            (3, 1, 0, 2, 4)
+        "the patches come column by column; they are read like text, row by row": (
+            "1, 3, 0, 2, 4",
+            "3, 1, 0, 2, 4",
         ),
-        "in a patch the channel comes last; a convolution's weight is channel, y, x": _patchify(
-            (1, 3, 2, 4, 0)
+        "in a patch the channel comes last; a convolution's weight is channel, y, x": (
+            "1, 3, 0, 2, 4",
+            "1, 3, 2, 4, 0",
         ),
         "a reshape alone does not cut squares: bring both axes of patches to the front first": (
-            lambda picture, size: picture.reshape(-1, len(picture) * size * size)
+            ".permute(1, 3, 0, 2, 4)",
+            "",
         ),
     },
 )
@@ -203,26 +194,19 @@ def embed_patches(picture: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     return patches @ kernel.flatten(1).T + bias
 
 
-def _sinusoidal(exponent: float, halves: bool = False) -> Callable[[int, int], Tensor]:
-    def table(length: int, width: int) -> Tensor:
-        speeds = 10000.0 ** (-torch.arange(0, width, 2) * exponent / width)
-        angles = torch.arange(length)[:, None] * speeds
-        if halves:
-            return torch.cat((angles.sin(), angles.cos()), dim=-1)
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-
-    return table
-
-
 @exercise(
     "positions",
     cases=lambda: iter([(3, 4), (50, 16)]),
     mistakes={
-        "all sines come first, then all cosines; here each pair stands side by side": _sinusoidal(
-            1, halves=True
+        "all sines come first, then all cosines; here each pair stands side by side": (
+            "torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)",
+            "torch.cat((angles.sin(), angles.cos()), dim=-1)",
         ),
-        "the last pair is too quick: pair i has θ = 10000^(−2i / width)": _sinusoidal(0.5),
-        "the last pair is too slow: pair i has θ = 10000^(−2i / width)": _sinusoidal(2),
+        "the last pair is too quick: pair i has θ = 10000^(−2i / width)": (
+            "/ width",
+            "/ width / 2",
+        ),
+        "the last pair is too slow: pair i has θ = 10000^(−2i / width)": ("/ width", "/ width * 2"),
     },
 )
 def sinusoidal(length: int, width: int) -> Tensor:
@@ -281,21 +265,14 @@ def _real_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     cases=_vectors_and_weights,
     truth=_real_rms_norm,
     mistakes={
-        "the mean is subtracted: that is LayerNorm": lambda x, weight, eps: (
-            F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + weight)
+        "the mean is subtracted: that is LayerNorm": (
+            "x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)",
+            "F.layer_norm(x, x.shape[-1:], eps=eps)",
         ),
-        "Gemma multiplies by 1 + weight: a weight of 0 changes nothing": (
-            lambda x, weight, eps: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
-        ),
-        "a vector of zeros gives NaN: eps belongs under the root": lambda x, weight, eps: (
-            x / x.square().mean(-1, keepdim=True).sqrt() * (1 + weight)
-        ),
-        "the squares are added up; RMS is the root of their mean": lambda x, weight, eps: (
-            x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps) * (1 + weight)
-        ),
-        "the mean goes over all tokens; each token has its own": lambda x, weight, eps: (
-            x * torch.rsqrt(x.square().mean() + eps) * (1 + weight)
-        ),
+        "Gemma multiplies by 1 + weight: a weight of 0 changes nothing": ("(1 + weight)", "weight"),
+        "a vector of zeros gives NaN: eps belongs under the root": (" + eps", ""),
+        "the squares are added up; RMS is the root of their mean": (".mean(-1", ".sum(-1"),
+        "the mean goes over all tokens; each token has its own": ("-1, keepdim=True", ""),
     },
 )
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -352,20 +329,6 @@ def _shuffled() -> Cases:
     yield torch.randn(4, 27), 3
 
 
-def _unshuffle(swap: bool = False, first: bool = False) -> Callable[[Tensor, int], Tensor]:
-    def unshuffle(tokens: Tensor, side: int) -> Tensor:
-        n = math.isqrt(len(tokens))
-        if first:  # channels before places
-            x = tokens.reshape(n, n, -1, side, side).permute(0, 3, 1, 4, 2)
-        else:
-            x = tokens.reshape(n, n, side, side, -1).permute(
-                *((0, 3, 1, 2, 4) if swap else (0, 2, 1, 3, 4))
-            )
-        return x.reshape(n * n * side * side, -1)
-
-    return unshuffle
-
-
 def _real_unshuffle(tokens: Tensor, side: int) -> Tensor:
     """torch's, whose channels lie as D × side² and come first."""
     n = math.isqrt(len(tokens))
@@ -378,14 +341,17 @@ def _real_unshuffle(tokens: Tensor, side: int) -> Tensor:
     cases=_shuffled,
     truth=_real_unshuffle,
     mistakes={
-        "rows and columns within a square are exchanged: the places go row by row": _unshuffle(
-            swap=True
+        "rows and columns within a square are exchanged: the places go row by row": (
+            "transpose(1, 2)",
+            "permute(0, 3, 1, 2, 4)",
         ),
-        "the channels of one patch lie together, four patches after each other": _unshuffle(
-            first=True
+        "the channels of one patch lie together, four patches after each other": (
+            "n, n, side, side, -1).transpose(1, 2)",
+            "n, n, -1, side, side).permute(0, 3, 1, 4, 2)",
         ),
         "patches of a square do not lie behind each other in the picture: axes must be exchanged": (
-            lambda tokens, side: tokens.reshape(len(tokens) * side * side, -1)
+            ".transpose(1, 2)",
+            "",
         ),
     },
 )
