@@ -235,7 +235,7 @@ def patches(name: str) -> None:
         m.caption(SCENE)
     vectors = t.pictures[0].patch_embeddings
     most = float(vectors.abs().quantile(0.98))
-    draw = Drawing(370)
+    draw = Drawing(498)
     draw.text(70, 18, "128 × 128 pixels", "soft")
     draw.text(70, 34, "in 64 patches", "soft")
     draw.picture(6, 130, 128, scene())
@@ -250,6 +250,13 @@ def patches(name: str) -> None:
     for place in (0, 24, 47):
         draw.text(184 + 4.5 * place, 345, str(4 * place), "small soft", "end" if place else "start")
     draw.legend(10, 330, f"+{most:.1f}", f"−{most:.1f}")
+    matrix = m.model.vision_tower.vision_model.embeddings.patch_embedding.weight.detach().float()
+    draw.text(200, 390, "16 rows of the matrix, each as a picture", "soft")
+    longest = matrix.flatten(1).norm(dim=1).topk(16).indices.sort().values
+    for i, row in enumerate(matrix[longest]):
+        pixels = (127.5 * (1 + row / row.abs().max())).round().byte().permute(1, 2, 0).numpy()
+        x, y = 10 + 48 * (i % 8), 400 + 48 * (i // 8)
+        draw.picture(x, y, 44, Image.fromarray(pixels))
     draw.save(name)
 
 
