@@ -69,6 +69,7 @@ class TestLearn:
     def test_keeps_the_answers_until_asked(self, cli):
         kept, told = cli("learn", "cost", "--no-run"), cli("learn", "cost", "--no-run", "--answers")
         assert "`--answers` shows the answers." in kept.out
+        assert "def describe(" in kept.out  # folded on the page
         assert len(told.out) > len(kept.out) + 200
         assert "shows the answers" not in told.out
 

@@ -188,6 +188,7 @@ def _for_terminal(text: str, answers: bool) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     if not answers:
         hint = "*`--answers` shows the answers.*"
-        text = re.sub(r"<details>.*?</details>", hint, text, flags=re.DOTALL)
+        folded = r"<details><summary>Answers</summary>.*?</details>"
+        text = re.sub(folded, hint, text, flags=re.DOTALL)
     text = re.sub(r"</?(details|summary)>", "", text)
     return re.sub(r"!\[(.*?)\]\((.*?)\)", r"*Figure: \1 (\2)*", text, flags=re.DOTALL)
