@@ -107,15 +107,21 @@ class TestExercises:
 
     def test_from_the_stub_to_the_answer(self, cli):
         done = cli("learn", "norms", "--exercise")
-        told = "exercise_norms.py: write rms_norm; then paliglass learn --check exercise_norms.py\n"
+        told = (
+            "exercise_norms.py: write rms_norm and layer_norm; then paliglass learn --check "
+            "exercise_norms.py\n"
+        )
         assert (done.code, done.out, done.err) == (0, told, "")
         done = cli("learn", "--check", "exercise_norms.py")
-        assert (done.code, done.out) == (1, "rms_norm: is not written yet\n")
+        unwritten = "rms_norm: is not written yet\nlayer_norm: is not written yet\n"
+        assert (done.code, done.out) == (1, unwritten)
         path = Path("exercise_norms.py")
         stub = path.read_text("utf-8")
-        path.write_text(stub.replace("raise NotImplementedError", f"return {self.RIGHT}"), "utf-8")
+        for right in (self.RIGHT, "F.layer_norm(x, weight.shape, weight, bias, eps)"):
+            stub = stub.replace("raise NotImplementedError", f"return {right}", 1)
+        path.write_text(stub, "utf-8")
         done = cli("learn", "--check", "exercise_norms.py")
-        assert (done.code, done.out, done.err) == (0, "rms_norm: right\n", "")
+        assert (done.code, done.out, done.err) == (0, "rms_norm: right\nlayer_norm: right\n", "")
 
     def test_what_is_written_already_stays(self, cli):
         Path("exercise_rope.py").write_text("mine")
@@ -141,7 +147,10 @@ class TestExercises:
         assert cli("learn", "--check", "some.py").out == "rms_norm: right\n"
         done = cli("learn", "rope", "--check", "some.py")
         assert (done.code, done.out) == (1, "")
-        assert done.err == "error: some.py: has none of the exercises' functions: rotate\n"
+        assert (
+            done.err
+            == "error: some.py: has none of the exercises' functions: rotate, relative_score\n"
+        )
 
     def test_a_function_that_ends_the_program_is_wrong_in_one_line(self, cli):
         words = "a message that is longer than a line of a hundred characters, " * 2

@@ -7,8 +7,9 @@ from paliglass.inspect.exercises.exercise import HEADER, Exercise, functions_of
 
 __all__ = ["EXERCISES", "HEADER", "Exercise", "functions_of"]
 
-EXERCISES: tuple[Exercise, ...] = tuple(
-    getattr(module, name)
+EXERCISES = tuple(
+    one
     for module in (vectors, layers, pairs, tokens, decoder, learning, running)
-    for name in module.__all__
+    for one in vars(module).values()  # as they stand there
+    if isinstance(one, Exercise)
 )
