@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tests.cli.helpers import picture
 
+from paliglass.cli.learn import _code
 from paliglass.inspect import lessons as lesson
 from paliglass.inspect.lessons import find, lessons
 
@@ -65,6 +68,11 @@ class TestLearn:
         done = cli("learn", "13", "--no-run")
         assert "positions 7 and 6: dot product 0.0" in done.out  # as the page has it
         assert "held" not in done.out
+
+    def test_long_lines_of_code_are_not_cut(self):
+        console = Console(width=40, file=io.StringIO())
+        console.print(_code("x = " + " + ".join(["word"] * 20)))
+        assert console.file.getvalue().count("word") == 20
 
     def test_keeps_the_answers_until_asked(self, cli):
         kept, told = cli("learn", "cost", "--no-run"), cli("learn", "cost", "--no-run", "--answers")
