@@ -12,7 +12,7 @@ from pathlib import Path
 from paliglass import PRESETS, PaliGemmaConfig
 
 sys.path.insert(0, str(Path(__file__).parent / "lessons"))
-from figures import Drawing
+from figures import PARTS, Drawing
 
 WORDS = 4  # <bos> caption en \n
 
@@ -47,38 +47,31 @@ def shapes(config: PaliGemmaConfig, words: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-COLOURS = """<style>
-  .vision { fill: #cfe1f5; stroke: #2f6fb7 } .words { fill: #d3ebda; stroke: #3c8d5a }
-  .answer { fill: #fbe0c1; stroke: #d9822b }
-  @media (prefers-color-scheme: dark) {
-    .vision { fill: #1d3a5a } .words { fill: #1f4630 } .answer { fill: #56391a }
-  }
-</style>"""
-
-
 class Plan(Drawing):
     """A drawing of boxes, and arrows that say what flows."""
 
     def __init__(self, height: float) -> None:
-        super().__init__(height, 680)
-        self.small = 11.0  # too wide for a phone's page in any case
-        self.parts.append(COLOURS)
+        super().__init__(height)
+        self.parts.append(PARTS)
 
-    def flow(self, x: float, y: float, shape: tuple[int, ...] | str = "", length: int = 30) -> None:
+    def flow(
+        self, x: float, y: float, shape: tuple[int, ...] | str = "", length: int = 30, side: int = 1
+    ) -> None:
+        """An arrow down, and what flows: at its right, or with side −1 at its left."""
         self.arrow(x, y, x, y + length)
         words = shape if isinstance(shape, str) else " × ".join(f"{n:,}" for n in shape)
-        self.text(x + 9, y + length / 2 + 4, words, "small mono", "start")
+        anchor = "start" if side > 0 else "end"
+        self.text(x + 9 * side, y + length / 2 + 4, words, "small", anchor)
 
     def line(self, path: str, kind: str = "line") -> None:
         self.parts.append(f'<path class="{kind}" fill="none" stroke-width="1.5" d="{path}"/>')
 
-    def block(self, x: float, y: float, w: float, h: float, title: str) -> None:
+    def block(self, x: float, y: float, w: float, h: float) -> None:
         """The outline of what is repeated."""
         self.parts.append(
             f'<rect class="line" x="{x}" y="{y}" width="{w}" height="{h}" rx="8" '
             'stroke-dasharray="5 4"/>'
         )
-        self.text(x + w - 10, y + 17, title, "small strong", "end")
 
     def skip(self, x: float, y0: float, y1: float, out: float) -> None:
         """A connection that leaves the stream at y0, goes round by `out` and is added at y1."""
@@ -89,135 +82,124 @@ class Plan(Drawing):
         self.line(f"M{x - 5} {y1}h10M{x} {y1 - 5}v10")
 
 
+LEFT, FULL = 6, 358  # what stands left of the loop back from the sampled token
+VISION, WORDS_X, WORDS_W = 190, 202, 162  # the picture's column is so wide; the words' one
+PICTURE, TEXT, STREAM = 76, 346, 114  # where the arrows run
+
+
 def draw(config: PaliGemmaConfig, path: Path) -> None:
     """Writes the figure."""
     vision, text = config.vision_config, config.text_config
     shape = shapes(config, WORDS)
     tower, decoder = "vision_tower.vision_model.", "language_model.model."
-    plan = Plan(1352)
-    left, right, w = 20, 352, 288
-    a, b = left + w / 2, right + w / 2
-    for x, kind in ((150, "vision"), (270, "words"), (390, "answer")):
+    plan = Plan(1572)
+    for x, kind in ((50, "vision"), (150, "words"), (246, "answer")):
         plan.rect(x, 8, 16, 14, kind)
         plan.text(x + 24, 20, kind, "small", "start")
 
-    plan.label(left, 34, w, 44, "a picture\nof any size, squashed to a square", "vision")
-    plan.label(right, 34, w, 44, "a prompt\n<image> … <image> <bos> caption en \\n", "words")
-    plan.flow(a, 80, (1, 3, vision.image_size, vision.image_size))
-    plan.flow(b, 80, f"1 × {vision.num_patches} + {WORDS} ids")
-    patch = vision.patch_size
-    plan.label(
-        left,
-        112,
-        w,
-        44,
-        f"embeddings\npatches of {patch} × {patch} → vectors, + positions",
-        "vision",
-    )
-    plan.label(
-        right,
-        112,
-        w,
-        44,
-        f"embed_tokens\n{text.vocab_size:,} × {text.hidden_size:,}, times √D",
-        "words",
-    )
-    plan.flow(a, 158, shape[f"{tower}embeddings"])
-    _encoder_layer(plan, config, left, w, 190)
-    plan.flow(a, 504, shape[f"{tower}encoder"])
-    plan.label(left, 536, w, 26, "post_layernorm", "vision")
-    plan.flow(a, 564, shape[f"{tower}post_layernorm"])
+    plan.label(LEFT, 34, VISION, 60, "a picture\nof any size,\nsquashed to a square", "vision")
+    prompt = "a prompt\n<image> … <image>\n<bos> caption en \\n"
+    plan.label(WORDS_X, 34, WORDS_W, 60, prompt, "words")
+    plan.flow(PICTURE, 96, (1, 3, vision.image_size, vision.image_size))
+    plan.flow(TEXT, 96, f"1 × {vision.num_patches} + {WORDS} ids", side=-1)
+    patch = f"{vision.patch_size} × {vision.patch_size}"
+    cut = f"embeddings\npatches of {patch}\n→ vectors, + positions"
+    plan.label(LEFT, 128, VISION, 60, cut, "vision")
+    table = f"embed_tokens\n{text.vocab_size:,} × {text.hidden_size:,}\ntimes √D"
+    plan.label(WORDS_X, 128, WORDS_W, 60, table, "words")
+    plan.flow(PICTURE, 190, shape[f"{tower}embeddings"])
+    plan.text(LEFT + VISION + 10, 240, "encoder layer", "small strong", "start")
+    plan.text(LEFT + VISION + 10, 257, f"× {vision.num_hidden_layers}", "small strong", "start")
+    _encoder_layer(plan, config, 222)
+    plan.flow(PICTURE, 568, shape[f"{tower}encoder"])
+    plan.label(LEFT, 600, VISION, 26, "post_layernorm", "vision")
+    plan.flow(PICTURE, 628, shape[f"{tower}post_layernorm"])
     widths = f"{vision.hidden_size:,} → {text.hidden_size:,}"
-    plan.label(left, 596, w, 44, f"multi_modal_projector\n{widths}", "vision")
-    plan.flow(a, 642, shape["multi_modal_projector"])
-    plan.flow(b, 158, shape[f"{decoder}embed_tokens"], 514)
+    plan.label(LEFT, 660, VISION, 44, f"multi_modal_projector\n{widths}", "vision")
+    plan.flow(PICTURE, 706, shape["multi_modal_projector"])
+    plan.flow(TEXT, 190, shape[f"{decoder}embed_tokens"], 546, side=-1)
 
-    full = right + w - left
-    c = left + 230.0  # where the decoder's stream runs
-    plan.rect(left, 674, full / 2, 30, "vision")
-    plan.rect(left + full / 2, 674, full / 2, 30, "words")
-    merged = "merge: the picture's vectors in the places of <image>"
-    plan.text(left + full / 2, 694, merged, "strong")
-    plan.flow(c, 706, shape[f"{decoder}layers.0"])
-    _decoder_layer(plan, config, left, full, c, 738)
-    plan.flow(c, 1132, shape[f"{decoder}layers.0"])
-    plan.label(left, 1164, full, 26, "norm: RMSNorm")
-    plan.flow(c, 1192, f"1 × 1 × {text.hidden_size:,}, the last position alone")
-    plan.label(
-        left, 1224, full, 44, "lm_head\nthe embedding table once more (tied weights)", "answer"
-    )
-    plan.flow(c, 1270, f"1 × 1 × {text.vocab_size:,} logits")
-    plan.label(left, 1302, full, 44, "softmax, temperature, top-k, top-p\nthe next token", "answer")
-    plan.line(f"M{left + full} 1324H666V134H656", "s-orange")
-    plan.arrow(656, 134, right + w + 2, 134, "s-orange")
+    plan.label(LEFT, 738, FULL / 2, 44, "merge\nthe picture's vectors", "vision")
+    plan.label(LEFT + FULL / 2, 738, FULL / 2, 44, "\nin the places of <image>", "words")
+    plan.flow(STREAM, 784, shape[f"{decoder}layers.0"])
+    _decoder_layer(plan, config, 816)
+    plan.flow(STREAM, 1340, shape[f"{decoder}layers.0"])
+    plan.label(LEFT, 1372, FULL, 26, "norm: RMSNorm")
+    plan.flow(STREAM, 1400, f"1 × 1 × {text.hidden_size:,}, the last position")
+    head = "lm_head\nthe embedding table once more (tied)"
+    plan.label(LEFT, 1432, FULL, 44, head, "answer")
+    plan.flow(STREAM, 1478, f"1 × 1 × {text.vocab_size:,} logits")
+    sampled = "softmax, temperature, top-k, top-p\nthe next token"
+    plan.label(LEFT, 1510, FULL, 44, sampled, "answer")
+    plan.line(f"M{LEFT + FULL} 1532H378V158H374", "s-orange")
+    plan.arrow(378, 158, WORDS_X + WORDS_W + 2, 158, "s-orange")
     plan.parts.append(
         '<text class="small orange" text-anchor="middle" '
-        'transform="translate(677 430) rotate(-90)">'
+        'transform="translate(394 460) rotate(-90)">'
         "the next token goes in alone: the cache holds all others</text>"
     )
     plan.write(path)
 
 
-def _encoder_layer(plan: Plan, config: PaliGemmaConfig, left: float, w: float, top: float) -> None:
-    """312 tall."""
-    vision, a = config.vision_config, left + w / 2
-    plan.block(left, top, w, 312, f"encoder layer × {vision.num_hidden_layers}")
-    inner, wide = left + 34, w - 54
-    heads = f"{vision.num_attention_heads} heads of {vision.head_dim}, no mask"
+def _encoder_layer(plan: Plan, config: PaliGemmaConfig, top: float) -> None:
+    """346 tall."""
+    vision = config.vision_config
+    plan.block(LEFT, top, VISION, 346)
+    inner, wide = LEFT + 30, VISION - 36
+    heads = f"{vision.num_attention_heads} heads of {vision.head_dim},\nno mask"
     width, middle = vision.hidden_size, vision.intermediate_size
     for y, name, words in (
         (top, "layer_norm1", f"self_attn\n{heads}"),
-        (top + 154, "layer_norm2", f"mlp\n{width:,} → {middle:,} → {width:,}, GELU"),
+        (top + 171, "layer_norm2", f"mlp, GELU\n{width:,} → {middle:,}\n→ {width:,}"),
     ):
-        plan.flow(a, y, "", 28)
+        plan.flow(PICTURE, y, "", 28)
         plan.label(inner, y + 30, wide, 26, name, "vision")
-        plan.flow(a, y + 56, "", 14)
-        plan.label(inner, y + 72, wide, 44, words, "vision")
-        plan.flow(a, y + 116, "", 14)
-        plan.skip(a, y + 10, y + 140, left + 14)
-    plan.line(f"M{a} {top + 149}v6M{a} {top + 303}v9")
+        plan.flow(PICTURE, y + 56, "", 14)
+        plan.label(inner, y + 72, wide, 60, words, "vision")
+        plan.flow(PICTURE, y + 132, "", 14)
+        plan.skip(PICTURE, y + 10, y + 156, LEFT + 14)
+    plan.line(f"M{PICTURE} {top + 165}v6M{PICTURE} {top + 336}v10")
 
 
-def _decoder_layer(
-    plan: Plan, config: PaliGemmaConfig, left: float, full: float, c: float, top: float
-) -> None:
-    """392 tall. Keys and values pass through the cache at its right."""
+def _decoder_layer(plan: Plan, config: PaliGemmaConfig, top: float) -> None:
+    """524 tall. Keys and values pass through the cache."""
     text, shape = config.text_config, shapes(config, WORDS)
     name = "language_model.model.layers.0.self_attn."
-    query = " × ".join(map(str, shape[f"{name}q_proj"]))
-    key = " × ".join(map(str, shape[f"{name}k_proj"]))
-    plan.block(left, top, full, 392, f"decoder layer × {text.num_hidden_layers}")
-    inner, wide = left + 34, 400
+    query = " × ".join(f"{n:,}" for n in shape[f"{name}q_proj"])
+    key = " × ".join(f"{n:,}" for n in shape[f"{name}k_proj"])
+    plan.block(LEFT, top, FULL, 524)
+    layers = f"decoder layer × {text.num_hidden_layers}"
+    plan.text(LEFT + FULL - 10, top + 19, layers, "small strong", "end")
+    inner, wide = LEFT + 30, FULL - 36
     half = (wide - 10) / 2
-    plan.flow(c, top, "", 28)
+    right = inner + half + 10
+    plan.flow(STREAM, top, "", 28)
     plan.label(inner, top + 30, wide, 26, "input_layernorm: RMSNorm")
     for x, words in (
-        (inner, f"q_proj, RoPE\n{query}"),
-        (inner + half + 10, f"k_proj, RoPE; v_proj\n{key} each"),
+        (inner, f"q_proj\nRoPE\n{query}"),
+        (right, f"k_proj, v_proj\nRoPE for the keys\n{key} each"),
     ):
         plan.flow(x + half / 2, top + 56, "", 14)
-        plan.label(x, top + 72, half, 44, words)
-    plan.flow(inner + half / 2, top + 116, "", 34)
-    cache, box = inner + wide + 44, 120
-    plan.label(cache, top + 72, box, 124, "KV cache\nkeys and values\nof all tokens so far")
-    plan.arrow(inner + wide, top + 94, cache - 2, top + 94)
-    plan.text((inner + wide + cache) / 2, top + 87, "new", "small soft")
-    plan.arrow(cache, top + 174, inner + wide + 2, top + 174)
-    plan.text((inner + wide + cache) / 2, top + 167, "all", "small soft")
+        plan.label(x, top + 72, half, 60, words)
+    plan.flow(right + half / 2, top + 132, "new", 30)
+    plan.label(right, top + 164, half, 44, "KV cache\nof all tokens so far")
+    plan.flow(right + half / 2, top + 208, "all", 30)
+    plan.flow(inner + half / 2, top + 132, "", 106)
     group = text.num_attention_heads // text.num_key_value_heads
     heads = f"{text.num_attention_heads} query heads of {text.head_dim}, {group} to a key head"
-    plan.label(inner, top + 152, wide, 44, f"attention under the prefix-LM mask, o_proj\n{heads}")
-    plan.flow(c, top + 196, "", 14)
-    plan.skip(c, top + 10, top + 220, left + 16)
-    plan.flow(c, top + 229, "", 27)
-    plan.label(inner, top + 258, wide, 26, "post_attention_layernorm: RMSNorm")
-    plan.flow(c, top + 284, "", 14)
+    attention = f"attention\nunder the prefix-LM mask, then o_proj\n{heads}"
+    plan.label(inner, top + 240, wide, 60, attention)
+    plan.flow(STREAM, top + 300, "", 14)
+    plan.skip(STREAM, top + 10, top + 324, LEFT + 14)
+    plan.flow(STREAM, top + 333, "", 29)
+    plan.label(inner, top + 364, wide, 26, "post_attention_layernorm: RMSNorm")
+    plan.flow(STREAM, top + 390, "", 14)
     width, middle = text.hidden_size, text.intermediate_size
-    gated = f"gelu(gate) · up: {width:,} → {middle:,}, down: → {width:,}"
-    plan.label(inner, top + 300, wide, 44, f"mlp, GeGLU\n{gated}")
-    plan.flow(c, top + 344, "", 14)
-    plan.skip(c, top + 238, top + 368, left + 16)
-    plan.line(f"M{c} {top + 377}v15")
+    gated = f"gelu(gate) · up: {width:,} → {middle:,}\ndown: {middle:,} → {width:,}"
+    plan.label(inner, top + 406, wide, 60, f"mlp, GeGLU\n{gated}")
+    plan.flow(STREAM, top + 466, "", 14)
+    plan.skip(STREAM, top + 342, top + 490, LEFT + 14)
+    plan.line(f"M{STREAM} {top + 499}v25")
 
 
 if __name__ == "__main__":

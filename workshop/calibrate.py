@@ -159,7 +159,7 @@ def calibration_error(scores: Sequence[float], right: Sequence[bool]) -> float:
 
 
 _STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #22242a } .small { font-size: 11px }
+  text { font: 13px system-ui, sans-serif; fill: #22242a } .small { font-size: 12px }
   .soft { fill: #6c6f78 } .line { stroke: #6c6f78; fill: none }
   .raw { fill: #d9822b } .calibrated { fill: #2f6fb7 }
   @media (prefers-color-scheme: dark) {
@@ -186,7 +186,7 @@ def draw_diagram(panels: dict[str, tuple[Sequence[float], Sequence[float], Seque
         parts += [
             f'<text x="{left}" y="{top - 10}" font-weight="650">{html.escape(task)}</text>',
             f'<text class="soft small" x="{end}" y="{top - 10}" text-anchor="end">'
-            f"{len(right)} answers</text>",
+            f"n = {len(right)}</text>",
             f'<path class="line" d="M{left} {top}V{floor}H{end}"/>',
             f'<path class="line" stroke-dasharray="3 4" d="M{left} {floor}L{end} {top}"/>',
             f'<text class="soft small" x="{left - 6}" y="{top + 8}" text-anchor="end">1</text>',

@@ -38,19 +38,27 @@ STYLE = """
   .soft { fill: #6c6f78 } .mono { font-family: ui-monospace, monospace }
   .strong { font-weight: 650 } .white { fill: #fff }
   .box { fill: #efede6; stroke: #d6d2c6 } .line { stroke: #6c6f78; fill: none }
-  .blue { fill: #2f6fb7 } .orange { fill: #d9822b } .green { fill: #3c8d5a } .grey { fill: #b9bcc6 }
+  .blue { fill: #2f6fb7 } .orange { fill: #d9822b } .green { fill: #3c8d5a } .grey { fill: #a2a6b2 }
   .faint { fill: #efede6 }
   .s-blue { stroke: #2f6fb7 } .s-orange { stroke: #d9822b } .s-green { stroke: #3c8d5a }
-  .s-grey { stroke: #b9bcc6 } path.curve { fill: none; stroke-width: 2.2 }
+  .s-grey { stroke: #a2a6b2 } path.curve { fill: none; stroke-width: 2.2 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e8e6e1 } .soft { fill: #9a9ca5 } .white { fill: #15171c }
     .box { fill: #282c35; stroke: #3c414d } .line { stroke: #9a9ca5 }
     .blue { fill: #6aa9ee } .orange { fill: #eda04f } .green { fill: #6cc38d }
-    .grey { fill: #5d626e } .faint { fill: #282c35 }
+    .grey { fill: #7d8290 } .faint { fill: #282c35 }
     .s-blue { stroke: #6aa9ee } .s-orange { stroke: #eda04f } .s-green { stroke: #6cc38d }
-    .s-grey { stroke: #5d626e }
+    .s-grey { stroke: #7d8290 }
   }
 """
+# The boxes of a picture's, a prompt's and an answer's way, for drawings that have them.
+PARTS = """<style>
+  .vision { fill: #cfe1f5; stroke: #2f6fb7 } .words { fill: #d3ebda; stroke: #3c8d5a }
+  .answer { fill: #fbe0c1; stroke: #d9822b }
+  @media (prefers-color-scheme: dark) {
+    .vision { fill: #1d3a5a } .words { fill: #1f4630 } .answer { fill: #56391a }
+  }
+</style>"""
 
 
 class Drawing:
@@ -190,21 +198,24 @@ def scene(edge: int = 128) -> Image.Image:
 
 def architecture(name: str) -> None:
     draw = Drawing(462)
+    draw.parts.append(PARTS)
     config = PRESETS["paligemma-3b-224"]
     vision, text = config.vision_config, config.text_config
     patches, width, size = vision.num_patches, text.hidden_size, vision.image_size
     left, right, w, full = 6, 206, 188, 388
-    draw.label(left, 10, w, 44, f"pixel_values\n3 × {size} × {size}", "faint")
-    draw.label(right, 10, w, 60, "input_ids\n<image> … <image>\n<bos> caption en \\n", "faint")
+    draw.label(left, 10, w, 44, f"pixel_values\n3 × {size} × {size}", "vision")
+    draw.label(right, 10, w, 60, "input_ids\n<image> … <image>\n<bos> caption en \\n", "words")
     layers = f"{vision.num_hidden_layers} layers of attention, MLP"
-    draw.label(left, 82, w, 60, f"vision_tower\n{layers}\n{patches} × {vision.hidden_size}")
-    draw.label(left, 174, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}")
-    draw.label(right, 98, w, 120, f"embed_tokens\n{width} numbers a word\n× √{width}")
+    draw.label(
+        left, 82, w, 60, f"vision_tower\n{layers}\n{patches} × {vision.hidden_size}", "vision"
+    )
+    draw.label(left, 174, w, 44, f"multi_modal_projector\n{vision.hidden_size} → {width}", "vision")
+    draw.label(right, 98, w, 120, f"embed_tokens\n{width} numbers a word\n× √{width}", "words")
     draw.label(left, 250, full, 30, "merge: features in the places of <image>", "faint")
     layers = f"{text.num_hidden_layers} layers of attention and MLP"
     heads = f"{text.num_attention_heads} query heads, {text.num_key_value_heads} key head"
     draw.label(left, 312, full, 60, f"language_model.model\n{layers}\n{heads}")
-    draw.label(left, 404, full, 44, f"lm_head\n{text.vocab_size:,} logits: the next word")
+    draw.label(left, 404, full, 44, f"lm_head\n{text.vocab_size:,} logits: the next word", "answer")
     for x, y0, y1 in (
         (100, 54, 80),
         (100, 142, 172),
@@ -224,7 +235,7 @@ def patches(name: str) -> None:
         m.caption(SCENE)
     vectors = t.pictures[0].patch_embeddings
     most = float(vectors.abs().quantile(0.98))
-    draw = Drawing(370)
+    draw = Drawing(498)
     draw.text(70, 18, "128 × 128 pixels", "soft")
     draw.text(70, 34, "in 64 patches", "soft")
     draw.picture(6, 130, 128, scene())
@@ -239,6 +250,13 @@ def patches(name: str) -> None:
     for place in (0, 24, 47):
         draw.text(184 + 4.5 * place, 345, str(4 * place), "small soft", "end" if place else "start")
     draw.legend(10, 330, f"+{most:.1f}", f"−{most:.1f}")
+    matrix = m.model.vision_tower.vision_model.embeddings.patch_embedding.weight.detach().float()
+    draw.text(200, 390, "16 rows of the matrix, each as a picture", "soft")
+    longest = matrix.flatten(1).norm(dim=1).topk(16).indices.sort().values
+    for i, row in enumerate(matrix[longest]):
+        pixels = (127.5 * (1 + row / row.abs().max())).round().byte().permute(1, 2, 0).numpy()
+        x, y = 10 + 48 * (i % 8), 400 + 48 * (i // 8)
+        draw.picture(x, y, 44, Image.fromarray(pixels))
     draw.save(name)
 
 
@@ -433,6 +451,8 @@ def feed_forward(name: str) -> None:
     )
     draw.text(90, 50, "GELU", "blue", "start")
     draw.text(90, 70, "ReLU", "soft", "start")
+    for y, words in ((17, "3"), (170, "0"), (237, "3"), (321, "0"), (405, "−3")):
+        draw.text(26, y, words, "soft", "end")
     draw.text(200, 200, "x from −3 to 3", "soft")
     place = draw.plot(30, 232, 340, 170, (-3, 3, -3, 3))
     for up, kind, at in (
@@ -500,7 +520,7 @@ def _matrix(draw: Drawing, left: float, top: float, values: Tensor, row: float =
         for j, value in enumerate(numbers):
             place = left + 66 * j, top + row * i, 64, row - 2
             draw.rect(*place, "faint")
-            draw.rect(*place, "blue" if value > 0 else "orange", min(abs(value), 1) * 0.9)
+            draw.rect(*place, "blue" if value > 0 else "orange", min(abs(value), 1) * 0.65)
             words = f"{value:.2f}".replace("-", "−")
             draw.text(place[0] + 32, place[1] + row / 2 + 4, words, "strong" if i == j else "")
 
@@ -560,7 +580,7 @@ def merge(name: str) -> None:
     draw = Drawing(262)
     each, tall = 360 / n, 130 / max(norms)
     for i, (norm, is_picture) in enumerate(zip(norms, kinds, strict=True)):
-        kind = "blue" if is_picture else "orange"
+        kind = "blue" if is_picture else "green"
         draw.rect(32 + each * i, 166 - norm * tall, each - 0.8, norm * tall, kind)
     draw.text(200, 20, "length of each vector that enters the decoder (mini)", "soft")
     for length in (0, 20, 40, 60):
@@ -570,7 +590,7 @@ def merge(name: str) -> None:
         _spelled(m.processor.tokenizer.id_to_token(i), "") for i in row.ids[64:n].tolist()
     )
     draw.text(32, 186, "64 patches", "blue", "start")
-    draw.text(392, 186, words, "orange", "end")
+    draw.text(392, 186, words, "green", "end")
     draw.arrow(130, 218, 130, 194)
     draw.arrow(340, 218, 340, 194)
     draw.label(32, 220, 190, 30, "multi_modal_projector", "faint")
@@ -597,8 +617,8 @@ def tokens(name: str) -> None:
             wide = 8 + 8.2 * len(word)
             if x + wide > 396:
                 x, y = 8.0, y + 54
-            kind = "orange" if word.startswith("<loc") else "blue" if word == "<image>" else "faint"
-            draw.rect(x, y, wide, 26, kind, 0.45 if kind != "faint" else 1)
+            kind = "blue" if word == "<image>" else "green" if title == "prompt" else "orange"
+            draw.rect(x, y, wide, 26, kind, 0.45)
             draw.text(x + wide / 2, y + 17, word, "mono small")
             draw.text(x + wide / 2, y + 40, str(token), "soft small")
             x += wide + 4
@@ -780,7 +800,7 @@ def sampling(name: str) -> None:
             draw.text(384, y + 15, f"{share:.2f}", "small soft", "end")
             reached += share
     draw.text(
-        200, 554, f"mini, asked to `detect tractor`: its token {step + 1}, the least sure", "soft"
+        200, 554, f"mini's answer to `detect tractor`: token {step + 1}, the least sure", "soft"
     )
     draw.text(200, 574, "of its answer; blue is what top-p 0.9 keeps", "soft")
     draw.save(name)
@@ -803,9 +823,9 @@ def weight_tying(name: str) -> None:
         draw.text(8, y, title, "", "start")
         draw.text(392, y, f"{words}, {100 * table:.0f} %", "soft", "end")
         draw.rect(8, y + 6, 300, 16, "faint")
-        draw.rect(8, y + 6, 300 * table, 16, "orange")
+        draw.rect(8, y + 6, 300 * table, 16, "green")
         draw.rect(310, y + 6, 300 * table, 16, "grey", 0.6)
-    draw.text(8, 258, "orange: the table, of all parameters;", "soft", "start")
+    draw.text(8, 258, "green: the table, of all parameters;", "soft", "start")
     draw.text(8, 276, "grey: what a second one would add", "soft", "start")
     draw.save(name)
 
@@ -1117,7 +1137,7 @@ def serving(name: str) -> None:
         for i, ((start, row), length) in enumerate(zip(starts, lengths, strict=True)):
             kind = ("blue", "orange", "green")[i % 3]
             x, y = 6 + each * start, top + 28 * row
-            draw.rect(x, y, each * length - 2, 24, kind, 0.75)
+            draw.rect(x, y, each * length - 2, 24, kind, 0.6)
             draw.text(x + each * length / 2 - 1, y + 17, str(length))
     draw.text(6, 258, "a row each; the numbers: tokens of an answer;", "soft small", "start")
     draw.text(6, 274, "pale: nobody is served", "soft small", "start")
@@ -1188,7 +1208,7 @@ def zero_shot(name: str) -> None:
 
 def after(name: str) -> None:
     """What six layers keep of 32 768 tokens: each layer a bar, whole where it is global."""
-    draw = Drawing(346, 344)
+    draw = Drawing(364, 344)
     n = 32768
     for i, (title, kept) in enumerate(
         (
@@ -1206,7 +1226,10 @@ def after(name: str) -> None:
             draw.rect(
                 338 - 332 * count / n, y, 332 * count / n, 9, "blue" if count == n else "orange"
             )
-    draw.text(6, 338, "the right end is now; blue: global, orange: local", "soft small", "start")
+    draw.text(
+        6, 338, "blue: a global layer; orange: a local one, the latest", "soft small", "start"
+    )
+    draw.text(6, 355, f"tokens alone. Share: of {n:,} tokens' keys", "soft small", "start")
     draw.save(name)
 
 
@@ -1236,7 +1259,7 @@ def inference(name: str) -> None:
     draw.text(6, 214, "whose they are", "strong", "start")
     total = sum(parts.values())
     for i, ((words, size), kind) in enumerate(
-        zip(parts.items(), ("blue", "green", "grey", "orange"), strict=True)
+        zip(parts.items(), ("blue", "blue", "green", "grey"), strict=True)
     ):
         y = 226 + 30 * i
         draw.text(98, y + 15, words, "", "end")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tests.cli.helpers import picture
 
+from paliglass.cli.learn import _code
 from paliglass.inspect import lessons as lesson
 from paliglass.inspect.lessons import find, lessons
 
@@ -66,9 +69,15 @@ class TestLearn:
         assert "positions 7 and 6: dot product 0.0" in done.out  # as the page has it
         assert "held" not in done.out
 
+    def test_long_lines_of_code_are_not_cut(self):
+        console = Console(width=40, file=io.StringIO())
+        console.print(_code("x = " + " + ".join(["word"] * 20)))
+        assert console.file.getvalue().count("word") == 20
+
     def test_keeps_the_answers_until_asked(self, cli):
         kept, told = cli("learn", "cost", "--no-run"), cli("learn", "cost", "--no-run", "--answers")
         assert "`--answers` shows the answers." in kept.out
+        assert "def describe(" in kept.out  # folded on the page
         assert len(told.out) > len(kept.out) + 200
         assert "shows the answers" not in told.out
 
@@ -106,15 +115,21 @@ class TestExercises:
 
     def test_from_the_stub_to_the_answer(self, cli):
         done = cli("learn", "norms", "--exercise")
-        told = "exercise_norms.py: write rms_norm; then paliglass learn --check exercise_norms.py\n"
+        told = (
+            "exercise_norms.py: write rms_norm and layer_norm; then paliglass learn --check "
+            "exercise_norms.py\n"
+        )
         assert (done.code, done.out, done.err) == (0, told, "")
         done = cli("learn", "--check", "exercise_norms.py")
-        assert (done.code, done.out) == (1, "rms_norm: is not written yet\n")
+        unwritten = "rms_norm: is not written yet\nlayer_norm: is not written yet\n"
+        assert (done.code, done.out) == (1, unwritten)
         path = Path("exercise_norms.py")
         stub = path.read_text("utf-8")
-        path.write_text(stub.replace("raise NotImplementedError", f"return {self.RIGHT}"), "utf-8")
+        for right in (self.RIGHT, "F.layer_norm(x, weight.shape, weight, bias, eps)"):
+            stub = stub.replace("raise NotImplementedError", f"return {right}", 1)
+        path.write_text(stub, "utf-8")
         done = cli("learn", "--check", "exercise_norms.py")
-        assert (done.code, done.out, done.err) == (0, "rms_norm: right\n", "")
+        assert (done.code, done.out, done.err) == (0, "rms_norm: right\nlayer_norm: right\n", "")
 
     def test_what_is_written_already_stays(self, cli):
         Path("exercise_rope.py").write_text("mine")
@@ -140,7 +155,10 @@ class TestExercises:
         assert cli("learn", "--check", "some.py").out == "rms_norm: right\n"
         done = cli("learn", "rope", "--check", "some.py")
         assert (done.code, done.out) == (1, "")
-        assert done.err == "error: some.py: has none of the exercises' functions: rotate\n"
+        assert (
+            done.err
+            == "error: some.py: has none of the exercises' functions: rotate, relative_score\n"
+        )
 
     def test_a_function_that_ends_the_program_is_wrong_in_one_line(self, cli):
         words = "a message that is longer than a line of a hundred characters, " * 2

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
 import pytest
+import torch
 from tests.tiny import noise_picture, tiny_model, tiny_processor, worded_config
 
 from paliglass.inspect import trace_page as report
 from paliglass.inspect.trace_page import to_html, trace_answer
 from paliglass.model import PaliGemma
+from paliglass.modeling_mask_codec import MaskCodec
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,23 @@ def test_the_drawn_mask_is_the_mask(model: PaliGemma) -> None:
     words = len(answer.row) - 16
     assert np.array_equal(drawn[-words:, -words:], answer.row.mask()[16:, 16:].numpy())
     assert drawn[:, : side - words].all()
+
+
+def test_what_was_found_is_drawn(model: PaliGemma) -> None:
+    answer = trace_answer(model, noise_picture(), "cap en", max_new_tokens=2)
+    assert 'class="found"' not in to_html(answer)
+    text = "<loc0000><loc0256><loc0512><loc0768> <i>dog</i>" + "<seg001>" * 16
+    codec = MaskCodec()
+    with torch.no_grad():
+        for parameter in codec.parameters():
+            parameter.fill_(0.1)
+    masked = "<loc0000><loc0256><loc0512><loc0768>" + "<seg001>" * 16 + " dog"
+    page = to_html(replace(answer, text=text))
+    edge = answer.picture.pixels.shape[-1] / 1023
+    x, y, wide, tall = map(
+        float, re.findall(r'<rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)">', page)[0]
+    )
+    assert (x, y, wide, tall) == pytest.approx((256 * edge, 0, 512 * edge, 512 * edge), abs=0.06)
+    assert "<title>&lt;i&gt;dog&lt;/i&gt;" in page
+    assert "<image" not in page
+    assert to_html(replace(answer, text=masked, codec=codec)).count("<image") == 1

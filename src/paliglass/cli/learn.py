@@ -90,8 +90,6 @@ def _exercises(topic: str | None) -> list[Exercise]:
 
 
 def _exercise(console: Console, lesson: Lesson, answers: bool) -> None:
-    from rich.syntax import Syntax
-
     from paliglass.files import write_whole
     from paliglass.inspect.exercises import HEADER
 
@@ -99,7 +97,7 @@ def _exercise(console: Console, lesson: Lesson, answers: bool) -> None:
     if answers:
         text = "\n\n".join(one.solution for one in own)
         if sys.stdout.isatty():
-            console.print(Syntax(text, "python"))
+            console.print(_code(text))
         else:
             print(text, end="")
         return
@@ -136,8 +134,6 @@ def _check(console: Console, path: Path, topic: str | None) -> None:
 
 def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
     from rich.markdown import Markdown
-    from rich.padding import Padding
-    from rich.syntax import Syntax
 
     def say(text: str, shown: RenderableType) -> None:
         """A part: laid out at a terminal; in a pipe or a file as it is written."""
@@ -156,7 +152,7 @@ def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
                 say(text, Markdown(text))
             elif part.kind == "python":
                 code = part.text.rstrip()
-                say(f"```python\n{code}\n```", Padding(Syntax(code, "python"), (1, 0)))
+                say(f"```python\n{code}\n```", _code(code))
                 blocks += 1
                 if printed:
                     say(*_printed(printed))
@@ -174,6 +170,14 @@ def _show(console: Console, lesson: Lesson, run: bool, answers: bool) -> None:
         )
 
 
+def _code(code: str) -> RenderableType:
+    """Python for a terminal; lines that are too long go on below, and are not cut."""
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+
+    return Padding(Syntax(code, "python", word_wrap=True), (1, 0))
+
+
 def _printed(text: str) -> tuple[str, RenderableType]:
     """What a block of code printed: as it is written, and laid out."""
     from rich.padding import Padding
@@ -188,6 +192,7 @@ def _for_terminal(text: str, answers: bool) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     if not answers:
         hint = "*`--answers` shows the answers.*"
-        text = re.sub(r"<details>.*?</details>", hint, text, flags=re.DOTALL)
+        folded = r"<details><summary>Answers</summary>.*?</details>"
+        text = re.sub(folded, hint, text, flags=re.DOTALL)
     text = re.sub(r"</?(details|summary)>", "", text)
     return re.sub(r"!\[(.*?)\]\((.*?)\)", r"*Figure: \1 (\2)*", text, flags=re.DOTALL)

@@ -11,9 +11,8 @@ function paint() {
     const canvas = card.querySelector("canvas"), side = DATA.side;
     canvas.width = canvas.height = side;
     const context = canvas.getContext("2d"), image = context.createImageData(side, side);
-    for (let i = 0; i < side * side; i++) {  // a dark veil, thin where it looked
-      const seen = maps[index * cells + i] / 255;
-      image.data.set([12, 14, 28, 235 * (1 - Math.sqrt(seen))], 4 * i);
+    for (let i = 0; i < side * side; i++) {  // over a paler picture, which stays visible
+      image.data.set([208, 0, 80, 0.65 * maps[index * cells + i]], 4 * i);
     }
     context.putImageData(image, 0, 0);
     const parts = [...shares.slice(3 * index, 3 * index + 3)];
@@ -23,6 +22,9 @@ function paint() {
   });
 }
 
-for (const look of document.querySelectorAll(".look")) look.style.backgroundImage = `url(${PICTURE})`;
+for (const look of document.querySelectorAll(".look")) {
+  const pale = "rgb(255 255 255 / .4)";
+  look.style.backgroundImage = `linear-gradient(${pale}, ${pale}), url(${PICTURE})`;
+}
 layer.onchange = head.onchange = paint;
 paint();

@@ -16,16 +16,20 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from paliglass.evaluation.objects import masks_of
 from paliglass.generation import Request
 from paliglass.inspect.tracing import Candidate, TracedPicture, TracedRow, trace
+from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.prompts import without_placeholders
 
 if TYPE_CHECKING:
     from paliglass.model import PaliGemma
+    from paliglass.modeling_mask_codec import MaskCodec
     from paliglass.pictures import Picture
 
 __all__ = ["TracedAnswer", "to_html", "trace_answer"]
@@ -39,7 +43,8 @@ ATTENTION_LIMIT = 4_000_000  # bytes of maps in a page; beyond it, heads are not
 class TracedAnswer:
     """An answer and all that was computed on the way to it.
 
-    words: the answer's tokens as text, with the closing `<eos>` if it was said.
+    words: the answer's tokens as text, with the closing `<eos>` if it was said. codec: what draws
+    the masks in it.
     """
 
     name: str
@@ -49,6 +54,7 @@ class TracedAnswer:
     row: TracedRow
     picture: TracedPicture
     spell: Callable[[int], str]
+    codec: MaskCodec | None = None
 
 
 def trace_answer(
@@ -71,7 +77,8 @@ def trace_answer(
     ids = [*done.ids, model.processor.eos_token_id] if ended else done.ids
     text = model.processor.decode(done.ids)
     words = [spell(token) for token in ids]
-    return TracedAnswer(name, prompt, text, words, t.rows[0], t.pictures[0], spell)
+    row, picture = t.rows[0], t.pictures[0]
+    return TracedAnswer(name, prompt, text, words, row, picture, spell, model.mask_codec)
 
 
 def to_html(answer: TracedAnswer, candidates: int = 5) -> str:
@@ -90,6 +97,7 @@ def to_html(answer: TracedAnswer, candidates: int = 5) -> str:
         prompt=escape(answer.prompt),
         model=escape(answer.name),
         picture=_png(picture.pixels),
+        objects=_objects(answer, size),
         size=size,
         side=side,
         patch=size // side,
@@ -146,11 +154,34 @@ def _base64(shares: Tensor) -> str:
     return base64.b64encode(values.tobytes()).decode("ascii")
 
 
+def _objects(answer: TracedAnswer, size: int) -> str:
+    """The answer's boxes, and its masks where there is a codec, over the picture of that size."""
+    found = parse_boxes(answer.text, thin=True)
+    masks = masks_of(found, answer.codec, size, size) if answer.codec else []
+    parts = []
+    for mask in masks:
+        if mask.any():
+            colour = np.array([217, 130, 43, 150], np.uint8)
+            shade = _data_url(Image.fromarray(mask[..., None] * colour))
+            parts.append(f'<image href="{shade}" width="{size}" height="{size}"/>')
+    for thing in found:
+        x0, y0, x1, y1 = (size * edge for edge in thing.box)
+        parts.append(
+            f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}">'
+            f"<title>{escape(thing.label)}</title></rect>"
+        )
+    return f'<svg viewBox="0 0 {size} {size}" class="found">{"".join(parts)}</svg>' * bool(parts)
+
+
 def _png(pixels: Tensor) -> str:
     """3 × S × S in [−1, 1] → a data URL."""
     values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    return _data_url(Image.fromarray(values.cpu().numpy()))
+
+
+def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(values.cpu().numpy()).save(buffer, format="PNG")
+    image.save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

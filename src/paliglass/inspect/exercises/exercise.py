@@ -3,13 +3,15 @@
 An exercise is a function of this package. Its signature and docstring are what the learner is
 given, its body is the answer. It is held to the real code, where the model or a library has what is
 asked for, and else to the answer. What learners often write instead stands beside it, each with a
-hint: a function that gives what one of those gives on every case has made that mistake.
+hint: a function, or in short what to put in the place of what in the answer's source. Who gives
+what one of those gives on every case has made that mistake.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import functools
 import inspect
 import math
 import sys
@@ -26,9 +28,10 @@ from torch import Tensor
 
 from paliglass.errors import PaliglassError
 
-__all__ = ["HEADER", "Exercise", "exercise", "functions_of"]
+__all__ = ["HEADER", "Exercise", "exercise", "functions_of", "gradients"]
 
 Function = Callable[..., Any]
+Edit = tuple[str, ...]  # of the answer's source: old, new, old, new …
 # A learner's file as a module while it runs: dataclasses look it up in `sys.modules` by its name.
 MODULE = "paliglass_exercise_of_a_learner"
 HEADER = '''"""{title}: write the functions below.
@@ -71,19 +74,12 @@ class Exercise:
     @property
     def solution(self) -> str:
         """The source of the answer."""
-        return self._source(with_body=True)
+        return _source(self.answer)
 
     @property
     def stub(self) -> str:
         """Signature and docstring, and a body that is not written yet."""
-        return self._source(with_body=False) + "    raise NotImplementedError\n"
-
-    def _source(self, with_body: bool) -> str:
-        source = textwrap.dedent(inspect.getsource(self.answer))
-        [node] = ast.parse(source).body
-        assert isinstance(node, ast.FunctionDef)
-        end = node.end_lineno if with_body else node.body[0].end_lineno
-        return "\n".join(source.splitlines()[node.lineno - 1 : end]) + "\n"
+        return _source(self.answer, with_body=False) + "    raise NotImplementedError\n"
 
     def check(self, function: Function) -> str | None:
         """None where `function` does what the truth, or else the answer, does; otherwise one line
@@ -115,11 +111,51 @@ class Exercise:
 def exercise(
     topic: str,
     cases: Callable[[], Iterable[tuple[Any, ...]]],
-    mistakes: Mapping[str, Function],
+    mistakes: Mapping[str, Function | Edit],
     truth: Function | None = None,
 ) -> Callable[[Function], Exercise]:
     """Makes an exercise of its answer."""
-    return lambda answer: Exercise(topic, answer, truth, cases, mistakes)
+
+    def make(answer: Function) -> Exercise:
+        made = {
+            hint: _edited(answer, one) if isinstance(one, tuple) else one
+            for hint, one in mistakes.items()
+        }
+        return Exercise(topic, answer, truth, cases, made)
+
+    return make
+
+
+def _source(answer: Function, with_body: bool = True) -> str:
+    """The function, without decorators; or its signature and docstring."""
+    source = textwrap.dedent(inspect.getsource(answer))
+    [node] = ast.parse(source).body
+    assert isinstance(node, ast.FunctionDef)
+    end = node.end_lineno if with_body else node.body[0].end_lineno
+    return "\n".join(source.splitlines()[node.lineno - 1 : end]) + "\n"
+
+
+def _edited(answer: Function, edit: Edit) -> Function:
+    """The answer with its source changed so, compiled when it is first called."""
+
+    @functools.cache
+    def compiled() -> Function:
+        source = _source(answer)
+        for old, new in zip(edit[::2], edit[1::2], strict=True):
+            assert old in source, f"{answer.__name__} does not have {old!r}"
+            source = source.replace(old, new)
+        names = dict(answer.__globals__)
+        exec(compile(source, "<a mistake>", "exec"), names)
+        return names[answer.__name__]
+
+    return lambda *arguments: compiled()(*arguments)
+
+
+def gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What backpropagation gives for each input: the truth of gradients made by hand."""
+    with torch.enable_grad():
+        leaves = [one.detach().clone().requires_grad_() for one in inputs]
+        return torch.autograd.grad(loss(*leaves), leaves)
 
 
 def functions_of(path: Path) -> dict[str, Function]:
