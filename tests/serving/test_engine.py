@@ -6,7 +6,7 @@ import ctypes
 import io
 import math
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from paliglass.errors import PaliglassError, PromptError
 from paliglass.generation import Event, Request, complete
 from paliglass.model import PaliGemma
 from paliglass.sampling import Sampling
+from paliglass.serving import engine as scheduler
 from paliglass.serving.engine import Engine
 from paliglass.serving.jobs import BusyError, Job, LateError, ModelError, NotReadyError
 from paliglass.tasks.grammar import YES_NO, ChoiceGrammar, ObjectGrammar
@@ -110,6 +111,32 @@ def test_first_come_first_served_within_the_rows_there_are() -> None:
         )
         total = engine.metrics.registry.get_sample_value("paliglass_batch_rows_count")
     assert rows == total
+
+
+def test_long_prompts_are_prefilled_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 2 * PROCESSOR.num_image_tokens + 1)
+    held = Held(tiny())
+    with running(held.model, max_batch=8) as (engine, client):
+        first = client.submit(ask("a", max_new_tokens=40))
+        held.until_held()
+        batch = engine.batch
+        assert batch is not None
+        admit, admitted = batch.admit, []
+
+        def noted(requests: Sequence[Request]) -> list[bool]:
+            admitted.append([request.prompt for request in requests])
+            return admit(requests)
+
+        monkeypatch.setattr(batch, "admit", noted)
+        others = [
+            client.submit(ask(prompt, i % 4, max_new_tokens=5)) for i, prompt in enumerate("bcdef")
+        ]
+        held.free()
+        assert [ids(client.answer(job)) for job in others] == [
+            alone(held.model, job.request) for job in others
+        ]
+        assert len(client.answer(first)) == 40
+    assert admitted == [["b", "c"], ["d", "e"], ["f"]]
 
 
 def test_a_place_is_needed_and_there_are_so_many() -> None:

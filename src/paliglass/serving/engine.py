@@ -35,6 +35,9 @@ from paliglass.serving.metrics import Metrics
 
 __all__ = ["Engine", "State", "Told", "tell_at_once"]
 
+# Prompts prefilled together: beyond some hundreds of tokens a product gains nothing by more rows,
+# and whoever was first would wait for the last one's prompt.
+PREFILL_TOKENS = 1024
 R = TypeVar("R")
 State = Literal["loading", "ready", "draining", "dead"]
 Told = tuple[Callable[[News], None], News]
@@ -117,8 +120,10 @@ class Engine:
 
     def _admit(self) -> None:
         free = self.max_batch - len(self._running)
-        # Prompts that are prefilled one by one take longer each; see `generation.run`.
-        jobs = self.line.take(free) if free >= self.max_batch // 4 else []
+        together = max(1, PREFILL_TOKENS // self.model.processor.num_image_tokens)
+        # Short prompts that are prefilled one by one take longer each; see `generation.run`.
+        is_time = free >= min(together, self.max_batch // 4)
+        jobs = self.line.take(min(free, together)) if is_time else []
         if jobs:
             self._running.update((job.request, job) for job in jobs)
             known = self._try(lambda: self._batch.admit([job.request for job in jobs]))
