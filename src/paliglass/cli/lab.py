@@ -24,7 +24,11 @@ __all__ = ["lab"]
 def lab(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", dir_okay=False, help="Write the page here, and open nothing."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the page here, and open nothing: FILE.html, or a folder for a web server.",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     model: Annotated[
@@ -43,29 +47,38 @@ def lab(
 ) -> None:
     """Open the lab: a live model in a web page, every part there to be looked at and broken.
 
-    Of mini it is one file that needs no network and no server; --out FILE writes it, to be mailed
-    or hosted anywhere. A larger model is computed by torch, which the page asks on 127.0.0.1 until
-    Ctrl-C.
+    Of mini it is one file that needs no network and no server; --out FILE.html writes it, to be
+    mailed or opened anywhere. --out FOLDER writes the page in pieces for a web server, of which a
+    reader waits for the first 6.5 MB alone. A larger model is computed by torch, which the page
+    asks on 127.0.0.1 until Ctrl-C.
     """
     import os
     import webbrowser
 
     from paliglass.checkpoints.hub import locate
-    from paliglass.formats.export import write_files
-    from paliglass.lab.build import build, fits_in_a_page
+    from paliglass.files import replacing
+    from paliglass.lab.build import build, build_pieces, fits_in_a_page
 
-    refuse_existing_file(out, overwrite)
+    in_pieces = out is not None and out.suffix.lower() not in (".html", ".htm")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = out or cache / "paliglass" / "lab.html"
+    if in_pieces:
+        path /= "index.html"
+    refuse_existing_file(path if out else None, overwrite)
     folder = locate(model)
     if torch or (out is None and not fits_in_a_page(folder)):
         if out is not None:
             raise typer.BadParameter("--torch needs the server: leave out --out")
         _serve(model, port, device, dtype)
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = out or cache / "paliglass" / "lab.html"
-    page = build(folder, locate("mini-dual"), Path(model).name)
-    write_files(path.parent, {path.name: page})
-    print(f"{path}: {len(page) / 1e6:.1f} MB")
+    parts = folder, locate("mini-dual"), Path(model).name
+    page, pieces = build_pieces(*parts) if in_pieces else (build(*parts), {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The page last: it names the pieces that it was made with.
+    for name, data in (pieces | {path.name: page.encode()}).items():
+        with replacing(path.parent / name) as unfinished:
+            unfinished.write_bytes(data)
+        print(f"{path.parent / name}: {len(data) / 1e6:.1f} MB")
     if out is None and not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be opened; open the file yourself")
 

@@ -108,6 +108,7 @@ async function main() {
   }
   store = new Store(client, loaded.config);
   const own = store;
+  client.told = (arrived, of) => own.arrive(arrived, of);
   const stage = new Stage(own);
   const tour = new Tour(own);
   const nav = el("nav", { class: "views", "aria-label": "views" });
@@ -150,7 +151,7 @@ async function main() {
   };
   own.subscribe((reason) => {
     if (reason === "view") show();
-    else view?.update(reason);
+    else if (reason !== "arriving") view?.update(reason);
   });
   document.getElementById("skip")?.addEventListener("click", (event) => {
     event.preventDefault();

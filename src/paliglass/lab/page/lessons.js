@@ -2,7 +2,7 @@
 // unpacked when the first is opened.
 
 import { button, el, fill } from "./dom.js";
-import { unpack } from "../engine/unpack.js";
+import { json } from "./parts.js";
 
 /** @type {Record<string, {number: number, title: string}>} by topic */
 const titles = JSON.parse(document.getElementById("lesson-titles")?.textContent || "{}");
@@ -10,18 +10,13 @@ const titles = JSON.parse(document.getElementById("lesson-titles")?.textContent 
 /** @type {Promise<Record<string, string>> | null} HTML by topic */
 let texts = null;
 
-async function readTexts() {
-  const node = document.getElementById("lessons");
-  const bytes = await unpack({ text: node?.textContent ?? "", planes: 1 });
-  return JSON.parse(new TextDecoder().decode(bytes));
-}
-
 /** @type {HTMLDialogElement | null} */
 let dialog = null;
 
 /** Opens a lesson over the page. @param {string} topic */
 async function open(topic) {
-  texts ??= readTexts();
+  texts ??= json("lessons");
+  texts.catch(() => (texts = null)); // a network that is back may be asked again
   const html = (await texts)[topic];
   if (!dialog) {
     const made = el("dialog", { class: "lesson", "aria-label": "lesson" });

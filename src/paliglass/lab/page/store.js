@@ -99,6 +99,7 @@ export class Store {
     /** @type {any} the answer to the state */
     this.result = null;
     this.failure = ""; // why there is no answer
+    this.arrived = { megabytes: 0, of: 0 }; // the model, on its way into the page
     /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
     this.before = null;
     /** @type {((reason: string) => void)[]} */
@@ -116,6 +117,12 @@ export class Store {
     this.idle = Promise.resolve();
   }
 
+  /** @param {number} bytes of the model that have come @param {number} of */
+  arrive(bytes, of) {
+    this.arrived = { megabytes: bytes / 1e6, of: of / 1e6 };
+    if (!this.result) this.notify("arriving");
+  }
+
   get prompt() {
     const { task, words } = this.state;
     return /** @type {any} */ (TASKS)[task].prompt((words[task] ?? "").trim());
@@ -126,7 +133,7 @@ export class Store {
     this.listeners.push(listener);
   }
 
-  /** @param {string} reason "select" or "answer" or "view" or "scene" */
+  /** @param {string} reason "select", "answer", "view", "scene", or "arriving": more of the model */
   notify(reason) {
     for (const listener of this.listeners) listener(reason);
   }
@@ -165,7 +172,8 @@ export class Store {
       return this.idle;
     }
     this.busy = true;
-    document.documentElement.dataset.busy = "true"; // what is on view belongs to the state before
+    // What is on view belongs to the state before.
+    if (this.result) document.documentElement.dataset.busy = "true";
     this.idle = this.runAll();
     return this.idle;
   }
