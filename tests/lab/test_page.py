@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +27,7 @@ from paliglass.cli import main
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.inspect.lessons import find
 from paliglass.inspect.tracing import INPUTS, TracedRow, trace
-from paliglass.lab.build import build
+from paliglass.lab.build import build, build_pieces
 from paliglass.lab.torch_engine import TorchLab
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
@@ -652,6 +655,71 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
     )
     assert len(found) >= 20
     assert [name for name, measured, right in found if measured != right] == []
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """The page in pieces on a web server: its address, its folder, what was asked for."""
+    page, pieces = build_pieces(MINI, MINI.parent / "mini_dual")
+    for name, data in (pieces | {"index.html": page.encode()}).items():
+        (tmp_path / name).write_bytes(data)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *_: Any) -> None:
+            asked.append(self.path.lstrip("/").partition("?")[0])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", tmp_path, asked
+        server.shutdown()
+        thread.join()
+
+
+def test_pieces_come_when_they_are_wanted(
+    browser: Browser, site: tuple[str, Path, list[str]], mini: PaliGemma
+) -> None:
+    address, _, asked = site
+    show(browser, address, "live")
+    assert text(browser, ".answer-text") == mini.generate(drawn(browser), "caption en")
+    pieces = [one for one in asked if one.endswith(".bin")]
+    assert sorted(pieces) == ["codec.bin", "stickers.bin", "weights.bin"]
+    assert pieces[-1] == "codec.bin"
+    show(browser, address, "boxes", task="segment", words={"segment": "tractor"})
+    assert browser.run("return lab.store.result.boxes[0].mask.length") == 4096
+    assert "dual-weights.bin" not in asked
+    do(browser, "lab.store.set({view: 'contrastive'})")
+    browser.wait("document.querySelector('.pairs')")
+    assert "dual-weights.bin" in asked
+    assert "lessons.bin" not in asked
+    do(browser, "document.querySelector('.heading .link').click()")
+    browser.wait("document.querySelector('dialog.lesson[open] h1')")
+
+
+def test_the_page_shows_itself_while_the_model_is_on_its_way(
+    browser: Browser, site: tuple[str, Path, list[str]]
+) -> None:
+    address, folder, _ = site
+    whole = (folder / "weights.bin").read_bytes()
+    (folder / "weights.bin").write_bytes(whole[: len(whole) // 2])
+    browser.ask("POST", "/url", url=address)
+    browser.wait("document.querySelector('.sentence [role=alert]')")
+    told = text(browser, ".sentence [role=alert]")
+    assert told.startswith("The model could not be read here: ")
+    assert len(texts(browser, ".views button")) == len(VIEWS)
+    assert browser.run("return document.documentElement.dataset.failed") == "true"
+
+    (folder / "weights.bin").unlink()
+    browser.errors()
+    browser.ask("POST", "/url", url="about:blank")
+    browser.ask("POST", "/url", url=address)
+    browser.wait("document.querySelector('.sentence [role=alert]')")
+    assert "weights.bin" in text(browser, ".sentence [role=alert]")
+    browser.errors()  # that of the network
 
 
 def test_on_a_server_of_another_model_it_says_whose_lab_it_is(

@@ -109,15 +109,17 @@ class Part:
     def file(self) -> str:
         return f"{self.name}.bin"
 
+    def source(self, folder: str) -> str:
+        """Its address; an old copy of a file that has changed would not fit the page."""
+        return f"{folder}{self.file}?{zlib.crc32(self.packed):08x}"
+
     def element(self, folder: str | None = None) -> str:
         """The part in the page, or where it is to be had: beside it, in `folder` (a URL)."""
         sizes = " ".join(map(str, self.sizes))
         start = f'<script type="application/gzip" id="{self.name}" data-planes="{self.planes}"'
         if folder is None:
             return f'{start} data-sizes="{sizes}">{self.letters}</script>'
-        # An old copy of a file that has changed would not fit the page.
-        source = f"{folder}{self.file}?{zlib.crc32(self.packed):08x}"
-        return f'{start} data-sizes="{sizes}" data-source="{source}"></script>'
+        return f'{start} data-sizes="{sizes}" data-source="{self.source(folder)}"></script>'
 
 
 def pack(name: str, path: Path, first: tuple[str, ...] = ()) -> Part:
@@ -217,6 +219,12 @@ def build_pieces(
     apart = [part for part in parts if part.name in APART]
     elements = {part.name: part.element(folder if part in apart else None) for part in parts}
     page = _page(elements, model is None, name, served)
+    # Asked for before the page's script is there: what is on the picture, and the model.
+    sources = {part.name: part.source(folder) for part in apart}
+    preload = f'<link rel="preload" href="{sources["stickers"]}" as="fetch" crossorigin>\n<style>'
+    page = page.replace("<style>", preload, 1)
+    if "weights" in sources:
+        page = page.replace("/* ahead */", json.dumps(sources["weights"]), 1)
     return page, {part.file: part.packed for part in apart}
 
 

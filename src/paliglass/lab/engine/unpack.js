@@ -45,9 +45,20 @@ export function joinPlanes(file) {
   return out.buffer;
 }
 
+/** @type {Map<string, Promise<Response>>} what was asked for before it is wanted */
+const ahead = new Map();
+
+/** @param {string} url */
+export function fetchAhead(url) {
+  const response = fetch(url);
+  response.catch(() => {}); // told when it is wanted
+  ahead.set(url, response);
+}
+
 /** @param {string} url @returns {Promise<ReadableStream<Uint8Array>>} */
 async function fetched(url) {
-  const response = await fetch(url);
+  const response = await (ahead.get(url) ?? fetch(url));
+  ahead.delete(url);
   if (!response.ok || !response.body) throw new Error(`${url}: ${response.status}`);
   return response.body;
 }

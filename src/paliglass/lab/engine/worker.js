@@ -3,7 +3,7 @@
 
 import { readConfig } from "./config.js";
 import { Lab } from "./lab.js";
-import { sections, unpack } from "./unpack.js";
+import { fetchAhead, sections, unpack } from "./unpack.js";
 
 /** @typedef {import("./unpack.js").Packed} Packed */
 
@@ -27,6 +27,10 @@ let small = null;
 
 /** @type {Record<string, (files: Record<string, Packed>) => Promise<unknown>>} */
 const LOADERS = {
+  async ahead({ urls }) {
+    for (const url of /** @type {any} */ (urls)) fetchAhead(url);
+  },
+
   async load(files) {
     const [config, tokenizer, wasm, preprocessor] = await Promise.all([
       json(files.config),
@@ -55,15 +59,19 @@ const LOADERS = {
       }
       decoder.open();
     } catch (error) {
-      for (const part of [tower, decoder]) part.fail(error);
-      throw error;
+      const why = error instanceof Error ? error.message : error;
+      const told = new Error(
+        `The model could not be read here: ${why}. Load the page again; it wants a browser of 2023 or later.`,
+      );
+      for (const part of [tower, decoder, codec]) part.fail(told);
+      throw told;
     }
   },
 
   /** After the weights, which are wanted sooner. A model may have none. */
   async loadCodec(files) {
-    await decoder.opened;
     try {
+      await decoder.opened;
       if (files.codec) lab.loadCodec(await unpack(files.codec));
       codec.open();
     } catch (error) {

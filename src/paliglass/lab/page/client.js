@@ -12,9 +12,8 @@ async function packedParts(ids) {
 
 export class Client {
   constructor() {
-    const source = document.getElementById("worker")?.textContent ?? "";
-    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    this.worker = new Worker(url);
+    /** @type {Worker} started in index.html */
+    this.worker = /** @type {any} */ (window).engine;
     this.next = 1;
     /** @type {Promise<any> | null} */
     this.dual = null;
