@@ -746,6 +746,16 @@ def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:
     browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
     browser.run(SETTLED)
     assert text(browser, "h2") == "Attention, all of it"
+    keys = ["\ue008", "5"]
+    actions = [{"type": "keyDown", "value": key} for key in keys]
+    actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
+    browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+    browser.run(SETTLED)
+    assert text(browser, "h2") == "Roofline"
+    actions = [{"type": kind, "value": "?"} for kind in ("keyDown", "keyUp")]
+    browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+    assert text(browser, "dialog[open] h1") == "How to read this page"
+    click(browser, "×")
     unnamed = browser.run(
         "return [...document.querySelectorAll('button, input, textarea')].filter(n => "
         "!(n.textContent.trim() || n.ariaLabel || n.closest('label'))).length"

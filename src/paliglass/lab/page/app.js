@@ -2,6 +2,7 @@
 
 import { makeClient } from "./client.js";
 import { button, el, fill, tellFailures } from "./dom.js";
+import { helpButton, openHelp } from "./help.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
@@ -113,7 +114,9 @@ async function main() {
   const tour = new Tour(own);
   const nav = el("nav", { class: "views", "aria-label": "views" });
   const panel = el("section", { class: "panel", id: "panel" });
-  loading.replaceWith(el("div", { class: "row" }, tour.menu(), linkButton(own), themeButton()));
+  loading.replaceWith(
+    el("div", { class: "row" }, tour.menu(), linkButton(own), helpButton(), themeButton()),
+  );
   const { served = own.name } = document.body.dataset;
   if (served !== own.name) servedNote(served);
   if (own.name !== "mini")
@@ -131,7 +134,10 @@ async function main() {
         button(
           [el("span", { class: "count", text: String(i + 1) }), title],
           () => own.set({ view: id }),
-          { "aria-current": id === found.id ? "page" : null },
+          {
+            "aria-current": id === found.id ? "page" : null,
+            title: `key ${i > 9 ? "Shift " : ""}${(i + 1) % 10}`,
+          },
         ),
       ),
     );
@@ -159,10 +165,14 @@ async function main() {
   });
   document.addEventListener("keydown", (event) => {
     const isTyping =
-      event.target instanceof HTMLElement && event.target.closest("input, textarea, canvas");
+      event.target instanceof HTMLElement &&
+      event.target.closest("input, textarea, canvas, dialog");
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
-    const digit = "1234567890".indexOf(event.key);
-    if (digit >= 0) own.set({ view: VIEWS[digit].id });
+    if (event.key === "?") return openHelp();
+    // With Shift a digit's key writes something else, which depends on the keyboard.
+    const at = "1234567890".indexOf(event.shiftKey ? event.code.replace("Digit", "") : event.key);
+    const found = at >= 0 ? VIEWS[at + (event.shiftKey ? 10 : 0)] : null;
+    if (found) own.set({ view: found.id });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => own.notify("select"));
   window.addEventListener("hashchange", () => {

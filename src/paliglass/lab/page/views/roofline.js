@@ -27,7 +27,7 @@ export function large(value) {
 }
 
 /** 0.00123 → "1.23 ms". @param {number} seconds */
-const time = (seconds) =>
+export const duration = (seconds) =>
   seconds >= 1
     ? `${seconds.toPrecision(3)} s`
     : seconds >= 1e-3
@@ -178,7 +178,7 @@ export const rooflineView = {
                   return el(
                     "td",
                     { class: "num" },
-                    `≥ ${time(seconds)} `,
+                    `≥ ${duration(seconds)} `,
                     el("small", { text: isRead ? "reading" : "computing" }),
                   );
                 }),
@@ -205,7 +205,7 @@ export const rooflineView = {
                 "tr",
                 {},
                 el("th", { scope: "row", text: name }),
-                el("td", { class: "num", text: isKept ? "kept from before" : time(seconds) }),
+                el("td", { class: "num", text: isKept ? "kept from before" : duration(seconds) }),
                 el("td", {
                   class: "readout",
                   text: rate
@@ -225,7 +225,7 @@ export const rooflineView = {
       fill(
         text,
         inWords(
-          `${isLarge ? "PaliGemma 3B" : "This model"}: the prompt takes ${large(prompt.operations)} operations and reads ${large(read(prompt))}B, ${number(prompt.operations / read(prompt), 1)} operations a byte; one more word ${large(word.operations)} and ${large(read(word))}B, ${number(word.operations / read(word), 1)} a byte. ${machines.map((machine) => `${machine.name}: a word in ${time(limit(machine, word).seconds)} at best, limited by ${limit(machine, word).isRead ? "reading" : "computing"}`).join("; ")}.`,
+          `${isLarge ? "PaliGemma 3B" : "This model"}: the prompt takes ${large(prompt.operations)} operations and reads ${large(read(prompt))}B, ${number(prompt.operations / read(prompt), 1)} operations a byte; one more word ${large(word.operations)} and ${large(read(word))}B, ${number(word.operations / read(word), 1)} a byte. ${machines.map((machine) => `${machine.name}: a word in ${duration(limit(machine, word).seconds)} at best, limited by ${limit(machine, word).isRead ? "reading" : "computing"}`).join("; ")}.`,
         ),
       );
     };

@@ -6,7 +6,7 @@ import { heading } from "../lessons.js";
 /** @typedef {import("../store.js").Store} Store */
 
 // Of the 1024 places, evenly from the first to the last: drawn as a line.
-const PLACES = Array.from({ length: 65 }, (_, i) => Math.round((i * 1023) / 64));
+export const PLACES = Array.from({ length: 65 }, (_, i) => Math.round((i * 1023) / 64));
 const LONGEST = 80; // characters
 
 export const tokensView = {
