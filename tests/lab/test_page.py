@@ -275,6 +275,18 @@ def test_painting_forbids(browser: Browser, page: str) -> None:
     assert browser.run("return lab.store.result.text") != before
 
 
+def test_painting_by_keys(browser: Browser, page: str) -> None:
+    show(browser, page, "mask")
+    press = (
+        "document.querySelector('.mask-canvas').dispatchEvent("
+        "new KeyboardEvent('keydown', {key, shiftKey, bubbles: true}))"
+    )
+    keys = [("ArrowDown", True), ("ArrowRight", False), ("Enter", False), ("ArrowUp", False)]
+    for key, shift in [*keys, ("ArrowRight", True), ("Enter", False)]:
+        do(browser, f"const key = {json.dumps(key)}, shiftKey = {json.dumps(shift)}; {press}")
+    assert browser.run("return lab.store.state.edits.mask.painted") == [[7, 8, 1, 9, 0]]
+
+
 def test_the_next_words_are_torchs_and_another_can_be_said(
     browser: Browser, page: str, mini: PaliGemma
 ) -> None:

@@ -141,7 +141,10 @@ async function main() {
         ),
       ),
     );
-    nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+    // Later: it wants the layout, which is not done yet.
+    requestAnimationFrame(() =>
+      nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }),
+    );
     if (found.id === name) {
       view?.update("view");
       return;

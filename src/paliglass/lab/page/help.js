@@ -41,6 +41,9 @@ export function openHelp() {
         ".",
       ),
       el("p", {
+        text: "The line under a word of the answer is as long as the model was sure of it; ⏎ is the newline that ends every prompt.",
+      }),
+      el("p", {
         text: "Choose a word in the sentence or a patch in the picture, a layer, a head: all views look at the same. The address holds all of it, so that a link brings it back.",
       }),
       el("p", {

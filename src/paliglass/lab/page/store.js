@@ -119,6 +119,8 @@ export class Store {
 
   /** @param {number} bytes of the model that have come @param {number} of */
   arrive(bytes, of) {
+    const before = this.arrived.megabytes;
+    if (bytes < of && bytes / 1e6 - before < 0.2) return; // often enough to be looked at
     this.arrived = { megabytes: bytes / 1e6, of: of / 1e6 };
     if (!this.result) this.notify("arriving");
   }
