@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,10 @@ def lab(
     ] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="Have torch compute with weights that were rounded to int8."),
+    ] = None,
 ) -> None:
     """Open the lab: a live model in a web page, every part there to be looked at and broken.
 
@@ -51,6 +55,9 @@ def lab(
     mailed or opened anywhere. --out FOLDER writes the page in pieces for a web server, of which a
     reader waits for the first 6.5 MB alone. A larger model is computed by torch, which the page
     asks on 127.0.0.1 until Ctrl-C.
+
+    --quantize int8 shows a model in half the memory, by torch: its weights are those that int8
+    leaves, and what is computed with them is not rounded.
     """
     import os
     import webbrowser
@@ -66,10 +73,11 @@ def lab(
         path /= "index.html"
     refuse_existing_file(path if out else None, overwrite)
     folder = locate(model)
-    if torch or (out is None and not fits_in_a_page(folder)):
+    if torch or quantize or (out is None and not fits_in_a_page(folder)):
         if out is not None:
-            raise typer.BadParameter("--torch needs the server: leave out --out")
-        _serve(model, port, device, dtype)
+            name = "--torch" if torch else "--quantize"
+            raise typer.BadParameter(f"{name} needs the server: leave out --out")
+        _serve(model, port, device, dtype, quantize)
         return
     parts = folder, locate("mini-dual"), Path(model).name
     page, pieces = build_pieces(*parts) if in_pieces else (build(*parts), {})
@@ -83,7 +91,9 @@ def lab(
         print("no browser could be opened; open the file yourself")
 
 
-def _serve(model: str, port: int, device: str, dtype: Dtype) -> None:
+def _serve(
+    model: str, port: int, device: str, dtype: Dtype, quantize: Literal["int8"] | None
+) -> None:
     import webbrowser
 
     from paliglass.checkpoints.hub import locate
@@ -92,11 +102,13 @@ def _serve(model: str, port: int, device: str, dtype: Dtype) -> None:
     from paliglass.lab.torch_engine import TorchLab
     from paliglass.model import load
 
-    page = build(None, locate("mini-dual"), Path(model).name)
+    name = Path(model).name + (f" in {quantize}" if quantize else "")
+    page = build(None, locate("mini-dual"), name)
     with waiting(f"loading {model}"):
-        engine = TorchLab(load(model, device=device, dtype=dtype, fast=False))
+        network = load(model, device=device, dtype=dtype, quantize=quantize, fast=False)
+        engine = TorchLab(network)
     with make_server(page, engine.ask, port) as server:
         url = f"http://127.0.0.1:{server.server_port}/"
-        print(f"{url}: {model}, until Ctrl-C", flush=True)
+        print(f"{url}: {name}, until Ctrl-C", flush=True)
         webbrowser.open(url)
         server.serve_forever()
