@@ -226,6 +226,16 @@ def test_it_opens_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert [Path(url.removeprefix("file://")).exists() for url in opened] == [True]
 
 
+@pytest.mark.parametrize("option", [["--torch"], ["--quantize", "int8"]])
+def test_what_torch_computes_is_no_file(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["lab", *option, "--out", str(tmp_path / "lab.html")])
+    assert done.value.code == 2
+    assert f"{option[0]} needs the server" in capsys.readouterr().err
+
+
 def test_a_model_without_a_file_of_weights_is_named(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(MINI / name, tmp_path / name)
