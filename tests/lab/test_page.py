@@ -225,6 +225,34 @@ def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:
     assert browser.run("return lab.store.result.text") == said
 
 
+def test_a_link_brings_a_views_own_dials_back(browser: Browser, page: str) -> None:
+    show(browser, page, "tokens")
+    do(
+        browser,
+        "const field = document.querySelector('.view.tokens > input');"
+        "field.value = 'two cats'; field.dispatchEvent(new Event('input'));"
+        "await new Promise(f => setTimeout(f, 300))",
+    )
+    do(browser, "document.querySelector('.view.tokens .token.word').click()")
+    first = text(browser, ".view.tokens .token.word")
+    do(browser, "lab.store.set({view: 'roofline'})")
+    click(browser, "int4")
+    browser.run("await new Promise(f => setTimeout(f, 400))")
+    address = browser.run("return location.href")
+    browser.open(address)
+    browser.run(SETTLED)
+    assert "int4" in texts(browser, ".roofline [aria-pressed=true]")
+    do(browser, "lab.store.set({view: 'tokens'})")
+    assert browser.run("return document.querySelector('.view.tokens > input').value") == "two cats"
+    assert texts(browser, ".view.tokens .token.word[aria-pressed=true]") == [first]
+    # What does not fit is passed over.
+    show(
+        browser, page, "contrastive", own={"contrastive": {"texts": 3, "b": "x", "loss": "siglip"}}
+    )
+    browser.wait("document.querySelector('.pairs')")
+    assert len(texts(browser, ".pairs textarea")) == 4
+
+
 def test_an_attention_weight_is_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "attention", layer=2, head=1, token=64, key=20)
     row = traced(mini, drawn(browser), "caption en")

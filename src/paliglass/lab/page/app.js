@@ -180,6 +180,7 @@ async function main() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => own.notify("select"));
   window.addEventListener("hashchange", () => {
     Object.assign(own.state, fromHash(location.hash));
+    name = ""; // the view's own dials are others now
     own.notify("scene");
     own.notify("view");
     own.run();

@@ -15,6 +15,7 @@ import { hasPhoto, pixelsOf } from "./scene.js";
  * @property {number} token the query: a place in the sequence @property {number} key the token looked at, −1: the one looked at most
  * @property {boolean} to who looks at it, instead of where it looks
  * @property {string} tour "" or a tour's name @property {number} step
+ * @property {Record<string, any>} own what a view alone has, by its name; see `Store.own`
  */
 
 const HELD = 8; // runs that an engine keeps when asked; see engine/lab.js
@@ -44,6 +45,7 @@ export const START = {
   to: false,
   tour: "",
   step: 0,
+  own: {},
 };
 
 export const TASKS = {
@@ -151,6 +153,27 @@ export class Store {
     this.remember();
     this.notify("view" in changes ? "view" : "scene" in changes ? "scene" : "select");
     if (asks) this.run();
+  }
+
+  /** A view's own dials and choices, which the address keeps: an object to be read and written.
+   * @template {Record<string, any>} T
+   * @param {string} view @param {T} start what they are at first @returns {T} */
+  own(view, start) {
+    /** @type {any} */
+    const values = { ...start };
+    const kept = Object(this.state.own[view]);
+    for (const [name, value] of Object.entries(start))
+      if (typeof kept[name] === typeof value && Array.isArray(kept[name]) === Array.isArray(value))
+        values[name] = kept[name];
+    const set = (/** @type {any} */ _, /** @type {string} */ name, /** @type {any} */ value) => {
+      values[name] = value;
+      const changed = Object.entries(values).filter(([one, now]) => now !== start[one]);
+      this.state.own = { ...this.state.own, [view]: Object.fromEntries(changed) };
+      if (!changed.length) delete this.state.own[view];
+      this.remember();
+      return true;
+    };
+    return new Proxy(values, { set });
   }
 
   remember() {

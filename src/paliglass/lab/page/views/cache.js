@@ -38,7 +38,6 @@ export const cacheView = {
     const stale = el("div");
     const text = el("div");
     let at = -1;
-    let layer = 0;
     let asked = 0;
     /** @type {any} */
     let player = null;
@@ -67,6 +66,7 @@ export const cacheView = {
       const last = result.length - P;
       const step = at < 0 ? last : Math.min(at, last);
       const held = P + step;
+      const layer = Math.min(store.state.layer, config.text.layers - 1);
       const { k, v, width } = await store.client.ask("cache", { run: result.run, layer });
       if (own !== asked) return;
       const go = (/** @type {number} */ to) => ((at = Math.min(Math.max(to, 0), last)), show());
@@ -113,7 +113,7 @@ export const cacheView = {
           "layer",
           Array.from({ length: config.text.layers }, (_, l) => [l, `layer ${l}`]),
           layer,
-          (value) => ((layer = value), show()),
+          (value) => store.set({ layer: value }),
         ),
       );
       const T = result.length;
