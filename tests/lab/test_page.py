@@ -785,13 +785,13 @@ def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:
     actions = [{"type": kind, "value": "2"} for kind in ("keyDown", "keyUp")]
     browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
     browser.run(SETTLED)
-    assert text(browser, "h2") == "Attention, all of it"
+    assert text(browser, "h2") == "Attention: who looks where"
     keys = ["\ue008", "5"]
     actions = [{"type": "keyDown", "value": key} for key in keys]
     actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
     browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
     browser.run(SETTLED)
-    assert text(browser, "h2") == "Roofline"
+    assert text(browser, "h2") == "Roofline: computing or reading"
     actions = [{"type": kind, "value": "?"} for kind in ("keyDown", "keyUp")]
     browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
     assert text(browser, "dialog[open] h1") == "How to read this page"

@@ -37,7 +37,7 @@ export const attentionView = {
     fill(
       root,
       heading(
-        "Attention, all of it",
+        "Attention: who looks where",
         "Each small picture is one head: where the chosen patch or word looks. Choose another in the picture or in the sentence; open a head; open a weight and see it computed.",
         "attention",
         "layers/attention.py",

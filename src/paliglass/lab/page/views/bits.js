@@ -45,7 +45,7 @@ export const bitsView = {
     fill(
       root,
       heading(
-        "Bits",
+        "Bits: how few are enough",
         "A weight is stored in 16 bits. In 4 it has one of 15 values: the nearest of −7 … 7 times a scale. Round the whole model or a part of it, with a scale for each row or for every 32 weights, and see how few bits the answer needs.",
         "int8",
         "fast/int8.py, fast/int4.py",

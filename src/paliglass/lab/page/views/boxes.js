@@ -30,7 +30,7 @@ export const boxesView = {
     fill(
       root,
       heading(
-        "Boxes and masks",
+        "Boxes and masks: places as words",
         "A box is four words, top, left, bottom and right, each one of 1024 places. Each edge below is the model's distribution for it. Drag an edge: the label's probability tells whether the model believes your box.",
         "detection",
         "tasks/boxes.py, tasks/grammar.py",

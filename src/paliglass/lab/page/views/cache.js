@@ -46,7 +46,7 @@ export const cacheView = {
     fill(
       root,
       heading(
-        "Cache",
+        "Cache: what is kept of the past",
         "The prompt goes through once and leaves a key and a value for each token in each layer. Then each new word computes its own column alone and reads the others.",
         "cache",
         "layers/kv_cache.py, generation.py",

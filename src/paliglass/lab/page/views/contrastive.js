@@ -37,7 +37,7 @@ export const contrastiveView = {
     fill(
       root,
       heading(
-        "Contrastive bench",
+        "Contrastive bench: CLIP beside SigLIP",
         "Another model, mini-dual, turns pictures and texts into arrows of length 1; their cosine is all that it knows. CLIP lets texts compete for a picture, and pictures for a text; SigLIP asks of each pair alone: do you belong together?",
         "siglip",
         "contrastive/losses.py",

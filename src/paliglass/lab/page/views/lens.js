@@ -28,7 +28,7 @@ export const lensView = {
     fill(
       root,
       heading(
-        "Lens and patching",
+        "Lens and patching: where the answer forms",
         "How early does the model know what it will say? A row is a layer, a column a token, and each cell the likeliest next word had the decoder ended there; bold: the word that really came next. Then paste a token's vector from another picture and see whether the answer comes with it.",
         "decoder",
         "inspect/tracing.py",

@@ -63,7 +63,7 @@ export const maskView = {
     fill(
       root,
       heading(
-        "Mask painter",
+        "Mask painter: who may look at whom",
         "A row is a token that looks, a column one that is looked at: first the patches, then the prompt, then the answer. PaliGemma lets picture and prompt see each other fully and keeps the answer causal. Paint another rule.",
         "masks",
         "layers/masks.py",

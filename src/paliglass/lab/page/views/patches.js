@@ -67,7 +67,7 @@ export const patchesView = {
     fill(
       root,
       heading(
-        "Patches",
+        "Patches: from pixels to vectors",
         "The picture is cut into squares, and each square's pixels become one vector: every number of it is a sum of pixels times weights. From then on the layers mix them, and patches of the same thing grow alike.",
         "patches",
         "modeling_siglip.py",

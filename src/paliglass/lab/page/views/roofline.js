@@ -52,7 +52,7 @@ export const rooflineView = {
     fill(
       root,
       heading(
-        "Roofline",
+        "Roofline: computing or reading",
         "A machine computes and reads, each at some top speed; whatever takes longer decides. Prefill uses every weight it reads for all tokens of the prompt; a decoded word uses it once. So the first waits for arithmetic, the other for memory.",
         "cost",
         "inspect/info.py",

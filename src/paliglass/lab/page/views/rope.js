@@ -43,7 +43,7 @@ export const ropeView = {
     fill(
       root,
       heading(
-        "RoPE dials",
+        "RoPE dials: positions as rotations",
         "Each pair of channels is a dial with two hands, the query's, in violet, and the key's, turned by their positions: fast on the first dial, hardly at all on the last. A dial is green where its pair adds to the score and orange where it takes away. Only the difference of the two positions counts: move both and the sum stays.",
         "rope",
         "layers/rope.py",

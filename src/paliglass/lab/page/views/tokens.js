@@ -44,7 +44,7 @@ export const tokensView = {
     fill(
       root,
       heading(
-        "Tokens and table",
+        "Tokens and table: words as rows",
         "A text begins as single characters. Again and again the pair that was learned earliest merges, until no known pair is left: those pieces are the tokens. Each is a number, and the number is a row of one table.",
         "tokens",
         "processing_paligemma.py",
