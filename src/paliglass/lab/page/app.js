@@ -173,8 +173,10 @@ async function main() {
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "?") return openHelp();
     // With Shift a digit's key writes something else, which depends on the keyboard.
-    const at = "1234567890".indexOf(event.shiftKey ? event.code.replace("Digit", "") : event.key);
-    const found = at >= 0 ? VIEWS[at + (event.shiftKey ? 10 : 0)] : null;
+    const [, digit] = event.shiftKey
+      ? (/^Digit(\d)$/.exec(event.code) ?? [])
+      : (/^(\d)$/.exec(event.key) ?? []);
+    const found = digit && VIEWS[(Number(digit) || 10) - 1 + (event.shiftKey ? 10 : 0)];
     if (found) own.set({ view: found.id });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => own.notify("select"));
