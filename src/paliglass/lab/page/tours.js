@@ -85,6 +85,7 @@ const rounding = (bits, name, same, why) => {
 // Places in the farm's picture, whose patches lie in 8 rows of 8.
 const CORNERS = [7, 56];
 const DOUGHNUT = [13, 14, 21, 22, 29, 30];
+const NEITHER = ["a cat", "an apple"]; // of what is in it
 
 /** @type {TourData[]} */
 export const TOURS = [
@@ -182,6 +183,29 @@ export const TOURS = [
         measure: sameAsWhole,
         why: "The patches lie further back than that: a window cuts the picture off.",
       },
+      {
+        text: "With patches blind to the prompt, ask for the tractor, then for the doughnut, and compare what the patches are after the last layer.",
+        start: { ...FRESH, view: "mask", task: "detect" },
+        ask: "Do the patches' vectors depend on the question?",
+        options: ["Yes", "No"],
+        right: 1,
+        measure: async (store) => {
+          const far = async (/** @type {import("../engine/edits.js").Edits} */ edits) => {
+            const [one, other] = await Promise.all(
+              ["detect tractor", "detect doughnut"].map((prompt) =>
+                patchesAfter(store, prompt, edits),
+              ),
+            );
+            return Math.hypot(...one.map((v, i) => v - other[i])) / Math.hypot(...one);
+          };
+          const blind = await far({ mask: { name: "blind" } });
+          return [
+            blind > 0,
+            `they differ by ${percent(blind)} of their length; with prefix-LM by ${percent(await far({}))}`,
+          ];
+        },
+        why: "What may not be looked at cannot matter. PaliGemma lets patches see the question, so that they can get ready for it.",
+      },
     ],
   },
   {
@@ -206,6 +230,23 @@ export const TOURS = [
           ];
         },
         why: "One column instead of all of them.",
+      },
+      {
+        text: "Several heads look, each with a query of its own.",
+        start: { ...FRESH, view: "cache" },
+        ask: "What does a token leave in the cache of a layer?",
+        options: ["One key and one value, for all heads", "A key and a value for each head"],
+        right: 0,
+        measure: async ({ client, config, result }) => {
+          const { k, v } = await client.ask("cache", { run: result.run, layer: 0 });
+          const { heads, headDim } = config.text;
+          const left = (k.length + v.length) / result.length;
+          return [
+            left === 2 * headDim,
+            `${left} numbers; with a pair for each of the ${heads} heads it would be ${2 * heads * headDim}`,
+          ];
+        },
+        why: "Heads that share keys and values (multi-query attention) make the cache smaller by as many times as there are heads, and with it what each new word has to read.",
       },
       {
         text: "Now cheat: after the prompt was run, exchange “caption”, its first word, for “detect” and keep the cache.",
@@ -254,6 +295,18 @@ export const TOURS = [
         },
         why: "In training it found out that what lies above is a whole number of rows back.",
       },
+      {
+        text: "The first pair of channels turns by 1 radian from token to token, a full turn in about six. Each next pair turns more slowly.",
+        start: { ...FRESH, view: "rope", layer: 1, head: 0 },
+        ask: "How long does the last pair take for a full turn?",
+        options: ["Some hundreds of tokens", "Tens of thousands"],
+        right: 1,
+        measure: async ({ config: { text } }) => {
+          const turn = 2 * Math.PI * text.theta ** ((text.headDim - 2) / text.headDim);
+          return [turn < 10_000, `${large(turn)} tokens; the longest text here has ${text.limit}`];
+        },
+        why: "Fast pairs tell neighbours apart, slow ones hardly notice a distance: what is said through them is said whatever the position.",
+      },
       broken(
         { shift: 1000 },
         "Add 1000 to every position",
@@ -293,21 +346,52 @@ export const TOURS = [
         why: "A softmax has one cake to share.",
       },
       {
+        text: "Now two texts of which neither fits: “a cat” and “an apple”.",
+        start: { ...FRESH, view: "contrastive" },
+        ask: "Can CLIP's shares say that neither does?",
+        options: ["Yes, both get less than half", "No, one gets half or more"],
+        right: 1,
+        measure: async (store) => {
+          const dual = await store.client.loadDual();
+          const cosines = await dualCosines(store, NEITHER);
+          const p = distribution(Float32Array.from(cosines, (c) => c * dual.scale));
+          return [
+            Math.max(...p) < 0.5,
+            NEITHER.map((text, i) => `“${text}” ${percent(p[i])}`).join(", "),
+          ];
+        },
+        why: "Shares add up to 100 %: they tell which text fits better, not whether it fits.",
+      },
+      {
+        text: "Ask SigLIP's sigmoids of the same two texts, each alone.",
+        start: { ...FRESH, view: "contrastive" },
+        ask: "What do they say?",
+        options: ["One of the two fits", "Neither fits"],
+        right: 1,
+        measure: async (store) => {
+          const shares = (await dualCosines(store, NEITHER)).map(sigmoid);
+          return [
+            Math.max(...shares) >= 0.5,
+            NEITHER.map((text, i) => `“${text}” ${percent(shares[i])}`).join(", "),
+          ];
+        },
+        why: "A sigmoid may say no to every text: its numbers need not add up to anything.",
+      },
+      {
         text: "SigLIP asks of each pair alone, by a sigmoid.",
         start: { ...FRESH, view: "contrastive" },
         ask: "Does a copy of a text change what the first one gets?",
         options: ["Yes", "No"],
         right: 1,
         measure: async (store) => {
-          const one = (/** @type {number} */ c) => 1 / (1 + Math.exp(-(c * 10 - 5)));
           const [alone] = await dualCosines(store, ["a tractor and a doughnut"]);
           const [twice] = await dualCosines(store, [
             "a tractor and a doughnut",
             "a tractor and a doughnut",
           ]);
           return [
-            one(alone) !== one(twice),
-            `${percent(one(alone))} alone, ${percent(one(twice))} beside its copy (t = ln 10, b = −5)`,
+            sigmoid(alone) !== sigmoid(twice),
+            `${percent(sigmoid(alone))} alone, ${percent(sigmoid(twice))} beside its copy (t = ln 10, b = −5)`,
           ];
         },
         why: "Each cell is a question of its own, so no cell needs the others: that is what lets SigLIP train on huge batches.",
@@ -364,6 +448,62 @@ export const TOURS = [
           ];
         },
         why: "The label is read after the box, from the patches inside it: so its probability tells good boxes from bad.",
+      },
+      {
+        text: "Nothing in the model keeps a box's bottom below its top. A grammar can: it strikes out what would make no answer that can be read.",
+        start: {
+          ...FRESH,
+          view: "boxes",
+          task: "detect",
+          words: { ...START.words, detect: "doughnut" },
+          grammar: true,
+        },
+        ask: "Once the top is said to be 0800, may the bottom be 0100?",
+        options: ["Yes", "No"],
+        right: 1,
+        measure: async (store) => {
+          const { firstLocation } = await store.client.ask("ids");
+          const said = [800, 100].map((place) => firstLocation + place);
+          const { run } = await store.answer(await store.picture(), {}, said);
+          const { allowed } = await store.client.ask("logits", { run, step: 2 });
+          const may = (/** @type {number} */ place) =>
+            allowed.ids.includes(firstLocation + place) ||
+            (firstLocation + place >= allowed.low && firstLocation + place < allowed.high);
+          return [
+            may(100),
+            `the bottom may be ${Math.max(allowed.low - firstLocation, 0)} to ${allowed.high - firstLocation - 1}`,
+          ];
+        },
+        why: "The words that may come get all the probability; the model chooses among them, and every box has an area.",
+      },
+      {
+        text: "A mask is sixteen words more. Say another word for the first of them.",
+        start: {
+          ...FRESH,
+          view: "boxes",
+          task: "segment",
+          words: { ...START.words, segment: "tractor" },
+        },
+        ask: "Where does the mask change?",
+        options: ["All over the box", "Mostly in the upper left quarter"],
+        right: 1,
+        measure: async ({ client, result }) => {
+          const { codes, mask } = result.boxes[0];
+          const counts = [0, 0]; // changes in that quarter, and elsewhere
+          for (let code = 0; code < 128; code += 8) {
+            const other = await client.ask("decodeMask", { codes: [code, ...codes.slice(1)] });
+            for (let i = 0; i < mask.length; i++) {
+              const isNear = i % 64 < 32 && i < 32 * 64;
+              if (mask[i] > 0 !== other[i] > 0) counts[isNear ? 0 : 1]++;
+            }
+          }
+          const share = counts[0] / (counts[0] + counts[1]);
+          return [
+            share < 0.5,
+            `${percent(share)} of what changes lies there, over sixteen other words in its place`,
+          ];
+        },
+        why: "Each word stands for a pattern in its own sixteenth of the box; the decoder smooths the seams between them.",
       },
     ],
   },
@@ -765,6 +905,21 @@ async function dualCosines(store, texts) {
   return words.map((/** @type {Float32Array} */ w) =>
     w.reduce((sum, v, i) => sum + v * pictures[0][i], 0),
   );
+}
+
+/** SigLIP's answer to one pair, with t = ln 10 and b = −5. @param {number} cosine */
+const sigmoid = (cosine) => 1 / (1 + Math.exp(5 - 10 * cosine));
+
+/** The patches' streams after the decoder's last layer.
+ * @param {Store} store @param {string} prompt @param {import("../engine/edits.js").Edits} edits
+ * @returns {Promise<number[]>} */
+async function patchesAfter(store, prompt, edits) {
+  const { client, config } = store;
+  const asked = { picture: await store.picture(), prompt, edits, maxNewTokens: 1 };
+  const { run } = await client.ask("run", asked);
+  const layer = config.text.layers - 1;
+  const found = await client.ask("hidden", { run, part: "decoder", layer });
+  return [...found.slice(0, config.patches * config.text.width)];
 }
 
 export class Tour {
