@@ -728,7 +728,7 @@ def test_pieces_come_when_they_are_wanted(
     assert text(browser, ".answer-text") == mini.generate(drawn(browser), "caption en")
     pieces = [one for one in asked if one.endswith(".bin")]
     assert sorted(pieces) == ["codec.bin", "stickers.bin", "weights.bin"]
-    assert pieces[-1] == "codec.bin"
+    assert pieces.index("weights.bin") < pieces.index("codec.bin")
     show(browser, address, "boxes", task="segment", words={"segment": "tractor"})
     assert browser.run("return lab.store.result.boxes[0].mask.length") == 4096
     assert "dual-weights.bin" not in asked
@@ -759,7 +759,10 @@ def test_the_page_shows_itself_while_the_model_is_on_its_way(
     browser.ask("POST", "/url", url=address)
     browser.wait("document.querySelector('.sentence [role=alert]')")
     assert "weights.bin" in text(browser, ".sentence [role=alert]")
-    browser.errors()  # that of the network
+    browser.ask("POST", "/url", url=(folder / "index.html").as_uri())
+    browser.wait("document.querySelector('.sentence [role=alert]')")
+    assert "from a web server alone" in text(browser, ".sentence [role=alert]")
+    browser.errors()  # those of the network
 
 
 def test_on_a_server_of_another_model_it_says_whose_lab_it_is(

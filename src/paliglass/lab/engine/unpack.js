@@ -57,6 +57,10 @@ export function fetchAhead(url) {
 
 /** @param {string} url @returns {Promise<ReadableStream<Uint8Array>>} */
 async function fetched(url) {
+  if (url.startsWith("file:"))
+    throw new Error(
+      "this page is in pieces, which browsers read from a web server alone (`paliglass lab --out lab.html` writes it as one file)",
+    );
   const response = await (ahead.get(url) ?? fetch(url));
   ahead.delete(url);
   if (!response.ok || !response.body) throw new Error(`${url}: ${response.status}`);

@@ -61,7 +61,7 @@ const LOADERS = {
     } catch (error) {
       const why = error instanceof Error ? error.message : error;
       const told = new Error(
-        `The model could not be read here: ${why}. Load the page again; it wants a browser of 2023 or later.`,
+        `The model could not be read here: ${why}. Browsers of 2023 or later can; or load the page again.`,
       );
       for (const part of [tower, decoder, codec]) part.fail(told);
       throw told;
