@@ -90,6 +90,15 @@ export function fromHash(hash) {
   return state;
 }
 
+/** Whether a link's value may take the place of another. @param {any} value @param {any} other
+ * @returns {boolean} */
+const isLike = (value, other) =>
+  Array.isArray(other)
+    ? Array.isArray(value) &&
+      value.length === other.length &&
+      value.every((one, i) => isLike(one, other[i]))
+    : typeof value === typeof other;
+
 export class Store {
   /** @param {Client} client @param {any} config */
   constructor(client, config) {
@@ -161,10 +170,9 @@ export class Store {
   own(view, start) {
     /** @type {any} */
     const values = { ...start };
-    const kept = Object(this.state.own[view]);
+    const kept = Object(Object(this.state.own)[view]);
     for (const [name, value] of Object.entries(start))
-      if (typeof kept[name] === typeof value && Array.isArray(kept[name]) === Array.isArray(value))
-        values[name] = kept[name];
+      if (isLike(kept[name], value)) values[name] = kept[name];
     const set = (/** @type {any} */ _, /** @type {string} */ name, /** @type {any} */ value) => {
       values[name] = value;
       const changed = Object.entries(values).filter(([one, now]) => now !== start[one]);

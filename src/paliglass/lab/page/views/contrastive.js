@@ -32,6 +32,8 @@ export const contrastiveView = {
     const scenes = [0, 2, 3, 4].map((i) => /** @type {any} */ (EXAMPLES[i].changes.scene));
     /** @type {any} */
     let found = null;
+    let trained = 0; // the model's own t
+    const scale = () => mine.t || trained;
     let asked = 0;
     let timer = 0;
     fill(
@@ -71,7 +73,7 @@ export const contrastiveView = {
         texts: mine.texts,
       });
       if (own !== asked) return;
-      if (!mine.t) mine.t = Math.log(dual.scale);
+      trained = Math.log(dual.scale);
       const cosines = pictures.map((/** @type {Float32Array} */ p) =>
         words.map((/** @type {Float32Array} */ w) => p.reduce((sum, v, i) => sum + v * w[i], 0)),
       );
@@ -83,7 +85,7 @@ export const contrastiveView = {
       const { cosines, all } = found;
       const isClip = mine.loss === "clip";
       const logits = cosines.map((/** @type {number[]} */ row) =>
-        row.map((c) => c * Math.exp(mine.t) + (isClip ? 0 : mine.b)),
+        row.map((c) => c * Math.exp(scale()) + (isClip ? 0 : mine.b)),
       );
       const soft = (/** @type {number[]} */ row) => {
         const most = Math.max(...row);
@@ -143,7 +145,7 @@ export const contrastiveView = {
           slider(
             "t (log scale)",
             { min: 0, max: 5, step: 0.05 },
-            mine.t,
+            scale(),
             (v) => ((mine.t = v), show()),
             (v) => number(v),
           ),

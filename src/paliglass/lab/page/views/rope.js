@@ -38,7 +38,7 @@ export const ropeView = {
     const curve = el("div");
     const all = el("div");
     const text = el("div");
-    const mine = store.own("rope", { m: -1, n: -1, span: "patches" });
+    const mine = store.own("rope", { m: store.config.perRow + 1, n: 1, span: "patches" });
     let asked = 0;
     fill(
       root,
@@ -136,7 +136,6 @@ export const ropeView = {
       if (own !== asked) return;
       const chosen = every[layer * heads + head];
       found = { ...chosen, d, theta, scale };
-      if (mine.m < 0) [mine.m, mine.n] = [perRow + 1, 1];
       fill(
         sliders,
         slider(
