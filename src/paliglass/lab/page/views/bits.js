@@ -35,6 +35,7 @@ export const bitsView = {
     const text = el("div");
     /** @type {any[] | null} */
     let matrices = null;
+    const mine = store.own("bits", { matrix: "" });
     let name = "";
     /** @type {{key: string, rows: any[]}} */
     let tried = { key: "", rows: [] };
@@ -106,10 +107,11 @@ export const bitsView = {
       if (!result) return;
       matrices ??= await client.ask("matrices");
       const found = /** @type {any[]} */ (matrices);
-      if (!found.some((m) => m.name === name))
-        name =
-          found.find((m) => m.name.endsWith("layers.0.mlp.down_proj.weight"))?.name ??
-          found[0].name;
+      name = (
+        found.find((m) => m.name === mine.matrix) ??
+        found.find((m) => m.name.endsWith("layers.0.mlp.down_proj.weight")) ??
+        found[0]
+      ).name;
       const isRounded = now.bits < 16;
       const { bits: _, ...others } = store.state.edits;
       const plain = isRounded ? await store.otherwise(others, store.state.forced) : result;
@@ -165,7 +167,7 @@ export const bitsView = {
     const showMatrix = (matrix, now, found) => {
       const select = el(
         "select",
-        { "aria-label": "matrix", on: { change: () => ((name = select.value), update()) } },
+        { "aria-label": "matrix", on: { change: () => ((mine.matrix = select.value), update()) } },
         found.map((m) =>
           el("option", {
             value: m.name,
