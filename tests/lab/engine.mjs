@@ -107,9 +107,9 @@ const TASKS = {
       tokenizer: json(`${task.folder}/tokenizer.json`),
       preprocessor: json(`${task.folder}/preprocessor_config.json`),
       weights: bytes(`${task.folder}/model.safetensors`),
-      codec: task.codec ? bytes(task.codec) : undefined,
     };
     const answers = [lab.load(files, bytes(`${task.engine}/kernel.wasm`))];
+    if (task.codec) lab.loadCodec(bytes(task.codec));
     lab.picture("p", picture(task.picture));
     for (const [method, values] of task.calls) answers.push(lab[method](values));
     const plain = (_, value) => (ArrayBuffer.isView(value) ? [...value] : value);

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from tests.lab.helpers import MINI, NODE, needs_node
 
 from paliglass.cli import main
 from paliglass.errors import CheckpointError
 from paliglass.inspect.lessons import Lesson, lessons
-from paliglass.lab.build import ENGINE, PAGE, _html, build, join_modules, pack
+from paliglass.lab.build import ENGINE, PAGE, Part, _html, build, join_modules, pack
 
 DUAL = MINI.parent / "mini_dual"
 
@@ -71,26 +71,56 @@ def test_types_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@needs_node
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_what_is_packed_comes_out_again(dtype: torch.dtype, tmp_path: Path) -> None:
-    save_file(
-        {"w": torch.randn(6, 4).to(dtype), "b": torch.randn(3).to(dtype)},
-        tmp_path / "x.safetensors",
-    )
-    text, planes = pack(tmp_path / "x.safetensors")
-    assert planes == (2 if dtype is torch.bfloat16 else 1)
-    assert "<" not in text  # nothing that could end the element it stands in
-    (tmp_path / "packed.txt").write_text(text)
+def unpacked(part: Part, folder: Path, text: str | None = None) -> list[bytes]:
+    """A part's sections, as the page's worker unpacks them."""
+    given = {"text": text or part.letters, "planes": part.planes, "sizes": part.sizes}
+    (folder / "packed.json").write_text(json.dumps(given))
     script = f"""
         import {{ readFileSync, writeFileSync }} from "node:fs";
-        import {{ unpack }} from {json.dumps((ENGINE / "unpack.js").as_uri())};
-        const text = readFileSync("packed.txt", "utf8");
-        writeFileSync("out", new Uint8Array(await unpack({{ text, planes: {planes} }})));
+        import {{ sections }} from {json.dumps((ENGINE / "unpack.js").as_uri())};
+        let i = 0;
+        for await (const section of sections(JSON.parse(readFileSync("packed.json", "utf8"))))
+          writeFileSync(`section${{i++}}`, new Uint8Array(section));
     """
-    (tmp_path / "unpack.mjs").write_text(script)
-    subprocess.run([NODE, "unpack.mjs"], cwd=tmp_path, check=True)
-    assert (tmp_path / "out").read_bytes() == (tmp_path / "x.safetensors").read_bytes()
+    (folder / "unpack.mjs").write_text(script)
+    assert NODE is not None
+    subprocess.run([NODE, "unpack.mjs"], cwd=folder, check=True, capture_output=True, text=True)
+    return [(folder / f"section{i}").read_bytes() for i in range(len(part.sizes))]
+
+
+@needs_node
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_what_is_packed_comes_out_again(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    numbers = torch.tensor([0.0, -0.0, 1.5, -3e-8, float("inf"), float("nan")])
+    save_file({"w": torch.randn(60, 40).to(dtype), "b": numbers.to(dtype)}, path)
+    part = pack("x", path)
+    assert part.planes == (1 if dtype is torch.float32 else 2)
+    assert "<" not in part.letters  # nothing that could end the element it stands in
+    assert unpacked(part, tmp_path) == [path.read_bytes()]
+
+
+@needs_node
+def test_what_is_needed_first_is_a_section_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    names = ["a.one", "b.one", "a.two", "b.two"]
+    tensors = {name: torch.randn(3, 4).to(torch.bfloat16) for name in names}
+    save_file(tensors, path)
+    found = [load(section) for section in unpacked(pack("x", path, ("b.",)), tmp_path)]
+    assert [sorted(one) for one in found] == [["b.one", "b.two"], ["a.one", "a.two"]]
+    for name, tensor in (found[0] | found[1]).items():
+        assert torch.equal(tensor, tensors[name])
+
+
+@needs_node
+def test_what_is_cut_off_or_changed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(list(range(3000))))
+    part = pack("x", path)
+    changed = part.letters[:-8] + "00000000"  # where gzip's checksum stands
+    for text in (part.letters[: len(part.letters) // 2], changed):
+        with pytest.raises(subprocess.CalledProcessError):
+            unpacked(part, tmp_path, text)
 
 
 def test_the_page_is_whole_and_fetches_nothing(
@@ -111,6 +141,30 @@ def test_the_page_is_whole_and_fetches_nothing(
     )
     for ident in ("config", "tokenizer", "weights", "codec", "kernel", "dual-weights"):
         assert page.count(f'id="{ident}"') == 1
+
+
+def test_a_server_is_given_pieces_in_the_order_of_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "site"
+    with pytest.raises(SystemExit) as done:
+        main(["lab", "--out", str(out)])
+    assert done.value.code == 0
+    assert "weights.bin: " in capsys.readouterr().out
+    page = (out / "index.html").read_text(encoding="utf-8")
+    sources = re.findall(r'data-source="(.*?)[?](.*?)"', page)
+    assert [name for name, _ in sources][:3] == ["stickers.bin", "weights.bin", "codec.bin"]
+    assert {name for name, _ in sources} | {"index.html"} == {one.name for one in out.iterdir()}
+    for name, checksum in sources:
+        assert int(checksum, 16) == zlib.crc32((out / name).read_bytes())
+    # What a reader waits for before the first word.
+    first = [(out / name).read_bytes() for name in ("stickers.bin", "weights.bin")]
+    assert sum(map(len, [*first, zlib.compress(page.encode(), 6)])) <= 6_700_000
+    for again in (["lab", "--out", str(out)], ["lab", "--out", str(out / "index.html")]):
+        with pytest.raises(SystemExit) as done:
+            main(again)
+        assert done.value.code == 1
+        assert "index.html: exists already" in capsys.readouterr().err
 
 
 def test_lessons_are_whole_in_the_page() -> None:
@@ -171,6 +225,16 @@ def test_it_opens_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         main(["lab"])
     assert done.value.code == 0
     assert [Path(url.removeprefix("file://")).exists() for url in opened] == [True]
+
+
+@pytest.mark.parametrize("option", [["--torch"], ["--quantize", "int8"]])
+def test_what_torch_computes_is_no_file(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["lab", *option, "--out", str(tmp_path / "lab.html")])
+    assert done.value.code == 2
+    assert f"{option[0]} needs the server" in capsys.readouterr().err
 
 
 def test_a_model_without_a_file_of_weights_is_named(tmp_path: Path) -> None:

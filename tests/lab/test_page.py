@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +27,7 @@ from paliglass.cli import main
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.inspect.lessons import find
 from paliglass.inspect.tracing import INPUTS, TracedRow, trace
-from paliglass.lab.build import build
+from paliglass.lab.build import build, build_pieces
 from paliglass.lab.torch_engine import TorchLab
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
@@ -222,6 +225,34 @@ def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:
     assert browser.run("return lab.store.result.text") == said
 
 
+def test_a_link_brings_a_views_own_dials_back(browser: Browser, page: str) -> None:
+    show(browser, page, "tokens")
+    do(
+        browser,
+        "const field = document.querySelector('.view.tokens > input');"
+        "field.value = 'two cats'; field.dispatchEvent(new Event('input'));"
+        "await new Promise(f => setTimeout(f, 300))",
+    )
+    do(browser, "document.querySelector('.view.tokens .token.word').click()")
+    first = text(browser, ".view.tokens .token.word")
+    do(browser, "lab.store.set({view: 'roofline'})")
+    click(browser, "int4")
+    browser.run("await new Promise(f => setTimeout(f, 400))")
+    address = browser.run("return location.href")
+    browser.open(address)
+    browser.run(SETTLED)
+    assert "int4" in texts(browser, ".roofline [aria-pressed=true]")
+    do(browser, "lab.store.set({view: 'tokens'})")
+    assert browser.run("return document.querySelector('.view.tokens > input').value") == "two cats"
+    assert texts(browser, ".view.tokens .token.word[aria-pressed=true]") == [first]
+    # What does not fit is passed over.
+    show(
+        browser, page, "contrastive", own={"contrastive": {"texts": 3, "b": "x", "loss": "siglip"}}
+    )
+    browser.wait("document.querySelector('.pairs')")
+    assert len(texts(browser, ".pairs textarea")) == 4
+
+
 def test_an_attention_weight_is_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "attention", layer=2, head=1, token=64, key=20)
     row = traced(mini, drawn(browser), "caption en")
@@ -270,6 +301,18 @@ def test_painting_forbids(browser: Browser, page: str) -> None:
     browser.run(SETTLED)
     assert len(browser.run("return lab.store.state.edits.mask.painted")) == 1
     assert browser.run("return lab.store.result.text") != before
+
+
+def test_painting_by_keys(browser: Browser, page: str) -> None:
+    show(browser, page, "mask")
+    press = (
+        "document.querySelector('.mask-canvas').dispatchEvent("
+        "new KeyboardEvent('keydown', {key, shiftKey, bubbles: true}))"
+    )
+    keys = [("ArrowDown", True), ("ArrowRight", False), ("Enter", False), ("ArrowUp", False)]
+    for key, shift in [*keys, ("ArrowRight", True), ("Enter", False)]:
+        do(browser, f"const key = {json.dumps(key)}, shiftKey = {json.dumps(shift)}; {press}")
+    assert browser.run("return lab.store.state.edits.mask.painted") == [[7, 8, 1, 9, 0]]
 
 
 def test_the_next_words_are_torchs_and_another_can_be_said(
@@ -654,6 +697,74 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
     assert [name for name, measured, right in found if measured != right] == []
 
 
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """The page in pieces on a web server: its address, its folder, what was asked for."""
+    page, pieces = build_pieces(MINI, MINI.parent / "mini_dual")
+    for name, data in (pieces | {"index.html": page.encode()}).items():
+        (tmp_path / name).write_bytes(data)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *_: Any) -> None:
+            asked.append(self.path.lstrip("/").partition("?")[0])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", tmp_path, asked
+        server.shutdown()
+        thread.join()
+
+
+def test_pieces_come_when_they_are_wanted(
+    browser: Browser, site: tuple[str, Path, list[str]], mini: PaliGemma
+) -> None:
+    address, _, asked = site
+    show(browser, address, "live")
+    assert text(browser, ".answer-text") == mini.generate(drawn(browser), "caption en")
+    pieces = [one for one in asked if one.endswith(".bin")]
+    assert sorted(pieces) == ["codec.bin", "stickers.bin", "weights.bin"]
+    assert pieces.index("weights.bin") < pieces.index("codec.bin")
+    show(browser, address, "boxes", task="segment", words={"segment": "tractor"})
+    assert browser.run("return lab.store.result.boxes[0].mask.length") == 4096
+    assert "dual-weights.bin" not in asked
+    do(browser, "lab.store.set({view: 'contrastive'})")
+    browser.wait("document.querySelector('.pairs')")
+    assert "dual-weights.bin" in asked
+    assert "lessons.bin" not in asked
+    do(browser, "document.querySelector('.heading .link').click()")
+    browser.wait("document.querySelector('dialog.lesson[open] h1')")
+
+
+def test_the_page_shows_itself_while_the_model_is_on_its_way(
+    browser: Browser, site: tuple[str, Path, list[str]]
+) -> None:
+    address, folder, _ = site
+    whole = (folder / "weights.bin").read_bytes()
+    (folder / "weights.bin").write_bytes(whole[: len(whole) // 2])
+    browser.ask("POST", "/url", url=address)
+    browser.wait("document.querySelector('.sentence [role=alert]')")
+    told = text(browser, ".sentence [role=alert]")
+    assert told.startswith("The model could not be read here: ")
+    assert len(texts(browser, ".views button")) == len(VIEWS)
+    assert browser.run("return document.documentElement.dataset.failed") == "true"
+
+    (folder / "weights.bin").unlink()
+    browser.errors()
+    browser.ask("POST", "/url", url="about:blank")
+    browser.ask("POST", "/url", url=address)
+    browser.wait("document.querySelector('.sentence [role=alert]')")
+    assert "weights.bin" in text(browser, ".sentence [role=alert]")
+    browser.ask("POST", "/url", url=(folder / "index.html").as_uri())
+    browser.wait("document.querySelector('.sentence [role=alert]')")
+    assert "from a web server alone" in text(browser, ".sentence [role=alert]")
+    browser.errors()  # those of the network
+
+
 def test_on_a_server_of_another_model_it_says_whose_lab_it_is(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -677,7 +788,17 @@ def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:
     actions = [{"type": kind, "value": "2"} for kind in ("keyDown", "keyUp")]
     browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
     browser.run(SETTLED)
-    assert text(browser, "h2") == "Attention, all of it"
+    assert text(browser, "h2") == "Attention: who looks where"
+    keys = ["\ue008", "5"]
+    actions = [{"type": "keyDown", "value": key} for key in keys]
+    actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
+    browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+    browser.run(SETTLED)
+    assert text(browser, "h2") == "Roofline: computing or reading"
+    actions = [{"type": kind, "value": "?"} for kind in ("keyDown", "keyUp")]
+    browser.ask("POST", "/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
+    assert text(browser, "dialog[open] h1") == "How to read this page"
+    click(browser, "×")
     unnamed = browser.run(
         "return [...document.querySelectorAll('button, input, textarea')].filter(n => "
         "!(n.textContent.trim() || n.ariaLabel || n.closest('label'))).length"

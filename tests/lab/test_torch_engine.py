@@ -17,7 +17,7 @@ from paliglass import PaliGemma, load
 from paliglass.checkpoints import save_folder
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine import METHODS, TorchLab, engine, weights
-from paliglass.lab.torch_engine.weights import principal, rounded, rounded_copy
+from paliglass.lab.torch_engine.weights import matrix_of, principal, rounded, rounded_copy
 
 PICTURE = np.asarray(shapes(0))
 EDITS: dict[str, dict[str, Any]] = {
@@ -200,6 +200,33 @@ def test_gemma_2_is_answered_for_too(tmp_path: Path) -> None:
     calls: Calls = [("run", {"picture": "p", "prompt": "caption en", "maxNewTokens": 6})]
     page, here = both(model, tmp_path / "tiny", tmp_path, calls)
     assert_alike(page, here, "gemma 2")
+
+
+def test_a_model_in_int8_is_one_with_the_weights_that_int8_leaves() -> None:
+    model = load("mini", dtype="float32", quantize="int8", fast=False)
+    plain = load("mini", dtype="float32", fast=False)
+    left = {name: matrix_of(module) for name, _, module in weights.matrices(model.model)}
+    for name, _, module in weights.matrices(plain.model):
+        matrix = matrix_of(module).detach()
+        assert (matrix - left[name]).abs().max() <= matrix.abs().amax(1).max() / 250
+        matrix.copy_(left[name])
+    picture = {"width": PICTURE.shape[1], "height": PICTURE.shape[0], "data": PICTURE}
+    asked = {"edits": {}, "maxNewTokens": 12, "forced": [2100, 2200, 2300, 2400, 300]}
+    calls: Calls = [
+        ("picture", {"name": "p", "picture": picture}),
+        ("run", {"picture": "p", "prompt": "detect circle", **asked}),
+        ("run", {"picture": "p", "prompt": "detect circle"}),
+        *LATER,
+    ]
+    labs = TorchLab(plain), TorchLab(model)
+    for method, values in calls:
+        a, b = (lab.ask(method, values) for lab in labs)
+        assert_alike(json.loads(json.dumps(a, default=np.ndarray.tolist)), b, method)
+    assert labs[1].ask("measure", {})["bytesPerWeight"] == 1
+    with pytest.raises(PaliglassError, match="in int8 already"):
+        labs[1].ask("run", {"picture": "p", "prompt": "ocr", "edits": {"bits": {"bits": 4}}})
+    found = labs[1].ask("run", {"picture": "p", "prompt": "caption en"})
+    assert found["text"] == model.generate(PICTURE, "caption en")
 
 
 def test_it_answers_as_the_package_does(mini: PaliGemma) -> None:

@@ -110,7 +110,20 @@ def test_localhost_has_several_names(server: Running, host: str) -> None:
 
 
 def test_the_lab_tells_what_the_server_answers_with() -> None:
-    assert 'data-model="mini" data-served="other &lt;"' in pages.index("other <")
+    page = pages.index("other <").page.decode()
+    assert 'data-model="mini" data-served="other &lt;"' in page
+
+
+def test_the_lab_comes_in_pieces(server: Running) -> None:
+    page = server.client.get("/")  # in gzip
+    assert page.headers["Content-Encoding"] == "gzip"
+    assert page.text == server.client.get("/", headers={"Accept-Encoding": ""}).text
+    sources = re.findall(r'data-source="(.*?)"', page.text)
+    assert {re.sub(r"\?.*", "", source) for source in sources} >= {"lab/weights.bin"}
+    for source in sources:
+        piece = server.client.get(f"/{source}")
+        assert (piece.status_code, piece.content[:2]) == (200, b"\x1f\x8b")
+    assert error_of(server.client.get("/lab/nothing"))
 
 
 def test_keys(model: PaliGemma) -> None:

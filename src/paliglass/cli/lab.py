@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,7 +24,11 @@ __all__ = ["lab"]
 def lab(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", dir_okay=False, help="Write the page here, and open nothing."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the page here, and open nothing: FILE.html, or a folder for a web server.",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     model: Annotated[
@@ -40,37 +44,56 @@ def lab(
     ] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="Have torch compute with weights that were rounded to int8."),
+    ] = None,
 ) -> None:
     """Open the lab: a live model in a web page, every part there to be looked at and broken.
 
-    Of mini it is one file that needs no network and no server; --out FILE writes it, to be mailed
-    or hosted anywhere. A larger model is computed by torch, which the page asks on 127.0.0.1 until
-    Ctrl-C.
+    Of mini it is one file that needs no network and no server; --out FILE.html writes it, to be
+    mailed or opened anywhere. --out FOLDER writes the page in pieces for a web server, of which a
+    reader waits for the first 6.5 MB alone. A larger model is computed by torch, which the page
+    asks on 127.0.0.1 until Ctrl-C.
+
+    --quantize int8 shows a model in half the memory, by torch: its weights are those that int8
+    leaves, and what is computed with them is not rounded.
     """
     import os
     import webbrowser
 
     from paliglass.checkpoints.hub import locate
-    from paliglass.formats.export import write_files
-    from paliglass.lab.build import build, fits_in_a_page
+    from paliglass.files import replacing
+    from paliglass.lab.build import build, build_pieces, fits_in_a_page
 
-    refuse_existing_file(out, overwrite)
-    folder = locate(model)
-    if torch or (out is None and not fits_in_a_page(folder)):
-        if out is not None:
-            raise typer.BadParameter("--torch needs the server: leave out --out")
-        _serve(model, port, device, dtype)
-        return
+    in_pieces = out is not None and out.suffix.lower() not in (".html", ".htm")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = out or cache / "paliglass" / "lab.html"
-    page = build(folder, locate("mini-dual"), Path(model).name)
-    write_files(path.parent, {path.name: page})
-    print(f"{path}: {len(page) / 1e6:.1f} MB")
+    if in_pieces:
+        path /= "index.html"
+    refuse_existing_file(path if out else None, overwrite)
+    folder = locate(model)
+    if torch or quantize or (out is None and not fits_in_a_page(folder)):
+        if out is not None:
+            name = "--torch" if torch else "--quantize"
+            raise typer.BadParameter(f"{name} needs the server: leave out --out")
+        _serve(model, port, device, dtype, quantize)
+        return
+    parts = folder, locate("mini-dual"), Path(model).name
+    page, pieces = build_pieces(*parts) if in_pieces else (build(*parts), {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The page last: it names the pieces that it was made with.
+    for name, data in (pieces | {path.name: page.encode()}).items():
+        with replacing(path.parent / name) as unfinished:
+            unfinished.write_bytes(data)
+        print(f"{path.parent / name}: {len(data) / 1e6:.1f} MB")
     if out is None and not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be opened; open the file yourself")
 
 
-def _serve(model: str, port: int, device: str, dtype: Dtype) -> None:
+def _serve(
+    model: str, port: int, device: str, dtype: Dtype, quantize: Literal["int8"] | None
+) -> None:
     import webbrowser
 
     from paliglass.checkpoints.hub import locate
@@ -79,11 +102,13 @@ def _serve(model: str, port: int, device: str, dtype: Dtype) -> None:
     from paliglass.lab.torch_engine import TorchLab
     from paliglass.model import load
 
-    page = build(None, locate("mini-dual"), Path(model).name)
+    name = Path(model).name + (f" in {quantize}" if quantize else "")
+    page = build(None, locate("mini-dual"), name)
     with waiting(f"loading {model}"):
-        engine = TorchLab(load(model, device=device, dtype=dtype, fast=False))
+        network = load(model, device=device, dtype=dtype, quantize=quantize, fast=False)
+        engine = TorchLab(network)
     with make_server(page, engine.ask, port) as server:
         url = f"http://127.0.0.1:{server.server_port}/"
-        print(f"{url}: {model}, until Ctrl-C", flush=True)
+        print(f"{url}: {name}, until Ctrl-C", flush=True)
         webbrowser.open(url)
         server.serve_forever()

@@ -1,4 +1,4 @@
-"""The lab as one HTML file: modules joined, weights gzipped, nothing fetched.
+"""The lab as one HTML file, or as a page and pieces for a server: modules joined, weights gzipped.
 
 A page opened from a file may load no module beside it, so the modules of the page and of its worker
 are each joined into one script. That needs no JavaScript parser because they keep to a few forms:
@@ -14,11 +14,13 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -29,6 +31,10 @@ from paliglass.inspect.lessons import Lesson, lessons
 HERE = Path(__file__).parent
 ENGINE, PAGE = HERE / "engine", HERE / "page"
 LARGEST = 64 << 20  # bytes of weights that a page can still hold
+# What a page can begin without, in the order in which it is wanted: on a server, other files.
+APART = ("stickers", "weights", "codec", "dual-tokenizer", "dual-weights", "lessons")
+# The tower looks at the picture while the decoder's weights are still on their way.
+FIRST = ("vision_tower.", "multi_modal_projector.")
 
 _IMPORT = re.compile(
     r'^import\s+(?:\{(?P<names>[^}]*)\}|\*\s+as\s+(?P<all>\w+))\s+from\s+"(?P<path>[^"]+)";\n',
@@ -83,30 +89,95 @@ def join_modules(entry: Path) -> str:
     return '"use strict";\n' + "\n".join(parts)
 
 
-def pack(path: Path) -> tuple[str, int]:
-    """A file → gzip in base85, and the planes that its numbers lie in (see unpack.js).
+@dataclass(frozen=True)
+class Part:
+    """Something that the page unpacks, in gzip (see unpack.js)."""
 
-    Base85 (RFC 1924) makes five letters of four bytes, base64 four of three: a megabyte of the
-    page. Its only letter that HTML could stumble over, <, is written as a comma.
+    name: str
+    packed: bytes
+    sizes: tuple[int, ...]  # bytes, unpacked, of the sections that it is put to use by
+    planes: int = 1  # that the numbers of each section lie in
+
+    @property
+    def letters(self) -> str:
+        """Base85 (RFC 1924) makes five letters of four bytes, base64 four of three: a megabyte of
+        the page. Its only letter that HTML could stumble over, <, is written as a comma.
+        """
+        return base64.b85encode(self.packed).decode("ascii").replace("<", ",")
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.bin"
+
+    def source(self, folder: str) -> str:
+        """Its address; an old copy of a file that has changed would not fit the page."""
+        return f"{folder}{self.file}?{zlib.crc32(self.packed):08x}"
+
+    def element(self, folder: str | None = None) -> str:
+        """The part in the page, or where it is to be had: beside it, in `folder` (a URL)."""
+        sizes = " ".join(map(str, self.sizes))
+        start = f'<script type="application/gzip" id="{self.name}" data-planes="{self.planes}"'
+        if folder is None:
+            return f'{start} data-sizes="{sizes}">{self.letters}</script>'
+        return f'{start} data-sizes="{sizes}" data-source="{self.source(folder)}"></script>'
+
+
+def pack(name: str, path: Path, first: tuple[str, ...] = ()) -> Part:
+    """A file as a part of the page.
+
+    first: what the names of those tensors begin with that are put to use before the others are
+    there; they are a section of their own.
     """
     data = path.read_bytes()
-    planes = 1
-    if path.suffix == ".safetensors":
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
-        if kinds <= {"BF16", "F16"}:
-            planes = 2
-            data = data[:start] + data[start::2] + data[start + 1 :: 2]
+    if path.suffix != ".safetensors":
+        return Part(name, _gzip(data), (len(data),))
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    planes = 2 if {entry["dtype"] for entry in header.values()} <= {"BF16", "F16"} else 1
+    sections = [data]
+    if first:
+        ahead = [one for one in header if one.startswith(first)]
+        behind = [one for one in header if not one.startswith(first)]
+        sections = [_subset(data, header, names) for names in (ahead, behind) if names]
+    if planes == 2:
+        sections = [_planes(section) for section in sections]
     # Weights hardly repeat themselves: looking for repeats only makes their codes longer.
     strategy = zlib.Z_HUFFMAN_ONLY if planes == 2 else zlib.Z_DEFAULT_STRATEGY
-    return _letters(data, strategy), planes
+    sizes = tuple(len(section) for section in sections)
+    return Part(name, _gzip(b"".join(sections), strategy), sizes, planes)
 
 
-def _letters(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> str:
+def _subset(data: bytes, header: dict[str, Any], names: list[str]) -> bytes:
+    """Some tensors of a safetensors file as a file of their own."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    own: dict[str, Any] = {}
+    numbers: list[bytes] = []
+    end = 0
+    for name in names:
+        begin, stop = header[name]["data_offsets"]
+        numbers.append(data[start + begin : start + stop])
+        own[name] = header[name] | {"data_offsets": [end, end + stop - begin]}
+        end += stop - begin
+    text = json.dumps(own).encode()
+    return b"".join([len(text).to_bytes(8, "little"), text, *numbers])
+
+
+def _planes(data: bytes) -> bytes:
+    """Numbers of two bytes, their sign moved to the end, as all first bytes, then all second.
+
+    Of a bfloat16 the second byte is then its exponent, 2.7 bits of information in 8, and the first
+    noise: 9.49 MB become 6.32, where their entropy is 6.27.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    numbers = np.frombuffer(data, "<u2", offset=start)
+    turned = (numbers << 1 | numbers >> 15).astype("<u2").tobytes()
+    return data[:start] + turned[::2] + turned[1::2]
+
+
+def _gzip(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
     gzip = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS, 9, strategy)
-    packed = gzip.compress(data) + gzip.flush()
-    return base64.b85encode(packed).decode("ascii").replace("<", ",")
+    return gzip.compress(data) + gzip.flush()
 
 
 def fits_in_a_page(model: Path) -> bool:
@@ -118,7 +189,7 @@ def fits_in_a_page(model: Path) -> bool:
 def build(
     model: Path | None, dual: Path | None, name: str = "mini", served: str | None = None
 ) -> str:
-    """The page with a model, and a dual encoder for the view that needs one.
+    """The page with a model, and a dual encoder for the view that needs one, in one file.
 
     model, dual: folders in transformers' layout, their weights in one model.safetensors. Without a
     model the page asks the server that it came from. name: what the page calls the model.
@@ -126,35 +197,66 @@ def build(
 
     Raises CheckpointError for weights that are missing, or too large for a page.
     """
-    parts = {"kernel": ENGINE / "kernel.wasm"}
+    parts = _parts(model, dual)
+    return _page({part.name: part.element() for part in parts}, model is None, name, served)
+
+
+def build_pieces(
+    model: Path | None,
+    dual: Path | None,
+    name: str = "mini",
+    served: str | None = None,
+    folder: str = "",
+) -> tuple[str, dict[str, bytes]]:
+    """The page for a web server, and the files that it fetches when it needs them, by name.
+
+    A reader waits for the page and the model's weights alone, and those come as they are, without
+    base85. folder: where the files lie, seen from the page: "" or "lab/".
+
+    Raises CheckpointError as `build` does.
+    """
+    parts = _parts(model, dual)
+    apart = [part for part in parts if part.name in APART]
+    elements = {part.name: part.element(folder if part in apart else None) for part in parts}
+    page = _page(elements, model is None, name, served)
+    # Asked for before the page's script is there: what is on the picture, and the model.
+    sources = {part.name: part.source(folder) for part in apart}
+    preload = f'<link rel="preload" href="{sources["stickers"]}" as="fetch" crossorigin>\n<style>'
+    page = page.replace("<style>", preload, 1)
+    if "weights" in sources:
+        page = page.replace("/* ahead */", json.dumps(sources["weights"]), 1)
+    return page, {part.file: part.packed for part in apart}
+
+
+def _parts(model: Path | None, dual: Path | None) -> list[Part]:
+    files = {"kernel": ENGINE / "kernel.wasm", "stickers": PAGE / "stickers.json"}
     weights = []
     if model is not None:
-        parts |= {
+        files |= {
             "config": model / "config.json",
             "tokenizer": model / "tokenizer.json",
             "preprocessor": model / "preprocessor_config.json",
             "weights": model / "model.safetensors",
             "codec": model / "mask_codec.safetensors",
         }
-        weights.append(parts["weights"])
-    for path in (parts.get("config"), parts.get("tokenizer")):
-        if path is not None and not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
-    if model is not None and (method := quantization(model)) is not None:
-        raise CheckpointError(
-            f"{model}: is in {method}, which a page does not read; open the checkpoint that it was "
-            "made from"
-        )
-    duals = (
-        {}
-        if dual is None
-        else {
+        weights.append(files["weights"])
+        for path in (files["config"], files["tokenizer"]):
+            if not path.is_file():
+                raise CheckpointError(f"{path}: no such file")
+        if (method := quantization(model)) is not None:
+            raise CheckpointError(
+                f"{model}: is in {method}, which a page does not read; open the checkpoint that it "
+                "was made from"
+            )
+    if dual is not None:
+        duals = {
             "dual-config": dual / "config.json",
             "dual-tokenizer": dual / "tokenizer.json",
             "dual-weights": dual / "model.safetensors",
         }
-    )
-    for path in (*weights, *duals.values()):
+        files |= duals
+        weights.extend(duals.values())
+    for path in weights:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; the lab wants weights in one file")
         if path.stat().st_size > LARGEST:
@@ -162,45 +264,41 @@ def build(
                 f"{path}: {path.stat().st_size >> 20} MB are more than a page can hold "
                 f"({LARGEST >> 20} MB); leave out --out to have it computed by torch"
             )
-    titles, texts = _lessons()
+    found = [
+        pack(name, path, FIRST if name == "weights" else ())
+        for name, path in files.items()
+        if path.is_file()
+    ]
+    texts = json.dumps({one.topic: _html(one) for one in _lessons()}).encode()
+    return [*found, Part("lessons", _gzip(texts), (len(texts),))]
+
+
+def _page(elements: dict[str, str], remote: bool, name: str, served: str | None) -> str:
+    """The page, whose script stands before what is large: it shows itself while that arrives."""
+    titles = {one.topic: {"number": one.number, "title": one.title} for one in _lessons()}
+    small = [element for part, element in elements.items() if part not in APART]
+    large = [elements[part] for part in APART if part in elements]
     page = (PAGE / "index.html").read_text(encoding="utf-8")
-    stickers = (PAGE / "stickers.json").read_text(encoding="utf-8")
     for place, text in {
         "/* style */": (PAGE / "style.css").read_text(encoding="utf-8"),
-        "/* stickers */": _harmless(stickers),
         "/* worker */": _harmless(join_modules(ENGINE / "worker.js")),
-        "/* page */": _harmless(join_modules(PAGE / "app.js")),
-        "<!-- model -->": _packed(parts) + ("" if model else '<meta id="remote">'),
+        "<!-- small -->": "\n".join([*small, '<meta id="remote">'] if remote else small),
         "/* lesson titles */": _harmless(json.dumps(titles)),
+        "/* page */": _harmless(join_modules(PAGE / "app.js")),
         "<body>": f'<body data-model="{escape(name)}" data-served="{escape(served or name)}">',
-        "<!-- dual -->": _packed(duals),
-        "<!-- lessons -->": _script("lessons", _letters(json.dumps(texts).encode())),
+        "<!-- large -->": "\n".join(large),
     }.items():
         assert place in page, place
         page = page.replace(place, text, 1)
     return page
 
 
-def _packed(parts: dict[str, Path]) -> str:
-    found = []
-    for name, path in parts.items():
-        if path.is_file():
-            found.append(_script(name, *pack(path)))
-    return "\n".join(found)
-
-
-def _script(name: str, letters: str, planes: int = 1) -> str:
-    return f'<script type="application/gzip" id="{name}" data-planes="{planes}">{letters}</script>'
-
-
-def _lessons() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Every lesson's number and title, and its text as HTML, by topic; none in a bare checkout."""
+def _lessons() -> Sequence[Lesson]:
+    """Every lesson; none in a bare checkout."""
     try:
-        every = lessons()
+        return lessons()
     except PaliglassError:
-        return {}, {}
-    titles = {one.topic: {"number": one.number, "title": one.title} for one in every}
-    return titles, {one.topic: _html(one) for one in every}
+        return ()
 
 
 def _tags(

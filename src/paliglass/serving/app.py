@@ -97,7 +97,20 @@ def create_app(
         return HTMLResponse(pages.docs(app.openapi()))
 
     @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(await reader.work(lambda: pages.index(settings.name)))
+    async def index(request: Request) -> HTMLResponse:
+        found = await reader.work(lambda: pages.index(settings.name))
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+            return HTMLResponse(found.zipped, headers=headers)
+        return HTMLResponse(found.page, headers={"Vary": "Accept-Encoding"})
+
+    @app.get("/lab/{name}", include_in_schema=False)
+    async def lab(name: str) -> Response:
+        found = await reader.work(lambda: pages.index(settings.name))
+        if name not in found.pieces:
+            raise HTTPException(404)
+        # The page asks for a piece by its checksum: what is kept under that address stays right.
+        headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(found.pieces[name], media_type="application/octet-stream", headers=headers)
 
     return app

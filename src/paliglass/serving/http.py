@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # need no key: nothing is told but that
+# What needs no key, since nothing is told but that; and the page's pieces.
+OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
+OPEN_FOLDER = "/lab/"
 BODY_METHODS = ("POST", "PUT", "PATCH")
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "")
 LINGER_SECONDS = 2.0
@@ -57,7 +59,8 @@ class Caller:
         name = (host[0] if host[2].isdigit() else headers.get("host", "")).lower()
         if self.settings.is_local and name not in LOCAL_HOSTS:
             raise ApiError(403, "this server answers to localhost alone", code="host")
-        if self._keys and scope["path"] not in OPEN_PATHS:
+        path: str = scope["path"]
+        if self._keys and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
             given = headers.get("x-moondream-auth", "")
             scheme, _, token = headers.get("authorization", "").partition(" ")
             if scheme.lower() == "bearer":

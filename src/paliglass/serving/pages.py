@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment
 
 from paliglass.checkpoints.hub import locate
 
-__all__ = ["docs", "index"]
+__all__ = ["Index", "docs", "index"]
 
 _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
@@ -88,15 +89,25 @@ def _type(field: dict[str, Any]) -> str:
     return str(field.get("type") or field.get("$ref", "").rpartition("/")[2])
 
 
+class Index(NamedTuple):
+    """A page, in gzip too, and the files under lab/ that it fetches."""
+
+    page: bytes
+    zipped: bytes
+    pieces: dict[str, bytes]
+
+
 @lru_cache(maxsize=1)
-def index(name: str) -> str:
+def index(name: str) -> Index:
     """The lab's page, where there is a lab; else where to go.
 
     Of whatever model, the lab is mini's, in the reader's browser, and says so: a lab on the served
     model keeps gigabytes a reader and goes past the queue, and its weights are not ours to send.
     """
     if find_spec("paliglass.lab") is not None:
-        build = import_module("paliglass.lab.build").build
-        page: str = build(locate("mini"), locate("mini-dual"), served=name)
-        return page
-    return _environment.from_string(_HEAD + _INDEX).render(title=name, name=name)
+        build = import_module("paliglass.lab.build").build_pieces
+        page, pieces = build(locate("mini"), locate("mini-dual"), served=name, folder="lab/")
+    else:
+        page = _environment.from_string(_HEAD + _INDEX).render(title=name, name=name)
+        pieces = {}
+    return Index(page.encode(), gzip.compress(page.encode()), pieces)

@@ -13,28 +13,47 @@ export class Kernel {
   /**
    * @param {Tensors} tensors the weights; their data move into the kernel's memory.
    * @param {BufferSource | null} wasm kernel.wasm; null multiplies in JavaScript.
+   * @param {number} more bytes for tensors that `hold` is given later
    */
-  constructor(tensors, wasm) {
+  constructor(tensors, wasm, more = 0) {
     /** @type {((x: number, T: number, w: number, b: number, I: number, O: number, y: number) => void) | null} */
     this.product = null;
+    this.memory = new ArrayBuffer(0);
+    this.free = 0; // where the next tensor goes
+    const none = new Float32Array(0);
+    this.w = none;
+    this.x = none;
+    this.y = none;
     if (!wasm || !WebAssembly.validate(/** @type {BufferSource} */ (wasm))) return;
-    const names = Object.keys(tensors);
-    const size = names.reduce((sum, name) => sum + 4 * padded(tensors[name].data.length), PAGE);
-    const memory = new WebAssembly.Memory({ initial: Math.ceil((size + SCRATCH) / PAGE) });
+    const size = Object.values(tensors).reduce(
+      (sum, { data }) => sum + 4 * padded(data.length),
+      PAGE + SCRATCH + more,
+    );
+    const memory = new WebAssembly.Memory({ initial: Math.ceil(size / PAGE) });
     const instance = new WebAssembly.Instance(new WebAssembly.Module(wasm), { env: { memory } });
     this.product = /** @type {any} */ (instance.exports.linear);
     this.memory = memory.buffer;
-    let address = PAGE;
-    for (const name of names) {
-      const stored = new Float32Array(this.memory, address, tensors[name].data.length);
-      stored.set(tensors[name].data);
-      tensors[name].data = stored;
-      address += 4 * padded(stored.length);
-    }
     const third = SCRATCH / 12; // in numbers
-    this.w = new Float32Array(this.memory, address, third);
-    this.x = new Float32Array(this.memory, address + 4 * third, third);
-    this.y = new Float32Array(this.memory, address + 8 * third, third);
+    const room = (/** @type {number} */ i) =>
+      new Float32Array(memory.buffer, PAGE + 4 * third * i, third);
+    this.w = room(0);
+    this.x = room(1);
+    this.y = room(2);
+    this.free = PAGE + SCRATCH;
+    this.hold(tensors);
+  }
+
+  /** Moves weights into the kernel's memory; what finds no room stays where it is, and is copied
+   * whenever it is multiplied. @param {Tensors} tensors */
+  hold(tensors) {
+    for (const tensor of Object.values(tensors)) {
+      const size = 4 * padded(tensor.data.length);
+      if (this.free + size > this.memory.byteLength) return;
+      const stored = new Float32Array(this.memory, this.free, tensor.data.length);
+      stored.set(tensor.data);
+      tensor.data = stored;
+      this.free += size;
+    }
   }
 
   /**
@@ -48,7 +67,7 @@ export class Kernel {
    * @returns {Float32Array} T × O
    */
   linear(x, T, w, b, I, O) {
-    if (!this.product || !this.x || !this.y || !this.w || I % 4) return linear(x, T, w, b, I, O);
+    if (!this.product || I % 4) return linear(x, T, w, b, I, O);
     let weights = w;
     if (w.buffer !== this.memory) {
       if (O * I > this.w.length) return linear(x, T, w, b, I, O);

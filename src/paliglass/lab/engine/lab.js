@@ -17,8 +17,7 @@ import * as weights from "./weights.js";
 /** @typedef {import("./generation.js").Run} Run */
 /** @typedef {import("./processing.js").Picture} Picture */
 /** @typedef {import("./trace.js").Part} Part */
-/** @typedef {{config: any, tokenizer: any, weights: ArrayBuffer, preprocessor?: any,
- *   codec?: ArrayBuffer}} ModelFiles */
+/** @typedef {{config: any, tokenizer: any, weights: ArrayBuffer, preprocessor?: any}} ModelFiles */
 /** @typedef {{config: any, tokenizer: any, weights: ArrayBuffer}} DualFiles */
 
 const KEPT = 10; // runs that can still be asked about, and pictures
@@ -36,16 +35,32 @@ export class Lab {
     this.pictures = new Map();
   }
 
-  /** @param {ModelFiles} files @param {BufferSource | null} wasm */
-  load(files, wasm) {
+  /** @param {ModelFiles} files @param {BufferSource | null} wasm
+   * @param {number} more bytes of weights, as float32, that `addWeights` brings later */
+  load(files, wasm, more = 0) {
     const { tensors } = readSafetensors(files.weights);
     this.make = (/** @type {import("./safetensors.js").Tensors} */ own) =>
       new PaliGemma(files.config, own, wasm);
-    this.model = this.make(tensors);
+    this.model = new PaliGemma(files.config, tensors, wasm, more);
     this.processor = new Processor(files.tokenizer, this.model.config, files.preprocessor);
     this.generator = new Generator(this.model, this.processor);
-    this.codec = files.codec ? new MaskCodec(readSafetensors(files.codec).tensors) : null;
     return { config: this.model.config, simd: Boolean(this.model.kernel.product) };
+  }
+
+  /** The decoder's weights, where `load` was given the tower's alone. @param {ArrayBuffer} file */
+  addWeights(file) {
+    this.whole.add(readSafetensors(file).tensors);
+  }
+
+  /** What turns sixteen codes into a mask. @param {ArrayBuffer} file */
+  loadCodec(file) {
+    this.codec = new MaskCodec(readSafetensors(file).tensors);
+  }
+
+  /** The tower's part of a run, ahead of it. @param {{picture: string, edits?: Edits}} request */
+  look({ picture, edits = {} }) {
+    const seen = this.pictures.get(picture);
+    if (seen && !edits.bits) this.generator?.look(seen, edits);
   }
 
   /** @param {DualFiles} files @param {BufferSource | null} wasm */

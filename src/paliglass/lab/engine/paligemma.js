@@ -17,13 +17,20 @@ import { SigLip } from "./siglip.js";
 
 export class PaliGemma {
   /** @param {any} config config.json's data @param {Tensors} tensors
-   * @param {BufferSource | null} wasm kernel.wasm; null: plain JavaScript */
-  constructor(config, tensors, wasm) {
+   * @param {BufferSource | null} wasm kernel.wasm; null: plain JavaScript
+   * @param {number} more bytes, as float32, of tensors that `add` is given later */
+  constructor(config, tensors, wasm, more = 0) {
     this.config = readConfig(config);
     this.tensors = tensors;
-    this.kernel = new Kernel(tensors, wasm);
+    this.kernel = new Kernel(tensors, wasm, more);
     this.tower = new SigLip(this.config.vision, tensors, this.kernel);
     this.decoder = new Gemma(this.config.text, tensors, this.kernel);
+  }
+
+  /** More weights: the tower can look before the decoder's are there. @param {Tensors} tensors */
+  add(tensors) {
+    this.kernel.hold(tensors);
+    Object.assign(this.tensors, tensors);
   }
 
   /** P × D_vision → P × D, as the decoder takes them.

@@ -2,6 +2,7 @@
 
 import { makeClient } from "./client.js";
 import { button, el, fill, tellFailures } from "./dom.js";
+import { helpButton, openHelp } from "./help.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
@@ -108,11 +109,14 @@ async function main() {
   }
   store = new Store(client, loaded.config);
   const own = store;
+  client.told = (arrived, of) => own.arrive(arrived, of);
   const stage = new Stage(own);
   const tour = new Tour(own);
   const nav = el("nav", { class: "views", "aria-label": "views" });
   const panel = el("section", { class: "panel", id: "panel" });
-  loading.replaceWith(el("div", { class: "row" }, tour.menu(), linkButton(own), themeButton()));
+  loading.replaceWith(
+    el("div", { class: "row" }, tour.menu(), linkButton(own), helpButton(), themeButton()),
+  );
   const { served = own.name } = document.body.dataset;
   if (served !== own.name) servedNote(served);
   if (own.name !== "mini")
@@ -130,11 +134,17 @@ async function main() {
         button(
           [el("span", { class: "count", text: String(i + 1) }), title],
           () => own.set({ view: id }),
-          { "aria-current": id === found.id ? "page" : null },
+          {
+            "aria-current": id === found.id ? "page" : null,
+            title: `key ${i > 9 ? "Shift " : ""}${(i + 1) % 10}`,
+          },
         ),
       ),
     );
-    nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+    // Later: it wants the layout, which is not done yet.
+    requestAnimationFrame(() =>
+      nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }),
+    );
     if (found.id === name) {
       view?.update("view");
       return;
@@ -150,7 +160,7 @@ async function main() {
   };
   own.subscribe((reason) => {
     if (reason === "view") show();
-    else view?.update(reason);
+    else if (reason !== "arriving") view?.update(reason);
   });
   document.getElementById("skip")?.addEventListener("click", (event) => {
     event.preventDefault();
@@ -158,14 +168,21 @@ async function main() {
   });
   document.addEventListener("keydown", (event) => {
     const isTyping =
-      event.target instanceof HTMLElement && event.target.closest("input, textarea, canvas");
+      event.target instanceof HTMLElement &&
+      event.target.closest("input, textarea, canvas, dialog");
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
-    const digit = "1234567890".indexOf(event.key);
-    if (digit >= 0) own.set({ view: VIEWS[digit].id });
+    if (event.key === "?") return openHelp();
+    // With Shift a digit's key writes something else, which depends on the keyboard.
+    const [, digit] = event.shiftKey
+      ? (/^Digit(\d)$/.exec(event.code) ?? [])
+      : (/^(\d)$/.exec(event.key) ?? []);
+    const found = digit && VIEWS[(Number(digit) || 10) - 1 + (event.shiftKey ? 10 : 0)];
+    if (found) own.set({ view: found.id });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => own.notify("select"));
   window.addEventListener("hashchange", () => {
     Object.assign(own.state, fromHash(location.hash));
+    name = ""; // the view's own dials are others now
     own.notify("scene");
     own.notify("view");
     own.run();

@@ -1,25 +1,28 @@
 // The engine, asked from the page: a worker made of the text in this file, so that it works from a
 // file; or, where the page has no model in it, the server that it came from (see server.py).
 
-/** @param {string} id of a packed part; see build.py */
-function packed(id) {
-  const node = document.getElementById(id);
-  if (!node) return undefined;
-  const text = node.textContent ?? "";
-  return { text, planes: Number(node.dataset.planes) };
+import { packed } from "./parts.js";
+
+/** Packed parts by what the engine calls them. @param {Record<string, string>} ids */
+async function packedParts(ids) {
+  const names = Object.keys(ids);
+  const found = await Promise.all(names.map((name) => packed(ids[name])));
+  return Object.fromEntries(names.map((name, i) => [name, found[i]]));
 }
 
 export class Client {
   constructor() {
-    const source = document.getElementById("worker")?.textContent ?? "";
-    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-    this.worker = new Worker(url);
+    /** @type {Worker} started in index.html */
+    this.worker = /** @type {any} */ (window).engine;
     this.next = 1;
     /** @type {Promise<any> | null} */
     this.dual = null;
     /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
     this.waiting = new Map();
-    this.worker.onmessage = ({ data: { id, result, error } }) => {
+    /** @type {(arrived: number, of: number) => void} told of bytes of the weights */
+    this.told = () => {};
+    this.worker.onmessage = ({ data: { id, result, error, arrived, of } }) => {
+      if (arrived) return this.told(arrived, of);
       const found = this.waiting.get(id);
       this.waiting.delete(id);
       if (error) found?.reject(new Error(error));
@@ -37,28 +40,33 @@ export class Client {
     });
   }
 
-  load() {
-    const files = Object.fromEntries(
-      ["config", "tokenizer", "preprocessor", "weights", "codec", "kernel"].map((id) => [
-        id,
-        packed(id),
-      ]),
+  /** What the page needs to show itself; what is asked then waits for the weights. */
+  async load() {
+    const ids = ["config", "tokenizer", "preprocessor", "kernel"];
+    const loaded = await this.ask(
+      "load",
+      await packedParts(Object.fromEntries(ids.map((id) => [id, id]))),
     );
-    return this.ask("load", files);
+    this.loadLarge();
+    return loaded;
   }
 
-  /** The dual encoder, once it is wanted; null where the file has none. It stands at the file's end,
-   * so that the page need not wait for it. */
+  async loadLarge() {
+    this.ask("loadWeights", await packedParts({ weights: "weights" })).catch(() => {}); // `run` tells
+    this.ask("loadCodec", await packedParts({ codec: "codec" })).catch(() => {});
+  }
+
+  /** The dual encoder, once it is wanted; null where the page has none. */
   async loadDual() {
-    if (document.readyState === "loading")
-      await new Promise((whole) => document.addEventListener("DOMContentLoaded", whole));
-    if (!document.getElementById("dual-weights")) return null;
-    this.dual ??= this.ask("loadDual", {
-      config: packed("dual-config"),
-      tokenizer: packed("dual-tokenizer"),
-      weights: packed("dual-weights"),
-      kernel: packed("kernel"),
+    const { config, ...files } = await packedParts({
+      config: "dual-config",
+      tokenizer: "dual-tokenizer",
+      weights: "dual-weights",
+      kernel: "kernel",
     });
+    if (!config) return null;
+    this.dual ??= this.ask("loadDual", { config, ...files });
+    this.dual.catch(() => (this.dual = null)); // a network that is back may be asked again
     return this.dual;
   }
 }
@@ -122,6 +130,9 @@ export class RemoteClient {
   load() {
     return this.ask("load");
   }
+
+  /** @param {(arrived: number, of: number) => void} told never: there are no weights to wait for */
+  set told(told) {}
 
   loadDual() {
     return this.local.loadDual();

@@ -166,3 +166,27 @@ export function color(name) {
 /** The line below a view that says it in words. @param {string} text */
 export const inWords = (text) =>
   el("details", { class: "in-words" }, el("summary", { text: "In words" }), el("p", { text }));
+
+/** @type {HTMLDialogElement | null} */
+let dialog = null;
+
+/** Opens something to be read over the page; Esc, × or a click beside it closes it.
+ * @param {string} name what it is @param {any} bar what stands above it, left of the × @param {any} text */
+export function openDialog(name, bar, text) {
+  if (!dialog) {
+    dialog = el("dialog", {
+      class: "lesson",
+      on: { click: (/** @type {Event} */ event) => event.target === dialog && dialog?.close() },
+    });
+    document.body.append(/** @type {Node} */ (dialog));
+  }
+  const own = /** @type {HTMLDialogElement} */ (dialog);
+  own.setAttribute("aria-label", name);
+  const close = button("×", () => own.close(), {
+    class: "icon",
+    "aria-label": `close the ${name}`,
+  });
+  fill(own, el("div", { class: "lesson-top" }, bar, close), text);
+  if (!own.open) own.showModal();
+  own.scrollTop = 0;
+}

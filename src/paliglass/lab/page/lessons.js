@@ -1,8 +1,8 @@
 // The lessons, in the page: they were made into HTML when the file was written (see build.py), and are
 // unpacked when the first is opened.
 
-import { button, el, fill } from "./dom.js";
-import { unpack } from "../engine/unpack.js";
+import { button, el, openDialog } from "./dom.js";
+import { json } from "./parts.js";
 
 /** @type {Record<string, {number: number, title: string}>} by topic */
 const titles = JSON.parse(document.getElementById("lesson-titles")?.textContent || "{}");
@@ -10,34 +10,11 @@ const titles = JSON.parse(document.getElementById("lesson-titles")?.textContent 
 /** @type {Promise<Record<string, string>> | null} HTML by topic */
 let texts = null;
 
-async function readTexts() {
-  const node = document.getElementById("lessons");
-  const bytes = await unpack({ text: node?.textContent ?? "", planes: 1 });
-  return JSON.parse(new TextDecoder().decode(bytes));
-}
-
-/** @type {HTMLDialogElement | null} */
-let dialog = null;
-
 /** Opens a lesson over the page. @param {string} topic */
 async function open(topic) {
-  texts ??= readTexts();
+  texts ??= json("lessons");
+  texts.catch(() => (texts = null)); // a network that is back may be asked again
   const html = (await texts)[topic];
-  if (!dialog) {
-    const made = el("dialog", { class: "lesson", "aria-label": "lesson" });
-    made.addEventListener("click", (/** @type {Event} */ event) => {
-      if (event.target === made) made.close();
-      const link = event.target instanceof Element ? event.target.closest("a") : null;
-      if (!link) return;
-      const [, other] = /^#lesson=(\w+)$/.exec(link.getAttribute("href") ?? "") ?? [];
-      if (!other) return;
-      event.preventDefault();
-      open(other);
-    });
-    document.body.append(made);
-    dialog = made;
-  }
-  const shown = /** @type {HTMLDialogElement} */ (dialog);
   const beside = (/** @type {number} */ step, /** @type {string} */ label) => {
     const at = titles[topic].number + step;
     const other = Object.keys(titles).find((one) => titles[one].number === at);
@@ -46,11 +23,19 @@ async function open(topic) {
       other && button(label, () => open(other), { class: "icon", "aria-label": name, title: name })
     );
   };
-  fill(
-    shown,
-    el(
-      "div",
-      { class: "lesson-top" },
+  const follow = (/** @type {Event} */ event) => {
+    const link = event.target instanceof Element ? event.target.closest("a") : null;
+    const [, other] = /^#lesson=(\w+)$/.exec(link?.getAttribute("href") ?? "") ?? [];
+    if (!other) return;
+    event.preventDefault();
+    open(other);
+  };
+  // Our own documentation, escaped where it was made.
+  const text = el("article", { class: "lesson-text", html, on: { click: follow } });
+  for (const block of text.querySelectorAll("pre, table")) block.setAttribute("tabindex", "0");
+  openDialog(
+    "lesson",
+    [
       el(
         "span",
         { class: "hint" },
@@ -60,14 +45,9 @@ async function open(topic) {
       el("span", { class: "spring" }),
       beside(-1, "←"),
       beside(1, "→"),
-      button("×", () => shown.close(), { class: "icon", "aria-label": "close the lesson" }),
-    ),
-    // Our own documentation, escaped where it was made.
-    el("article", { class: "lesson-text", html }),
+    ],
+    text,
   );
-  for (const block of shown.querySelectorAll("pre, table")) block.setAttribute("tabindex", "0");
-  if (!shown.open) shown.showModal();
-  shown.scrollTop = 0;
 }
 
 /** What leads to a lesson; the command alone where the page was made without them. @param {string} topic */

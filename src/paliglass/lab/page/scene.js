@@ -1,6 +1,8 @@
 // The picture that one draws: stickers, shapes, words and strokes on a ground of one colour.
 // Places and sizes are thousandths of the side.
 
+import { json } from "./parts.js";
+
 export const SIDE = 512; // pixels of the canvas; the engine makes the model's square of it
 
 /**
@@ -43,18 +45,26 @@ export const COLOR_NAMES = [
   "cyan",
 ];
 
-const stickers = JSON.parse(document.getElementById("stickers")?.textContent ?? "{}");
+/** @type {Promise<{size: number, stickers: Record<string, string>}> | null} SVG by name */
+let drawings = null;
 /** @type {Map<string, HTMLImageElement>} */
 const images = new Map();
 
-/** The stickers' names. */
-export const STICKERS = Object.keys(stickers.stickers ?? {});
+/** The stickers by name, as images' addresses. @returns {Promise<(name: string) => string>} */
+async function stickerUrls() {
+  drawings ??= json("stickers");
+  drawings.catch(() => (drawings = null)); // a network that is back may be asked again
+  const { size, stickers } = await drawings;
+  return (name) => {
+    const svg = `<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="256" height="256" viewBox="0 0 ${size} ${size}">${stickers[name]}</svg>`;
+    return `data:image/svg+xml,${encodeURIComponent(svg)}`;
+  };
+}
 
-/** @param {string} name */
-export function stickerUrl(name) {
-  const { size, stickers: bodies } = stickers;
-  const svg = `<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="256" height="256" viewBox="0 0 ${size} ${size}">${bodies[name]}</svg>`;
-  return `data:image/svg+xml,${encodeURIComponent(svg)}`;
+/** All stickers: names and addresses. @returns {Promise<[string, string][]>} */
+export async function allStickers() {
+  const url = await stickerUrls();
+  return Object.keys((await drawings)?.stickers ?? {}).map((name) => [name, url(name)]);
 }
 
 /** A sticker as an image, once it is drawn. @param {string} name @returns {Promise<HTMLImageElement>} */
@@ -62,7 +72,7 @@ export async function sticker(name) {
   const kept = images.get(name);
   if (kept) return kept;
   const image = new Image();
-  image.src = stickerUrl(name);
+  image.src = (await stickerUrls())(name);
   await image.decode();
   images.set(name, image);
   return image;

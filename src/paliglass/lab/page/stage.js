@@ -49,6 +49,7 @@ export class Stage {
   async update(reason) {
     const { state } = this.store;
     this.root.dataset.view = state.view;
+    if (reason === "arriving") return this.talk.showSentence();
     if (reason === "scene") {
       await drawScene(this.plain, state.scene);
       this.picture.paint();

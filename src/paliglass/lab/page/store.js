@@ -15,6 +15,7 @@ import { hasPhoto, pixelsOf } from "./scene.js";
  * @property {number} token the query: a place in the sequence @property {number} key the token looked at, −1: the one looked at most
  * @property {boolean} to who looks at it, instead of where it looks
  * @property {string} tour "" or a tour's name @property {number} step
+ * @property {Record<string, any>} own what a view alone has, by its name; see `Store.own`
  */
 
 const HELD = 8; // runs that an engine keeps when asked; see engine/lab.js
@@ -44,6 +45,7 @@ export const START = {
   to: false,
   tour: "",
   step: 0,
+  own: {},
 };
 
 export const TASKS = {
@@ -88,6 +90,15 @@ export function fromHash(hash) {
   return state;
 }
 
+/** Whether a link's value may take the place of another. @param {any} value @param {any} other
+ * @returns {boolean} */
+const isLike = (value, other) =>
+  Array.isArray(other)
+    ? Array.isArray(value) &&
+      value.length === other.length &&
+      value.every((one, i) => isLike(one, other[i]))
+    : typeof value === typeof other;
+
 export class Store {
   /** @param {Client} client @param {any} config */
   constructor(client, config) {
@@ -99,6 +110,7 @@ export class Store {
     /** @type {any} the answer to the state */
     this.result = null;
     this.failure = ""; // why there is no answer
+    this.arrived = { megabytes: 0, of: 0 }; // the model, on its way into the page
     /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
     this.before = null;
     /** @type {((reason: string) => void)[]} */
@@ -116,6 +128,14 @@ export class Store {
     this.idle = Promise.resolve();
   }
 
+  /** @param {number} bytes of the model that have come @param {number} of */
+  arrive(bytes, of) {
+    const before = this.arrived.megabytes;
+    if (bytes < of && bytes / 1e6 - before < 0.2) return; // often enough to be looked at
+    this.arrived = { megabytes: bytes / 1e6, of: of / 1e6 };
+    if (!this.result) this.notify("arriving");
+  }
+
   get prompt() {
     const { task, words } = this.state;
     return /** @type {any} */ (TASKS)[task].prompt((words[task] ?? "").trim());
@@ -126,7 +146,7 @@ export class Store {
     this.listeners.push(listener);
   }
 
-  /** @param {string} reason "select" or "answer" or "view" or "scene" */
+  /** @param {string} reason "select", "answer", "view", "scene", or "arriving": more of the model */
   notify(reason) {
     for (const listener of this.listeners) listener(reason);
   }
@@ -142,6 +162,26 @@ export class Store {
     this.remember();
     this.notify("view" in changes ? "view" : "scene" in changes ? "scene" : "select");
     if (asks) this.run();
+  }
+
+  /** A view's own dials and choices, which the address keeps: an object to be read and written.
+   * @template {Record<string, any>} T
+   * @param {string} view @param {T} start what they are at first @returns {T} */
+  own(view, start) {
+    /** @type {any} */
+    const values = { ...start };
+    const kept = Object(Object(this.state.own)[view]);
+    for (const [name, value] of Object.entries(start))
+      if (isLike(kept[name], value)) values[name] = kept[name];
+    const set = (/** @type {any} */ _, /** @type {string} */ name, /** @type {any} */ value) => {
+      values[name] = value;
+      const changed = Object.entries(values).filter(([one, now]) => now !== start[one]);
+      this.state.own = { ...this.state.own, [view]: Object.fromEntries(changed) };
+      if (!changed.length) delete this.state.own[view];
+      this.remember();
+      return true;
+    };
+    return new Proxy(values, { set });
   }
 
   remember() {
@@ -165,7 +205,8 @@ export class Store {
       return this.idle;
     }
     this.busy = true;
-    document.documentElement.dataset.busy = "true"; // what is on view belongs to the state before
+    // What is on view belongs to the state before.
+    if (this.result) document.documentElement.dataset.busy = "true";
     this.idle = this.runAll();
     return this.idle;
   }

@@ -97,7 +97,9 @@ export class Talk {
       return fill(
         this.sentence,
         store.failure ? this.changes() : null,
-        el("p", { class: "hint", role: "alert", text: store.failure || "…" }),
+        store.failure
+          ? el("p", { class: "hint", role: "alert", text: store.failure })
+          : this.arriving(),
       );
     const { patches } = store.config;
     const chip = (
@@ -160,6 +162,22 @@ export class Talk {
         class: "time",
         text: `${time(ms.tower + ms.prefill + ms.decode)}: tower ${time(ms.tower)}, prompt ${time(ms.prefill)}, ${result.answer.length} words ${time(ms.decode)}${result.ended ? "" : "; cut off"}`,
       }),
+    );
+  }
+
+  /** How much of the model has come. */
+  arriving() {
+    const { megabytes, of } = this.store.arrived;
+    if (!of) return el("p", { class: "hint", text: "…" });
+    const isHere = megabytes >= of;
+    const text = isHere
+      ? "The model is here and looks at the picture …"
+      : `The model is on its way: ${megabytes.toFixed(1)} of ${of.toFixed(1)} MB`;
+    return el(
+      "p",
+      { class: "arriving" },
+      text,
+      el("progress", { max: 100, value: (100 * megabytes) / of, "aria-label": "the model" }),
     );
   }
 

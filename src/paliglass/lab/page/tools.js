@@ -1,7 +1,7 @@
 // What the picture is drawn with: stickers, shapes, words, strokes, photographs.
 
 import { button, el, fill } from "./dom.js";
-import { COLORS, COLOR_NAMES, SHAPES, STICKERS, keepPhoto, stickerUrl } from "./scene.js";
+import { COLORS, COLOR_NAMES, SHAPES, allStickers, keepPhoto } from "./scene.js";
 
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {import("./picture.js").Picture} Picture */
@@ -99,25 +99,24 @@ export class Tools {
     );
     /** @type {Record<string, () => any>} */
     const drawers = {
-      stickers: () =>
-        el(
-          "div",
-          { class: "stickers" },
-          STICKERS.map((name) =>
-            el(
-              "button",
-              {
-                type: "button",
-                "aria-label": name,
-                title: name,
-                on: {
-                  click: () => this.picture.add({ kind: "sticker", name, size: 300, ...place() }),
-                },
-              },
-              el("img", { src: stickerUrl(name), alt: "", loading: "lazy", width: 34, height: 34 }),
+      stickers: () => {
+        const list = el("div", { class: "stickers" });
+        const add = (/** @type {string} */ name) =>
+          this.picture.add({ kind: "sticker", name, size: 300, ...place() });
+        allStickers().then((found) =>
+          fill(
+            list,
+            found.map(([name, src]) =>
+              button(
+                el("img", { src, alt: "", loading: "lazy", width: 34, height: 34 }),
+                () => add(name),
+                { "aria-label": name, title: name },
+              ),
             ),
           ),
-        ),
+        );
+        return list;
+      },
       shapes: () => [
         colors,
         el(

@@ -139,17 +139,16 @@ class Forward:
     def embed(self, ids: Iterable[int], edits: Edits) -> Tensor:
         """Words, T × D; `<image>`'s places are to be filled."""
         decoder: GemmaModel = self.network.language_model.model
-        table = decoder.embed_tokens.weight
         known = [0 if id == self.config.image_token_index else id for id in ids]
-        tokens = torch.tensor(known, device=table.device)
+        tokens = torch.tensor(known, device=decoder.norm.weight.device)
         return decoder.embed_tokens(tokens) if edits.get("unscaledWords") else decoder.embed(tokens)
 
     def empty(self) -> Stream:
         text = self.config.text_config
-        table = self.network.language_model.model.embed_tokens.weight
-        none = table.new_empty(0, text.hidden_size)
-        q = table.new_empty(text.num_attention_heads, 0, text.head_dim)
-        k = table.new_empty(text.num_key_value_heads, 0, text.head_dim)
+        like = self.network.language_model.model.norm.weight
+        none = like.new_empty(0, text.hidden_size)
+        q = like.new_empty(text.num_attention_heads, 0, text.head_dim)
+        k = like.new_empty(text.num_key_value_heads, 0, text.head_dim)
         return Stream(
             none, none, [Layer(q, k, k, none, none) for _ in range(text.num_hidden_layers)]
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from paliglass.errors import PaliglassError
 from paliglass.lab.torch_engine.forward import Run, norm
 from paliglass.lab.torch_engine.records import Layer
-from paliglass.lab.torch_engine.weights import floats, largest, principal, spell
+from paliglass.lab.torch_engine.weights import floats, largest, matrix_of, principal, spell
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
 __all__ = ["QUESTIONS", "log_p"]
@@ -126,8 +126,8 @@ def attribution(run: Run, position: int, id: int) -> Any:
     last = run.stream.layers[-1].output[position].float()
     centred = last - last.mean() if run.edits.get("norm") == "layer" else last
     scale = torch.rsqrt(centred.square().mean() + decoder.norm.eps)
-    table = decoder.embed_tokens.weight[id].float()
-    direction = table * scale * (1 + decoder.norm.weight.float())
+    row = decoder.embed_tokens(torch.tensor(id, device=last.device)).float()
+    direction = row * scale * (1 + decoder.norm.weight.float())
     parts = [("embedding", run.stream.inputs[position].float() @ direction)]
     layers: Any = decoder.layers
     for number, layer in enumerate(layers):
@@ -135,8 +135,8 @@ def attribution(run: Run, position: int, id: int) -> Any:
         before = run.part("decoder", number - 1)[position].float()
         middle, after = kept.middle[position].float(), kept.output[position].float()
         mixed = run.way.heads(run, "decoder", number).row(position).attend()[0][:, 0]
-        output = layer.self_attn.o_proj.weight.unflatten(1, mixed.shape)  # D × H × d
-        added = torch.einsum("hd,ohd->ho", mixed, output).float()
+        output = matrix_of(layer.self_attn.o_proj).reshape(-1, *mixed.shape)  # D × H × d
+        added = torch.einsum("hd,ohd->ho", mixed, output.to(mixed)).float()
         is_off = bool((middle == before).all())
         for head, vector in enumerate(added):
             worth = vector.new_zeros(()) if is_off else vector @ direction
@@ -278,7 +278,7 @@ def neurons(run: Run, layer: int, position: int, k: int = 8) -> dict[str, Any]:
     inner = [one[0].float() for one in run.way.inner(layer, middle, run.edits)]
     gate, activated, up, values = inner
     modules: Any = decoder.layers
-    down = modules[layer].mlp.down_proj.weight.float()
+    down = matrix_of(modules[layer].mlp.down_proj).float()
     sizes = down.norm(dim=0) * values.abs()
     last = run.stream.layers[-1].output[position].float()
     centred = last - last.mean() if run.edits.get("norm") == "layer" else last
@@ -286,8 +286,8 @@ def neurons(run: Run, layer: int, position: int, k: int = 8) -> dict[str, Any]:
     chosen = largest(sizes, k)
     written = (values * down)[:, chosen].T * scale * (1 + decoder.norm.weight.float())
     words = run.way.processor.num_words
-    table = decoder.embed_tokens.weight[:words]
-    logits = (written.to(table) @ table.T).float()
+    logits = run.way.network.language_model.lm_head(written.to(decoder.norm.weight))
+    logits = logits[:, :words].float()
     adds = not run.way.config.text_config.has_post_norms
     told = []
     for neuron, row in zip(chosen, logits, strict=True):

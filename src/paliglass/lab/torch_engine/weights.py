@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -15,10 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.errors import PaliglassError
+from paliglass.fast import Int8Linear
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
-__all__ = ["Merges", "Weights", "floats", "largest", "principal", "rounded_copy", "spell"]
+__all__ = [
+    "Merges",
+    "Weights",
+    "floats",
+    "largest",
+    "matrix_of",
+    "principal",
+    "rounded_copy",
+    "spell",
+]
 
 TABLE = "language_model.model.embed_tokens.weight"
 LARGEST_COPY = 1 << 30  # bytes of weights that are held a second time, in fewer bits
@@ -26,6 +37,7 @@ BINS = 121
 GUARD, ROUNDS = 8, 80  # as engine/principal.js: directions beside the wanted ones, iterations
 SAMPLE = 32
 WINDOWS, PATIENCE = 5, 0.012  # a speed is measured in so many windows, of so many seconds
+ROWS = 8192  # of the table that are read at once
 LONGEST = 400  # characters whose merges are shown
 
 
@@ -71,13 +83,31 @@ def principal(rows: Tensor, k: int) -> dict[str, Any]:
     return {"scores": floats(scores * signs), "shares": shares.tolist()}
 
 
-def matrices(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """What vectors are multiplied by: each name, the part that it belongs to, and O × I."""
-    for name, parameter in sorted(network.named_parameters()):
-        if parameter.ndim < 2 or "position_embedding" in name:
+def matrix_of(module: nn.Module) -> Tensor:
+    """What a module multiplies by, O × I: of one in int8 its integers times their scales."""
+    weight = _weight(module)
+    return weight * module.scale[:, None] if isinstance(module, Int8Linear) else weight.flatten(1)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def matrices(network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """What vectors are multiplied by: each matrix's name, the part that it belongs to, its module.
+
+    The output layer is the table's.
+    """
+    for name, module in sorted(network.named_modules()):
+        weight = getattr(module, "weight", None)
+        is_matrix = isinstance(weight, Tensor) and weight.ndim > 1
+        if not is_matrix or "position_embedding" in name or name.endswith("lm_head"):
             continue
         part = "decoder" if name.startswith("language_model.") else "tower"
-        yield name, "table" if name == TABLE else part, parameter.flatten(1)
+        name += ".weight"
+        yield name, "table" if name == TABLE else part, module
 
 
 def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
@@ -105,15 +135,18 @@ def rounded_copy(
 
     Raises PaliglassError where a second copy is too much.
     """
+    if any(isinstance(module, Int8Linear) for module in network.modules()):
+        raise PaliglassError("the weights are in int8 already; without --quantize they are rounded")
     held = sum(parameter.nbytes for parameter in network.parameters())
     if held > LARGEST_COPY:
         raise PaliglassError(
             f"rounding wants a second copy of the weights, {held / 1e9:.1f} GB; "
-            "`--quantize int8` answers in fewer bits in every command"
+            "`paliglass lab --quantize int8` shows the model in fewer bits"
         )
     copy = deepcopy(network)
-    for _, part, weight in matrices(copy):
+    for _, part, module in matrices(copy):
         if rounding["part"] in ("all", part):
+            weight = matrix_of(module)
             weight.copy_(rounded(weight, int(rounding["bits"]), int(rounding.get("group", 0))))
     return copy
 
@@ -137,16 +170,17 @@ class Weights:
     def matrices(self) -> list[dict[str, Any]]:
         """All matrices: what they are called and how large they are."""
         return [
-            {"name": name, "part": part, "rows": weight.shape[0], "columns": weight.shape[1]}
-            for name, part, weight in matrices(self.network)
+            {"name": name, "part": part, "rows": shape[0], "columns": math.prod(shape[1:])}
+            for name, part, module in matrices(self.network)
+            for shape in [_weight(module).shape]
         ]
 
     def matrix(self, name: str, bits: int, group: int = 0) -> dict[str, Any]:
         """One matrix beside itself in fewer bits; 16: as it is."""
-        found = next((w for own, _, w in matrices(self.network) if own == name), None)
+        found = next((one for own, _, one in matrices(self.network) if own == name), None)
         if found is None:
             raise PaliglassError(f"the model has no matrix {name[:80]!r}")
-        weight = found.float()
+        weight = matrix_of(found).float()
         after = weight if bits >= 16 else rounded(weight, bits, group)
         most = weight.abs().max()
         half = BINS // 2
@@ -164,9 +198,9 @@ class Weights:
 
     def nearest(self, id: int, k: int = 8) -> dict[str, Any]:
         """The words whose rows of the table point most nearly the same way."""
-        table, norms = self.decoder.embed_tokens.weight[: self.words], self._norms
-        own, norm = table[id], norms[id]
-        products = (table @ own).float()
+        norms = self._norms
+        norm = norms[id]
+        products = self.network.language_model.lm_head(self._rows([id]))[0, : self.words].float()
         cosines = products / torch.where(norms > 0, norm * norms, torch.inf)
         cosines[id] = -torch.inf
         found = largest(cosines, k)
@@ -180,21 +214,29 @@ class Weights:
 
     @cached_property
     def _norms(self) -> Tensor:
-        table = self.decoder.embed_tokens.weight[: self.words]
-        return torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)
+        # A whole table in numbers may be gigabytes.
+        parts = torch.split(torch.arange(self.words), ROWS)
+        return torch.cat([self._rows(ids).float().norm(dim=1) for ids in parts])
+
+    def _rows(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Rows of the table."""
+        tokens = torch.as_tensor(ids, device=self.decoder.norm.weight.device)
+        rows: Tensor = self.decoder.embed_tokens(tokens)
+        return rows
 
     def table_components(self, ids: Sequence[int], k: int = 2) -> dict[str, Any]:
         """Principal components of some words' rows of the table."""
-        return principal(self.decoder.embed_tokens.weight[list(ids)].float(), k)
+        return principal(self._rows(list(ids)).float(), k)
 
     def measure(self) -> dict[str, float]:
         """Operations a second with many tokens, bytes of weights a second with a single one."""
         layers: Any = self.decoder.layers
-        up, table = layers[0].mlp.up_proj.weight, self.decoder.embed_tokens.weight
-        many, one = up.new_full((64, up.shape[1]), 0.5), table.new_full((1, table.shape[1]), 0.5)
+        up, head = layers[0].mlp.up_proj, self.network.language_model.lm_head
+        table = self.decoder.embed_tokens.weight
+        many, one = (self.decoder.norm.weight.new_full((n, table.shape[1]), 0.5) for n in (64, 1))
         return {
-            "operations": _rate(2 * len(many) * up.numel(), lambda: F.linear(many, up)),
-            "bytes": _rate(table.nbytes, lambda: F.linear(one, table)),
+            "operations": _rate(2 * len(many) * up.weight.numel(), lambda: up(many)),
+            "bytes": _rate(table.nbytes, lambda: head(one)),
             "bytesPerWeight": table.itemsize,
         }
 

@@ -37,7 +37,7 @@ export const attentionView = {
     fill(
       root,
       heading(
-        "Attention, all of it",
+        "Attention: who looks where",
         "Each small picture is one head: where the chosen patch or word looks. Choose another in the picture or in the sentence; open a head; open a weight and see it computed.",
         "attention",
         "layers/attention.py",
@@ -119,12 +119,7 @@ export const attentionView = {
         el(
           "div",
           { class: "grid-head" },
-          el("span", {
-            text:
-              part === "decoder" && !to
-                ? "head →  bar: green on the picture, violet on words"
-                : "head →",
-          }),
+          el("span", { text: "a row for each layer, its heads side by side" }),
           legend(top, "--on-vision", most > top),
         ),
         all.map((/** @type {Float32Array[]} */ heads, /** @type {number} */ l) =>
@@ -157,6 +152,12 @@ export const attentionView = {
             }),
           ),
         ),
+        part === "decoder" && !to
+          ? el("p", {
+              class: "hint",
+              text: "The bar under a head: green is what it gives to the picture, violet to words.",
+            })
+          : null,
       );
       const weights = all[layer][head];
       const own = scaleOf(Math.max(...weights.subarray(0, patches)));

@@ -27,7 +27,7 @@ export const benchView = {
     fill(
       root,
       heading(
-        "Next word",
+        "Next word: one of many",
         "After each word the model gives every word of its vocabulary a number. Choose how one is drawn; click another word and the answer branches there.",
         "sampling",
         "sampling.py",

@@ -35,6 +35,7 @@ export const bitsView = {
     const text = el("div");
     /** @type {any[] | null} */
     let matrices = null;
+    const mine = store.own("bits", { matrix: "" });
     let name = "";
     /** @type {{key: string, rows: any[]}} */
     let tried = { key: "", rows: [] };
@@ -45,7 +46,7 @@ export const bitsView = {
     fill(
       root,
       heading(
-        "Bits",
+        "Bits: how few are enough",
         "A weight is stored in 16 bits. In 4 it has one of 15 values: the nearest of −7 … 7 times a scale. Round the whole model or a part of it, with a scale for each row or for every 32 weights, and see how few bits the answer needs.",
         "int8",
         "fast/int8.py, fast/int4.py",
@@ -106,10 +107,11 @@ export const bitsView = {
       if (!result) return;
       matrices ??= await client.ask("matrices");
       const found = /** @type {any[]} */ (matrices);
-      if (!found.some((m) => m.name === name))
-        name =
-          found.find((m) => m.name.endsWith("layers.0.mlp.down_proj.weight"))?.name ??
-          found[0].name;
+      name = (
+        found.find((m) => m.name === mine.matrix) ??
+        found.find((m) => m.name.endsWith("layers.0.mlp.down_proj.weight")) ??
+        found[0]
+      ).name;
       const isRounded = now.bits < 16;
       const { bits: _, ...others } = store.state.edits;
       const plain = isRounded ? await store.otherwise(others, store.state.forced) : result;
@@ -165,7 +167,7 @@ export const bitsView = {
     const showMatrix = (matrix, now, found) => {
       const select = el(
         "select",
-        { "aria-label": "matrix", on: { change: () => ((name = select.value), update()) } },
+        { "aria-label": "matrix", on: { change: () => ((mine.matrix = select.value), update()) } },
         found.map((m) =>
           el("option", {
             value: m.name,

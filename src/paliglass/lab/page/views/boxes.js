@@ -21,8 +21,7 @@ export const boxesView = {
     const grammar = el("div");
     const keypad = el("div");
     const text = el("div");
-    let object = 0;
-    let key = 0;
+    const mine = store.own("boxes", { object: 0, key: 0 });
     /** @type {number[] | null} codes changed by hand */
     let codes = null;
     let asked = 0;
@@ -31,7 +30,7 @@ export const boxesView = {
     fill(
       root,
       heading(
-        "Boxes and masks",
+        "Boxes and masks: places as words",
         "A box is four words, top, left, bottom and right, each one of 1024 places. Each edge below is the model's distribution for it. Drag an edge: the label's probability tells whether the model believes your box.",
         "detection",
         "tasks/boxes.py, tasks/grammar.py",
@@ -83,7 +82,8 @@ export const boxesView = {
     /** @param {number} edge @param {number} place */
     const drag = (edge, place) => {
       const { result } = store;
-      const first = starts(result)[object];
+      const firsts = starts(result);
+      const first = firsts[Math.min(mine.object, firsts.length - 1)];
       const said = result.answer.slice(first, first + 4);
       said[edge] = ids.firstLocation + place;
       clearTimeout(timer);
@@ -103,7 +103,7 @@ export const boxesView = {
       const { task } = store.state;
       const isTask = task === "detect" || task === "segment";
       const firsts = isTask ? starts(result) : [];
-      object = Math.min(object, Math.max(firsts.length - 1, 0));
+      const object = Math.min(mine.object, Math.max(firsts.length - 1, 0));
       fill(
         which,
         choice(
@@ -120,7 +120,7 @@ export const boxesView = {
               "object",
               firsts.map((_, i) => [i, result.boxes[i]?.label || `box ${i + 1}`]),
               object,
-              (value) => ((object = value), (codes = null), update()),
+              (value) => ((mine.object = value), (codes = null), update()),
             )
           : null,
         store.state.forced.length
@@ -265,7 +265,7 @@ export const boxesView = {
         maskPath(mask, [0, 0, 1, 1]),
       );
       const set = (/** @type {number} */ value) => {
-        codes = now.map((code, i) => (i === key ? value : code));
+        codes = now.map((code, i) => (i === mine.key ? value : code));
         repaint();
       };
       const repaint = async () => {
@@ -282,16 +282,16 @@ export const boxesView = {
             "div",
             { class: "keys" },
             now.map((code, i) =>
-              button(String(code), () => ((key = i), repaint()), {
+              button(String(code), () => ((mine.key = i), repaint()), {
                 class: "key-code",
-                "aria-pressed": String(i === key),
+                "aria-pressed": String(i === mine.key),
                 "aria-label": `code ${i + 1}: ${code}`,
               }),
             ),
           ),
           preview,
         ),
-        slider(`code ${key + 1}`, { min: 0, max: 127, step: 1 }, now[key], set, String),
+        slider(`code ${mine.key + 1}`, { min: 0, max: 127, step: 1 }, now[mine.key], set, String),
         codes
           ? button("The model's own codes", () => ((codes = null), repaint()), { class: "chip" })
           : null,

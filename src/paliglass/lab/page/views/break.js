@@ -132,7 +132,7 @@ export const breakView = {
     fill(
       root,
       heading(
-        "Break it",
+        "Break it: what is needed",
         "Take a part of the model away. Say first what will happen: the same answer, or another? Then it is computed. Some parts carry everything, some nothing.",
         "architecture",
         "modeling_gemma.py",

@@ -37,8 +37,7 @@ export const cacheView = {
     const counts = el("div");
     const stale = el("div");
     const text = el("div");
-    let at = -1;
-    let layer = 0;
+    const mine = store.own("cache", { at: -1 });
     let asked = 0;
     /** @type {any} */
     let player = null;
@@ -47,7 +46,7 @@ export const cacheView = {
     fill(
       root,
       heading(
-        "Cache",
+        "Cache: what is kept of the past",
         "The prompt goes through once and leaves a key and a value for each token in each layer. Then each new word computes its own column alone and reads the others.",
         "cache",
         "layers/kv_cache.py, generation.py",
@@ -65,11 +64,15 @@ export const cacheView = {
       const own = ++asked;
       const P = result.prompt.length;
       const last = result.length - P;
-      const step = at < 0 ? last : Math.min(at, last);
+      const step = mine.at < 0 ? last : Math.min(mine.at, last);
       const held = P + step;
+      const layer = Math.min(store.state.layer, config.text.layers - 1);
       const { k, v, width } = await store.client.ask("cache", { run: result.run, layer });
       if (own !== asked) return;
-      const go = (/** @type {number} */ to) => ((at = Math.min(Math.max(to, 0), last)), show());
+      const go = (/** @type {number} */ to) => (
+        (mine.at = Math.min(Math.max(to, 0), last)),
+        show()
+      );
       fill(
         controls,
         button("◀", () => go(step - 1), {
@@ -113,7 +116,7 @@ export const cacheView = {
           "layer",
           Array.from({ length: config.text.layers }, (_, l) => [l, `layer ${l}`]),
           layer,
-          (value) => ((layer = value), show()),
+          (value) => store.set({ layer: value }),
         ),
       );
       const T = result.length;

@@ -8,6 +8,13 @@ import { EXAMPLES } from "./live.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
+const TEXTS = [
+  "a tractor and a doughnut",
+  "a red star and a blue circle",
+  "a cat and a pizza",
+  "an elephant and an apple",
+];
+
 export const contrastiveView = {
   id: "contrastive",
   title: "CLIP and SigLIP",
@@ -15,25 +22,24 @@ export const contrastiveView = {
   mount(root, store) {
     const bench = el("div");
     const toy = el("div");
-    let texts = [
-      "a tractor and a doughnut",
-      "a red star and a blue circle",
-      "a cat and a pizza",
-      "an elephant and an apple",
-    ];
+    const mine = store.own("contrastive", {
+      texts: TEXTS,
+      loss: "clip",
+      t: 0,
+      b: -10,
+      gradients: false,
+    });
     const scenes = [0, 2, 3, 4].map((i) => /** @type {any} */ (EXAMPLES[i].changes.scene));
     /** @type {any} */
     let found = null;
-    let loss = "clip";
-    let t = 0;
-    let b = -10;
-    let gradients = false;
+    let trained = 0; // the model's own t
+    const scale = () => mine.t || trained;
     let asked = 0;
     let timer = 0;
     fill(
       root,
       heading(
-        "Contrastive bench",
+        "Contrastive bench: CLIP beside SigLIP",
         "Another model, mini-dual, turns pictures and texts into arrows of length 1; their cosine is all that it knows. CLIP lets texts compete for a picture, and pictures for a text; SigLIP asks of each pair alone: do you belong together?",
         "siglip",
         "contrastive/losses.py",
@@ -64,10 +70,10 @@ export const contrastiveView = {
       );
       const { pictures, texts: words } = await store.client.ask("embed", {
         pictures: names,
-        texts,
+        texts: mine.texts,
       });
       if (own !== asked) return;
-      t ||= Math.log(dual.scale);
+      trained = Math.log(dual.scale);
       const cosines = pictures.map((/** @type {Float32Array} */ p) =>
         words.map((/** @type {Float32Array} */ w) => p.reduce((sum, v, i) => sum + v * w[i], 0)),
       );
@@ -77,9 +83,9 @@ export const contrastiveView = {
 
     const show = () => {
       const { cosines, all } = found;
-      const isClip = loss === "clip";
+      const isClip = mine.loss === "clip";
       const logits = cosines.map((/** @type {number[]} */ row) =>
-        row.map((c) => c * Math.exp(t) + (isClip ? 0 : b)),
+        row.map((c) => c * Math.exp(scale()) + (isClip ? 0 : mine.b)),
       );
       const soft = (/** @type {number[]} */ row) => {
         const most = Math.max(...row);
@@ -88,7 +94,7 @@ export const contrastiveView = {
         return e.map((v) => v / sum);
       };
       const rows = logits.map(soft);
-      const columns = texts.map((_, j) =>
+      const columns = mine.texts.map((_, j) =>
         soft(logits.map((/** @type {number[]} */ row) => row[j])),
       );
       const { loss: value, gradient } = lossOf(logits, isClip);
@@ -102,7 +108,7 @@ export const contrastiveView = {
           el("b", { class: "num", text: percent(p) }),
           isClip ? el("small", { class: "num", text: `column ${percent(columns[j][i])}` }) : null,
           el("small", { class: "num", text: `cos ${number(cosines[i][j])}` }),
-          gradients
+          mine.gradients
             ? el("span", {
                 class: `pull ${g < 0 ? "nearer" : "apart"}`,
                 style: { "--p": (Math.abs(g) / steepest).toFixed(3) },
@@ -123,14 +129,14 @@ export const contrastiveView = {
               ["clip", "CLIP: rows and columns"],
               ["siglip", "SigLIP: each cell"],
             ],
-            loss,
-            (v) => ((loss = v), show()),
+            mine.loss,
+            (v) => ((mine.loss = v), show()),
           ),
           choice(
             "gradients",
             [[true, "gradients"]],
-            gradients,
-            () => ((gradients = !gradients), show()),
+            mine.gradients,
+            () => ((mine.gradients = !mine.gradients), show()),
           ),
         ),
         el(
@@ -139,8 +145,8 @@ export const contrastiveView = {
           slider(
             "t (log scale)",
             { min: 0, max: 5, step: 0.05 },
-            t,
-            (v) => ((t = v), show()),
+            scale(),
+            (v) => ((mine.t = v), show()),
             (v) => number(v),
           ),
           isClip
@@ -148,8 +154,8 @@ export const contrastiveView = {
             : slider(
                 "b (bias)",
                 { min: -30, max: 10, step: 0.5 },
-                b,
-                (v) => ((b = v), show()),
+                mine.b,
+                (v) => ((mine.b = v), show()),
                 (v) => number(v, 1),
               ),
         ),
@@ -166,7 +172,7 @@ export const contrastiveView = {
                 "tr",
                 {},
                 el("td"),
-                texts.map((text, j) => el("th", { scope: "col" }, textInput(text, j))),
+                mine.texts.map((text, j) => el("th", { scope: "col" }, textInput(text, j))),
               ),
             ),
             el(
@@ -185,7 +191,7 @@ export const contrastiveView = {
                   "tr",
                   {},
                   el("th", { scope: "row" }, small),
-                  texts.map((_, j) => cell(i, j)),
+                  mine.texts.map((_, j) => cell(i, j)),
                 );
               }),
             ),
@@ -202,7 +208,11 @@ export const contrastiveView = {
           { class: "row" },
           button(
             "Make text 2 a copy of text 1",
-            () => ((texts = [texts[0], texts[0], ...texts.slice(2)]), embed()),
+            () => {
+              const [first, , ...rest] = mine.texts;
+              mine.texts = [first, first, ...rest];
+              embed();
+            },
             { class: "chip" },
           ),
           el("span", {
@@ -214,7 +224,7 @@ export const contrastiveView = {
           all
             .map(
               (/** @type {any} */ _, /** @type {number} */ i) =>
-                `Picture ${i + 1}: ${texts.map((text, j) => `“${text}” ${percent(isClip ? rows[i][j] : 1 / (1 + Math.exp(-logits[i][j])))}`).join(", ")}.`,
+                `Picture ${i + 1}: ${mine.texts.map((text, j) => `“${text}” ${percent(isClip ? rows[i][j] : 1 / (1 + Math.exp(-logits[i][j])))}`).join(", ")}.`,
             )
             .join(" "),
         ),
@@ -230,7 +240,7 @@ export const contrastiveView = {
           "aria-label": `text ${j + 1}`,
           on: {
             change: (/** @type {any} */ event) => {
-              texts = texts.map((one, i) => (i === j ? event.target.value : one));
+              mine.texts = mine.texts.map((one, i) => (i === j ? event.target.value : one));
               embed();
             },
           },
@@ -239,7 +249,7 @@ export const contrastiveView = {
       );
 
     const showToy = () => {
-      let model = new Toy(8, loss === "clip");
+      let model = new Toy(8, mine.loss === "clip");
       /** @type {number[]} */
       let losses = [];
       const circle = el("svg", {

@@ -20,7 +20,7 @@ export const lensView = {
     const paste = el("div");
     const parts = el("div");
     const text = el("div");
-    let chosen = { layer: 1, position: -1 };
+    const mine = store.own("lens", { layer: 1 }); // −1: what enters
     let asked = 0;
     /** @type {{scene: any, result: any, prompt: string} | null} the picture that streams are pasted from */
     let other = null;
@@ -28,7 +28,7 @@ export const lensView = {
     fill(
       root,
       heading(
-        "Lens and patching",
+        "Lens and patching: where the answer forms",
         "How early does the model know what it will say? A row is a layer, a column a token, and each cell the likeliest next word had the decoder ended there; bold: the word that really came next. Then paste a token's vector from another picture and see whether the answer comes with it.",
         "decoder",
         "inspect/tracing.py",
@@ -56,10 +56,8 @@ export const lensView = {
       if (own !== asked) return;
       const token = Math.max(store.token, patches);
       const layers = config.text.layers;
-      const position =
-        chosen.position >= patches && chosen.position < length
-          ? chosen.position
-          : Math.min(token, length - 1);
+      const position = Math.min(token, length - 1);
+      const layer = Math.min(mine.layer, layers - 1);
       fill(
         grid,
         el(
@@ -98,14 +96,14 @@ export const lensView = {
                     button(
                       shown(best.word),
                       () => {
-                        chosen = { layer: l, position: t };
+                        mine.layer = l;
                         store.set({ token: t });
                       },
                       {
                         class: `lens-cell ${isNext ? "next" : ""}`,
                         style: { "--p": best.p.toFixed(3) },
                         title: percent(best.p),
-                        "aria-pressed": String(l === chosen.layer && t === position),
+                        "aria-pressed": String(l === layer && t === position),
                       },
                     ),
                   );
@@ -115,13 +113,13 @@ export const lensView = {
           ),
         ),
       );
-      const at = lens[chosen.layer + 1][position - patches];
+      const at = lens[layer + 1][position - patches];
       fill(
         cell,
         el(
           "h3",
           {},
-          chosen.layer < 0 ? "What enters" : `After layer ${chosen.layer}`,
+          layer < 0 ? "What enters" : `After layer ${layer}`,
           " at ",
           el("b", { class: position < P ? "words" : "answer", text: shown(store.word(position)) }),
         ),
@@ -145,7 +143,7 @@ export const lensView = {
             text: `The first ${most} words are shown: this model's table is large.`,
           }),
         );
-      await showPaste(own, position);
+      await showPaste(own, layer, position);
       if (own !== asked) return;
       await showParts(own, position);
       fill(
@@ -165,8 +163,8 @@ export const lensView = {
       update();
     };
 
-    /** @param {number} own @param {number} position */
-    const showPaste = async (own, position) => {
+    /** @param {number} own @param {number} layer @param {number} position */
+    const showPaste = async (own, layer, position) => {
       const { result } = store;
       const patched = store.state.edits.patches;
       const plain = patched ? await store.baseline() : null;
@@ -210,18 +208,15 @@ export const lensView = {
                   el("span", { class: "said", text: other.result.text || "(nothing)" }),
                 ),
                 button(
-                  `Paste B's stream after ${chosen.layer < 0 ? "the input" : `layer ${chosen.layer}`} at “${shown(store.word(position))}”`,
+                  `Paste B's stream after ${layer < 0 ? "the input" : `layer ${layer}`} at “${shown(store.word(position))}”`,
                   async () => {
                     const vector = await store.client.ask("patch", {
                       run: other?.result.run,
-                      layer: chosen.layer,
+                      layer,
                       position,
                     });
                     store.set({
-                      edits: {
-                        ...store.state.edits,
-                        patches: [{ layer: chosen.layer, position, vector }],
-                      },
+                      edits: { ...store.state.edits, patches: [{ layer, position, vector }] },
                     });
                   },
                   { class: "chip", disabled: !canPaste },

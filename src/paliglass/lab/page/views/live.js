@@ -88,7 +88,7 @@ export const liveView = {
     fill(
       root,
       heading(
-        "Live sentence",
+        "Live sentence: draw, and be told",
         `Draw, drag, ask. ${store.name} answers again while you move things: everything is computed ${store.isRemote ? "on the machine that this page came from" : "in this page"}, nothing leaves it. Watch which words hang on to what is in the picture, and which are made up.`,
         "architecture",
         "modeling_paligemma.py",

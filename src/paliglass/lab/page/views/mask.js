@@ -31,7 +31,10 @@ export const maskView = {
       tabindex: 0,
     });
     const presets = el("div", { class: "controls" });
-    const where = el("p", { class: "readout", text: "Drag over the square to paint." });
+    const where = el("p", {
+      class: "readout",
+      text: "Drag over the square to paint; or by keys: arrows, and Enter at two corners.",
+    });
     const effect = el("div");
     const counting = el("div", { class: "counting" });
     let may = 0;
@@ -60,7 +63,7 @@ export const maskView = {
     fill(
       root,
       heading(
-        "Mask painter",
+        "Mask painter: who may look at whom",
         "A row is a token that looks, a column one that is looked at: first the patches, then the prompt, then the answer. PaliGemma lets picture and prompt see each other fully and keeps the answer causal. Paint another rule.",
         "masks",
         "layers/masks.py",
@@ -69,7 +72,22 @@ export const maskView = {
       el(
         "div",
         { class: "painter" },
-        canvas,
+        el(
+          "div",
+          {},
+          el(
+            "p",
+            { class: "axes" },
+            "columns → are looked at: ",
+            el("span", { class: "c-vision", text: "patches" }),
+            ", ",
+            el("span", { class: "c-word", text: "prompt" }),
+            ", ",
+            el("span", { class: "c-answer", text: "answer" }),
+            "; rows ↓ look, in the same order",
+          ),
+          canvas,
+        ),
         el(
           "div",
           {},
@@ -113,13 +131,19 @@ export const maskView = {
       context.putImageData(image, 0, 0);
       if (drag) {
         const [top, bottom, left, right] = rectangle();
-        context.strokeStyle = `rgb(${color("--ink")})`;
-        context.strokeRect(left + 0.5, top + 0.5, right - left, bottom - top);
+        frame(top, left, bottom, right);
       }
     };
 
+    let at = [0, 0]; // where the brush is
     /** @type {number[] | null} */
     let drag = null;
+    /** @param {number} top @param {number} left @param {number} bottom @param {number} right cells */
+    const frame = (top, left, bottom, right) => {
+      const context = canvas.getContext("2d");
+      context.strokeStyle = `rgb(${color("--ink")})`;
+      context.strokeRect(left - 0.5, top - 0.5, right - left + 2, bottom - top + 2);
+    };
     const rectangle = () => {
       const [t0, s0, t1, s1] = drag ?? [0, 0, 0, 0];
       return [Math.min(t0, t1), Math.max(t0, t1), Math.min(s0, s1), Math.max(s0, s1)];
@@ -136,20 +160,49 @@ export const maskView = {
       const [t, s] = place(event);
       drag = [t, s, t, s];
     });
-    canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
-      const [t, s] = place(event);
+    /** The brush is over a cell. @param {number} t @param {number} s */
+    const moveTo = (t, s) => {
+      at = [t, s];
       const T = Math.sqrt(mask.length);
       where.textContent = `${shown(store.word(t))} ${mask[t * T + s] ? "may" : "may not"} look at ${shown(store.word(s))}`;
-      if (drag) {
-        [drag[2], drag[3]] = [t, s];
-        draw();
-      }
-    });
-    canvas.addEventListener("pointerup", () => {
+      if (!drag) return;
+      [drag[2], drag[3]] = at;
+      draw();
+    };
+    const finish = () => {
       if (!drag) return;
       const painted = [...(edit().painted ?? []), [...rectangle(), may]];
       drag = null;
       paintWith(painted);
+    };
+    canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => {
+      const [t, s] = place(event);
+      moveTo(t, s);
+    });
+    canvas.addEventListener("pointerup", finish);
+    canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+      /** @type {Record<string, [number, number]>} */
+      const arrows = {
+        ArrowUp: [-1, 0],
+        ArrowDown: [1, 0],
+        ArrowLeft: [0, -1],
+        ArrowRight: [0, 1],
+      };
+      const last = Math.sqrt(mask.length) - 1;
+      if (event.key in arrows) {
+        const by = event.shiftKey ? 8 : 1;
+        const [t, s] = arrows[event.key].map((step, i) =>
+          Math.min(Math.max(at[i] + by * step, 0), last),
+        );
+        if (!drag) draw();
+        moveTo(t, s);
+        if (!drag) frame(t, s, t, s);
+      } else if (event.key === "Enter") {
+        if (drag) return finish();
+        drag = [at[0], at[1], at[0], at[1]];
+        draw();
+      } else return;
+      event.preventDefault();
     });
 
     const count = async () => {
@@ -259,14 +312,21 @@ export const maskView = {
           "How far each token's stream moved, layer by layer ",
           legend(scale, "--answer"),
         ),
-        el("div", { class: "moved-rows" }, field),
-        el(
-          "div",
-          { class: "axis" },
-          el("span", { class: "c-vision", text: "patches" }),
-          el("span", { class: "c-word", text: "prompt" }),
-          el("span", { class: "c-answer", text: "answer" }),
-        ),
+        top
+          ? [
+              el("div", { class: "moved-rows" }, field),
+              el(
+                "div",
+                { class: "axis" },
+                el("span", { class: "c-vision", text: "patches" }),
+                el("span", { class: "c-word", text: "prompt" }),
+                el("span", { class: "c-answer", text: "answer" }),
+              ),
+            ]
+          : el("p", {
+              class: "hint",
+              text: "Not at all: this is the model's own mask. Choose or paint another.",
+            }),
         inWords(
           `${MASKS[/** @type {import("../../engine/layers/masks.js").MaskName} */ (name)]}. ${edit().painted?.length ?? 0} painted rectangles. With prefix-LM the answer is “${plain.text}”, with this mask “${result.text}”. The stream moved by at most ${percent(top)} of its length.`,
         ),

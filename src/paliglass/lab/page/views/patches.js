@@ -55,16 +55,19 @@ export const patchesView = {
     const text = el("div");
     /** @type {any} the first matrix, asked for once */
     let filters = null;
-    let filter = -1;
-    let layer = store.config.vision.layers - 1;
-    let part = "tower";
+    let filter = 0; // the one that is shown
+    const mine = store.own("patches", {
+      filter: -1,
+      layer: store.config.vision.layers - 1,
+      part: "tower",
+    });
     let asked = 0;
     /** @type {{key: string, found: any[]}} components of all layers, by run */
     let kept = { key: "", found: [] };
     fill(
       root,
       heading(
-        "Patches",
+        "Patches: from pixels to vectors",
         "The picture is cut into squares, and each square's pixels become one vector: every number of it is a sum of pixels times weights. From then on the layers mix them, and patches of the same thing grow alike.",
         "patches",
         "modeling_siglip.py",
@@ -86,6 +89,9 @@ export const patchesView = {
         layer: i - 1,
       })),
     ];
+    const which = () =>
+      layers.find((one) => one.part === mine.part && one.layer === mine.layer) ??
+      layers[vision.layers];
     /** @param {{part: string, layer: number}} which */
     const named = (which) => `${which.part} ${which.layer < 0 ? "input" : which.layer}`;
 
@@ -98,7 +104,7 @@ export const patchesView = {
       const order = Array.from({ length: vision.width }, (_, i) => i).sort(
         (a, b) => Math.abs(found.outputs[b]) - Math.abs(found.outputs[a]),
       );
-      if (filter < 0) filter = order[0];
+      filter = mine.filter < 0 || mine.filter >= vision.width ? order[0] : mine.filter;
       const weights = row(filter);
       const products = found.pixels.map(
         (/** @type {number} */ v, /** @type {number} */ i) => v * weights[i],
@@ -164,7 +170,7 @@ export const patchesView = {
             paintSquare(canvas, row(i), side, most(row(i)));
             return button(
               [canvas, el("span", { class: "num", text: number(found.outputs[i]) })],
-              () => ((filter = i), showFirst(found, token)),
+              () => ((mine.filter = i), showFirst(found, token)),
               {
                 class: "filter",
                 "aria-pressed": String(i === filter),
@@ -180,7 +186,7 @@ export const patchesView = {
     const showLater = (all, similar, token) => {
       const others = [...similar].filter((_, t) => t !== token);
       const mean = others.reduce((a, b) => a + b, 0) / others.length;
-      const at = layers.findIndex((one) => one.part === part && one.layer === layer);
+      const at = layers.indexOf(which());
       fill(
         later,
         el("h3", { text: "The same patches after each layer" }),
@@ -196,7 +202,7 @@ export const patchesView = {
             paintComponents(canvas, all[i].scores);
             return button(
               [canvas, el("span", { text: named(which) })],
-              () => ((part = which.part), (layer = which.layer), update()),
+              () => ((mine.part = which.part), (mine.layer = which.layer), update()),
               {
                 class: "component",
                 "aria-pressed": String(i === at),
@@ -246,8 +252,7 @@ export const patchesView = {
       }
       const similar = await client.ask("similar", {
         run: result.run,
-        part,
-        layer,
+        ...which(),
         token,
         first: 0,
         count: patches,

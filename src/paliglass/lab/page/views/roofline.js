@@ -27,7 +27,7 @@ export function large(value) {
 }
 
 /** 0.00123 → "1.23 ms". @param {number} seconds */
-const time = (seconds) =>
+export const duration = (seconds) =>
   seconds >= 1
     ? `${seconds.toPrecision(3)} s`
     : seconds >= 1e-3
@@ -45,16 +45,14 @@ export const rooflineView = {
     const table = scrolled("costs");
     const real = el("div");
     const text = el("div");
-    let isLarge = false;
-    let rows = 1;
-    let bits = 16;
+    const mine = store.own("roofline", { isLarge: false, rows: 1, bits: 16 });
     /** @type {any} */
     let speed = null; // what the engine measured
     let fastest = 0; // operations a second of the fastest phase that was seen
     fill(
       root,
       heading(
-        "Roofline",
+        "Roofline: computing or reading",
         "A machine computes and reads, each at some top speed; whatever takes longer decides. Prefill uses every weight it reads for all tokens of the prompt; a decoded word uses it once. So the first waits for arithmetic, the other for memory.",
         "cost",
         "inspect/info.py",
@@ -76,8 +74,8 @@ export const rooflineView = {
           slider(
             "answers at once",
             { min: 0, max: 8, step: 1 },
-            Math.log2(rows),
-            (v) => ((rows = 2 ** v), show()),
+            Math.log2(mine.rows),
+            (v) => ((mine.rows = 2 ** v), show()),
             (v) => String(2 ** v),
           ),
         );
@@ -95,8 +93,8 @@ export const rooflineView = {
             [false, "this model"],
             [true, "PaliGemma 3B at 224"],
           ],
-          isLarge,
-          (value) => ((isLarge = value), show()),
+          mine.isLarge,
+          (value) => ((mine.isLarge = value), show()),
         ),
         choice(
           "weights",
@@ -106,21 +104,21 @@ export const rooflineView = {
             [8, "int8"],
             [4, "int4"],
           ],
-          bits,
-          (value) => ((bits = value), show()),
+          mine.bits,
+          (value) => ((mine.bits = value), show()),
         ),
       );
-      const shape = isLarge ? LARGE : config;
+      const shape = mine.isLarge ? LARGE : config;
       const words = result.prompt.length - config.patches;
       const T = shape.patches + words;
       const S = T + result.answer.length;
       /** @type {[string, Cost][]} */
       const phases = [
-        ["tower", towerCost(shape, rows)],
-        ["prompt", decoderCost(shape, T, T, rows)],
-        ["one more word", decoderCost(shape, 1, S, rows)],
+        ["tower", towerCost(shape, mine.rows)],
+        ["prompt", decoderCost(shape, T, T, mine.rows)],
+        ["one more word", decoderCost(shape, 1, S, mine.rows)],
       ];
-      const read = (/** @type {Cost} */ cost) => (cost.weights * bits) / 8 + 2 * cost.cache;
+      const read = (/** @type {Cost} */ cost) => (cost.weights * mine.bits) / 8 + 2 * cost.cache;
       const ran = phasesOf(config, result);
       // The fastest that was seen is the top: a busy machine measures less.
       fastest = Math.max(fastest, ...ran.map(({ rate }) => rate));
@@ -178,7 +176,7 @@ export const rooflineView = {
                   return el(
                     "td",
                     { class: "num" },
-                    `≥ ${time(seconds)} `,
+                    `≥ ${duration(seconds)} `,
                     el("small", { text: isRead ? "reading" : "computing" }),
                   );
                 }),
@@ -191,7 +189,7 @@ export const rooflineView = {
         real,
         el("p", {
           class: "hint",
-          text: `${rows === 1 ? "One answer" : `${rows} answers`} of a prompt of ${shape.patches} patches and ${words} words; the word after ${S} tokens; cache in 16 bits. Times are the least that the machine's two top speeds allow.`,
+          text: `${mine.rows === 1 ? "One answer" : `${mine.rows} answers`} of a prompt of ${shape.patches} patches and ${words} words; the word after ${S} tokens; cache in 16 bits. Times are the least that the machine's two top speeds allow.`,
         }),
         el("h3", { text: "The answer on view, as it ran here" }),
         el(
@@ -205,7 +203,7 @@ export const rooflineView = {
                 "tr",
                 {},
                 el("th", { scope: "row", text: name }),
-                el("td", { class: "num", text: isKept ? "kept from before" : time(seconds) }),
+                el("td", { class: "num", text: isKept ? "kept from before" : duration(seconds) }),
                 el("td", {
                   class: "readout",
                   text: rate
@@ -225,7 +223,7 @@ export const rooflineView = {
       fill(
         text,
         inWords(
-          `${isLarge ? "PaliGemma 3B" : "This model"}: the prompt takes ${large(prompt.operations)} operations and reads ${large(read(prompt))}B, ${number(prompt.operations / read(prompt), 1)} operations a byte; one more word ${large(word.operations)} and ${large(read(word))}B, ${number(word.operations / read(word), 1)} a byte. ${machines.map((machine) => `${machine.name}: a word in ${time(limit(machine, word).seconds)} at best, limited by ${limit(machine, word).isRead ? "reading" : "computing"}`).join("; ")}.`,
+          `${mine.isLarge ? "PaliGemma 3B" : "This model"}: the prompt takes ${large(prompt.operations)} operations and reads ${large(read(prompt))}B, ${number(prompt.operations / read(prompt), 1)} operations a byte; one more word ${large(word.operations)} and ${large(read(word))}B, ${number(word.operations / read(word), 1)} a byte. ${machines.map((machine) => `${machine.name}: a word in ${duration(limit(machine, word).seconds)} at best, limited by ${limit(machine, word).isRead ? "reading" : "computing"}`).join("; ")}.`,
         ),
       );
     };

@@ -38,14 +38,12 @@ export const ropeView = {
     const curve = el("div");
     const all = el("div");
     const text = el("div");
-    let m = -1;
-    let n = -1;
-    let span = "patches";
+    const mine = store.own("rope", { m: store.config.perRow + 1, n: 1, span: "patches" });
     let asked = 0;
     fill(
       root,
       heading(
-        "RoPE dials",
+        "RoPE dials: positions as rotations",
         "Each pair of channels is a dial with two hands, the query's, in violet, and the key's, turned by their positions: fast on the first dial, hardly at all on the last. A dial is green where its pair adds to the score and orange where it takes away. Only the difference of the two positions counts: move both and the sum stays.",
         "rope",
         "layers/rope.py",
@@ -67,7 +65,7 @@ export const ropeView = {
       const { pairs, d, theta, scale } = found;
       const terms = pairs.map(
         (/** @type {any} */ { even, odd, turn }) =>
-          even * Math.cos((m - n) * turn) - odd * Math.sin((m - n) * turn),
+          even * Math.cos((mine.m - mine.n) * turn) - odd * Math.sin((mine.m - mine.n) * turn),
       );
       const most = Math.max(...terms.map(Math.abs), 1e-9);
       const score =
@@ -76,8 +74,8 @@ export const ropeView = {
         dials,
         pairs.map((/** @type {any} */ { turn }, /** @type {number} */ i) => {
           const half = d / 2;
-          const q = Math.atan2(found.q[i + half], found.q[i]) + m * turn;
-          const k = Math.atan2(found.k[i + half], found.k[i]) + n * turn;
+          const q = Math.atan2(found.q[i + half], found.q[i]) + mine.m * turn;
+          const k = Math.atan2(found.k[i + half], found.k[i]) + mine.n * turn;
           return dial(
             i,
             q,
@@ -87,7 +85,7 @@ export const ropeView = {
           );
         }),
       );
-      sum.textContent = `m = ${m}, n = ${n}: Σ of ${pairs.length} cosines × scale = ${number(score)} at distance ${m - n}`;
+      sum.textContent = `m = ${mine.m}, n = ${mine.n}: Σ of ${pairs.length} cosines × scale = ${number(score)} at distance ${mine.m - mine.n}`;
     };
 
     const update = async () => {
@@ -99,7 +97,7 @@ export const ropeView = {
       const head = Math.min(store.state.head, heads - 1);
       const { patches, perRow } = config;
       /** @type {[number, number]} */
-      const range = span === "patches" ? [0, patches] : [patches, result.length];
+      const range = mine.span === "patches" ? [0, patches] : [patches, result.length];
       fill(
         controls,
         choice(
@@ -120,8 +118,8 @@ export const ropeView = {
             ["patches", "mean patch"],
             ["words", "mean word"],
           ],
-          span,
-          (value) => ((span = value), update()),
+          mine.span,
+          (value) => ((mine.span = value), update()),
         ),
       );
       const every = await Promise.all(
@@ -138,11 +136,20 @@ export const ropeView = {
       if (own !== asked) return;
       const chosen = every[layer * heads + head];
       found = { ...chosen, d, theta, scale };
-      if (m < 0) [m, n] = [perRow + 1, 1];
       fill(
         sliders,
-        slider("m, the query", { min: 0, max: 80, step: 1 }, m, (value) => ((m = value), turned())),
-        slider("n, the key", { min: 0, max: 80, step: 1 }, n, (value) => ((n = value), turned())),
+        slider(
+          "m, the query",
+          { min: 0, max: 80, step: 1 },
+          mine.m,
+          (value) => ((mine.m = value), turned()),
+        ),
+        slider(
+          "n, the key",
+          { min: 0, max: 80, step: 1 },
+          mine.n,
+          (value) => ((mine.n = value), turned()),
+        ),
       );
       turned();
       fill(curve, plot(chosen.scores, perRow, plotWidth(root, 600)));
@@ -190,7 +197,7 @@ export const ropeView = {
       fill(
         text,
         inWords(
-          `Layer ${layer}, head ${head}, ${span === "patches" ? "the mean patch" : `the mean of the words from ${shown(store.word(range[0]))}`}: ${number(chosen.scores[0])} at distance 0; ${peaks.map(({ value, distance }) => `a peak of ${number(value)} at ${distance}`).join(", ")}. A row of the picture is ${perRow} patches long.`,
+          `Layer ${layer}, head ${head}, ${mine.span === "patches" ? "the mean patch" : `the mean of the words from ${shown(store.word(range[0]))}`}: ${number(chosen.scores[0])} at distance 0; ${peaks.map(({ value, distance }) => `a peak of ${number(value)} at ${distance}`).join(", ")}. A row of the picture is ${perRow} patches long.`,
         ),
       );
     };

@@ -33,7 +33,7 @@ export const streamView = {
     fill(
       root,
       heading(
-        "Stream and MLP",
+        "Stream and MLP: what layers add",
         "One token's vector runs through all layers, and each layer only adds to it: attention brings what other tokens know, the MLP what its own neurons make of that. Choose a patch or a word, then a layer, then take a neuron out.",
         "feed_forward",
         "modeling_gemma.py",

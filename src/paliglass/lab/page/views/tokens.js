@@ -6,7 +6,7 @@ import { heading } from "../lessons.js";
 /** @typedef {import("../store.js").Store} Store */
 
 // Of the 1024 places, evenly from the first to the last: drawn as a line.
-const PLACES = Array.from({ length: 65 }, (_, i) => Math.round((i * 1023) / 64));
+export const PLACES = Array.from({ length: 65 }, (_, i) => Math.round((i * 1023) / 64));
 const LONGEST = 80; // characters
 
 export const tokensView = {
@@ -19,30 +19,32 @@ export const tokensView = {
     const places = el("div");
     const text = el("div");
     let asked = 0;
-    let step = -1;
+    let chosen = -1; // whose row is shown
+    const mine = store.own("tokens", { text: "a yellow tractor", step: -1, id: -1 });
     /** @type {any} */
     let timer;
     /** @type {any} the places' components, which do not change */
     let line = null;
-    /** @type {{id: number, word: string} | null} */
-    let chosen = null;
     const input = el("input", {
       type: "text",
-      value: "a yellow tractor",
+      value: mine.text,
       maxlength: LONGEST,
       spellcheck: "false",
       "aria-label": "a text to be cut into tokens",
       on: {
         input: () => {
           clearTimeout(timer);
-          timer = setTimeout(() => ((step = -1), (chosen = null), update()), 150);
+          timer = setTimeout(() => {
+            [mine.text, mine.step, mine.id] = [input.value, -1, -1];
+            update();
+          }, 150);
         },
       },
     });
     fill(
       root,
       heading(
-        "Tokens and table",
+        "Tokens and table: words as rows",
         "A text begins as single characters. Again and again the pair that was learned earliest merges, until no known pair is left: those pieces are the tokens. Each is a number, and the number is a row of one table.",
         "tokens",
         "processing_paligemma.py",
@@ -63,10 +65,11 @@ export const tokensView = {
       ]);
       if (own !== asked) return;
       const last = steps.length - 1;
-      const at = step < 0 ? last : Math.min(step, last);
+      const at = mine.step < 0 ? last : Math.min(mine.step, last);
       // Some texts hold tokens that no merge makes, as several newlines: those are cut out first.
       const isWhole = String(steps[last]) === String(words);
-      chosen ??= ids.length ? { id: ids.at(-1), word: words.at(-1) } : null;
+      const isWord = mine.id >= 0 && mine.id < store.config.words;
+      chosen = isWord ? mine.id : (ids.at(-1) ?? -1);
       const pieces = el("div", { class: "tokens" });
       const count = el("p", { class: "readout" });
       const show = (/** @type {number} */ now) => {
@@ -95,7 +98,7 @@ export const tokensView = {
                 "merges",
                 { min: 0, max: last, step: 1 },
                 at,
-                (value) => ((step = value), show(value)),
+                (value) => ((mine.step = value), show(value)),
               ),
               pieces,
               count,
@@ -111,8 +114,8 @@ export const tokensView = {
           ids.map((/** @type {number} */ id, /** @type {number} */ i) =>
             button(
               [words[i].replaceAll(" ", "␣"), el("small", { text: String(id) })],
-              () => ((chosen = { id, word: words[i] }), update()),
-              { class: "token word", "aria-pressed": String(chosen?.id === id) },
+              () => ((mine.id = id), update()),
+              { class: "token word", "aria-pressed": String(id === chosen) },
             ),
           ),
         ),
@@ -125,9 +128,12 @@ export const tokensView = {
 
     /** @param {number} own */
     const showRow = async (own) => {
-      if (!chosen) return fill(row);
-      const { id, word } = chosen;
-      const { norm, nearest } = await store.client.ask("nearest", { id, k: 8 });
+      const id = chosen;
+      if (id < 0) return fill(row);
+      const [{ norm, nearest }, { [id]: word }] = await Promise.all([
+        store.client.ask("nearest", { id, k: 8 }),
+        store.client.ask("words", { ids: [id] }),
+      ]);
       if (own !== asked) return;
       const width = store.config.text.width;
       fill(
@@ -157,7 +163,7 @@ export const tokensView = {
                 el(
                   "th",
                   { scope: "row" },
-                  button(shown(one.word) || one.word, () => ((chosen = one), update()), {
+                  button(shown(one.word) || one.word, () => ((mine.id = one.id), update()), {
                     class: "plain",
                   }),
                 ),
@@ -203,7 +209,7 @@ export const tokensView = {
         wide / 2 + ((wide / 2 - 24) * scores[2 * i]) / most,
         170 - (150 * scores[2 * i + 1]) / most,
       ];
-      const isOn = (/** @type {number} */ i) => chosen?.id === ids[i];
+      const isOn = (/** @type {number} */ i) => chosen === ids[i];
       fill(
         places,
         el("h3", { text: "Places are words, too" }),
@@ -233,7 +239,7 @@ export const tokensView = {
           ids.map((/** @type {number} */ id, /** @type {number} */ i) => {
             const [x, y] = at(i);
             const name = String(PLACES[i]).padStart(4, "0");
-            const choose = () => ((chosen = { id, word: `<loc${name}>` }), update());
+            const choose = () => ((mine.id = id), update());
             return el(
               "g",
               {
