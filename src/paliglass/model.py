@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -506,7 +507,8 @@ class PaliGemma:
     ) -> Any:
         """One task about one picture, or about each of a list; or as many tasks as pictures.
 
-        A list of one, of tasks or of pictures, is taken as often as there are of the other.
+        A list of one, of tasks or of pictures, is taken as often as there are of the other. Warns
+        of empty answers in a list, where they are easily overlooked.
         """
         how = GenerationOptions.of(options)
         one = isinstance(tasks, Task) and not isinstance(images, list | tuple)
@@ -523,7 +525,14 @@ class PaliGemma:
             if isinstance(result, PaliglassError):
                 raise result
             results.append(result)
-        return results[0] if one else results
+        if one:
+            return results[0]
+        empty = [i for i, result in enumerate(results) if isinstance(result, Answer) and not result]
+        if empty:
+            which = ", ".join(map(str, empty[:5])) + (" and more" if empty[5:] else "")
+            told = f"{len(empty)} of {len(results)} answers are empty, those with index {which}"
+            warnings.warn(told, stacklevel=3)  # the line that called caption, ask, read, generate
+        return results
 
     def _prepare(self, picture: Picture) -> PreparedPicture:
         """Prepared, and with the picture itself (most often a path) for results to draw on."""

@@ -31,7 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from paliglass.colours import IS_FIRST_OF_SEVERAL, MAX_PIXELS, to_rgb
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, not_installed
 from paliglass.files import reason
 
 if TYPE_CHECKING:
@@ -367,9 +367,7 @@ def _pdf_document(file: IO[bytes], name: str) -> Iterator[Any]:
     try:
         import pypdfium2
     except ImportError:
-        raise PictureError(
-            f"{name}: is a PDF; pip install 'paliglass[pdf]' to read its pages"
-        ) from None
+        raise PictureError(f"{name}: is a PDF; {not_installed('pypdfium2')}") from None
     file.seek(0)
     with _PDF_LOCK, closing(pypdfium2.PdfDocument(file.read())) as document:
         yield document

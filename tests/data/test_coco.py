@@ -430,3 +430,24 @@ def test_names_of_other_systems_meet_their_files(tmp_path: Path) -> None:
         data["images"][0]["file_name"] = name
         (example,) = open_examples(write(tmp_path / "coco.json", data))
         assert example.images[0].is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"images": [image(width=0)]},
+        {"images": [image(file_name=3)]},
+        {"images": [image(width=10**6, height=10**6)]},
+        {"categories": [{"id": 1, "name": "a;b"}, {"id": 2, "name": ";"}]},
+        {"categories": [{"id": 1}, {"id": "2"}]},
+    ],
+)
+def test_what_is_wrong_is_told_once_and_not_for_each_annotation(tmp_path: Path, wrong: Any) -> None:
+    data = coco(**wrong)
+    data["images"] = [*data["images"], image(id=8, file_name="b.png")]
+    data["categories"] = [*data["categories"], {"id": 3, "name": "cat"}]
+    data["annotations"].append(thing(image_id=8, category_id=3))
+    _, findings = look(write(tmp_path / "coco.json", data))
+    [changed] = wrong.values()
+    assert len(findings) == len(changed)
+    assert all(finding.severity == "wrong" for finding in findings)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, not_installed
 from paliglass.formats.polygons import outlines
 from paliglass.formats.records import decode, read_text
 from paliglass.formats.rle import decode_rle
@@ -62,9 +62,7 @@ def read_data(path: Path) -> YoloData:
     try:
         import yaml
     except ImportError:
-        raise PaliglassError(
-            f"{path}: reading YAML needs PyYAML: pip install 'paliglass[train]'"
-        ) from None
+        raise PaliglassError(f"{path}: {not_installed('yaml')}") from None
     text = read_text(path)
     try:
         content = yaml.safe_load(text)
