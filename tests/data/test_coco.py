@@ -135,6 +135,9 @@ def test_many_masks_are_those_of_each_alone(tmp_path: Path, codec) -> None:
         ({"categories": [{"id": 1, "name": "  "}]}, "categories[0]", "is no label"),
         ({"categories": [DOG, {"id": "1", "name": "cat"}]}, "categories[1]", "is 'dog' already"),
         ({"categories": [{"id": 1, "name": ["dog"]}]}, "categories[0]", "name is"),
+        ({"categories": [{"id": 1, "name": "dog <loc0001>"}]}, "categories[0]", "holds <loc0001>"),
+        ({"categories": [{"id": 1, "name": "<seg001> dog"}]}, "categories[0]", "holds <seg001>"),
+        ({"categories": [{"id": 1, "name": "dog<eos>"}]}, "categories[0]", "holds <eos>"),
     ],
 )
 def test_wrong_entries_are_named(
@@ -184,9 +187,11 @@ def test_every_wrong_entry_is_told(tmp_path: Path) -> None:
         open_examples(path)
 
 
-def test_numbers_and_strings_meet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["7", 7.0, "007", " 7 ", "7.0"])
+def test_numbers_and_strings_meet(tmp_path: Path, number: Any) -> None:
+    kind = "1" if isinstance(number, float) else "1.0"
     example, findings = one(
-        tmp_path, thing(image_id="7", category_id="1"), thing(image_id=7.0, bbox=[1, 1, 9, 9])
+        tmp_path, thing(image_id=number, category_id=kind), thing(bbox=[1, 1, 9, 9])
     )
     assert not findings
     assert len(parse_boxes(example.suffix)) == 2
@@ -231,6 +236,13 @@ def test_two_entries_for_one_picture_are_taken_together(tmp_path: Path) -> None:
     ("segmentation", "problem"),
     [
         ([], "no segmentation"),
+        ([[]], "a polygon of 0 numbers"),
+        ({}, "no segmentation"),
+        ([10, 20, 90, 20, 90, 80], "must be a list"),
+        ([[[10, 20], [90, 20], [90, 80]]], "must be a number"),
+        ([[10, 20, 90, 20, 90, 80], [1, 2]], "a polygon of 2 numbers"),
+        ({"size": [100, 200], "counts": []}, "do not add up"),
+        ({"size": [100, 200], "counts": [-1, 20001]}, "do not add up"),
         (None, "no segmentation"),
         ([[10, 20, 90, 80]], "a polygon of 4 numbers"),
         ([[10, 20, 90, 80, 5]], "a polygon of 5 numbers"),
@@ -355,10 +367,11 @@ def test_crowds_alone_are_not_nothing(tmp_path: Path) -> None:
         trainable([example])
 
 
-def test_roboflows_parent_class_is_not_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parent", ["presence-of-dogs", "Presence-Of-Dogs", "presence-of-dogs "])
+def test_roboflows_parent_class_is_not_asked_for(tmp_path: Path, parent: str) -> None:
     categories = [
         {"id": 0, "name": "presence-of-dogs", "supercategory": "none"},
-        {"id": 1, "name": "dog", "supercategory": "presence-of-dogs"},
+        {"id": 1, "name": "dog", "supercategory": parent},
     ]
     path = write(tmp_path / "coco.json", coco(categories=categories, annotations=[thing()]))
     (example,), findings = look(path)

@@ -29,7 +29,7 @@ from paliglass.tasks.boxes import Box, clip_box, encode_box, has_area
 from paliglass.tasks.prompts import (
     caption_prompt,
     detect_prompt,
-    one_label,
+    label_key,
     segment_prompt,
 )
 
@@ -120,7 +120,9 @@ def _pictures(
             for name in ("width", "height"):
                 number = getattr(image, name)
                 if not (math.isfinite(number) and number >= 1 and number == int(number)):
-                    raise PaliglassError(f"{where}: {name} is {number:g}; it must be 1 or more")
+                    raise PaliglassError(
+                        f"{where}: {name} is {number:g}; it must be whole, 1 or more"
+                    )
             size = int(image.width), int(image.height)
             if size[0] * size[1] > MAX_PIXELS:
                 raise PaliglassError(
@@ -204,13 +206,13 @@ def _without_parent(
         and isinstance(value.get("supercategory"), str)
         and value["supercategory"] != value.get("name")
     }
-    parents = {one_label(name) for name in parents}
+    parents = {label_key(name) for name in parents}
     used = {
         names[key_of(annotation.category_id)]
         for picture in pictures.values()
         for _, annotation in picture.annotations
     }
-    kept = {k: name for k, name in names.items() if name in used or name not in parents}
+    kept = {k: name for k, name in names.items() if name in used or label_key(name) not in parents}
     for name in sorted({*names.values()} - {*kept.values()}):
         findings.left_out(
             f"{path}, categories",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
@@ -13,12 +14,15 @@ __all__ = ["to_labels"]
 
 Key = TypeVar("Key", bound=Hashable)
 
+_SPECIAL = re.compile(r"<(?:loc\d{4}|seg\d{3}|image|bos|eos|pad)>")
+
 
 def to_labels(names: Iterable[tuple[str, Key, object]], findings: Findings) -> dict[Key, str]:
     """Key → label, of (place, key, name); blanks are single, and capitals make no other label.
 
-    A name without a letter, or with a semicolon, which would make it two, is wrong; so is a key
-    that two names have.
+    A name without a letter, or with a semicolon, which would make it two, is wrong, and
+    one that holds special words like <loc0001>, which would be read as such; so is a key that two
+    names have.
     """
     labels: dict[Key, str] = {}
     spelled: dict[str, tuple[Key, str]] = {}
@@ -30,6 +34,8 @@ def to_labels(names: Iterable[tuple[str, Key, object]], findings: Findings) -> d
                     f"{where}: {name!r} is no label, which has a letter and no semicolon; rename "
                     "the class"
                 )
+            if match := _SPECIAL.search(label):
+                raise PaliglassError(f"{where}: {label!r} holds {match[0]}; rename the class")
             owner, first = spelled.setdefault(label_key(label), (key, label))
             if key in labels and labels[key] != first:
                 raise PaliglassError(

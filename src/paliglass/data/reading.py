@@ -124,7 +124,7 @@ def united(examples: Iterable[Example], findings: Findings) -> Iterator[Example]
         if example.task not in OBJECT_TASKS:
             kept[number] = example
             continue
-        key = example.images, example.prefix
+        key = example.asked
         first = kept.get(key)
         if first is None:
             kept[key] = example

@@ -146,9 +146,9 @@ def _fields(kind: type[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def key_of(number: Id) -> str:
-    """An id as text, the same for 7, 7.0 and "7"."""
+    """An id as text, the same for 7, 7.0, "7" and "7.0"."""
     if isinstance(number, str):
-        text = number.strip()
+        text = re.sub(r"\.0+$", "", number.strip())
         return text.lstrip("0") or "0" if text.isdecimal() else text
     return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 

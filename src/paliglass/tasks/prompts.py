@@ -26,6 +26,7 @@ from paliglass.tasks.boxes import Box, clip_box, encode_box
 
 __all__ = [
     "READ",
+    "TASKS",
     "CaptionStyle",
     "answer_prompt",
     "as_prompt",
