@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, get_args, overload
 
 import torch
 
@@ -402,6 +402,8 @@ class PaliGemma:
             pictures = [self.processor.prepare(picture) for [picture] in picture_rows(images)]
             [request] = self.text_task(prompts).requests(pictures, how, 0)
             return self._pieces(request)
+        if task is not None and task not in (known := get_args(CalibratedTask)):
+            raise PromptError(f"task is {task!r}; it must be one of {', '.join(known)}")
         tasks = [self.text_task(text, task) for text in require_texts(prompts, "the prompt")]
         return self._answer(tasks[0] if isinstance(prompts, str) else tasks, images, options)
 
@@ -434,6 +436,8 @@ class PaliGemma:
             return self.text_task(prompt, "answer")
         if choices == "number":
             return WordTask(self.processor, prompt, NumberGrammar(self.processor))
+        if isinstance(choices, str) and choices != "yes_no":
+            raise PromptError(f"choices is {choices!r}; give a list, or yes_no or number")
         answers = YES_NO if choices == "yes_no" else choices
         answers = require_texts(answers, "a choice")
         return WordTask(self.processor, prompt, ChoiceGrammar(self.processor, answers))

@@ -137,9 +137,14 @@ _OTHERS = (  # how files begin that are pictures of other kinds
 
 
 def picture_rows(images: Pictures) -> list[list[Picture]]:
-    """What a user gave, as one list of pictures for each prompt. An array or bytes is a picture."""
+    """What a user gave, as one list of pictures for each prompt. An array or bytes is a picture.
+
+    Raises PictureError for a prompt without any.
+    """
     entries = images if isinstance(images, list | tuple) else [images]
     rows = [entry if isinstance(entry, list | tuple) else [entry] for entry in entries]
+    if not all(rows):
+        raise PictureError("a list of the pictures of one prompt is empty")
     return cast("list[list[Picture]]", rows)
 
 
@@ -326,7 +331,7 @@ def _from_data_address(address: str, name: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return data
     try:
-        data = b"".join(data.split())
+        data = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/"))  # of either alphabet
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise PictureError(f"{name}: is not base64") from None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
 from paliglass.data.example import Findings
 from paliglass.errors import PaliglassError
-from paliglass.tasks.prompts import label_key, one_label
+from paliglass.tasks.prompts import SPECIAL_WORD, label_key, one_label
 
 __all__ = ["to_labels"]
 
 Key = TypeVar("Key", bound=Hashable)
-
-_SPECIAL = re.compile(r"<(?:loc\d{4}|seg\d{3}|image|bos|eos|pad)>")
 
 
 def to_labels(names: Iterable[tuple[str, Key, object]], findings: Findings) -> dict[Key, str]:
@@ -34,7 +31,7 @@ def to_labels(names: Iterable[tuple[str, Key, object]], findings: Findings) -> d
                     f"{where}: {name!r} is no label, which has a letter and no semicolon; rename "
                     "the class"
                 )
-            if match := _SPECIAL.search(label):
+            if match := SPECIAL_WORD.search(label):
                 raise PaliglassError(f"{where}: {label!r} holds {match[0]}; rename the class")
             owner, first = spelled.setdefault(label_key(label), (key, label))
             if key in labels and labels[key] != first:
