@@ -56,6 +56,10 @@ def lab(
 
     refuse_existing_file(out, overwrite)
     folder = locate(model)
+    if not (folder / "config.json").is_file():
+        from paliglass.checkpoints.folder import read_config
+
+        read_config(folder)  # its complaint
     if torch or (out is None and not fits_in_a_page(folder)):
         if out is not None:
             raise typer.BadParameter("--torch needs the server: leave out --out")
