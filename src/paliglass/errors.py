@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -11,6 +13,7 @@ __all__ = [
     "PaliglassError",
     "PictureError",
     "PromptError",
+    "from_workers",
     "not_installed",
     "printable",
 ]
@@ -54,6 +57,21 @@ class PictureError(PaliglassError):
 
 class PromptError(PaliglassError, ValueError):
     """A prompt that does not fit its pictures or the model's length."""
+
+
+@contextmanager
+def from_workers() -> Iterator[None]:
+    """Gives errors of a torch DataLoader's workers the message that they had there.
+
+    torch raises them again with the worker's whole traceback for a message.
+    """
+    try:
+        yield
+    except PaliglassError as error:
+        _, found, message = str(error.args[0]).rpartition(f"{type(error).__name__}: ")
+        if not found:
+            raise
+        raise type(error)(message.strip()) from None
 
 
 def not_installed(module: str) -> str:
