@@ -68,7 +68,11 @@ _MUST = {
     "literal_error": "{expected}",
     "model_attributes_type": "an object",
     "model_type": "an object",
+    "string_too_long": "a text of {max_length} characters or fewer",
+    "string_too_short": "a text of {min_length} characters or more",
     "string_type": "text",
+    "too_long": "a list of {max_length} or fewer",
+    "too_short": "a list of {min_length} or more",
 }
 _SHOWN = 60  # characters of a wrong value in a message
 
@@ -181,7 +185,7 @@ def explain_validation(
     """
     show = show or _show
     if error["type"] == "value_error":
-        return f"{what}: {error['msg'].removeprefix('Value error, ')}"
+        return f"{what}: {error['msg'].removeprefix('Value error, ').rstrip('.')}"
     must = _MUST.get(error["type"])
     if must is None:
         return None
