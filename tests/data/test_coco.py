@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,27 @@ def test_wrong_captions_are_named(
     assert found.severity == severity
     assert found.where.endswith("annotations[1]")
     assert problem in found.problem
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_marks_at_the_beginning_are_passed_over(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "coco.json"
+    path.write_bytes(json.dumps(coco(), ensure_ascii=False).encode(encoding))
+    (example,) = open_examples(path)
+    assert example.prefix == "detect dog ; red ball"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_data_itself_may_be_composed_otherwise(tmp_path: Path, form: Any) -> None:
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    there, named = (tmp_path / unicodedata.normalize(f, "Übung") for f in (form, other))
+    paint(there / "a.png")
+    write(there / "_annotations.coco.json", coco())
+    for data in (named, named / "_annotations.coco.json"):
+        (example,) = open_examples(data)
+        assert example.images[0].is_file()
+    (example,) = open_examples(write(tmp_path / "c.json", coco()), images=named)
+    assert example.images[0].is_file()
 
 
 def test_names_of_other_systems_meet_their_files(tmp_path: Path) -> None:

@@ -81,10 +81,11 @@ def test_splits_are_told_apart(tmp_path: Path) -> None:
         open_examples(path, split="held out")
 
 
-def test_label_studios_folder_is_read(tmp_path: Path) -> None:
-    write(tmp_path / "classes.txt", "dog\ncat\n")
+@pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\n"), ("\ufeff", "\r\n")])
+def test_label_studios_folder_is_read(tmp_path: Path, mark: str, end: str) -> None:
+    write(tmp_path / "classes.txt", f"{mark}dog{end}cat{end}")
     paint(tmp_path / "images/a.png")
-    write(tmp_path / "labels/a.txt", "0 0.375 0.5 0.25 0.5\n")
+    write(tmp_path / "labels/a.txt", f"{mark}0 0.375 0.5 0.25 0.5{end}")
     (example,) = open_examples(tmp_path)
     assert (example.prefix, example.suffix) == ("detect dog ; cat", DOG)
 
