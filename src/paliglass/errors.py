@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -10,6 +13,8 @@ __all__ = [
     "PaliglassError",
     "PictureError",
     "PromptError",
+    "from_workers",
+    "not_installed",
     "printable",
 ]
 
@@ -52,3 +57,43 @@ class PictureError(PaliglassError):
 
 class PromptError(PaliglassError, ValueError):
     """A prompt that does not fit its pictures or the model's length."""
+
+
+@contextmanager
+def from_workers() -> Iterator[None]:
+    """Gives errors of a torch DataLoader's workers the message that they had there.
+
+    torch raises them again with the worker's whole traceback for a message.
+    """
+    try:
+        yield
+    except PaliglassError as error:
+        _, found, message = str(error.args[0]).rpartition(f"{type(error).__name__}: ")
+        if not found:
+            raise
+        raise type(error)(message.strip()) from None
+
+
+def not_installed(module: str) -> str:
+    """What to install for a module; which extra has it, the package's own metadata tell."""
+    # Imported here: it takes some milliseconds, and most runs lack nothing.
+    from importlib.metadata import PackageNotFoundError, requires
+
+    name = {"yaml": "pyyaml", "PIL": "pillow"}.get(module, module)
+    try:
+        required = requires("paliglass") or []
+    except PackageNotFoundError:
+        required = []
+    extras = []
+    for line in required:
+        package = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        if package.replace("-", "_").lower() == name.replace("-", "_").lower():
+            match = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+            extras.append(match[1] if match else "")
+    own = sorted(
+        set(extras) - {"test", "dev", "workshop"}, key=lambda extra: (extra != "train", extra)
+    )
+    install = " or ".join(f"'paliglass[{extra}]'" for extra in own) or name
+    if "" in own:  # every installation has it: this one is damaged
+        install = "paliglass"
+    return f"this needs {name}, which is not installed: pip install {install}"

@@ -85,6 +85,8 @@ def require_readable(path: Path) -> None:
             pass
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: there is no {path.name}") from None
+    except NotADirectoryError:
+        raise CheckpointError(f"{path.parent}: is no folder with {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
 

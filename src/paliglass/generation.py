@@ -534,8 +534,12 @@ class RunningBatch:
 
 def _not_finite(model: PaliGemmaForConditionalGeneration) -> PaliglassError:
     """Why numbers of a row are no numbers any more. Raises it where no row can do better."""
-    if (name := model.find_broken_weight()) is not None:
-        raise PaliglassError(f"weight {name} holds NaN or an infinity: the checkpoint is broken")
     dtype = str(model.dtype).removeprefix("torch.")
+    if (name := model.find_broken_weight()) is not None:
+        why = "it is too large for float16, or " if dtype == "float16" else ""
+        mend = ": use bfloat16 or float32" if why else ""
+        raise PaliglassError(
+            f"weight {name} holds NaN or an infinity: {why}the checkpoint is broken{mend}"
+        )
     mend = ": use bfloat16 or float32" if dtype == "float16" else ", though its weights are finite"
     return PaliglassError(f"the model's numbers overflowed in {dtype}{mend}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, get_args, overload
 
 import torch
 
@@ -401,6 +402,8 @@ class PaliGemma:
             pictures = [self.processor.prepare(picture) for [picture] in picture_rows(images)]
             [request] = self.text_task(prompts).requests(pictures, how, 0)
             return self._pieces(request)
+        if task is not None and task not in (known := get_args(CalibratedTask)):
+            raise PromptError(f"task is {task!r}; it must be one of {', '.join(known)}")
         tasks = [self.text_task(text, task) for text in require_texts(prompts, "the prompt")]
         return self._answer(tasks[0] if isinstance(prompts, str) else tasks, images, options)
 
@@ -433,6 +436,8 @@ class PaliGemma:
             return self.text_task(prompt, "answer")
         if choices == "number":
             return WordTask(self.processor, prompt, NumberGrammar(self.processor))
+        if isinstance(choices, str) and choices != "yes_no":
+            raise PromptError(f"choices is {choices!r}; give a list, or yes_no or number")
         answers = YES_NO if choices == "yes_no" else choices
         answers = require_texts(answers, "a choice")
         return WordTask(self.processor, prompt, ChoiceGrammar(self.processor, answers))
@@ -506,7 +511,8 @@ class PaliGemma:
     ) -> Any:
         """One task about one picture, or about each of a list; or as many tasks as pictures.
 
-        A list of one, of tasks or of pictures, is taken as often as there are of the other.
+        A list of one, of tasks or of pictures, is taken as often as there are of the other. Warns
+        of empty answers in a list, where they are easily overlooked.
         """
         how = GenerationOptions.of(options)
         one = isinstance(tasks, Task) and not isinstance(images, list | tuple)
@@ -523,7 +529,14 @@ class PaliGemma:
             if isinstance(result, PaliglassError):
                 raise result
             results.append(result)
-        return results[0] if one else results
+        if one:
+            return results[0]
+        empty = [i for i, result in enumerate(results) if isinstance(result, Answer) and not result]
+        if empty:
+            which = ", ".join(map(str, empty[:5])) + (" and more" if empty[5:] else "")
+            told = f"{len(empty)} of {len(results)} answers are empty, those with index {which}"
+            warnings.warn(told, stacklevel=3)  # the line that called caption, ask, read, generate
+        return results
 
     def _prepare(self, picture: Picture) -> PreparedPicture:
         """Prepared, and with the picture itself (most often a path) for results to draw on."""

@@ -31,7 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from paliglass.colours import IS_FIRST_OF_SEVERAL, MAX_PIXELS, to_rgb
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, not_installed
 from paliglass.files import reason
 
 if TYPE_CHECKING:
@@ -137,9 +137,14 @@ _OTHERS = (  # how files begin that are pictures of other kinds
 
 
 def picture_rows(images: Pictures) -> list[list[Picture]]:
-    """What a user gave, as one list of pictures for each prompt. An array or bytes is a picture."""
+    """What a user gave, as one list of pictures for each prompt. An array or bytes is a picture.
+
+    Raises PictureError for a prompt without any.
+    """
     entries = images if isinstance(images, list | tuple) else [images]
     rows = [entry if isinstance(entry, list | tuple) else [entry] for entry in entries]
+    if not all(rows):
+        raise PictureError("a list of the pictures of one prompt is empty")
     return cast("list[list[Picture]]", rows)
 
 
@@ -326,7 +331,7 @@ def _from_data_address(address: str, name: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return data
     try:
-        data = b"".join(data.split())
+        data = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/"))  # of either alphabet
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise PictureError(f"{name}: is not base64") from None
@@ -367,9 +372,7 @@ def _pdf_document(file: IO[bytes], name: str) -> Iterator[Any]:
     try:
         import pypdfium2
     except ImportError:
-        raise PictureError(
-            f"{name}: is a PDF; pip install 'paliglass[pdf]' to read its pages"
-        ) from None
+        raise PictureError(f"{name}: is a PDF; {not_installed('pypdfium2')}") from None
     file.seek(0)
     with _PDF_LOCK, closing(pypdfium2.PdfDocument(file.read())) as document:
         yield document

@@ -89,8 +89,10 @@ def choose(
 
 
 def _sample(logits: Tensor, sampling: Sampling, generator: np.random.Generator) -> Tensor:
-    # Relative to the likeliest: dividing by a tiny temperature then overflows to −inf alone.
-    scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    # Relative to the likeliest: dividing by a tiny temperature then overflows to −inf alone. What
+    # float32 has no number for would be 0 there, and 0 / 0 is none.
+    temperature = max(sampling.temperature, torch.finfo(torch.float32).tiny)
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
     if sampling.top_k is not None:
         scaled = keep_top_k(scaled, sampling.top_k)
     if sampling.top_p is not None:

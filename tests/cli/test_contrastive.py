@@ -137,7 +137,7 @@ def test_a_broken_picture_is_named_and_the_others_go_on(
     (photos / "red.png").write_bytes(b"")
     result = cli(*command)
     assert result.code == 1
-    assert "red.png: is empty" in result.err
+    assert "error: photos/red.png: is empty" in result.err
     assert "1 of 3 pictures could not be read" in result.err
     assert result.out
 

@@ -44,6 +44,26 @@ def test_bad_usage_ends_with_2_before_any_model_is_loaded(cli, monkeypatch, argu
     assert line.endswith(" --help)")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--port", "99999"], "--port is 99999; it must be 65535 or less"),
+        (["caption", "a.png", "--batch-size", "0"], "--batch-size is 0; it must be 1 or more"),
+        (["caption", "a.png", "--batch-size", "x"], "--batch-size is x; it must be a whole number"),
+        (["caption", "a.png", "--max-new-tokens", "1.5"], "is 1.5; it must be a whole number"),
+        (["detect", "a.png", "x", "--min-score", "2"], "--min-score is 2; it must be 1 or less"),
+        (["caption", "a.png", "--dtype", "f8"], "--dtype: 'f8' is not one of 'auto', "),
+        (["train", "finetune", "--lora-dropout", "x"], "--lora-dropout is x; it must be a number"),
+    ],
+)
+def test_values_are_told_in_our_words(cli, arguments, said):
+    picture("a.png")
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert "nput should" not in result.err
+
+
 def test_help_and_version(cli):
     assert cli("--version") == (0, f"paliglass {__version__}\n", "")
     for command in (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Result, picture
+from tests.unit.test_adapters import adapter, layers
 
 Cli = Callable[..., Result]
 
@@ -36,6 +37,19 @@ def test_ones_own_data_is_scored(cli: Cli, data: Path) -> None:
     table = cli("eval", "--data", data.name, "--limit", "1", "--max-new-tokens", "6")
     assert "caption: exact" in table.out
     assert "detect" not in table.out
+
+
+@pytest.mark.parametrize("where", ["tuned", "runs/tuned two"])
+def test_the_page_names_an_adapter_and_its_base(
+    cli: Cli, data: Path, model_folder: Path, where: str
+) -> None:
+    Path(where).parent.mkdir(exist_ok=True)
+    adapter(Path(where), layers("q_proj"), base_model_name_or_path=str(model_folder))
+    run = ("eval", "--data", data.name, "--limit", "1", "--max-new-tokens", "6", "--html", "p.html")
+    assert cli(*run, "--adapter", where).code == 0
+    assert f"How right is {where} on {model_folder}?" in Path("p.html").read_text()
+    assert cli(*run, "--overwrite", "--model", where).code == 0
+    assert f"How right is {where}?" in Path("p.html").read_text()
 
 
 def test_wrong_files_are_named(cli: Cli, data: Path) -> None:

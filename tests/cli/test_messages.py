@@ -163,6 +163,11 @@ class TestTogether:
             assert cli(*run[:2], *pictures, *run[2:]).code == 0
             assert len(results("o")) == count
 
+    def test_the_one_answer_stands_beside_no_name(self, cli):
+        names = [str(picture(f"{colour}.png", colour)) for colour in ("red", "blue")]
+        [record] = cli("ask", "--together", *names, "what differs?", "--json").records()
+        assert cli("ask", "--together", *names, "what differs?").out == f"{record['answer']}\n"
+
     def test_a_broken_one_breaks_it(self, cli):
         picture("a.png")
         result = cli("ask", "--together", "a.png", "gone.png", "why?")
@@ -176,18 +181,41 @@ class TestMissing:
     @pytest.mark.parametrize(
         ("module", "command"),
         [
-            ("rapidfuzz", "pip install 'paliglass[train]'"),
+            ("rapidfuzz", "pip install 'paliglass[train]' or 'paliglass[eval]'"),
             ("yaml", "pip install 'paliglass[train]'"),
             ("faster_coco_eval", "pip install 'paliglass[eval]'"),
             ("datasets.utils", "pip install 'paliglass[datasets]'"),
-            ("transformers", "pip install 'transformers'"),
-            ("unheard_of", "pip install 'unheard_of'"),
+            ("PIL.Image", "pip install paliglass"),
+            ("fastapi", "pip install 'paliglass[serve]'"),
+            ("transformers", "pip install transformers"),
+            ("unheard_of", "pip install unheard_of"),
         ],
     )
     def test_the_extra_that_has_it_is_named(self, module, command):
         told = explain(ModuleNotFoundError(f"No module named {module!r}", name=module))
-        assert told.endswith(command)
+        assert told.endswith(f", which is not installed: {command}")
         assert "\n" not in told
+
+    @pytest.mark.parametrize(
+        ("module", "arguments"),
+        [
+            ("datasets", ["data", "fetch", "a/b", "o"]),
+            ("fastapi", ["serve"]),
+            ("pyarrow", ["annotate", "d", "--task", "caption en", "--out", "o"]),
+            ("pypdfium2", ["caption", "a.pdf"]),
+            ("yaml", ["eval", "--data", "data.yaml"]),
+            ("yaml", ["train", "finetune", "--config", "c.yaml"]),
+        ],
+    )
+    def test_every_command_says_it_alike(self, cli, monkeypatch, module, arguments):
+        for name in [name for name in sys.modules if name.split(".")[0] == module]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, module, None)
+        picture("d/a.png")
+        for name, text in (("a.pdf", "%PDF-1.7\n"), ("data.yaml", "names: [a]"), ("c.yaml", "")):
+            Path(name).write_text(text)
+        name = {"yaml": "pyyaml"}.get(module, module)
+        assert f"this needs {name}, which is not installed: pip install " in cli(*arguments).err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes break differently elsewhere")

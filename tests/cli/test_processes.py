@@ -95,6 +95,37 @@ def test_control_c_keeps_what_was_done(cli):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_ends_well_while_it_loads_its_model(number):
+    pytest.importorskip("fastapi")
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = """if True:
+        import atexit, time
+        import paliglass.serving.options as options
+        # Python's own end, under a thread that torch works in, may abort.
+        atexit.register(lambda: print("Python's own end", flush=True))
+        loaded = options.load
+        options.load = lambda *given, **how: time.sleep(1000) or loaded(*given, **how)
+        import uvicorn
+        begun = uvicorn.Server.startup
+        async def startup(self, sockets=None):
+            await begun(self, sockets)
+            print("begun", flush=True)
+        uvicorn.Server.startup = startup
+        from paliglass.cli import main
+        main(["serve", "--port", "0"])
+    """
+    process = start("-c", code)
+    signal.signal(signal.SIGINT, heeded)
+    assert process.stdout is not None
+    while process.stdout.readline() != "begun\n":
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_a_killed_run_loses_and_doubles_nothing(cli):
     for i in range(24):
         picture(f"d/{i:02}.png", size=(400 - 16 * i, 20 + 16 * i))

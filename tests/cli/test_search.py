@@ -163,8 +163,8 @@ def test_broken_pages_are_named_and_the_others_found(cli: Cli, docs: Path) -> No
     result = cli("search", docs, "a dog", "--json")
     assert result.code == 1
     assert names(result) == EVERY - {("docs/lime.png", None)}
-    assert "lime.png: is empty" in result.err
-    assert "broken.pdf: cannot be read" in result.err
+    assert "error: docs/lime.png: is empty" in result.err
+    assert "error: docs/broken.pdf: cannot be read" in result.err
     assert "2 of 5 pages could not be read" in result.err
 
 

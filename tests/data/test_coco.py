@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def test_many_masks_are_those_of_each_alone(tmp_path: Path, codec) -> None:
         ({"categories": [{"id": 1, "name": "  "}]}, "categories[0]", "is no label"),
         ({"categories": [DOG, {"id": "1", "name": "cat"}]}, "categories[1]", "is 'dog' already"),
         ({"categories": [{"id": 1, "name": ["dog"]}]}, "categories[0]", "name is"),
+        ({"categories": [{"id": 1, "name": "dog <loc0001>"}]}, "categories[0]", "holds <loc0001>"),
+        ({"categories": [{"id": 1, "name": "<seg001> dog"}]}, "categories[0]", "holds <seg001>"),
+        ({"categories": [{"id": 1, "name": "dog<eos>"}]}, "categories[0]", "holds <eos>"),
     ],
 )
 def test_wrong_entries_are_named(
@@ -184,9 +188,11 @@ def test_every_wrong_entry_is_told(tmp_path: Path) -> None:
         open_examples(path)
 
 
-def test_numbers_and_strings_meet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", ["7", 7.0, "007", " 7 ", "7.0"])
+def test_numbers_and_strings_meet(tmp_path: Path, number: Any) -> None:
+    kind = "1" if isinstance(number, float) else "1.0"
     example, findings = one(
-        tmp_path, thing(image_id="7", category_id="1"), thing(image_id=7.0, bbox=[1, 1, 9, 9])
+        tmp_path, thing(image_id=number, category_id=kind), thing(bbox=[1, 1, 9, 9])
     )
     assert not findings
     assert len(parse_boxes(example.suffix)) == 2
@@ -231,6 +237,13 @@ def test_two_entries_for_one_picture_are_taken_together(tmp_path: Path) -> None:
     ("segmentation", "problem"),
     [
         ([], "no segmentation"),
+        ([[]], "a polygon of 0 numbers"),
+        ({}, "no segmentation"),
+        ([10, 20, 90, 20, 90, 80], "must be a list"),
+        ([[[10, 20], [90, 20], [90, 80]]], "must be a number"),
+        ([[10, 20, 90, 20, 90, 80], [1, 2]], "a polygon of 2 numbers"),
+        ({"size": [100, 200], "counts": []}, "do not add up"),
+        ({"size": [100, 200], "counts": [-1, 20001]}, "do not add up"),
         (None, "no segmentation"),
         ([[10, 20, 90, 80]], "a polygon of 4 numbers"),
         ([[10, 20, 90, 80, 5]], "a polygon of 5 numbers"),
@@ -355,10 +368,11 @@ def test_crowds_alone_are_not_nothing(tmp_path: Path) -> None:
         trainable([example])
 
 
-def test_roboflows_parent_class_is_not_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parent", ["presence-of-dogs", "Presence-Of-Dogs", "presence-of-dogs "])
+def test_roboflows_parent_class_is_not_asked_for(tmp_path: Path, parent: str) -> None:
     categories = [
         {"id": 0, "name": "presence-of-dogs", "supercategory": "none"},
-        {"id": 1, "name": "dog", "supercategory": "presence-of-dogs"},
+        {"id": 1, "name": "dog", "supercategory": parent},
     ]
     path = write(tmp_path / "coco.json", coco(categories=categories, annotations=[thing()]))
     (example,), findings = look(path)
@@ -422,6 +436,27 @@ def test_wrong_captions_are_named(
     assert problem in found.problem
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_marks_at_the_beginning_are_passed_over(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "coco.json"
+    path.write_bytes(json.dumps(coco(), ensure_ascii=False).encode(encoding))
+    (example,) = open_examples(path)
+    assert example.prefix == "detect dog ; red ball"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_data_itself_may_be_composed_otherwise(tmp_path: Path, form: Any) -> None:
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    there, named = (tmp_path / unicodedata.normalize(f, "Übung") for f in (form, other))
+    paint(there / "a.png")
+    write(there / "_annotations.coco.json", coco())
+    for data in (named, named / "_annotations.coco.json"):
+        (example,) = open_examples(data)
+        assert example.images[0].is_file()
+    (example,) = open_examples(write(tmp_path / "c.json", coco()), images=named)
+    assert example.images[0].is_file()
+
+
 def test_names_of_other_systems_meet_their_files(tmp_path: Path) -> None:
     composed, apart = (unicodedata.normalize(form, "café.png") for form in ("NFC", "NFD"))
     paint(tmp_path / "sub" / composed)
@@ -430,3 +465,24 @@ def test_names_of_other_systems_meet_their_files(tmp_path: Path) -> None:
         data["images"][0]["file_name"] = name
         (example,) = open_examples(write(tmp_path / "coco.json", data))
         assert example.images[0].is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"images": [image(width=0)]},
+        {"images": [image(file_name=3)]},
+        {"images": [image(width=10**6, height=10**6)]},
+        {"categories": [{"id": 1, "name": "a;b"}, {"id": 2, "name": ";"}]},
+        {"categories": [{"id": 1}, {"id": "2"}]},
+    ],
+)
+def test_what_is_wrong_is_told_once_and_not_for_each_annotation(tmp_path: Path, wrong: Any) -> None:
+    data = coco(**wrong)
+    data["images"] = [*data["images"], image(id=8, file_name="b.png")]
+    data["categories"] = [*data["categories"], {"id": 3, "name": "cat"}]
+    data["annotations"].append(thing(image_id=8, category_id=3))
+    _, findings = look(write(tmp_path / "coco.json", data))
+    [changed] = wrong.values()
+    assert len(findings) == len(changed)
+    assert all(finding.severity == "wrong" for finding in findings)

@@ -96,7 +96,11 @@ def test_roboflows_lines_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["_annotations.coco.json", "labels.json", "a.xml", "_annotations.csv", "_darknet.labels.json"],
+    [
+        *("_annotations.coco.json", "labels.json", "a.xml", "_annotations.csv", "_classes.csv"),
+        *("_darknet.labels.json", "_annotations.createml.json", "data.tfrecord"),
+        "a.txt",  # a caption, or YOLO's labels
+    ],
 )
 def test_exports_that_are_not_known_are_refused(tmp_path: Path, file: str) -> None:
     """Parts of an export, each with its annotations: their names are no classes."""
@@ -119,6 +123,12 @@ def test_exports_that_are_not_known_are_refused(tmp_path: Path, file: str) -> No
         ("images", "labels"),
         ("drawings", "masks"),
         ("samples",),
+        ("image", "mask"),
+        ("image_2", "label_2"),
+        ("input", "target"),
+        ("im", "gt"),
+        ("rgb", "depth"),
+        ("frames",),
     ],
 )
 def test_folders_of_tools_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -154,7 +164,13 @@ def test_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["\ufefffile_name,text\na.png,Hund\n", "file_name;text\na.png;Hund\n"]
+    "text",
+    [
+        "\ufefffile_name,text\na.png,Hund\n",
+        "file_name;text\na.png;Hund\n",
+        "\ufefffile_name\ttext\r\na.png\tHund\r\n",
+        " text , file_name \nHund,a.png\n",
+    ],
 )
 def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str) -> None:
     write(tmp_path / "metadata.csv", text)
@@ -171,10 +187,31 @@ def test_tables_of_spreadsheets_are_read(tmp_path: Path, text: str) -> None:
         ("file_name,title\nb.png,a cat\n", "line 2: lacks text"),
     ],
 )
-def test_wrong_rows_are_named(tmp_path: Path, text: str, problem: str) -> None:
+def test_rows_that_say_too_little_are_left_out(tmp_path: Path, text: str, problem: str) -> None:
     write(tmp_path / "metadata.csv", text)
     _, (found,) = look(tmp_path)
     assert problem in f"{found.where}: {found.problem}"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("file_name,text\na.png,a dog, a cat\n", "line 2: has more cells"),
+        ("file_name;text\na.png;a;b\n", "line 2: has more cells"),
+        ("file_name,text,text\na.png,a,b\n", "two columns 'text'"),
+        ('file_name,text\na.png,"a dog\nb.png,a cat\n', "is no CSV"),
+    ],
+)
+def test_tables_that_lose_text_are_refused(tmp_path: Path, text: str, problem: str) -> None:
+    write(tmp_path / "metadata.csv", text)
+    with pytest.raises(PaliglassError, match=problem):
+        open_examples(tmp_path)
+
+
+def test_numbers_for_labels_are_told(tmp_path: Path) -> None:
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "label": 3})
+    (example,), (found,) = look(tmp_path)
+    assert (example.suffix, found.severity) == ("3", "odd")
 
 
 def test_pictures_that_are_not_read_are_named(tmp_path: Path) -> None:
@@ -222,6 +259,9 @@ def test_hugging_faces_objects_are_boxes(tmp_path: Path) -> None:
         ({"bbox": [[0, 0, 0, 9], [1, 2, 3, 4]]}, "has no area"),
         ({"bbox": [[0, 0, float("nan"), 9], [1, 2, 3, 4]]}, "finite"),
         ({"bbox": "box"}, "bbox is"),
+        ({"bbox": [[0, 0, 300, 9], [1, 2, 3, 4]]}, "leaves the picture of 200 × 100"),
+        ({"bbox": [[-9, 0, 30, 9], [1, 2, 3, 4]]}, "leaves the picture of 200 × 100"),
+        ({"categories": ["dog", "<loc0001> cat"]}, "holds <loc0001>"),
         ({"categories": ["nut; bolt", "dog"]}, "'nut; bolt' is no label"),
         ({"categories": ["dog", "Dog"]}, "are one label"),
         ({"categories": None}, "2 boxes have 0 categories"),

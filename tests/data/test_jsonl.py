@@ -13,7 +13,9 @@ from tests.data.files import lines, look, paint, write
 from paliglass import Box, Detection, load
 from paliglass.data.reading import open_examples
 from paliglass.errors import PaliglassError
+from paliglass.evaluation.judge import to_questions
 from paliglass.evaluation.objects import mask_iou, masks_in
+from paliglass.tasks.boxes import parse_boxes
 from paliglass.tasks.results import Found, Segment
 
 DOG = "<loc0000><loc0000><loc0512><loc0512> dog"
@@ -151,6 +153,12 @@ def test_what_processors_put_there_is_taken_off(
         ("segment  ; ;", "", "names nothing"),
         ("detect dog", f"{DOG} ; <loc9999> dog", "'<loc9999> dog' is no box"),
         ("detect dog", "dog", "'dog' is no box"),
+        ("detect dog", f"dog {DOG}", "is no box"),
+        ("detect dog", f"<loc0001>{DOG}", "is no box"),
+        ("detect dog", f"{DOG} <loc0001>", "is no box"),
+        ("detect dog ; cat", f"{DOG}, {CAT}", "is no box"),
+        ("detect dog", DOG.replace("<loc0", "<loc"), "is no box"),
+        ("segment dog", DOG.replace(" dog", "<seg128>" * 16), "is no box"),
         ("detect dog", "<loc0512><loc0000><loc0000><loc0512> dog", "is no box"),
     ],
 )
@@ -175,6 +183,7 @@ def test_what_cannot_be_learned_is_refused(
         (row(suffix="  "), "the suffix is empty"),
         (row(suffix=[]), "without an answer"),
         (row("ocr", [None, ""]), "without an answer"),
+        (row("ocr", [" ", "\n"]), "without an answer"),
         (row("answer en what?", ""), "the suffix is empty"),
     ],
 )
@@ -191,7 +200,7 @@ def test_what_says_nothing_is_left_out(tmp_path: Path, line: Any, problem: str) 
 
 def test_answers_that_are_null_are_passed_over(tmp_path: Path) -> None:
     (example,) = open_examples(
-        lines(tmp_path / "data.jsonl", row(suffix=[None, "a dog", "", "dog"]))
+        lines(tmp_path / "data.jsonl", row(suffix=[None, " ", "a dog", "", "dog"]))
     )
     assert (example.suffix, example.answers) == ("a dog", ("a dog", "dog"))
 
@@ -236,6 +245,49 @@ def test_several_lines_for_one_prompt_are_taken_together(tmp_path: Path) -> None
     assert [e.suffix for e in examples] == [f"{DOG} ; {CAT}", "", "a dog", "one dog"]
     assert found.where == f"{path}, line 3"
     assert "line 1" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("prompt", "picture"),
+    [
+        ("detect dog;cat", "a.png"),
+        ("detect  dog ;  cat ;", "a.png"),
+        ("detect Dog ; CAT", "a.png"),
+        ("<image>detect dog ; cat\n", "a.png"),
+        ("detect dog ; cat", "./a.png"),
+        ("detect dog ; cat", "sub/../a.png"),
+        ("detect dog ; cat", ["a.png"]),
+    ],
+)
+def test_one_prompt_may_be_spelled_in_several_ways(
+    tmp_path: Path, prompt: str, picture: Any
+) -> None:
+    path = lines(tmp_path / "data.jsonl", row("detect dog ; cat", DOG), row(prompt, CAT, picture))
+    (example,), _ = look(path)
+    assert (example.prefix, example.suffix) == ("detect dog ; cat", f"{DOG} ; {CAT}")
+    (question,) = to_questions(open_examples(path))
+    assert question.references == (example.suffix,)
+    alone, _ = look(lines(path, row(prompt, CAT, picture)))
+    assert alone[0].prefix.casefold() == "detect dog ; cat"  # as `detect` asks for it
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "read", "problem"),
+    [
+        ("detect dog", [DOG, DOG.replace("0000", "0100", 1)], 2, "taken together"),
+        ("detect dog", DOG.replace(" dog", f"{'<seg001>' * 16} dog"), 1, "has a mask"),
+        ("Detect dog", DOG, 1, "begins with 'Detect'"),
+        ("CAPTION en", "a dog", 0, "begins with 'CAPTION'"),
+        ("", "a dog", 0, "the prefix is empty"),
+    ],
+)
+def test_what_is_odd_is_told(
+    tmp_path: Path, prefix: str, suffix: Any, read: int, problem: str
+) -> None:
+    (example,), (found,) = look(lines(tmp_path / "data.jsonl", row(prefix, suffix)))
+    assert (found.severity, problem in found.problem) == ("odd", True)
+    assert len(parse_boxes(example.suffix)) == read
+    assert "<seg" not in example.suffix
 
 
 def results(path: Path, *items: Any, **changes: Any) -> Path:

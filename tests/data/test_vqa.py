@@ -89,6 +89,25 @@ def test_wrong_entries_are_named(
     assert problem in "\n".join(f"{f.where}: {f.problem}" for f in findings.of("wrong"))
 
 
+def test_an_empty_question_is_left_out(tmp_path: Path) -> None:
+    asked = {"question_id": 2, "image_id": 42, "question": " \n"}
+    path = vqa(tmp_path, {"question_id": 2, "answers": said("yes")}, asked)
+    examples, findings = look(path)
+    assert examples == []
+    assert "questions[1]" in findings[-1].where
+    assert findings[-1].problem == "question is empty"
+
+
+def test_a_number_that_two_pictures_have_is_told(tmp_path: Path) -> None:
+    path = vqa(tmp_path, {"question_id": 1, "answers": said("yes")})
+    paint(tmp_path / "COCO_train2014_000000000042.png", (4, 4))
+    _, (found,) = look(path)
+    assert (found.severity, "train2014_000000000042.png or COCO_val" in found.problem) == (
+        "wrong",
+        True,
+    )
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "questions.json", {"questions": [QUESTION]})
     with pytest.raises(PaliglassError, match="its answers are missing"):

@@ -58,6 +58,8 @@ def test_polygons_become_boxes_or_masks(tmp_path: Path) -> None:
         "names:\n  0: dog\n  1: cat\ntrain: [train/images]\nval: other\n",
         "names: [dog, cat]\ntrain: list.txt\n",
         "names: [dog, cat]\nnc: 2\ntrain: ..\\train\\images\n",
+        "names: {'0': dog, '1': cat}\ntrain: train/images\n",
+        "\ufeffnames: {1: cat, 0: dog}\ntrain: train/images\n",
     ],
 )
 def test_forms_of_data_yaml(tmp_path: Path, yaml: str) -> None:
@@ -70,6 +72,7 @@ def test_forms_of_data_yaml(tmp_path: Path, yaml: str) -> None:
 def test_splits_are_told_apart(tmp_path: Path) -> None:
     path = yolo(tmp_path, "", "names: [dog]\ntrain: train/images\nval: valid/images\n")
     paint(tmp_path / "valid/images/b.jpg")
+    write(tmp_path / "valid/labels/b.txt", "")
     assert [e.images[0].name for e in open_examples(path)] == ["a.jpg"]
     assert [e.images[0].name for e in open_examples(path, split="held out")] == ["b.jpg"]
     assert len(open_examples(path, split="all")) == 2
@@ -78,10 +81,11 @@ def test_splits_are_told_apart(tmp_path: Path) -> None:
         open_examples(path, split="held out")
 
 
-def test_label_studios_folder_is_read(tmp_path: Path) -> None:
-    write(tmp_path / "classes.txt", "dog\ncat\n")
+@pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\n"), ("\ufeff", "\r\n")])
+def test_label_studios_folder_is_read(tmp_path: Path, mark: str, end: str) -> None:
+    write(tmp_path / "classes.txt", f"{mark}dog{end}cat{end}")
     paint(tmp_path / "images/a.png")
-    write(tmp_path / "labels/a.txt", "0 0.375 0.5 0.25 0.5\n")
+    write(tmp_path / "labels/a.txt", f"{mark}0 0.375 0.5 0.25 0.5{end}")
     (example,) = open_examples(tmp_path)
     assert (example.prefix, example.suffix) == ("detect dog ; cat", DOG)
 
@@ -132,6 +136,9 @@ def test_wrong_lines_are_named(tmp_path: Path, labels: str, severity: str, probl
         ("names: [dog]\ntrain: train/labels", "there are no pictures"),
         ("names: [dog]\ntrain: {a: 1}", "train is"),
         ("[" * 5000, "is not YAML"),
+        ("names: [dog]\nnc: 2\ntrain: train/images", "nc is 2, and names has 1"),
+        ("names: {a: dog}\ntrain: train/images", "has a number for each class"),
+        ("names: [dog]\nkpt_shape: [17, 2]\ntrain: train/images", "is of poses"),
         ("names: !!python/object/apply:os.system [ls]", "is not YAML"),
     ],
 )
@@ -141,3 +148,24 @@ def test_wrong_yaml_is_named(tmp_path: Path, yaml: str, complaint: str) -> None:
         open_examples(path)
     assert str(tmp_path) in str(error.value)
     assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["train/labels2", "train/images/labels", "labels"])
+def test_pictures_of_which_none_has_labels_are_refused(tmp_path: Path, folder: str) -> None:
+    """Else every picture would be learned as one that shows nothing."""
+    path = yolo(tmp_path, "0 0.5 0.5 0.1 0.1")
+    (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "train/labels").rename(tmp_path / folder)
+    with pytest.raises(PaliglassError, match="not one of its 1 pictures has labels"):
+        open_examples(path)
+
+
+@pytest.mark.parametrize("names", [["b.txt"], ["b.txt", "c.txt"]])
+def test_labels_that_meet_no_picture_are_told(tmp_path: Path, names: list[str]) -> None:
+    path = yolo(tmp_path, "0 0.375 0.5 0.25 0.5")
+    for name in names:
+        write(tmp_path / "train/labels" / name, "0 0.5 0.5 0.1 0.1")
+    (example,), (found,) = look(path)
+    assert example.suffix == DOG
+    assert (found.where, found.severity) == (str(tmp_path / "train/labels/b.txt"), "left out")
+    assert found.problem == "has no picture" + (", nor have 1 others" if names[1:] else "")

@@ -160,6 +160,23 @@ def test_a_layer_that_the_configuration_names_and_the_file_lacks_is_named(
     assert "which target_modules" in message
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["k_proj", "v_proj"]},
+        {"target_modules": []},
+        {"layers_to_transform": [1]},
+        {"exclude_modules": ["q_proj"]},
+    ],
+)
+def test_a_layer_that_the_file_has_and_the_configuration_leaves_out_is_named(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """peft would pass it over, and give other numbers."""
+    message = refusal(adapter(tmp_path / "a", layers("q_proj"), **config))
+    assert "self_attn.q_proj, which target_modules" in message
+
+
 def test_the_last_layers_may_not_be_missing(tmp_path: Path) -> None:
     names = [name for name in layers("q_proj") if name != QUERY]
     assert f"lacks {QUERY}," in refusal(adapter(tmp_path / "a", names))

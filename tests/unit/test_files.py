@@ -303,3 +303,10 @@ def test_what_is_saved_is_what_safetensors_saves(tmp_path: Path) -> None:
     save(tensors, tmp_path / "theirs", {"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert load_file(tmp_path / "ours").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=rf"a\.png: is no folder with {name}$"):
+        require_readable(tmp_path / "a.png" / name)

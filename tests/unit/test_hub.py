@@ -63,9 +63,9 @@ def test_an_id_is_downloaded_without_pickles(
     [
         (hub_error(GatedRepoError, "403"), f"accept its licence at https://huggingface.co/{ID}"),
         (hub_error(RepositoryNotFoundError, "404"), "nor a repository on the hub"),
-        (hub_error(LocalEntryNotFoundError, "offline"), "cannot be reached"),
-        (hub_error(HfHubHTTPError, "500 server error\nlong tail"), "cannot be reached"),
-        (ConnectionError("Name or service not known"), "cannot be reached"),
+        (hub_error(LocalEntryNotFoundError, "Long. Very long."), "cannot be reached; the model"),
+        (hub_error(HfHubHTTPError, "500 error. Long"), "cannot be reached (500 error); the model"),
+        (ConnectionError("Name not known"), "cannot be reached (Name not known); the model"),
     ],
     ids=["gated", "absent", "offline", "server error", "no network"],
 )

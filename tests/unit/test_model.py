@@ -231,6 +231,64 @@ def test_what_stands_before_a_prompt_anyway_is_not_read_as_letters(
     assert "".join(model.generate(PICTURES[0], f"{before}caption en", stream=True, **how)) == plain
 
 
+@pytest.mark.parametrize("prompt", ["caption en\n", "  caption en ", "\tcaption en\r\n"])
+def test_blanks_at_the_ends_of_a_prompt_change_nothing(model: PaliGemma, prompt: str) -> None:
+    """Those of data are left out too; the processor puts the one newline there."""
+    plain = model.generate(PICTURES[0], "caption en", max_new_tokens=8)
+    assert model.generate(PICTURES[0], prompt, max_new_tokens=8).score == plain.score
+    assert model.ask_task(f" {prompt}").prompt == "answer en caption en"
+
+
+@pytest.mark.parametrize("prompt", ["caption <image> en", "caption en<image>", "what is <image>?"])
+def test_a_prompt_that_holds_a_pictures_place_is_refused(model: PaliGemma, prompt: str) -> None:
+    for special in (False, True):
+        with pytest.raises(PromptError, match="holds <image>"):
+            model.generate(PICTURES[0], prompt, allow_special_tokens=special)
+    with pytest.raises(PromptError, match="holds <image>"):
+        model.ask(PICTURES[0], prompt)
+
+
+@pytest.mark.parametrize("label", ["<loc0001> dog", "dog <seg001>", "dog<eos>", "<image>"])
+def test_labels_that_no_answer_can_say_are_refused(model: PaliGemma, label: str) -> None:
+    for free in (False, True):
+        with pytest.raises(PromptError, match="holds <"):
+            model.detect(PICTURES[0], ["cat", label], free=free)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *((float("nan"), ValueError), (2, ValueError), (-0.1, ValueError)),
+        *(("0.5", TypeError), (None, TypeError), (True, TypeError)),
+    ],
+)
+def test_a_least_score_that_is_none_is_refused(
+    model: PaliGemma, value: Any, kind: type[Exception]
+) -> None:
+    """Else everything would be below it, and nothing found."""
+    with pytest.raises(kind, match="min_score is "):
+        model.detect(PICTURES[0], "dog", min_score=value)
+
+
+@pytest.mark.parametrize("choices", ["yes", "yes,no", "yes ; no", "numbers", "YES_NO", ""])
+def test_one_text_is_no_list_of_choices(model: PaliGemma, choices: Any) -> None:
+    """It would be the only choice, and so the answer, with the score 1."""
+    with pytest.raises(PromptError, match="give a list, or yes_no or number"):
+        model.ask(PICTURES[0], "what?", choices=choices)
+
+
+def test_a_prompt_without_pictures_is_refused(model: PaliGemma) -> None:
+    for pictures in ([[]], [PICTURES[0], []], [()]):
+        with pytest.raises(PictureError, match="of one prompt is empty"):
+            model.caption(pictures)  # type: ignore[arg-type]
+
+
+def test_a_task_that_there_is_none_of_is_named(model: PaliGemma) -> None:
+    for task in ("capton", "", 3):
+        with pytest.raises(PromptError, match="it must be one of answer, caption"):
+            model.generate(PICTURES[0], "caption en", task=task)  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("before", ["<image>", " <bos><image>\n"])
 def test_what_stands_before_a_question_anyway_is_not_read_either(
     model: PaliGemma, before: str
@@ -471,8 +529,30 @@ def test_what_is_no_text_is_refused_by_name(model: PaliGemma, text: Any) -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_new_tokens", "5"), ("seed", 1.5), ("top_k", "x"), ("temperature", "hot"), ("top_p", [])],
+    [
+        *(("max_new_tokens", "5"), ("seed", 1.5), ("top_k", "x"), ("temperature", "hot")),
+        *(("top_p", []), ("max_new_tokens", None), ("batch_size", None), ("temperature", None)),
+    ],
 )
 def test_an_option_that_is_no_number_is_named(model: PaliGemma, name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name} is .*; it must be a "):
         model.caption(PICTURES[0], **{name: value})
+
+
+@pytest.mark.parametrize("task", ["read", "caption", "ask", "generate"])
+def test_empty_answers_in_a_list_are_told(
+    model: PaliGemma, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    texts = iter([[], [5], [], []])
+    monkeypatch.setattr(
+        "paliglass.model.complete",
+        lambda _m, _p, asked, *_: (Completion(next(texts), [], "stop", 0.0) for _ in asked),
+    )
+    text = {"ask": ["why?"], "generate": ["ocr"]}.get(task, [])
+    with pytest.warns(
+        UserWarning, match="^2 of 3 answers are empty, those with index 0, 2$"
+    ) as told:
+        answers = getattr(model, task)(PICTURES[:3], *text)
+    assert [not answer for answer in answers] == [True, False, True]
+    assert told[0].filename == __file__
+    assert getattr(model, task)(PICTURES[0], *text) == ""  # one alone is seen anyway

@@ -63,6 +63,7 @@ def test_the_same_picture_from_every_kind_of_source(tmp_path: Path) -> None:
     sources = [path, str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), image]
     sources += [array, array / 255, tensor, planes, planes / 255, planes.double() / 255]
     sources += [f"data:image/png;base64,{coded}", f"data:;base64,{coded.rstrip('=')}"]
+    sources += [f"data:image/png;base64,{base64.urlsafe_b64encode(data).decode()}"]
     sources += [f"DATA:image/png;name=a;base64,\n{coded[:50]}\n {coded[50:]}"]
     sources += [f"data:,{urllib.parse.quote(data)}", f"data:;base64,{urllib.parse.quote(coded)}"]
     with path.open("rb") as file:

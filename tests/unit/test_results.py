@@ -141,9 +141,21 @@ class TestFound:
 
     def test_without_supervision_it_says_what_to_install(self, boxes, monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, "supervision", None)
-        with pytest.raises(PaliglassError, match="pip install supervision"):
+        with pytest.raises(PaliglassError, match=r"pip install 'paliglass\[eval\]'"):
             boxes.to_supervision()
 
     def test_another_pictures_results_are_not_drawn(self, boxes) -> None:
         with pytest.raises(PaliglassError, match="10 × 60 pixels"):
             boxes.draw(Image.new("RGB", (10, 60)))
+
+
+@pytest.mark.parametrize("edge", [1 / 3, 1e3 / 7, np.float32(0.1), 0, -2.0])
+def test_what_python_prints_is_short(edge: float) -> None:
+    box = Box(edge, edge, 300.25, 4000)
+    short = f"{round(float(edge), 2):g}"
+    assert repr(box) == f"Box(x0={short}, y0={short}, x1=300.25, y1=4000)"
+    assert repr(Detection("red dog", box, 2 / 3)) == f"Detection('red dog', {box!r}, score=0.6667)"
+    thing = Segment("dog", box, disc(40), 1.0)
+    area = int(disc(40).sum())
+    size = f"{disc(40).shape[1]} × {disc(40).shape[0]}"
+    assert repr(thing) == f"Segment('dog', {box!r}, {area:,} of {size} pixels, score=1.0000)"

@@ -129,7 +129,7 @@ def test_a_number_rounded_to_one_draws_the_last_word_that_has_probability() -> N
 
 
 def test_huge_logits_do_not_overflow() -> None:
-    for temperature in (0.0, 1e-30, 1.0):
+    for temperature in (0.0, 5e-324, 1e-320, 1e-45, 1e-38, 1e-30, 1.0):
         sampling = Sampling(temperature=temperature)
         ids, log_probs = chosen(LOGITS * 1e5, sampling)
         assert ids.tolist() == [1]

@@ -99,11 +99,16 @@ def with_adapter(
     Sums are made in float32 and rounded once, to `dtype` or the tensor's own.
 
     Raises CheckpointError where the folder holds no LoRA adapter of plain linear layers, or one of
-    another model: a layer that is not there, or of another shape.
+    another model: a layer that is not there, or of another shape; or where its configuration names
+    other layers than it has.
     """
     path, where = folder / CONFIG, folder / WEIGHTS
     config, scale, pairs = read_adapter(folder)
     is_named = _named_layers(config, path)
+    # Expressions may be written for names of other versions; lists of endings hold for all.
+    lists_layers = isinstance(config.get("target_modules"), list) and not isinstance(
+        config.get("exclude_modules"), str
+    )
     lacking = [] if HEAD.removesuffix(".weight") in pairs or not is_named(HEAD) else [HEAD]
     for name, key, weight in tensors:
         layer = name.removesuffix(".weight")
@@ -118,6 +123,11 @@ def with_adapter(
             raise CheckpointError(
                 f"{where}: {key} is {weight.dtype} in this model; merge the adapter into the "
                 "checkpoint that was quantised (`paliglass convert --adapter … --quantize …`)"
+            )
+        if lists_layers and not is_named(name):
+            raise CheckpointError(
+                f"{where}: has {layer}, which target_modules in {CONFIG} does not name, so that "
+                "peft would leave it out; mend either"
             )
         update = _product(parts, weight, config["r"], layer, where)
         merged = (weight.float() + scale * update).to(dtype or weight.dtype)

@@ -137,15 +137,19 @@ def require_layers(folder: Path, configs: Sequence[object], num_tensors: int) ->
         )
 
 
-def read_config(folder: Path) -> PaliGemmaConfig:
-    """config.json, checked, with the end tokens of generation_config.json where it has some."""
-    path = folder / "config.json"
+def _read_config_json(folder: Path) -> dict[str, Any]:
     if is_adapter(folder):
         raise CheckpointError(
             f"{folder}: is an adapter of {base_model(folder)}, not a model; name that as the model "
             "and this folder as its adapter"
         )
-    data = read_json(path)
+    return read_json(folder / "config.json")
+
+
+def read_config(folder: Path) -> PaliGemmaConfig:
+    """config.json, checked, with the end tokens of generation_config.json where it has some."""
+    path = folder / "config.json"
+    data = _read_config_json(folder)
     data.pop(QUANTIZATION, None)  # see `quantization`
     try:
         config = paligemma_from_json(data)
@@ -177,7 +181,7 @@ def quantization(folder: Path, asked: str | None = None) -> str | None:
     Raises CheckpointError for another program's quantization, and where another is asked for.
     """
     path = folder / "config.json"
-    found = read_json(path).get(QUANTIZATION)
+    found = _read_config_json(folder).get(QUANTIZATION)
     if found is None:
         return None
     method = next((name for name, about in METHODS.items() if about == found), None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paliglass.errors import CheckpointError
+from paliglass.files import reason
 
 __all__ = ["SHIPPED", "is_hub_id", "locate"]
 
@@ -39,8 +40,8 @@ def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
         exists = path.exists()
         parts = _parts(path)
     except (OSError, ValueError) as error:  # no right to look there, or a name none can have
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{str(model)[:200]}: cannot be opened ({reason})") from None
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{str(model)[:200]}: cannot be opened ({why})") from None
     if parts:
         whole = parts[0].with_suffix("")
         if whole != path or not exists:
@@ -95,8 +96,9 @@ def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
             "`hf auth login`)"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        is_away = isinstance(error, LocalEntryNotFoundError)  # which says so at length
+        why = "" if is_away else f" ({reason(error).partition('. ')[0]})"
         raise CheckpointError(
-            f"{repo_id}: is not a folder here, and the hub cannot be reached ({reason}); "
-            "the model mini works offline"
+            f"{repo_id}: is not a folder here, and the hub cannot be reached{why}; the model mini "
+            "works offline"
         ) from None

@@ -51,12 +51,26 @@ def _complain_of_usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
-        message = error.format_message().removeprefix("Invalid value: ").rstrip(".")
+        message = _explain(error)
         if message.startswith(("Missing ", "No such ", "Invalid ", "Option ", "Got ")):  # Typer's
             message = message[0].lower() + message[1:]
         path = error.ctx.command_path if error.ctx else "paliglass"
         complain_once(f"{message} (see {path} --help)")
     return int(error.exit_code)
+
+
+def _explain(error: Any) -> str:
+    """What is wrong, in our words where pydantic found it, by which typer checks values."""
+    if hasattr(error.__cause__, "errors") and error.param is not None:
+        from paliglass.formats.records import explain_validation
+
+        # For an option its longest name, for an argument what the help calls it.
+        name = max(error.param.opts, key=len) if error.param.opts[0].startswith("-") else ""
+        name = name or error.param.human_readable_name
+        message = explain_validation(error.__cause__.errors()[0], name, str)
+        if message is not None:
+            return message
+    return str(error.format_message().removeprefix("Invalid value: ").rstrip("."))
 
 
 def _open_closed_streams() -> None:

@@ -8,7 +8,6 @@ import functools
 import inspect
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from paliglass import __version__
 from paliglass.cli.help import GENERAL, Command, Group
 from paliglass.cli.messages import complain, set_level
 from paliglass.cli.processes import complain_once, refuse_several
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, not_installed
 
 __all__ = ["app", "clear_errors", "command", "complain", "explain", "fail"]
 
@@ -200,7 +199,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, PaliglassError):
         return text
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return _missing(error.name.partition(".")[0])
+        return not_installed(error.name.partition(".")[0])
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return (
             "the memory is full; a smaller --batch-size, --dtype bfloat16 or a smaller model "
@@ -209,24 +208,3 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
-
-
-def _missing(module: str) -> str:
-    """What to install for a module; which extra has it, the package's own metadata tell."""
-    from importlib.metadata import PackageNotFoundError, requires
-
-    name = {"yaml": "pyyaml", "PIL": "pillow"}.get(module, module)
-    try:
-        required = requires("paliglass") or []
-    except PackageNotFoundError:
-        required = []
-    extras = []
-    for line in required:
-        package = re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        if package.replace("-", "_").lower() == name.lower().replace("-", "_"):
-            match = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
-            extras.append(match[1] if match else "")
-    own = sorted(set(extras) - {"test", "dev"}, key=lambda extra: (extra != "train", extra))
-    if own:  # "" is every installation: this one is damaged
-        name = f"paliglass[{own[0]}]" if own[0] else "paliglass"
-    return f"this needs {module}, which is not installed: pip install '{name}'"

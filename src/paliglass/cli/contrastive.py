@@ -88,6 +88,10 @@ class Encoder:
         self.empty = 0
         self.first_frames: list[str] = []  # files of whose frames only the first was looked at
 
+    def named(self, text: str) -> str:
+        """A file's name, or an error that begins with one, as the user would name it."""
+        return text
+
     def files(self, arguments: list[str], recursive: bool, pdfs: bool = False) -> list[str]:
         """The files that arguments stand for; an empty folder is named on stderr."""
         names, complaints = picture_names(arguments, recursive, pdfs)
@@ -108,7 +112,7 @@ class Encoder:
 
     def finish(self) -> None:
         """Ends with exit code 1 where a picture could not be read or a folder is empty."""
-        tell_first_frames(sorted(self.first_frames))
+        tell_first_frames(sorted(map(self.named, self.first_frames)))
         if self.failures:
             fail(f"{self.failures} of {self.total} {self.what} could not be read")
         if self.empty:
@@ -144,7 +148,7 @@ class Dual(Encoder):
 
             def failed(error: PictureError) -> None:
                 self.failures += 1
-                screen.complain(str(error))
+                screen.complain(self.named(str(error)))
                 screen.advance()
 
             return build(

@@ -51,6 +51,7 @@ def check(
 
     Of a folder with splits all are read. Ends with exit code 1 where something is found.
     """
+    from paliglass.checkpoints.adapters import with_base
     from paliglass.checkpoints.folder import load_tokenizer, read_config
     from paliglass.checkpoints.hub import locate
     from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
@@ -62,7 +63,7 @@ def check(
     from paliglass.files import replacing
 
     refuse_existing_file(sheet, overwrite)
-    folder = locate(model, ("*.json",))
+    folder, _ = with_base(locate(model, ("*.json",)))
     config = read_config(folder)
     load_tokenizer(folder)  # its complaint is the clearer one
     processor = load_processor(folder, config)

@@ -73,6 +73,10 @@ def lab(
         path /= "index.html"
     refuse_existing_file(path if out else None, overwrite)
     folder = locate(model)
+    if not (folder / "config.json").is_file():
+        from paliglass.checkpoints.folder import read_config
+
+        read_config(folder)  # its complaint
     if torch or quantize or (out is None and not fits_in_a_page(folder)):
         if out is not None:
             name = "--torch" if torch else "--quantize"

@@ -168,7 +168,9 @@ class Results:
         """What lies in the folder for a user to look at: "results.jsonl, drawings/, masks/"."""
         known = [FILE, f"{DRAWINGS}/", f"{MASKS}/"]
         known += [name for names in EXPORTS.values() for name in names]
-        return ", ".join(name for name in dict.fromkeys(known) if (self.folder / name).exists())
+        there = (name for name in dict.fromkeys(known) if (self.folder / name).exists())
+        # A folder with a slash, whoever names it.
+        return ", ".join(name.rstrip("/") + "/" * (self.folder / name).is_dir() for name in there)
 
     def close(self) -> None:
         self._file.close()

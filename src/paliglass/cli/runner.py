@@ -95,7 +95,7 @@ def run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptio
 
 def _run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOptions) -> None:
     names, complaints = picture_names(arguments, output.recursive)
-    single = names == arguments and len(names) == 1
+    named = not (output.together or (names == arguments and len(names) == 1))
     groups = [tuple(names)] if output.together and names else [(name,) for name in names]
     _check(job, names, output)
     about = {"task": job.name, "prompt": job.prompt, "model": run.model}
@@ -113,7 +113,7 @@ def _run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOpti
         for complaint in complaints:
             screen.complain(complaint)
         screen.advance(len(groups) - len(todo))
-        printer = Printer(screen, output.printed, job.labels, job.preview, named=not single)
+        printer = Printer(screen, output.printed, job.labels, job.preview, named=named)
         remarks = Remarks(job, run.max_new_tokens)
         ended = False
         is_drawn = bool(job.labels) and (output.out is not None or job.preview)

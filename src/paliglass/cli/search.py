@@ -108,7 +108,7 @@ def search(
     from paliglass.pictures import find_file
 
     found: list[Hit]
-    encoder: Encoder
+    encoder: Searching
     documents = find_file(documents)
     if not documents.exists():
         raise PictureError(f"{documents}: is no folder and no file")
@@ -132,9 +132,7 @@ def search(
         encoder = DualSearch(options, options.batch_size or 32)
         found = encoder.search(documents, text, top, index, recursive)
     for some in found:
-        # As the user would name it.
-        file = os.path.relpath(some.file, os.path.abspath(documents))
-        file = os.path.join(documents, file) if documents.is_dir() else str(documents)
+        file = encoder.named(some.file)
         if json:
             data = {"file": file, "page": some.page, "score": round(some.score, 4)}
             data["drawing"] = some.drawing
@@ -171,7 +169,17 @@ def _is_paligemma(model: str) -> bool:
     return read_json(folder / "config.json").get("model_type") in ("colpali", "paligemma")
 
 
-class DualSearch(Dual):
+class Searching(Encoder):
+    """What is searched is known by its absolute name, and told as the user named it."""
+
+    documents: Path
+
+    def named(self, text: str) -> str:
+        whole = os.path.abspath(self.documents)
+        return f"{self.documents}{text[len(whole) :]}" if text.startswith(whole) else text
+
+
+class DualSearch(Searching, Dual):
     """Pictures of a folder, by a dual encoder."""
 
     def search(
@@ -180,6 +188,7 @@ class DualSearch(Dual):
         """The best, best first. place: of the index, a file."""
         from paliglass.contrastive.index import Index, embed_words
 
+        self.documents = folder
         with_pdfs, _ = picture_names([str(folder)], recursive, pdfs=True)
         names = [os.path.abspath(name) for name in self.files([str(folder)], recursive)]
         if pdfs := len(with_pdfs) - len(names):
@@ -214,7 +223,7 @@ def _keep(index: Index, path: Path) -> None:
             note(f"the index is kept in {path}; --index FILE keeps it elsewhere")
 
 
-class ColPali(Encoder):
+class ColPali(Searching):
     """Pages of documents, by ColPali."""
 
     what = "pages"
@@ -246,6 +255,7 @@ class ColPali(Encoder):
         """The best, best first. place: of the index, a folder. out: where they are drawn to."""
         from paliglass.retrieval.index import PageIndex, embed_query
 
+        self.documents = documents
         query = embed_query(self.model, self.processor, text)  # an empty one is refused at once
         pages = self._pages(self.files([str(documents)], recursive, pdfs=True))
         if place is None:
@@ -271,7 +281,7 @@ class ColPali(Encoder):
                 pages += pages_of(os.path.abspath(file))
             except PictureError as error:
                 self.failures += 1
-                complain(str(error))
+                complain(self.named(str(error)))
         self.total = self.failures + len(pages)
         return pages
 
@@ -285,7 +295,7 @@ class ColPali(Encoder):
 
             def failed(error: PictureError) -> None:
                 self.failures += 1
-                screen.complain(str(error))
+                screen.complain(self.named(str(error)))
                 screen.advance()
 
             index.add(

@@ -11,7 +11,6 @@ import typer
 
 from paliglass.cli.app import command
 from paliglass.cli.options import LoadOptions, Quantize
-from paliglass.errors import PaliglassError
 
 __all__ = ["serve"]
 
@@ -73,12 +72,9 @@ def serve(
 
     SIGTERM or Ctrl-C ends it once the requests under way are answered; a second one at once.
     """
-    try:
-        from paliglass.serving import create_app
-        from paliglass.serving.options import ServerOptions
-        from paliglass.serving.server import serve as serve_app
-    except ModuleNotFoundError as error:
-        raise PaliglassError(f"{error.name} is missing: pip install 'paliglass[serve]'") from None
+    from paliglass.serving import create_app
+    from paliglass.serving.options import ServerOptions
+    from paliglass.serving.server import serve as serve_app
 
     options = ServerOptions(
         model=run.model,

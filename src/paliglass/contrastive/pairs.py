@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from paliglass.errors import PaliglassError, PictureError
+from paliglass.errors import PaliglassError, PictureError, from_workers
 from paliglass.formats.records import decode, parse_json, read_lines
 from paliglass.pictures import SUFFIXES, load_picture
 from paliglass.training.order import batch_indices, share_of
@@ -279,7 +279,7 @@ def batches(
     batch_size: pairs of all processes together, which must be a multiple of their number.
     """
     order = batch_indices(source.count, batch_size, seed, first, last)
-    yield from DataLoader(
+    loader = DataLoader(
         _Pairs(source),
         batch_sampler=share_of(order, rank, processes),
         collate_fn=Collate(processor),
@@ -287,6 +287,8 @@ def batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_quiet_worker,
     )
+    with from_workers():
+        yield from loader
 
 
 class _Pairs(Dataset[Pair]):

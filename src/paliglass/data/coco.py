@@ -29,7 +29,7 @@ from paliglass.tasks.boxes import Box, clip_box, encode_box, has_area
 from paliglass.tasks.prompts import (
     caption_prompt,
     detect_prompt,
-    one_label,
+    label_key,
     segment_prompt,
 )
 
@@ -73,7 +73,9 @@ def read_coco(
         raise PaliglassError(f"{path}: to segment takes a model with a mask codec")
     names = _categories(path, content, findings)
     pictures = _pictures(path, content, folder, findings)
-    _assign(path, content, names, pictures, findings)
+    # Of what is wrong itself it is not told for each of its annotations again.
+    told = _ids(content, "categories") - names.keys(), _ids(content, "images") - pictures.keys()
+    _assign(path, content, names, pictures, told, findings)
     names = _without_parent(path, content, names, pictures, findings)
     labels = list(dict.fromkeys(names.values()))
     if not labels:
@@ -118,7 +120,9 @@ def _pictures(
             for name in ("width", "height"):
                 number = getattr(image, name)
                 if not (math.isfinite(number) and number >= 1 and number == int(number)):
-                    raise PaliglassError(f"{where}: {name} is {number:g}; it must be 1 or more")
+                    raise PaliglassError(
+                        f"{where}: {name} is {number:g}; it must be whole, 1 or more"
+                    )
             size = int(image.width), int(image.height)
             if size[0] * size[1] > MAX_PIXELS:
                 raise PaliglassError(
@@ -135,14 +139,24 @@ def _pictures(
     return pictures
 
 
+def _ids(content: dict[str, Any], name: str) -> set[str]:
+    """The ids of a list's entries, right or wrong."""
+    entries = (entry.get("id") for entry in content[name] if isinstance(entry, dict))
+    return {key_of(number) for number in entries if isinstance(number, int | float | str)}
+
+
 def _assign(
     path: Path,
     content: dict[str, Any],
     names: dict[str, str],
     pictures: dict[str, _Picture],
+    told: tuple[set[str], set[str]],
     findings: Findings,
 ) -> None:
-    """Gives the annotations to their pictures."""
+    """Gives the annotations to their pictures.
+
+    told: the ids of categories and of pictures that are wrong and have been named.
+    """
     seen: dict[str, str] = {}
     strays = 0
     for where, value in coco.entries(path, content, "annotations"):
@@ -152,11 +166,13 @@ def _assign(
                 raise PaliglassError(
                     f"{where}: bbox is {list(annotation.bbox)}; its numbers must be finite"
                 )
+            key = key_of(annotation.image_id)
+            if key_of(annotation.category_id) in told[0] or key in told[1]:
+                continue
             if key_of(annotation.category_id) not in names:
                 raise PaliglassError(
                     f"{where}: category_id {annotation.category_id} is no category"
                 )
-            key = key_of(annotation.image_id)
             if key not in pictures:
                 strays += 1
                 findings.left_out(
@@ -190,13 +206,13 @@ def _without_parent(
         and isinstance(value.get("supercategory"), str)
         and value["supercategory"] != value.get("name")
     }
-    parents = {one_label(name) for name in parents}
+    parents = {label_key(name) for name in parents}
     used = {
         names[key_of(annotation.category_id)]
         for picture in pictures.values()
         for _, annotation in picture.annotations
     }
-    kept = {k: name for k, name in names.items() if name in used or name not in parents}
+    kept = {k: name for k, name in names.items() if name in used or label_key(name) not in parents}
     for name in sorted({*names.values()} - {*kept.values()}):
         findings.left_out(
             f"{path}, categories",
@@ -309,10 +325,13 @@ def _captions(
             other, first = files.setdefault(key_of(image.id), (file, where))
             if other != file:
                 raise PaliglassError(f"{where}: id {image.id} is that of {first} too")
+    told = _ids(content, "images") - files.keys()
     for where, value in coco.entries(path, content, "annotations"):
         with findings.at(where):
             found = decode(value, coco.CocoCaption, where)
             key = key_of(found.image_id)
+            if key in told:
+                continue
             if key not in files:
                 findings.left_out(where, f"image_id {found.image_id} is no picture of the file")
             elif found.caption is None:

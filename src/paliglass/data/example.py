@@ -7,6 +7,7 @@ with its file and line. All of them pass through `tidy`, so that training, its v
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,13 @@ from typing import Literal
 
 from paliglass.errors import PaliglassError, PromptError, printable
 from paliglass.tasks.boxes import encode_box, parse_boxes
-from paliglass.tasks.prompts import split_labels, without_placeholders
+from paliglass.tasks.prompts import (
+    TASKS,
+    label_key,
+    one_label,
+    split_labels,
+    without_placeholders,
+)
 
 __all__ = [
     "OBJECT_TASKS",
@@ -64,6 +71,12 @@ class Example:
     def task(self) -> str:
         """The prompt's first word: "caption", "answer", "detect" …"""
         return self.prefix.partition(" ")[0]
+
+    @property
+    def asked(self) -> tuple[tuple[str, ...], str]:
+        """Pictures and prompt; equal for examples that ask the same, however both are spelled."""
+        images = tuple(os.path.abspath(image) for image in self.images)
+        return images, label_key(self.prefix) if self.task in OBJECT_TASKS else self.prefix
 
     @property
     def is_empty(self) -> bool:
@@ -128,6 +141,7 @@ def tidy(examples: Iterable[Example], findings: Findings) -> Iterator[Example]:
       `<eos>` behind a suffix, which the processor puts there by itself
     - other special words, Florence-2's form and boxes that cannot be read are wrong
     - boxes too thin for location tokens are ignored
+    - labels have one blank between words, and ` ; ` between them, as in a prompt
     """
     for example in examples:
         tidied = None
@@ -152,6 +166,9 @@ def _tidy(example: Example, findings: Findings) -> Example:
     if match := _FLORENCE_TASK.match(example.prefix):
         raise PaliglassError(_foreign("prefix", match[0]))
     _refuse("prefix", example.prefix)
+    if example.task.lower() in ("", *TASKS) and example.task not in TASKS:
+        what = f"begins with {example.task!r}; tasks are written small" if example.task else "empty"
+        findings.odd(example.where, f"the prefix {'' if example.task else 'is '}{what}")
     for text in (example.suffix, *answers):
         _refuse("suffix", text)
     if example.task in OBJECT_TASKS:
@@ -192,17 +209,23 @@ def _tidy_objects(example: Example, findings: Findings) -> Example:
     """A `detect` or `segment` whose suffix is parts that can be read and written."""
     where = example.where
     try:
-        split_labels(example.prefix.removeprefix(example.task), example.task)
+        asked = split_labels(example.prefix.removeprefix(example.task), example.task)
     except PromptError:
         raise PaliglassError(
             f"the prefix {example.prefix!r} names nothing; write `{example.task} dog`"
         ) from None
+    prefix = f"{example.task} {' ; '.join(asked)}"
+    if prefix != example.prefix:
+        findings.odd(where, f"the prefix is read as {prefix!r}, as a model is asked")
+    if example.answers[1:]:
+        findings.odd(where, "the suffix is a list; what its answers say is taken together")
     kept, ignored = [], [example.ignored] if example.ignored else []
-    for part in (part.strip() for part in example.suffix.split(";")):
+    texts = example.answers or (example.suffix,)
+    for part in (part.strip() for text in texts for part in text.split(";")):
         if not part:
             continue
         found = parse_boxes(part, thin=True)
-        if len(found) != 1:
+        if len(found) != 1 or (found[0].start, found[0].end) != (0, len(part)):
             raise PaliglassError(
                 f"{part[:80]!r} is no box: it is <locY0><locX0><locY1><locX1> label, four digits, "
                 "Y1 > Y0 and X1 > X0, with ; between boxes"
@@ -213,11 +236,16 @@ def _tidy_objects(example: Example, findings: Findings) -> Example:
             fault = "has no area"
         elif example.task == "segment" and thing.codes is None:
             fault = "has no mask: 16 <seg> tokens"
+        codes = thing.codes or ()
+        if example.task == "detect" and codes:
+            findings.odd(where, f"{part[:80]!r} has a mask, which no answer to detect has")
+            codes = ()
         if fault is None:
-            kept.append(part)
+            tokens = encode_box(thing.box, 1, 1) + "".join(f"<seg{code:03}>" for code in codes)
+            kept.append(f"{tokens} {one_label(thing.label)}".rstrip())
         else:
             findings.left_out(where, f"{part[:80]!r} {fault}")
             ignored.append(f"{encode_box(thing.box, 1, 1, outward=True)} {thing.label}")
     # No answer has the same thing twice.
     suffix, left = (" ; ".join(dict.fromkeys(parts)) for parts in (kept, ignored))
-    return replace(example, suffix=suffix, ignored=left)
+    return replace(example, prefix=prefix, suffix=suffix, answers=(), ignored=left)

@@ -41,7 +41,9 @@ HELD_OUT = ("valid", "validation", "val", "dev", "test", "testing")
 # unless others with names of their own lie beside.
 _TOOLS = frozenset(
     """images image img imgs jpegimages pictures photos labels annotations drawings masks samples
-    dataset data set split crops segmentationclass segmentationobject imagesets""".split()
+    dataset data set split crops segmentationclass segmentationobject imagesets mask label
+    annotation ann anns dir gt groundtruth im frame frames raw input inputs target targets depth
+    rgb""".split()
 )
 _ANNOTATIONS = (".json", ".jsonl", ".csv", ".xml", ".yaml", ".yml", ".parquet", ".tfrecord")
 _HINT = (
@@ -143,6 +145,12 @@ def _reader_name(folder: Path) -> str | None:
     return next((name for name in names if name.lower().endswith(_ANNOTATIONS)), None)
 
 
+def _text_beside(files: list[Path]) -> str | None:
+    """A text file that belongs to a picture: a caption, or YOLO's labels."""
+    texts = (file.with_suffix(".txt") for file in files)
+    return next((text.name for text in texts if text.is_file()), None)
+
+
 def _chosen(folder: Path, splits: dict[str, Path], split: Split) -> list[Path]:
     """Those to be read, in the order of `TRAIN` and `HELD_OUT`."""
     known = {"train": TRAIN, "held out": HELD_OUT, "all": (*TRAIN, *HELD_OUT)}[split]
@@ -173,8 +181,8 @@ def _classes(folder: Path, findings: Findings) -> Iterator[Example]:
             f"holds {annotations}, which is not known here" if annotations else "has no examples"
         )
         raise PaliglassError(f"{folder}: {found}; {_HINT}")
-    for name in classes:
-        beside = _reader_name(folder / name)
+    for name, files in classes.items():
+        beside = _reader_name(folder / name) or _text_beside(files)
         if beside is not None:
             raise PaliglassError(
                 f"{folder / name}: holds {beside} beside pictures, so {name!r} is no class; {_HINT}"

@@ -57,6 +57,8 @@ def read_metadata(path: Path, findings: Findings) -> Iterator[Example]:
                 prefix, suffix = caption_prompt(), row.text
                 if suffix is None and row.label is not None:
                     prefix, suffix = answer_prompt("what is this?"), str(row.label)
+                    if isinstance(row.label, int):
+                        findings.odd(where, f"label is the number {suffix}, and is learned as such")
             if suffix is None:
                 findings.left_out(where, "lacks text, label, objects, or prefix and suffix")
                 continue
@@ -114,6 +116,12 @@ def _objects(
             raise PaliglassError(f"{where}: bbox is {[x, y, w, h]}; its numbers must be finite")
         tokens = encode_box(box, width, height)
         if has_area(tokens) and w > 0 and h > 0:
+            if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+                findings.odd(
+                    where,
+                    f"bbox {[x, y, w, h]} leaves the picture of {width} × {height}, and is cut off "
+                    "there",
+                )
             parts.append(f"{tokens} {label}")
         else:
             findings.left_out(where, f"bbox {[x, y, w, h]} has no area in the picture")

@@ -45,7 +45,7 @@ def read_examples(path: Path, findings: Findings) -> Iterator[Example]:
                 raise PaliglassError(f"{where}: image is empty; write {EXAMPLE}")
             answers: tuple[str, ...] = ()
             if isinstance(line.suffix, list):
-                answers = tuple(answer for answer in line.suffix if answer)
+                answers = tuple(a for a in line.suffix if a and not a.isspace())
             suffix = line.suffix if isinstance(line.suffix, str) else "".join(answers[:1])
             if not suffix and isinstance(line.suffix, list):
                 findings.left_out(where, "suffix is a list without an answer")

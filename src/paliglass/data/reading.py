@@ -21,6 +21,7 @@ from paliglass.errors import PaliglassError
 from paliglass.formats.coco import is_coco
 from paliglass.formats.jsonl import EXAMPLE
 from paliglass.formats.records import read_json
+from paliglass.pictures import find_file
 
 if TYPE_CHECKING:
     from paliglass.modeling_mask_codec import MaskCodec
@@ -59,6 +60,8 @@ def open_examples(
     if chosen not in OBJECT_TASKS:
         raise PaliglassError(f"boxes are for detect or segment, not {chosen!r}")
     found = Findings()
+    data = find_file(data)
+    images = images and find_file(images)
     examples = list(united(tidy(_read(data, images, chosen, codec, split, found), found), found))
     if findings is not None:
         findings += found
@@ -124,7 +127,7 @@ def united(examples: Iterable[Example], findings: Findings) -> Iterator[Example]
         if example.task not in OBJECT_TASKS:
             kept[number] = example
             continue
-        key = example.images, example.prefix
+        key = example.asked
         first = kept.get(key)
         if first is None:
             kept[key] = example

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from paliglass.data.example import SPECIAL_TOKENS_IN_PREFIX, Example
-from paliglass.errors import PictureError
+from paliglass.errors import PictureError, from_workers
 from paliglass.processing_paligemma import PaliGemmaProcessor
 
 __all__ = ["Batch", "Rows", "batches"]
@@ -55,4 +55,6 @@ def batches(
 ) -> Iterator[tuple[Batch, list[str]]]:
     """Batches of the rows that `order` names, prepared by worker processes, and complaints."""
     rows = Rows(examples, processor)
-    yield from DataLoader(rows, batch_sampler=order, collate_fn=rows.collate, num_workers=workers)
+    loader = DataLoader(rows, batch_sampler=order, collate_fn=rows.collate, num_workers=workers)
+    with from_workers():
+        yield from loader

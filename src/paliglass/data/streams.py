@@ -13,7 +13,7 @@ from typing import Any
 
 from paliglass.checkpoints.saving import new_folder
 from paliglass.data.vqa import answer_text, most_frequent
-from paliglass.errors import PaliglassError, PictureError
+from paliglass.errors import PaliglassError, PictureError, not_installed
 from paliglass.formats.jsonl import to_line
 from paliglass.pictures import load_picture
 from paliglass.tasks.prompts import answer_prompt, caption_prompt
@@ -42,9 +42,7 @@ def open_stream(name: str, config: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise PaliglassError(
-            'streaming data sets needs datasets: pip install "paliglass[datasets]"'
-        ) from error
+        raise PaliglassError(not_installed("datasets")) from error
     kinds = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
     try:
         if Path(name).is_file():

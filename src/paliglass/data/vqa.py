@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,14 @@ def read_vqa(
                 what = "has no answer to it" if given is None else "has an empty answer to it"
                 findings.left_out(where, f"{beside.name} {what}")
                 continue
-            file = numbered.get(image, folder / f"{image}.jpg")
+            if not question.question.strip():
+                findings.left_out(where, "question is empty")
+                continue
+            file, *others = numbered.get(image, [folder / f"{image}.jpg"])
+            if others:
+                raise PaliglassError(
+                    f"{where}: image_id {image} may be {file.name} or {others[0].name}"
+                )
             prompt = answer_prompt(" ".join(question.question.split()))
             yield Example((file,), prompt, given[0], where, tuple(given[1:]))
 
@@ -86,12 +93,12 @@ def most_frequent(answers: list[str]) -> str:
     return Counter(answers).most_common(1)[0][0] if answers else ""
 
 
-def _numbered(folder: Path) -> dict[str, Path]:
+def _numbered(folder: Path) -> dict[str, list[Path]]:
     """Pictures by the number at the end of their name."""
     if not folder.is_dir():
         raise PaliglassError(f"{folder}: no such folder")
-    return {
-        str(int(match[1])): file
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in SUFFIXES and (match := re.search(r"(\d{1,18})$", file.stem))
-    }
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in SUFFIXES and (match := re.search(r"(\d{1,18})$", file.stem)):
+            found[str(int(match[1]))].append(file)
+    return found

@@ -49,7 +49,12 @@ def read_yolo(
         sources = [path.parent / "images"]
     else:
         data = read_data(path)
-        names = data.classes()
+        if data.kpt_shape is not None:
+            raise PaliglassError(f"{path}: is of poses (kpt_shape); no prompt asks for keypoints")
+        try:
+            names = data.classes()
+        except PaliglassError as error:
+            raise PaliglassError(f"{path}: {error}") from None
         root = path.parent if data.path is None else path.parent / data.path
         given = {split: getattr(data, split) for split in ("train", "val", "test")}
         named = [entry for split in splits for entry in _listed(given[split])]
@@ -69,6 +74,7 @@ def read_yolo(
         file = named_file(file.parent, file.name)
         parts, ignored = _read_labels(file, picture, labels, task, encoder, findings)
         found.append((picture, file, parts, ignored))
+    _compare_names(path, sources, [(picture, file) for picture, file, _, _ in found], findings)
     codes = encoder.finish()
     prompt = (detect_prompt if task == "detect" else segment_prompt)(list(labels.values()))
     order = {label: place for place, label in enumerate(dict.fromkeys(labels.values()))}
@@ -79,6 +85,26 @@ def read_yolo(
             for tokens, mask, label, _ in parts
         )
         yield Example((picture,), prompt, suffix, str(file), ignored=" ; ".join(ignored))
+
+
+def _compare_names(
+    path: Path, sources: Iterable[Path], found: list[tuple[Path, Path]], findings: Findings
+) -> None:
+    """Pictures without a label file show nothing; that all of them do is a mistake in the names."""
+    files = {file for _, file in found}
+    if not any(file.exists() for file in files):
+        picture, file = found[0]
+        findings.wrong(
+            str(path),
+            f"not one of its {len(found)} pictures has labels; those of {picture.name} "
+            f"would be {file}",
+        )
+    folders = {file.parent for picture, file in found if file.parent != picture.parent}
+    if all(source.is_dir() for source in sources):  # a list may leave pictures out
+        strays = sorted({text for folder in folders for text in folder.glob("*.txt")} - files)
+        if strays:
+            more = f", nor have {len(strays) - 1} others" if strays[1:] else ""
+            findings.left_out(str(strays[0]), f"has no picture{more}")
 
 
 def label_file(picture: Path) -> Path:

@@ -46,7 +46,7 @@ def to_questions(examples: Iterable[Example]) -> list[Question]:
     """
     asked: dict[tuple[object, str], list[Example]] = defaultdict(list)
     for example in examples:
-        asked[example.images, example.prefix].append(example)
+        asked[example.asked].append(example)
     return [
         Question(
             some[0].images,

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from paliglass.errors import not_installed
 from paliglass.fast.compiled import is_kept, library
 from paliglass.fast.layout import (
     BLOCK,
@@ -54,7 +55,7 @@ def is_available() -> bool:
 def obstacle() -> str | None:
     """What they lack, and the mend."""
     if find_spec("numba") is None:
-        return "numba is missing: pip install 'paliglass[fast]'"
+        return not_installed("numba")
     try:
         from paliglass.fast.processor import INSTRUCTION
 

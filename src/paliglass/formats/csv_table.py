@@ -21,16 +21,25 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\n")
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     """(file and line, row) of a table with a header; its columns may be apart by `;` or tabs too.
 
-    A column that a row lacks is None. Raises PaliglassError.
+    A column that a row lacks is None. Raises PaliglassError, also for a row with more cells than
+    the header, as text with commas that is not quoted has, which would be cut at the first.
     """
     text = read_text(path)
     header = text.split("\n", 1)[0]
     delimiter = "," if "," in header else next((d for d in ";\t" if d in header), ",")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise PaliglassError(f"{path}: has two columns {twice[0]!r}")
         for row in reader:
-            cells = {str(name).strip(): cell for name, cell in row.items() if name is not None}
-            yield f"{path}, line {reader.line_num}", cells
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise PaliglassError(
+                    f"{where}: has more cells than the header's {len(names)}; text that holds "
+                    f"{delimiter!r} stands in quotes"
+                )
+            yield where, {name.strip(): cell for name, cell in row.items()}
     except csv.Error as error:
         raise PaliglassError(f"{path}, line {reader.line_num}: is no CSV ({error})") from None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,16 @@ import msgspec
 
 from paliglass.errors import PaliglassError
 
-__all__ = ["Id", "decode", "key_of", "parse_json", "read_json", "read_lines", "read_text"]
+__all__ = [
+    "Id",
+    "decode",
+    "explain_validation",
+    "key_of",
+    "parse_json",
+    "read_json",
+    "read_lines",
+    "read_text",
+]
 
 Id = int | float | str
 """What files number their entries with: 7, "7" and 7.0 mean the same; see `key_of`."""
@@ -38,6 +47,32 @@ _TYPES = {
     "`bool`": "true or false",
     "`array`": "a list",
     "`object`": "an object",
+}
+# pydantic's kinds of errors, and what it says in their place.
+_MUST = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_type": "a whole number",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "{le:g} or less",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_attributes_type": "an object",
+    "model_type": "an object",
+    "string_too_long": "a text of {max_length} characters or fewer",
+    "string_too_short": "a text of {min_length} characters or more",
+    "string_type": "text",
+    "too_long": "a list of {max_length} or fewer",
+    "too_short": "a list of {min_length} or more",
 }
 _SHOWN = 60  # characters of a wrong value in a message
 
@@ -115,9 +150,9 @@ def _fields(kind: type[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def key_of(number: Id) -> str:
-    """An id as text, the same for 7, 7.0 and "7"."""
+    """An id as text, the same for 7, 7.0, "7" and "7.0"."""
     if isinstance(number, str):
-        text = number.strip()
+        text = re.sub(r"\.0+$", "", number.strip())
         return text.lstrip("0") or "0" if text.isdecimal() else text
     return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
@@ -138,6 +173,23 @@ def _explain(message: str, value: Any) -> str:
         names = [name for name in names if not (name == "a whole number" and "a number" in names)]
         must = " or ".join(dict.fromkeys(names))
     return f"{path} is {_show(value)}; it must be {must}"
+
+
+def explain_validation(
+    error: Mapping[str, Any], what: str, show: Callable[[Any], str] | None = None
+) -> str | None:
+    """One of pydantic's errors (typer and FastAPI check with it) in the words of `decode`.
+
+    what: the option or field. show: how a value is written, by default as JSON. None where there
+    are no words for its kind.
+    """
+    show = show or _show
+    if error["type"] == "value_error":
+        return f"{what}: {error['msg'].removeprefix('Value error, ').rstrip('.')}"
+    must = _MUST.get(error["type"])
+    if must is None:
+        return None
+    return f"{what} is {show(error['input'])}; it must be {must.format(**error.get('ctx') or {})}"
 
 
 def _show(value: Any) -> str:

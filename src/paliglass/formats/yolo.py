@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, not_installed
 from paliglass.formats.polygons import outlines
 from paliglass.formats.records import decode, read_text
 from paliglass.formats.rle import decode_rle
@@ -34,18 +34,28 @@ _SLACK = 1.5  # a box may begin outside its picture; numbers above this are pixe
 
 
 class YoloData(msgspec.Struct):
-    """A data.yaml. train, val, test: folders of pictures, or lists of them; names: the classes."""
+    """A data.yaml. train, val, test: folders of pictures, or lists of them; names: the classes, nc:
+    how many; kpt_shape: of the keypoints of poses.
+    """
 
-    names: list[str | int | float] | dict[int, str | int | float]
+    names: list[str | int | float] | dict[int | str, str | int | float]
+    nc: int | None = None
+    kpt_shape: Any = None
     path: str | None = None
     train: str | list[str] | None = None
     val: str | list[str] | None = None
     test: str | list[str] | None = None
 
     def classes(self) -> dict[int, str]:
-        """Number → name."""
+        """Number → name. Raises PaliglassError for other numbers than `nc` tells."""
         named = self.names if isinstance(self.names, dict) else dict(enumerate(self.names))
-        return {number: str(name) for number, name in named.items()}
+        if self.nc not in (None, len(named)):
+            raise PaliglassError(f"nc is {self.nc}, and names has {len(named)} classes")
+        try:
+            numbered = {int(number): str(name) for number, name in named.items()}
+        except ValueError:
+            raise PaliglassError("names has a number for each class, as 0: dog") from None
+        return dict(sorted(numbered.items()))
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,7 @@ def read_data(path: Path) -> YoloData:
     try:
         import yaml
     except ImportError:
-        raise PaliglassError(
-            f"{path}: reading YAML needs PyYAML: pip install 'paliglass[train]'"
-        ) from None
+        raise PaliglassError(f"{path}: {not_installed('yaml')}") from None
     text = read_text(path)
     try:
         content = yaml.safe_load(text)

@@ -32,7 +32,7 @@ from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.saving import CHECKSUMS, digest
 from paliglass.config import PaliGemmaConfig
-from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.errors import CheckpointError, PaliglassError, not_installed
 from paliglass.files import read_json
 
 __all__ = ["LayerComparison", "Verification", "fixed_input", "verify"]
@@ -157,9 +157,7 @@ def _load_transformers(folder: Path) -> nn.Module:
     try:
         import transformers
     except ImportError:
-        raise PaliglassError(
-            "verify compares with transformers, which is not installed: pip install transformers"
-        ) from None
+        raise PaliglassError(not_installed("transformers")) from None
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

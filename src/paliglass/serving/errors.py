@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from paliglass.errors import CheckpointError, PaliglassError, PictureError, PromptError
+from paliglass.formats.records import explain_validation
 from paliglass.serving.jobs import BusyError, LateError, NotReadyError, log
 
 __all__ = ["ApiError", "as_api_error", "refused"]
@@ -92,5 +93,5 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "missing":
         what = f"{place} is missing" if place else "the request has no body"
         return ApiError(400, what, param=place or None)
-    message = f"{place}: {first['msg']}" if place else str(first["msg"])
+    message = explain_validation(first, place or "the body") or f"{place}: {first['msg']}"
     return ApiError(400, message[:500], param=place or None)

@@ -47,7 +47,7 @@ class ServerOptions:
         """Raises PaliglassError for a file without any."""
         if self.api_key_file is None:
             return ()
-        keys = tuple(Path(self.api_key_file).read_text("utf-8").split())
+        keys = tuple(Path(self.api_key_file).read_text("utf-8-sig").split())
         if not keys:
             raise PaliglassError(f"{self.api_key_file}: holds no key; write one a line")
         return keys

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -134,6 +135,11 @@ def serve(app: FastAPI, engine: Engine, host: str, port: int) -> None:
     """Serves until a signal. Raises what loading the model raised, and OSError for a taken port."""
     with socket.create_server((host, port), family=_family(host), reuse_port=False) as listening:
         make_server(app, engine, host, port).run(sockets=[listening])
+    if engine.state == "loading":  # nothing stops that, and Python's own end under it would abort
+        sys.stdout.flush()
+        os._exit(0)
+    if engine.thread.is_alive():
+        engine.thread.join()
     if engine.could_not_load and engine.failure is not None:
         raise engine.failure
 

@@ -17,16 +17,22 @@ from typing import Any, Generic, TypedDict, TypeVar
 import torch
 
 from paliglass.constrained import Constraint
+from paliglass.errors import PromptError
 from paliglass.generation import MAX_NEW_TOKENS, Completion, Request
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.pictures import PreparedPicture
-from paliglass.processing_paligemma import LOCATION_TOKENS, SEGMENT_TOKENS, PaliGemmaProcessor
+from paliglass.processing_paligemma import (
+    IMAGE_TOKEN,
+    LOCATION_TOKENS,
+    SEGMENT_TOKENS,
+    PaliGemmaProcessor,
+)
 from paliglass.sampling import Sampling
 from paliglass.tasks.boxes import Box, ParsedBox, parse_boxes
 from paliglass.tasks.confidence import CalibratedTask, Calibration, object_score, raw_score
 from paliglass.tasks.grammar import ObjectGrammar, WordGrammar
 from paliglass.tasks.masks import paste_mask
-from paliglass.tasks.prompts import segment_prompt
+from paliglass.tasks.prompts import SPECIAL_WORD, segment_prompt
 from paliglass.tasks.results import Answer, Detection, Found, Segment
 
 __all__ = [
@@ -80,7 +86,8 @@ class GenerationOptions:
         kinds: dict[str, type] = dict.fromkeys(("max_new_tokens", "batch_size", "seed"), Integral)
         for name, kind in (kinds | {"top_k": Integral, "top_p": Real, "temperature": Real}).items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not (value is None or isinstance(value, kind)):
+            may_lack = getattr(type(self), name) is None
+            if isinstance(value, bool) or not isinstance(value, kind | None if may_lack else kind):
                 what = "whole number" if kind is Integral else "number"
                 raise TypeError(f"{name} is {value!r}; it must be a {what}")
         for name in ("max_new_tokens", "batch_size"):
@@ -111,7 +118,14 @@ class GenerationOptions:
         number: int,
         constraint: Constraint | None = None,
     ) -> Request:
-        """number: the request's among all of a job, by which it gets random numbers of its own."""
+        """number: the request's among all of a job, by which it gets random numbers of its own.
+
+        Raises PromptError for a prompt with `<image>` in it, whose letters would change the answer.
+        """
+        if IMAGE_TOKEN in prompt:
+            raise PromptError(
+                f"the prompt holds {IMAGE_TOKEN}; pictures get their places by themselves"
+            )
         return Request(
             prompt,
             pictures,
@@ -197,6 +211,9 @@ class _ObjectTask(Task[R]):
 
     free: the model writes what it will, and what can be read of it is kept. Coordinates refer to
     the first picture of a group.
+
+    Raises TypeError, ValueError for a `min_score` that is none, PromptError for labels that hold
+    words like <loc0001>.
     """
 
     def __init__(
@@ -207,6 +224,14 @@ class _ObjectTask(Task[R]):
         min_score: float = 0.0,
         free: bool = False,
     ) -> None:
+        given: object = min_score
+        if isinstance(given, bool) or not isinstance(given, Real):
+            raise TypeError(f"min_score is {given!r}; it must be a number")
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_score is {min_score}; it must lie in [0, 1]")
+        for label in labels:
+            if match := SPECIAL_WORD.search(label):
+                raise PromptError(f"the label {label!r} holds {match[0]}, which no answer can say")
         self.processor, self.calibration = processor, calibration
         self.labels, self.min_score, self.free = list(labels), min_score, free
 

@@ -42,6 +42,11 @@ class Box(NamedTuple):
     x1: float
     y1: float
 
+    def __repr__(self) -> str:
+        """To 1/100 of a pixel."""
+        edges = (f"{name}={round(edge, 2):g}" for name, edge in self._asdict().items())
+        return f"Box({', '.join(edges)})"
+
 
 class ParsedBox(NamedTuple):
     """A box found in an answer.

@@ -26,6 +26,8 @@ from paliglass.tasks.boxes import Box, clip_box, encode_box
 
 __all__ = [
     "READ",
+    "SPECIAL_WORD",
+    "TASKS",
     "CaptionStyle",
     "answer_prompt",
     "as_prompt",
@@ -45,6 +47,8 @@ __all__ = [
 READ = "ocr"
 TASKS = ("caption", "cap", "describe", "ocr", "answer", "question", "detect", "segment")
 """First words of PaliGemma's prompts."""
+SPECIAL_WORD = re.compile(r"<(?:loc\d{4}|seg\d{3}|image|bos|eos|pad)>")
+"""What a label must not hold: it would be read as what it stands for elsewhere."""
 CaptionStyle = Literal["cap", "caption", "describe"]
 CAPTION_STYLES: tuple[CaptionStyle, ...] = ("cap", "caption", "describe")
 
@@ -129,11 +133,12 @@ def split_labels(labels: str | Sequence[str], task: str = "detect") -> list[str]
 
 
 def without_placeholders(prompt: str) -> str:
-    """A prompt without the `<image>` and `<bos>` before it, which the processor puts there.
+    """A prompt without blanks at its ends, and without the `<image>` and `<bos>` before it and the
+    newline behind it, which the processor puts there.
 
     Prompts written for transformers have them; here they would be letters, which change the answer.
     """
-    return re.sub(r"^(?:\s*<(?:image|bos)>)+\s*", "", prompt)
+    return re.sub(r"^(?:\s*<(?:image|bos)>)+", "", prompt).strip()
 
 
 def require_texts(value: str | Iterable[str], what: str) -> list[str]:

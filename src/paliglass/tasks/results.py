@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, not_installed
 from paliglass.tasks.boxes import Box
 
 # numpy, pandas and the like are imported where they are used: `import paliglass` is to be quick.
@@ -66,6 +66,9 @@ class Detection:
     box: Box
     score: float
 
+    def __repr__(self) -> str:
+        return f"Detection({self.label!r}, {self.box!r}, score={self.score:.4f})"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON: pixels to 1/100, the score to 1/10 000."""
         box = [round(edge, 2) for edge in self.box]
@@ -94,6 +97,11 @@ class Segment:
 
     def __hash__(self) -> int:
         return hash((self.label, self.box, self.score))
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        mask = f"{int(self.mask.sum()):,} of {width} × {height} pixels"
+        return f"Segment({self.label!r}, {self.box!r}, {mask}, score={self.score:.4f})"
 
     def rle(self) -> dict[str, Any]:
         """The mask in COCO's compressed run lengths; see `encode_rle`."""
@@ -255,7 +263,7 @@ class Found(list[T], Generic[T]):
         try:
             import pandas
         except ImportError:
-            raise PaliglassError("to_pandas needs pandas: pip install pandas") from None
+            raise PaliglassError(f"to_pandas: {not_installed('pandas')}") from None
         rows = [
             {"label": item.label, "score": item.score}
             | dict(zip(_EDGES, item.box, strict=True))
@@ -343,9 +351,7 @@ class Found(list[T], Generic[T]):
         try:
             import supervision
         except ImportError:
-            raise PaliglassError(
-                "to_supervision needs the supervision library: pip install supervision"
-            ) from None
+            raise PaliglassError(f"to_supervision: {not_installed('supervision')}") from None
         import numpy as np
 
         ids = self._classes(0) if class_names is None else {n: i for i, n in enumerate(class_names)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from paliglass.checkpoints.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
 from paliglass.checkpoints.layouts import transformers_name
 from paliglass.checkpoints.saving import new_folder
-from paliglass.errors import CheckpointError, PaliglassError
+from paliglass.errors import CheckpointError, PaliglassError, not_installed
 from paliglass.fast import Int8Linear
 from paliglass.files import write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -100,7 +100,7 @@ def _inject(model: PaliGemmaForConditionalGeneration, **settings: Any) -> Any:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise PaliglassError('LoRA needs peft: pip install "paliglass[train]"') from error
+        raise PaliglassError(not_installed("peft")) from error
     config = LoraConfig(**settings)
     config._register_custom_module({Int8Linear: _beside_int8()})
     model.requires_grad_(False)

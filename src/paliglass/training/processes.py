@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from paliglass.errors import PaliglassError
+from paliglass.errors import PaliglassError, not_installed
 from paliglass.training.recipes import Precision
 
 if TYPE_CHECKING:
@@ -46,14 +46,12 @@ def make_accelerator(
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise PaliglassError('training needs accelerate: pip install "paliglass[train]"') from error
+        raise PaliglassError(not_installed("accelerate")) from error
     if logs == "tensorboard":
         try:
             import tensorboard  # noqa: F401
         except ImportError as error:
-            raise PaliglassError(
-                "--logs tensorboard needs it installed: pip install tensorboard"
-            ) from error
+            raise PaliglassError(f"--logs: {not_installed('tensorboard')}") from error
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else it overlooks torchrun's other processes
         mixed_precision="bf16" if precision == "bf16" else "no",

@@ -118,4 +118,4 @@ def test_without_accelerate_the_error_says_what_to_install(
     missing: dict[str, Any] = {"accelerate": None}
     monkeypatch.setitem(sys.modules, *missing.popitem())
     result = dual()
-    assert (result.code, 'pip install "paliglass[train]"' in result.err) == (1, True)
+    assert (result.code, "pip install 'paliglass[train]'" in result.err) == (1, True)

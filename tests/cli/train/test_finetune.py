@@ -85,10 +85,11 @@ def test_lora_leaves_an_adapter_that_loads_and_merges(
     assert answers[0] == answers[1]
 
 
-def test_a_run_goes_on_from_an_adapter(finetuning: Training) -> None:
+@pytest.mark.parametrize("option", ["adapter", "model"])  # an adapter stands for its base too
+def test_a_run_goes_on_from_an_adapter(finetuning: Training, option: str) -> None:
     first = finetuning(lora=4, train="decoder", lora_alpha=6)
     assert first.code == 0, first.err
-    more = finetuning("more", adapter="run/adapter", learning_rate=1e-15)  # changes nothing
+    more = finetuning("more", **{option: "run/adapter"}, learning_rate=1e-15)  # changes nothing
     assert (more.code, more.out.startswith("more/adapter: 8 steps")) == (0, True), more.err
     before, after = (
         load_file(f"{run}/adapter/adapter_model.safetensors") for run in ("run", "more")

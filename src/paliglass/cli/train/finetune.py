@@ -98,12 +98,17 @@ def finetune(
     """
     if settings.steps is None and settings.epochs is None:
         raise typer.BadParameter("say when to end: --steps or --epochs")
+    from paliglass.checkpoints.adapters import with_base
+    from paliglass.checkpoints.hub import locate
+
+    place, start = with_base(locate(learned.model), learned.adapter)
+    if start != learned.adapter:  # the model that was named is an adapter, to go on from
+        learned = replace(learned, model=str(place), adapter=str(start))
     if learned.quantize and not (settings.lora or learned.adapter):
         raise typer.BadParameter("--quantize needs --lora: what is in int8 cannot learn")
     if learned.quantize and wants_shards(shard):
         raise typer.BadParameter("--quantize and --shard: choose one")
     from paliglass.checkpoints.folder import quantization
-    from paliglass.checkpoints.hub import locate
     from paliglass.data.reading import open_examples, trainable
     from paliglass.errors import PaliglassError
     from paliglass.model import load
@@ -116,7 +121,6 @@ def finetune(
     adapter = None if learned.adapter is None else locate(learned.adapter)
     if adapter is not None:
         settings = settings_of(adapter, settings)
-    place = locate(learned.model)
     if place.is_dir() and quantization(place):
         raise PaliglassError(f"{place}: {QUANTIZED}")
     shard = wants_shards(shard)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paliglass.cli.app import app
+from paliglass.errors import not_installed
 from paliglass.training.processes import Logs
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     try:
         import yaml
     except ImportError:
-        raise typer.BadParameter('needs pyyaml: pip install "paliglass[train]"') from None
+        raise typer.BadParameter(not_installed("yaml")) from None
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
