@@ -208,7 +208,6 @@ def test_without_compiled_functions_int8_goes_as_it_went_and_int4_is_refused(
     monkeypatch.setattr("paliglass.fast.int8.is_available", lambda: False)
     model = compiled("int8")
     assert type(model) is PaliGemmaForConditionalGeneration
-    assert all(m.matrix is None for m in model.modules() if isinstance(m, Int8Linear))
     with pytest.raises(PaliglassError, match=r"int4 needs compiled functions: numba is missing"):
         compiled("int4")
     assert mend in explain(torch.bfloat16, "int4")[0]

@@ -429,16 +429,6 @@ def _pack_row_8(kind: int) -> Emit:
 pack_row_8 = _by_kind(_pack_row_8)
 
 
-def _arrange_64(b: Builder, arguments: Sequence[Value]) -> Value:
-    """64 of a channel's integers to their places in a panel; their sum."""
-    target, source = arguments
-    integers = _load(b, _vector(I8, SPAN), source)
-    _store_fours(b, integers, target, I64(4 * PANEL))
-    return b.sext(_sum(b, b.sext(integers, _vector(I32, SPAN))), I64)
-
-
-arrange_64 = _instruction(_arrange_64, types.int64)
-
 # Where a group's largest weight may come to lie among the codes: at an end, cut off a little
 # beyond it, or inside, which leaves it and all others finer steps than the last one.
 LEVELS = [CODES[0] * f for f in (0.85, 0.92, 0.98, 1.04, 1.12)]
@@ -629,10 +619,6 @@ def _pause(b: Builder, arguments: Sequence[Value]) -> None:
 
 pause = _instruction(_pause)
 store_float = _instruction(lambda b, a: _store(b, a[1], a[0], 4))
-store_int32 = _instruction(lambda b, a: _store(b, b.trunc(a[1], I32), a[0], 4))
-add_to_int32 = _instruction(
-    lambda b, a: _store(b, b.add(_load(b, I32, a[0], 4), b.trunc(a[1], I32)), a[0], 4)
-)
 load_float = _instruction(lambda b, a: _load(b, F32, a[0], 4), types.float32)
 load_int = _instruction(lambda b, a: _load(b, I64, a[0], 8), types.int64)
 load_byte = _instruction(lambda b, a: b.zext(_load(b, I8, a[0]), I64), types.int64)
