@@ -246,10 +246,8 @@ class Int8Linear(nn.Module):
             return
         on_cpu = weight.device.type == "cpu"
         if on_cpu and (is_available() or (has_kernel() and knows_layout())):
-            if weight.ndim == 1:
-                matrix = PackedMatrix.of_bytes(8, *self.shape, weight.view(torch.uint8))
-            else:
-                matrix = PackedMatrix.of_bytes(8, *self.shape, arranged(weight))
+            panels = weight.view(torch.uint8) if weight.ndim == 1 else arranged(weight)
+            matrix = PackedMatrix.of_bytes(8, *self.shape, panels)
             matrix.scales[: self.out_features] = self.scale
             self._take(matrix)
             return

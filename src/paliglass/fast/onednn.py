@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from paliglass.fast.layout import PANEL, SPAN, packed_bytes
+from paliglass.fast.matrix import arranged
 
 __all__ = [
     "FEWEST_TOKENS",
@@ -84,8 +85,6 @@ def pack(integers: Tensor) -> Tensor:
 @lru_cache
 def knows_layout() -> bool:
     """Whether oneDNN packs a matrix as `layout` says, and takes one that is packed so."""
-    from paliglass.fast.matrix import arranged  # which needs nothing of here, but much else
-
     shape = 3 * PANEL - 1, 5 * SPAN - 3
     generator = torch.Generator().manual_seed(0)
     integers = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
@@ -99,14 +98,12 @@ def knows_layout() -> bool:
     sums[len(integers) :] = 0  # of channels that are none: anything
     if not torch.equal(theirs, ours.view(torch.int8)):
         return False
+    larger = integers.repeat(2, 1)[: 5 * PANEL]  # full panels: described by smaller ones
+    memory, ones = arranged(larger), torch.ones(len(larger))
+    tokens = torch.full((FEWEST_TOKENS, shape[1]), ZERO_POINT + 1, dtype=torch.uint8)
     try:
-        full = arranged(integers.repeat(2, 1)[: 5 * PANEL])  # described by smaller ones
-        larger = multiply_packed(
-            torch.full((FEWEST_TOKENS, shape[1]), ZERO_POINT + 1, dtype=torch.uint8),
-            *(view(full, 5 * PANEL, shape[1]), torch.ones(5 * PANEL), torch.float32),
-        )
-        sums = integers.repeat(2, 1)[: 5 * PANEL].sum(1)
-        return torch.equal(larger[0].long(), sums)
+        product = multiply_packed(tokens, view(memory, *larger.shape), ones, torch.float32)
+        return torch.equal(product[0].long(), larger.sum(1))
     except (AttributeError, OSError, RuntimeError):
         return False
 
