@@ -329,7 +329,8 @@ def _group_products(
             start = _splat(b, _load(b, I32, _add(b, sums, 4 * (group * rows + t)), 4), lanes)
         found.update({(t, *place): start for place in places})
     for q in range(0, quads, 1 if bits == 8 else 2):
-        _forget_memory(b)  # else tokens are read long before their turn, and kept on the stack
+        if bits == 8:  # else tokens are read long before their turn, and kept on the stack
+            _forget_memory(b)
         for c, p in places:
             at = 4 * PANEL * q if bits == 8 else 4 * BLOCK + 32 * (group * quads + q)
             packed = _load(b, _vector(I8, 4 * lanes), _add(b, weights[c], at + 4 * p), 4 * lanes)
