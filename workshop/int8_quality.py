@@ -31,7 +31,7 @@ from paliglass import PaliGemma, load
 from paliglass.checkpoints.folder import load_model
 from paliglass.evaluation.cases import Case
 from paliglass.evaluation.judge import answer
-from paliglass.fast import accelerate, available_methods, int8
+from paliglass.fast import accelerate, available_methods, int8, onednn
 from paliglass.inspect.bench import noise_batch
 from workshop.commands import CACHE, WorldCache, run
 from workshop.scene_scores import questions_of, score
@@ -61,9 +61,9 @@ def multiply(
     scales: Tensor,
     dtype: torch.dtype,
     token_scale: float = 1.0,
-    zero_point: int = int8.ZERO_POINT,
+    zero_point: int = onednn.ZERO_POINT,
 ) -> Tensor:
-    """`fast.int8._multiply` of a matrix that is not packed, exact in float64."""
+    """`fast.onednn.multiply_packed` of a matrix that is not packed, exact in float64."""
     product = (tokens.double() - zero_point) @ packed.double().T
     return (product * token_scale * scales.double()).to(dtype)
 
@@ -73,7 +73,7 @@ EMULATION: dict[str, Callable[..., object]] = {
     "has_kernel": lambda: True,
     "knows_layout": lambda: False,
     "pack": lambda integers: integers,
-    "_multiply": multiply,
+    "multiply_packed": multiply,
 }
 
 
@@ -156,7 +156,7 @@ def int8_quality(
     if logits is not None:
         print(f"relative error of the logits: {logits_error(logits):.4f}")
         return
-    if not int8.has_kernel() and not widened:
+    if not onednn.has_kernel() and not widened:
         for name, function in EMULATION.items():
             setattr(int8, name, function)
     methods = available_methods()

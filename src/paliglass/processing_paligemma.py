@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -241,7 +242,7 @@ class PaliGemmaProcessor:
         )
         return text
 
-    @property
+    @cached_property
     def num_words(self) -> int:
         """W: ids below this one are words of the tokenizer, added ones too; `<image>` often is W.
 

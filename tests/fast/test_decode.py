@@ -54,6 +54,14 @@ def filled(
     return cache
 
 
+def step_of(
+    packed: Decoder, ids: Tensor, cache: KVCache, words: slice | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What comes out of the last norm, and logits."""
+    hidden = packed.extend(ids, cache)
+    return hidden, packed.logits(hidden, words)
+
+
 def some_ids(rows: int, length: int = 1, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 300, (rows, length), generator=generator)
@@ -75,7 +83,7 @@ def test_it_is_the_plain_decoder_with_rounded_numbers(
             ids, other = some_ids(rows, seed=step), copy.deepcopy(cache)
             hidden = model.extend(ids, cache)
             expected = model.language_model.logits(hidden)
-            found_hidden, found = packed.step(ids, other)
+            found_hidden, found = step_of(packed, ids, other)
             assert torch.equal(other.lengths, cache.lengths)
             for a, b in ((found, expected), (found_hidden, hidden)):
                 errors.append((a - b).norm(dim=-1) / b.norm(dim=-1))
@@ -102,8 +110,8 @@ def test_a_row_alone_is_a_row_among_others(text: dict[str, Any]) -> None:
     for row in range(5):
         own = copy.deepcopy(cache)
         own.replace_rows([row])
-        alone.append(packed.step(ids[row, None], own)[1])
-    together = packed.step(ids, cache)[1]
+        alone.append(step_of(packed, ids[row, None], own)[1])
+    together = step_of(packed, ids, cache)[1]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -161,7 +169,10 @@ def test_odd_widths_and_any_number_of_rows_and_threads(
     for team in (Team(1), Team(11)):
         monkeypatch.setattr(decode, "team", lambda team=team: team)
         found.append(
-            [packed.step(some_ids(rows), copy.deepcopy(cache)) for rows, cache in caches.items()]
+            [
+                step_of(packed, some_ids(rows), copy.deepcopy(cache))
+                for rows, cache in caches.items()
+            ]
         )
     emulate(model.language_model, matrices)
     for rows, alone, together in zip(caches, *found, strict=True):
@@ -183,10 +194,10 @@ def test_some_words_logits_are_all_words_at_their_places(
     model = tiny_model(tiny_config(**text))
     packed, _ = pack(model, (8, head_bits))
     cache, ids = filled(model, 3), some_ids(3)
-    hidden, every = packed.step(ids, copy.deepcopy(cache))
+    hidden, every = step_of(packed, ids, copy.deepcopy(cache))
     assert every.shape == (3, 1, model.config.text_config.vocab_size)
     for words in (slice(30, 77), slice(64, 65), slice(0), torch.tensor([0, 5, 17, 300, 319])):
-        _, some = packed.step(ids, copy.deepcopy(cache), words=words)
+        _, some = step_of(packed, ids, copy.deepcopy(cache), words=words)
         assert torch.equal(some, every[..., words])
         assert torch.equal(packed.logits(hidden, words), every[..., words])
     many = hidden.expand(3, 7, -1)
@@ -243,7 +254,7 @@ def test_mini_says_about_the_same(method: str, most: float) -> None:
     same, errors = 0, []
     for _ in range(20):
         ids = decoder.logits(hidden).argmax(-1, keepdim=True).view(2, 1)
-        _, found = packed.step(ids, copy.deepcopy(cache))
+        _, found = step_of(packed, ids, copy.deepcopy(cache))
         hidden = model.extend(ids, cache)
         expected = decoder.logits(hidden)
         errors.append(float((found - expected).norm() / expected.norm()))
@@ -252,6 +263,6 @@ def test_mini_says_about_the_same(method: str, most: float) -> None:
     assert same >= 36
     for ids in ([[decoder.config.vocab_size], [3]], [[3], [-1]]):  # as `nn.Embedding` says
         with pytest.raises(IndexError, match="outside the table"):
-            packed.step(torch.tensor(ids), copy.deepcopy(cache))
+            step_of(packed, torch.tensor(ids), copy.deepcopy(cache))
     with pytest.raises(IndexError, match="outside the table"):
         packed.logits(hidden, torch.tensor([3, decoder.config.vocab_size]))

@@ -14,7 +14,7 @@ from paliglass.fast.int8 import quantize_rows
 from paliglass.fast.layout import CODES
 from paliglass.fast.matrix import (
     PackedMatrix,
-    arrange_into,
+    arranged,
     geglu,
     integers,
     multiply,
@@ -129,8 +129,7 @@ def test_geglu_is_its_three_products(bits: tuple[int, int], count: int) -> None:
 
 def test_int8_integers_are_taken_as_they_are() -> None:
     rows, scales = quantize_rows(normal(130, 200))
-    matrix = PackedMatrix.empty(8, 130, 200)
-    arrange_into(matrix, rows)
+    matrix = PackedMatrix.of_bytes(8, 130, 200, arranged(rows))
     matrix.scales[:130] = scales
     found, found_scales = integers(matrix)
     assert torch.equal(found, rows)

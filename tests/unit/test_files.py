@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save
 from tests.tiny import tiny_model, tiny_processor, worded_config
-from torch import Tensor
 
 from paliglass.checkpoints import save_folder
 from paliglass.checkpoints.saving import new_folder
@@ -297,12 +297,24 @@ def test_neither_written_nor_read(tmp_path: Path, dtype: torch.dtype, value: flo
             read_tensor(file, "bad", tmp_path / "a")
 
 
-def test_what_is_saved_is_what_safetensors_saves(tmp_path: Path) -> None:
-    tensors: dict[str, Tensor] = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1).half()}
+def test_what_is_saved_is_what_safetensors_reads(tmp_path: Path) -> None:
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64)
+    tensors = {str(kind): torch.arange(7, dtype=kind)[::2] for kind in kinds}
+    tensors |= {"none": torch.empty(0, 3), "one": torch.tensor(2.5), "no": torch.tensor([False])}
+    tensors |= {"lines": torch.arange(128.0).reshape(2, 64), "byte lines": torch.ones(64).byte()}
     save_file(tensors, tmp_path / "ours", {"format": "pt"})
-    save(tensors, tmp_path / "theirs", {"format": "pt"})
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    assert load_file(tmp_path / "ours").keys() == tensors.keys()
+    found = load_file(tmp_path / "ours")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    with safe_open(tmp_path / "ours", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    data = (tmp_path / "ours").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    for name in ("lines", "byte lines"):
+        assert (8 + size + header[name]["data_offsets"][0]) % 64 == 0
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

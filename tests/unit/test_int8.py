@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paliglass.fast import int8
+from paliglass.fast import int8, onednn
 from paliglass.fast.int8 import (
     Int8Embedding,
     Int8Head,
@@ -16,6 +16,7 @@ from paliglass.fast.int8 import (
     quantize_token,
     quantize_tokens,
 )
+from paliglass.fast.matrix import arranged
 
 needs_kernel = pytest.mark.skipif(not int8.has_kernel(), reason="no int8 kernel here")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -117,37 +118,34 @@ def test_shape_and_zeros() -> None:
 
 
 @needs_kernel
-# The last two reach over large pages, which packing by copy empties first.
+@pytest.mark.skipif(not int8.knows_layout(), reason="oneDNN packs otherwise here")
 @pytest.mark.parametrize(
-    "shape", [(64, 64), (130, 200), (1, 8), (63, 129), (2047, 2049), (8200, 1025)]
+    "shape", [(64, 64), (130, 200), (1, 8), (63, 129), (320, 128), (2048, 129), (2047, 2049)]
 )
-def test_packing_by_copy_is_packing(shape: tuple[int, int]) -> None:
-    first, second = (
-        torch.randint(
-            -127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(s)
-        )
-        for s in (0, 1)
-    )
-    like = int8.pack(first)  # kept alive: the second is made by copying
-    packed = int8.pack(second)
+def test_onednn_reads_panels_where_they_lie(shape: tuple[int, int]) -> None:
     tokens = quantize_tokens(normal(5, shape[1]))[0]
-    ones = torch.ones(shape[0])
-    for integers, matrix in ((first, like), (second, packed)):
-        found = int8._multiply(tokens, matrix, ones, torch.float32)
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        integers = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
+        memory = arranged(integers)
+        packed = onednn.view(memory, *shape)
+        assert torch.ops.mkldnn.data_ptr(packed) == memory.data_ptr()
+        found = onednn.multiply_packed(tokens, packed, torch.ones(shape[0]), torch.float32)
         expected = (tokens.long() - int8.ZERO_POINT) @ integers.long().T
         assert torch.equal(found.long(), expected)
 
 
-@needs_kernel
-def test_rows_are_read_out_of_the_packed_matrix() -> None:
-    layer = Int8Linear.quantize(normal(150, 100))
-    integers = layer.weight
-    assert integers is not None
-    integers = integers.clone()
+@pytest.mark.parametrize("shape", [(150, 100), (64, 64), (1, 8)])
+def test_rows_are_read_out_of_panels(shape: tuple[int, int]) -> None:
+    layer = Int8Linear.quantize(normal(*shape))
+    assert layer.weight is not None
+    integers, ids = layer.weight, torch.tensor([[0, shape[0] - 1], [shape[0] // 2, 0]])
+    layer.weight = arranged(integers).view(torch.int8)  # as a folder holds them
+    assert layer.weight.shape == layer.packed_shapes["weight"]
+    layer.unpack()
+    assert torch.equal(layer.weight, integers)
     layer.pack()
-    ids = torch.tensor([[0, 149, 64], [63, 65, 0]])
     assert torch.equal(layer.integers(ids), integers[ids])
-    assert torch.equal(layer.state_dict()["weight"], integers)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

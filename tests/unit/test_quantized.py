@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.tiny import GEMMA2, TINY, make_batch, noise_picture, tiny_config, tiny_model
 
 import paliglass
@@ -76,13 +79,83 @@ def test_a_folder_in_int8_is_the_model_that_was_saved(tmp_path: Path) -> None:
     assert config["quantization_config"]["bits"] == 8
     again = loaded(tmp_path / "int8")
     assert torch.equal(outputs(again), outputs(model))
-    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, tmp_path / "int8")]
-    assert sizes[1] < 0.75 * sizes[0]  # tiny's headers, scales and convolution weigh much
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    small = [tensor for tensor in stored.values() if tensor.dtype == torch.int8]
+    others = [tensor for tensor in stored.values() if tensor.dtype != torch.int8]
+    assert len(small) == sum(isinstance(m, Int8Linear) for m in model.modules())
+    # Scales, norms, biases, the patches' convolution and the places.
+    assert all(tensor.ndim == 1 or "embedding" in name for name, tensor in stored.items())
+    assert all(tensor.is_floating_point() for tensor in others)
+
+
+def in_rows(folder: Path, target: Path) -> Path:
+    """A folder in panels as earlier versions, and processors without a kernel, write it."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    assert config["quantization_config"].pop("layout").startswith("panels")
+    (target / "config.json").write_text(json.dumps(config))
+    stored = load_file(target / "model.safetensors")
+    for name, module in loaded(folder).named_modules():
+        if isinstance(module, Int8Linear):
+            rows = module.integers(torch.arange(module.out_features))
+            stored[f"{name}.weight"] = rows.contiguous()
+    save_file(stored, target / "model.safetensors")
+    return target
+
+
+def test_a_folder_in_rows_is_the_same_model(tmp_path: Path) -> None:
+    model = loaded(saved(tmp_path / "model", dtype=torch.bfloat16), "int8")
+    if any(m.matrix is None for m in model.modules() if isinstance(m, Int8Linear)):
+        pytest.skip("matrices are kept row by row here")
+    save_folder(model, tmp_path / "panels")
+    again = loaded(in_rows(tmp_path / "panels", tmp_path / "rows"))
+    assert torch.equal(outputs(again), outputs(model))
+
+
+def test_panels_become_rows_where_there_is_no_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(saved(tmp_path / "model"), "int8")
+    expected = outputs(model)
+    save_folder(model, tmp_path / "int8")
+    for name in ("has_kernel", "is_available"):
+        monkeypatch.setattr(f"paliglass.fast.int8.{name}", lambda: False)
+    monkeypatch.setattr("paliglass.fast.compiled_model.is_available", lambda: False)
+    again = loaded(tmp_path / "int8")
+    linears = [m for m in again.modules() if isinstance(m, Int8Linear)]
+    assert all(m.matrix is None and m.packed is None for m in linears)
+    assert (outputs(again) - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_panels_are_read_where_they_lie_in_the_file(tmp_path: Path) -> None:
+    save_folder(loaded(saved(tmp_path / "model"), "int8"), tmp_path / "int8")
+    again = loaded(tmp_path / "int8")
+    file = str(tmp_path / "int8" / "model.safetensors")
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [[int(end, 16) for end in m[0].split("-")] for m in maps if m[-1] == file]
+    for module in again.modules():
+        if isinstance(module, Int8Linear) and module.matrix is not None:
+            address = module.matrix.weights.data_ptr()
+            assert any(start <= address < end for start, end in spans)
+
+
+def test_panels_that_are_cut_or_lie_otherwise_are_refused(tmp_path: Path) -> None:
+    save_folder(loaded(saved(tmp_path / "model"), "int8"), tmp_path / "int8")
+    file, about = tmp_path / "int8" / "model.safetensors", tmp_path / "int8" / "config.json"
+    stored, config = load_file(file), json.loads(about.read_text())
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    save_file(stored | {name: stored[name][:-64]}, file)
+    with pytest.raises(CheckpointError, match=r"up_proj.weight has shape"):
+        loaded(tmp_path / "int8")
+    save_file(stored, file)
+    config["quantization_config"]["layout"] = "tiles of 32 rows"
+    about.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="only those that `paliglass convert --quantize`"):
+        loaded(tmp_path / "int8")
 
 
 def test_an_output_layer_that_is_not_the_embedding_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = saved(tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     table = tensors["language_model.model.embed_tokens.weight"]

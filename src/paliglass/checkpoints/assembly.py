@@ -223,8 +223,11 @@ def fill(
         if name not in missing:
             surplus.append(key)
             continue
-        require_shape(source, key, tensor, missing[name])
         path, _, leaf = name.rpartition(".")
+        # A quantized matrix may come packed; its module says in what shape.
+        packed = getattr(model.get_submodule(path), "packed_shapes", {}).get(leaf)
+        if packed is None or tensor.shape != packed:
+            require_shape(source, key, tensor, missing[name])
         own = buffers.get(name)
         if own is not None and own.is_floating_point and tensor.is_floating_point():
             own = own if tensor.dtype == own else None  # a norm's statistics, as its parameters

@@ -27,6 +27,7 @@ from paliglass.tensors import open_tensors, read_tensor
 __all__ = [
     "GENERATION",
     "INDEX",
+    "IN_PANELS",
     "METHODS",
     "QUANTIZATION",
     "load_hf_model",
@@ -49,6 +50,8 @@ METHODS: dict[str, dict[str, object]] = {
     "int8": {"quant_method": "paliglass", "bits": 8, "scale": "row"},
     "int4": {"quant_method": "paliglass", "bits": 4, "scale": "32 inputs of a row"},
 }
+# And how int8 ones lie, where that is not row by row: see `fast.layout`.
+IN_PANELS = {"layout": "panels of 64 rows, four columns of each side by side"}
 LARGE = 1 << 20  # numbers of a tensor that is worth a mapping of its own
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -184,7 +187,8 @@ def quantization(folder: Path, asked: str | None = None) -> str | None:
     found = _read_config_json(folder).get(QUANTIZATION)
     if found is None:
         return None
-    method = next((name for name, about in METHODS.items() if about == found), None)
+    known = {name: (about, about | IN_PANELS) for name, about in METHODS.items()}
+    method = next((name for name, ways in known.items() if found in ways), None)
     if method is None:
         raise CheckpointError(
             f"{path}: config key {QUANTIZATION!r} is {found!r}; of quantized checkpoints, only "

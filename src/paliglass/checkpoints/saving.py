@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paliglass.checkpoints.config_json import paligemma_to_json
-from paliglass.checkpoints.folder import INDEX, METHODS, QUANTIZATION
+from paliglass.checkpoints.folder import IN_PANELS, INDEX, METHODS, QUANTIZATION
 from paliglass.checkpoints.layouts import HEAD
 from paliglass.checkpoints.processor import write_processor
 from paliglass.errors import CheckpointError
@@ -127,10 +127,12 @@ def save_folder(
 
 def quantization_of(tensors: Iterable[Tensor]) -> dict[str, object]:
     """What config.json is to say of quantized tensors, to be read by `folder.quantization`."""
-    kinds = {tensor.dtype for tensor in tensors}
-    if torch.int8 not in kinds:
+    kinds = {(tensor.dtype, tensor.ndim) for tensor in tensors}
+    dtypes = {dtype for dtype, _ in kinds}
+    if torch.int8 not in dtypes:
         return {}
-    return {QUANTIZATION: METHODS["int4" if torch.uint8 in kinds else "int8"]}
+    about = METHODS["int4" if torch.uint8 in dtypes else "int8"]
+    return {QUANTIZATION: about | (IN_PANELS if (torch.int8, 1) in kinds else {})}
 
 
 def write_weights(target: Path, state: dict[str, Tensor]) -> None:

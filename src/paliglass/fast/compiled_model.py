@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as with_changes
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paliglass.fast.decode import Decoder, fits
 from paliglass.fast.int4 import Int4Linear
@@ -32,7 +32,7 @@ class CompiledCausalLM(GemmaForCausalLM):
     """A `GemmaForCausalLM` whose rows' logits are compiled, in float32."""
 
     compiled: Decoder
-    watched: Sequence[nn.Module]  # all of its modules
+    hooks: Sequence[Mapping[int, Callable[..., object]]]  # of all of its modules
 
     def logits(self, hidden: Tensor, token_ids: Tensor | None = None) -> Tensor:
         """As `GemmaForCausalLM.logits`; a prompt's, B × T × D, stay with the modules."""
@@ -44,9 +44,7 @@ class CompiledCausalLM(GemmaForCausalLM):
 
     def is_compiled(self) -> bool:
         """Whether nobody wants to see the modules run."""
-        if self.training:
-            return False
-        return not any(m._forward_hooks or m._forward_pre_hooks for m in self.watched)
+        return not (self.training or any(self.hooks))
 
 
 class CompiledPaliGemma(PaliGemmaForConditionalGeneration):
@@ -87,7 +85,8 @@ def replace(model: PaliGemmaForConditionalGeneration) -> None:
     decoder.__class__ = CompiledCausalLM
     assert isinstance(decoder, CompiledCausalLM)
     decoder.compiled = Decoder(config, matrices, norms, model.dtype)
-    decoder.watched = [*decoder.modules()]
+    modules = [*decoder.modules()]
+    decoder.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
     model.__class__ = CompiledPaliGemma
 
 

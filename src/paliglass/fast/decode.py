@@ -1,9 +1,9 @@
 """The decoder as one compiled function: what it reads, and the call.
 
 `Decoder` takes packed matrices, norms and a configuration, and runs one to eight tokens over a
-`KVCache` that the plain model has filled, or the last step has: embedding, every layer, final norm
-and the wanted words' logits without a line of Python in between. The residual stream stays in
-float32.
+`KVCache` that the plain model has filled, or the last step has: embedding, every layer and the last
+norm without a line of Python in between; the wanted words' logits are another call. The residual
+stream stays in float32.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from paliglass.layers.rope import rotary_cos_sin
 
 PAGE = 4096  # bytes
 Words = slice | Tensor | None
+NO_PANELS = np.empty(0, dtype=np.int64)
 
 MATRICES = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
@@ -59,7 +60,7 @@ class Decoder:
         dtype: torch.dtype,
     ) -> None:
         layers = [f"layers.{i}." for i in range(config.num_hidden_layers)]
-        assert 8 * len(layers) < COUNTERS
+        assert 8 * len(layers) <= COUNTERS
         for layer in layers:
             for same in (MATRICES[:3], MATRICES[4:6]):
                 assert len({matrices[layer + name].bits for name in same}) == 1
@@ -101,42 +102,33 @@ class Decoder:
         """Itself: what a copied model would change is not in here."""
         return self
 
-    def step(
-        self,
-        ids: Tensor,
-        cache: KVCache,
-        attention_mask: Tensor | None = None,
-        words: Words = None,
-    ) -> tuple[Tensor, Tensor]:
+    def extend(self, ids: Tensor, cache: KVCache, attention_mask: Tensor | None = None) -> Tensor:
         """Runs more tokens of each row over a filled cache: ids B × T, any number of them.
 
-        attention_mask: B × T, 0 on padding, whose results are 0. words: see `logits`. Returns what
-        comes out of the last norm, B × T × D, and logits, B × T × U, both float32. Eight tokens go
-        through the matrices together.
+        attention_mask: B × T, 0 on padding, whose results are 0. Returns what comes out of the last
+        norm, B × T × D, float32. Eight tokens go through the matrices together.
         """
         _require_within(ids, self.config.vocab_size)
         is_token = torch.ones_like(ids) if attention_mask is None else attention_mask
         slots = cache.reserve(is_token.bool())
-        panels, places = self._panels(words)
-        hidden = torch.zeros(*ids.shape, self.config.hidden_size)
-        logits = torch.zeros(*ids.shape, len(panels) * PANEL)
         # A row's earlier tokens come first: later ones see them.
-        columns, rows = is_token.bool().T.nonzero(as_tuple=True)
+        columns, rows = is_token.T.nonzero(as_tuple=True)
+        tokens = torch.stack((ids[rows, columns], rows, slots[rows, columns]))
         pairs = zip(cache.keys, cache.values, strict=True)
         caches = np.array([[k.data_ptr(), v.data_ptr()] for k, v in pairs], dtype=np.int64)
         about = cache.capacity + 1, KINDS[cache.keys[0].dtype], caches.ctypes.data
-        counters = self.config.num_hidden_layers * 8 + 1
+        out = torch.empty(len(rows), self.config.hidden_size)
+        counters = self.config.num_hidden_layers * 8
         with self._lock:
-            for some in range(0, len(rows), MOST_ROWS):
-                at = rows[some : some + MOST_ROWS], columns[some : some + MOST_ROWS]
-                tokens = torch.stack((ids[at], at[0], slots[at]))
-                out, found = self._run("decode", counters, tokens, about, panels)
-                hidden[at], logits[at] = out, found
-        return hidden, logits[..., places]
-
-    def extend(self, ids: Tensor, cache: KVCache, attention_mask: Tensor | None = None) -> Tensor:
-        """`step` without logits: B × T → B × T × D, float32."""
-        return self.step(ids, cache, attention_mask, slice(0))[0]
+            for some, found in zip(
+                torch.split(tokens, MOST_ROWS, 1), torch.split(out, MOST_ROWS), strict=True
+            ):
+                self._run("decode", counters, found, about, some.contiguous())
+        if len(rows) == ids.numel():
+            return out.view(*ids.T.shape, -1).transpose(0, 1)
+        hidden = torch.zeros(*ids.shape, self.config.hidden_size)
+        hidden[rows, columns] = out
+        return hidden
 
     def logits(self, hidden: Tensor, words: Words = None) -> Tensor:
         """… × D → … × U, float32, Gemma 2's capped.
@@ -148,7 +140,7 @@ class Decoder:
         tokens = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
         with self._lock:
             found = [
-                self._run("score", 1, torch.empty(3, len(some)), (1, 0, 0), panels, some)[1]
+                self._run("score", 1, some, (1, 0, 0), None, panels)
                 for some in torch.split(tokens, MOST_ROWS)
             ]
         return torch.cat(found)[:, places].view(*hidden.shape[:-1], -1)
@@ -157,21 +149,21 @@ class Decoder:
         self,
         name: str,
         counters: int,
-        tokens: Tensor,
+        hidden: Tensor,
         cache: tuple[int, int, int],
-        panels: NDArray[np.int64],
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """A function of `step` for up to eight tokens: what is at `out`, M × D, and logits.
+        tokens: Tensor | None,
+        panels: NDArray[np.int64] = NO_PANELS,
+    ) -> Tensor:
+        """A function of `step` for up to eight tokens; hidden: M × D, what it makes or reads.
 
-        tokens: 3 × M, each one's id, row and slot. cache: its slots, kind and addresses.
+        cache: its slots, kind and addresses. tokens: 3 × M, each one's id, row and slot. Returns
+        logits, M × panels · 64.
         """
-        config, count, threads = self.config, tokens.shape[1], team().threads
+        config, count, threads = self.config, len(hidden), team().threads
         rows = tile_rows(count)
         room = self._rooms.get(rows)
         if room is None or not room.holds(cache[0], threads):
             room = self._rooms[rows] = _Room(config, rows, cache[0] + 256, threads)
-        out = torch.empty(count, config.hidden_size) if out is None else out
         logits = torch.empty(rows, len(panels) * PANEL)
         job = [
             config.hidden_size,
@@ -187,14 +179,14 @@ class Decoder:
             self._descriptors.ctypes.data,
             self._norms.ctypes.data,
             cache[2],
-            tokens.data_ptr(),
+            0 if tokens is None else tokens.data_ptr(),
             panels.ctypes.data,
             *room.addresses,
-            out.data_ptr(),
+            hidden.data_ptr(),
             logits.data_ptr(),
         ]
         team().run(library()[name], counters, np.array(job, dtype=np.int64), self.nbytes)
-        return out, logits[:count]
+        return logits[:count]
 
     def _panels(self, words: Words) -> tuple[NDArray[np.int64], slice | Tensor]:
         """The table's panels that hold some words, and the words' places in them."""

@@ -295,6 +295,11 @@ def _tile(bits: int, rows: int, blocks: int) -> Emit:
     return emit
 
 
+def _forget_memory(b: Builder) -> None:
+    """LLVM reads anew, after here, what it has read before; no code by itself."""
+    b.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+
+
 def _zeros(b: Builder, kind: Any) -> Value:
     """A variable, zero where the builder stands."""
     variable = cgutils.alloca_once(b, kind)
@@ -324,6 +329,8 @@ def _group_products(
             start = _splat(b, _load(b, I32, _add(b, sums, 4 * (group * rows + t)), 4), lanes)
         found.update({(t, *place): start for place in places})
     for q in range(0, quads, 1 if bits == 8 else 2):
+        if bits == 8:  # else tokens are read long before their turn, and kept on the stack
+            _forget_memory(b)
         for c, p in places:
             at = 4 * PANEL * q if bits == 8 else 4 * BLOCK + 32 * (group * quads + q)
             packed = _load(b, _vector(I8, 4 * lanes), _add(b, weights[c], at + 4 * p), 4 * lanes)
@@ -428,16 +435,6 @@ def _pack_row_8(kind: int) -> Emit:
 
 pack_row_8 = _by_kind(_pack_row_8)
 
-
-def _arrange_64(b: Builder, arguments: Sequence[Value]) -> Value:
-    """64 of a channel's integers to their places in a panel; their sum."""
-    target, source = arguments
-    integers = _load(b, _vector(I8, SPAN), source)
-    _store_fours(b, integers, target, I64(4 * PANEL))
-    return b.sext(_sum(b, b.sext(integers, _vector(I32, SPAN))), I64)
-
-
-arrange_64 = _instruction(_arrange_64, types.int64)
 
 # Where a group's largest weight may come to lie among the codes: at an end, cut off a little
 # beyond it, or inside, which leaves it and all others finer steps than the last one.
@@ -629,10 +626,6 @@ def _pause(b: Builder, arguments: Sequence[Value]) -> None:
 
 pause = _instruction(_pause)
 store_float = _instruction(lambda b, a: _store(b, a[1], a[0], 4))
-store_int32 = _instruction(lambda b, a: _store(b, b.trunc(a[1], I32), a[0], 4))
-add_to_int32 = _instruction(
-    lambda b, a: _store(b, b.add(_load(b, I32, a[0], 4), b.trunc(a[1], I32)), a[0], 4)
-)
 load_float = _instruction(lambda b, a: _load(b, F32, a[0], 4), types.float32)
 load_int = _instruction(lambda b, a: _load(b, I64, a[0], 8), types.int64)
 load_byte = _instruction(lambda b, a: b.zext(_load(b, I8, a[0]), I64), types.int64)

@@ -16,7 +16,6 @@ from paliglass.fast.matrix import (
     PackedMatrix,
     geglu,
     group_scales,
-    large_buffer,
     multiply,
     quantize,
 )
@@ -56,12 +55,11 @@ class Int4Linear(nn.Module):
         return layer
 
     def pack(self) -> None:
-        """Takes weights that lie in a mapped file into large pages, where they are read faster."""
+        """Makes weights that a folder held ready for the kernels."""
         if self.matrix is None and not self.weight.is_meta:
-            memory = large_buffer(self.weight.numel())
-            memory.copy_(self.weight.flatten())
-            self.weight = memory.view(self.weight.shape)
-            self.matrix = PackedMatrix.of_bytes(4, self.out_features, self.in_features, memory)
+            shape = self.out_features, self.in_features
+            self.matrix = PackedMatrix.of_bytes(4, *shape, self.weight.flatten())
+            self.weight = self.matrix.weights.view(self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """… × K → … × N."""

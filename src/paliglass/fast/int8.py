@@ -8,10 +8,11 @@ Weights carry one scale per output channel, activations one per token, found as 
 - the product of the integers is exact; what is lost is lost in the two roundings
 - a single token, as in decoding, is rounded to 16 bits: their halves are two tokens to the kernel,
   which takes as long for four as for one
-- oneDNN's kernel wants activations as uint8 with zero point 128: of int8 it makes a reference loop
-- weights are packed once into the layout that kernel reads; prompts and single tokens share it
-- with the extra `fast` a compiled decoder reads the same copy, see `matrix`; compiled functions
-  also take prompts where oneDNN has no such kernel, and always the products with the table
+- weights are packed once, in panels (`layout`): oneDNN multiplies prompts by them where it can
+  (`onednn`), with the extra `fast` a compiled decoder reads the same copy (`matrix`)
+- compiled functions also take prompts where oneDNN has no such kernel, and always the products
+  with the table
+- a saved folder holds the panels, and they are read where they lie in the mapped file
 - where there is neither (no VNNI instructions, no extra, a GPU) activations keep their precision,
   and the integers are widened at every use: as small, and more exact, but prompts are no faster
   than bfloat16's; on a CPU a few tokens are read by torch's own kernel for that
@@ -19,41 +20,41 @@ Weights carry one scale per output channel, activations one per token, found as 
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paliglass.fast.layout import packed_bytes
 from paliglass.fast.matrix import (
     PackedMatrix,
-    arrange_into,
+    arranged,
     is_available,
     multiply,
     quantize_into,
     rows_of,
 )
+from paliglass.fast.onednn import (
+    FEWEST_TOKENS,
+    LOW_ZERO,
+    ZERO_POINT,
+    has_kernel,
+    knows_layout,
+    multiply_packed,
+    pack,
+    view,
+)
 from paliglass.fast.widened import widened_linear
 
 LARGEST = 127
-ZERO_POINT = 128
-LOW_ZERO = 32  # the zero point of numbers that hardly go below 0
-# A packed matrix is a row of blocks: 64 output channels of 64 inputs, four inputs side by side.
-CHANNELS, INPUTS, TOGETHER = 64, 64, 4
 # What to make of some tokens, told which, before they are quantised: they come in float32, and may
 # be overwritten.
 Transform = Callable[[Tensor, slice], Tensor]
-LARGE_PAGE = 1 << 21  # bytes
-_MADV_COLLAPSE = 25  # of Linux 6.1; Python has no name for it
-# The kernel reads the same weights faster for four tokens than for fewer.
-FEWEST_TOKENS = 4
 # What takes each of `quantize_token`'s rows out of 16 bits.
 _SHIFTS = torch.tensor([[0], [8], [0], [0]], dtype=torch.int32, device="cpu")
 # Numbers that each thread converts at once, about: their float32 copy stays in its cache.
@@ -181,165 +182,23 @@ def _scale_above(x: Tensor, least: float) -> Tensor:
 
 
 @lru_cache
-def has_kernel() -> bool:
-    """Whether this processor multiplies packed int8 matrices, tried at the extremes.
-
-    Processors without VNNI would add pairs of products in 16 bits, where they overflow.
-    """
-    if not (torch._C._has_mkldnn and torch.cpu._is_vnni_supported()):
-        return False
-    weight = torch.full((CHANNELS, 2 * INPUTS), LARGEST, dtype=torch.int8)
-    tokens = torch.full((FEWEST_TOKENS, 2 * INPUTS), 255, dtype=torch.uint8)
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    ones = torch.ones(CHANNELS)
-    return all(
-        bool((product == LARGEST * (255 - zero) * 2 * INPUTS).all())
-        for zero in (ZERO_POINT, LOW_ZERO)
-        for product in [_multiply(tokens, packed, ones, torch.float32, zero_point=zero)]
-    )
-
-
-def _multiply(
-    tokens: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    dtype: torch.dtype,
-    token_scale: float = 1.0,
-    zero_point: int = ZERO_POINT,
-) -> Tensor:
-    """(tokens − zero_point) · token_scale · (packed · scales)ᵀ: M × N."""
-    product: Tensor = torch.ops.onednn.qlinear_pointwise(
-        *(tokens, token_scale, zero_point, packed, scales, _zeros(len(scales)), None),
-        *(1.0, 0, dtype, "none", [], ""),
-    )
-    return product
-
-
-@lru_cache
-def _zeros(count: int) -> Tensor:
-    """The weights' zero points, which the kernel asks for and which are none."""
-    return torch.zeros(count, dtype=torch.long)
-
-
-@lru_cache
 def _ones(count: int) -> Tensor:
     """Weights' scales for a kernel whose bfloat16 is too coarse for the true ones."""
     return torch.ones(count, dtype=torch.bfloat16)
 
 
-def _memory(packed: Tensor) -> Tensor:
-    """The bytes of a packed matrix as an int8 vector that shares its memory.
-
-    Valid as long as `packed` lives.
-    """
-    size = torch.ops.mkldnn._nbytes(packed)
-    address = torch.ops.mkldnn.data_ptr(packed)
-    return torch.frombuffer((ctypes.c_byte * size).from_address(address), dtype=torch.int8)
-
-
-def _blocks(packed: Tensor, rows: int, columns: int) -> Tensor:
-    """The integers of a packed matrix as they lie: N/64 × K/64 × 16 × 64, four in an int32."""
-    shape = math.ceil(rows / CHANNELS), math.ceil(columns / INPUTS), INPUTS // TOGETHER, CHANNELS
-    return _memory(packed).view(torch.int32)[: math.prod(shape)].view(shape)
-
-
-def _to_blocks(integers: Tensor) -> Tensor:
-    """N × K integers in the order of `_blocks`, zeros where rows or columns fill no block."""
-    rows, columns = integers.shape
-    missing = -columns % INPUTS, -rows % CHANNELS
-    if any(missing):
-        integers = F.pad(integers, (0, missing[0], 0, missing[1]))
-    padded = integers.view(torch.int32)
-    blocks = padded.view(-1, CHANNELS, padded.shape[1] * TOGETHER // INPUTS, INPUTS // TOGETHER)
-    return blocks.permute(0, 2, 3, 1)
-
-
-@lru_cache
-def knows_layout() -> bool:
-    """Whether a packed matrix lies in memory as `_blocks` takes it to: AVX-512's way.
-
-    Then rows can be read out of it, and others of its shape packed by copying: oneDNN's own
-    packing is seven times slower.
-    """
-    shape = 3 * CHANNELS - 1, 5 * INPUTS - 3
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randint(-LARGEST, LARGEST + 1, shape, dtype=torch.int8, generator=generator)
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    blocks = _to_blocks(weight)
-    size = blocks.numel() * TOGETHER
-    if torch.ops.mkldnn._nbytes(packed) != size + 4 * blocks.shape[0] * CHANNELS:
-        return False
-    sums = _memory(packed)[size:].view(torch.int32)[: len(weight)]
-    same = torch.equal(_blocks(packed, *shape), blocks)
-    return same and torch.equal(sums, -weight.sum(1, dtype=torch.int32))
-
-
-_packed_by_shape: WeakValueDictionary[tuple[int, ...], Tensor] = WeakValueDictionary()
-
-
-def pack(integers: Tensor) -> Tensor:
-    """int8 N × K → oneDNN's packed matrix, a copy in large pages."""
-    shape = tuple(integers.shape)
-    like = _packed_by_shape.get(shape) if knows_layout() else None
-    if like is None:
-        packed: Tensor = torch.ops.onednn.qlinear_prepack(integers, None)
-        _use_large_pages(_memory(packed), keep=True)
-        _packed_by_shape[shape] = packed
-        return packed
-    packed = like.clone()  # the only way to a matrix of this layout without packing one
-    _use_large_pages(_memory(packed), keep=False)
-    blocks = _blocks(packed, *shape)
-    blocks.copy_(_to_blocks(integers))
-    sums = _memory(packed)[blocks.numel() * TOGETHER :].view(torch.int32)
-    ones = torch.ones(shape[1])
-    for rows in _chunks(integers):
-        sums[: len(integers)][rows] = -(integers[rows].float() @ ones)
-    return packed
-
-
-def _unfilled(shape: tuple[int, int]) -> Tensor:
-    """oneDNN's packed matrix for N × K, in large pages, to be filled in its known layout."""
-    like = _packed_by_shape.get(shape)
-    if like is None:
-        zeros = torch.zeros(shape, dtype=torch.int8)
-        packed: Tensor = torch.ops.onednn.qlinear_prepack(zeros, None)
-        _packed_by_shape[shape] = packed
-    else:
-        packed = like.clone()
-    _use_large_pages(_memory(packed), keep=False)
-    return packed
-
-
-def _use_large_pages(memory: Tensor, keep: bool) -> None:
-    """Asks Linux to hold memory in pages of 2 MiB: a token of 3B then takes .88 of its time.
-
-    What reads gigabytes from pages of 4 KiB waits for their addresses. keep: whether the numbers
-    matter; if not, they are zeros afterwards, and the new pages come as they are written to. Other
-    systems, and kernels that cannot, leave everything as it is.
-    """
-    start = -(-memory.data_ptr() // LARGE_PAGE) * LARGE_PAGE
-    end = (memory.data_ptr() + memory.numel()) // LARGE_PAGE * LARGE_PAGE
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or end <= start:
-        return
-    madvise = ctypes.CDLL(None).madvise
-    address, length = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
-    if madvise(address, length, advice) == 0:
-        madvise(address, length, _MADV_COLLAPSE if keep else mmap.MADV_DONTNEED)
-
-
 class Int8Linear(nn.Module):
     """`nn.Linear` with an int8 matrix: … × K → … × N, in the dtype of what comes in.
 
-    weight: N × K; None once it is packed. scale: N. bias: N, in the model's dtype, or None. packed:
-    oneDNN's matrix. matrix: the compiled functions', in the same memory where oneDNN's layout is
-    known.
+    weight: N × K, or in panels as a saved folder holds it, a vector; None once it is packed.
+    scale: N. bias: N, in the model's dtype, or None. matrix: the packed panels. packed: oneDNN's
+    matrix, over the same memory where it can be.
     """
 
     weight: Tensor | None
     scale: Tensor
     bias: nn.Parameter | None
-    serves_prompts = True  # so that oneDNN's copy is wanted
+    serves_prompts = True  # so that oneDNN's matrix is wanted
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -349,6 +208,16 @@ class Int8Linear(nn.Module):
         self.bias = bias
         self.packed: Tensor | None = None
         self.matrix: PackedMatrix | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N, K."""
+        return self.out_features, self.in_features
+
+    @property
+    def packed_shapes(self) -> dict[str, torch.Size]:
+        """What a checkpoint may hold instead of N × K."""
+        return {"weight": torch.Size([packed_bytes(8, *self.shape)])}
 
     @classmethod
     def quantize(cls, weight: Tensor, bias: nn.Parameter | None = None) -> Self:
@@ -360,10 +229,11 @@ class Int8Linear(nn.Module):
         """The same, ready for the fast kernels, and without integers in between where that goes."""
         empty = torch.empty(weight.shape, dtype=torch.int8, device="meta")
         layer = cls(empty, torch.empty(len(weight), device="meta"), bias)
-        if weight.device.type == "cpu" and layer._shares_memory() and layer._make_room():
-            assert layer.matrix is not None
-            quantize_into(layer.matrix, weight)
-            layer.weight, layer.scale = None, layer.matrix.scales[: len(weight)].clone()
+        if weight.device.type == "cpu" and is_available():
+            matrix = PackedMatrix.empty(8, *weight.shape)
+            quantize_into(matrix, weight)
+            layer.scale = matrix.scales[: len(weight)].clone()
+            layer._take(matrix)
             return layer
         layer = cls.quantize(weight, bias)
         layer.pack()
@@ -372,37 +242,33 @@ class Int8Linear(nn.Module):
     def pack(self) -> None:
         """Makes the matrix ready for the fast kernels, where there are some."""
         weight = self.weight
-        if weight is None or weight.device.type != "cpu":
+        if weight is None or weight.is_meta:
             return
-        if self._make_room():
-            assert self.matrix is not None
-            arrange_into(self.matrix, weight)
-            self.matrix.scales[: self.out_features] = self.scale
-        if self.packed is None and self._wants_onednn():
-            self.packed = pack(weight)
-        # The row-major integers are let go, unless rows could not be read otherwise.
-        if self.matrix is not None or (self.packed is not None and knows_layout()):
-            self.weight = None
+        on_cpu = weight.device.type == "cpu"
+        if on_cpu and (is_available() or (has_kernel() and knows_layout())):
+            panels = weight.view(torch.uint8) if weight.ndim == 1 else arranged(weight)
+            matrix = PackedMatrix.of_bytes(8, *self.shape, panels)
+            matrix.scales[: self.out_features] = self.scale
+            self._take(matrix)
+            return
+        self.unpack()
+        if on_cpu and has_kernel():
+            assert self.weight is not None
+            self.packed = pack(self.weight)  # rows are kept: they could not be read otherwise
 
-    def _wants_onednn(self) -> bool:
-        return has_kernel() and (self.serves_prompts or not is_available())
+    def unpack(self) -> None:
+        """Panels that a folder held become rows, as plain torch reads them."""
+        if self.weight is not None and not self.weight.is_meta and self.weight.ndim == 1:
+            panels = PackedMatrix.of_bytes(8, *self.shape, self.weight.view(torch.uint8))
+            self.weight = rows_of(panels, torch.arange(self.out_features)).contiguous()
 
-    def _shares_memory(self) -> bool:
-        """Whether one copy is enough."""
-        return not self._wants_onednn() or knows_layout()
-
-    def _make_room(self) -> bool:
-        """An empty `matrix`, where there are compiled functions; where it shares one, `packed`."""
-        if not is_available():
-            return False
-        shape = self.out_features, self.in_features
-        if self._wants_onednn() and knows_layout():
-            self.packed = _unfilled(shape)
-            memory = _memory(self.packed).view(torch.uint8)
-            self.matrix = PackedMatrix.of_bytes(8, *shape, memory, self.packed)
-        else:
-            self.matrix = PackedMatrix.empty(8, *shape)
-        return True
+    def _take(self, matrix: PackedMatrix) -> None:
+        self.matrix, self.weight = matrix, None
+        if has_kernel() and (self.serves_prompts or not is_available()):
+            if knows_layout():
+                self.packed = view(matrix.weights, *self.shape)
+            else:
+                self.packed = pack(rows_of(matrix, torch.arange(self.out_features)))
 
     def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
         """… × K → … × N; of a packed matrix, tokens may have been quantised before."""
@@ -433,12 +299,12 @@ class Int8Linear(nn.Module):
         assert self.packed is not None
         integers, scales = tokens.integers, tokens.scales
         if isinstance(scales, float):
-            y = _multiply(integers, self.packed, self.scale, torch.float32, scales)
+            y = multiply_packed(integers, self.packed, self.scale, torch.float32, scales)
             return torch.add(y[:1], y[1:2], alpha=256)
         if len(integers) < FEWEST_TOKENS:
             integers = F.pad(integers, (0, 0, 0, FEWEST_TOKENS - len(integers)))
         zero = tokens.zero_point
-        y = _multiply(integers, self.packed, self.scale, tokens.dtype, zero_point=zero)
+        y = multiply_packed(integers, self.packed, self.scale, tokens.dtype, zero_point=zero)
         return y[: len(tokens)]
 
     def _widened(self, x: Tensor) -> Tensor:
@@ -459,19 +325,15 @@ class Int8Linear(nn.Module):
 
     def integers(self, ids: Tensor) -> Tensor:
         """Some rows of the matrix as int8: … → … × K."""
-        if self.weight is not None:
-            return self.weight[ids]
         if self.matrix is not None:
             return rows_of(self.matrix, ids)
-        assert self.packed is not None
-        blocks = _blocks(self.packed, self.out_features, self.in_features)
-        found = blocks.permute(0, 3, 1, 2)[ids // CHANNELS, ids % CHANNELS]  # … K/64 16
-        return found.flatten(-2).view(torch.int8)[..., : self.in_features]
+        assert self.weight is not None
+        return self.weight[ids]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight is None:
-            destination[prefix + "weight"] = self.integers(torch.arange(self.out_features))
+        if self.matrix is not None:
+            destination[prefix + "weight"] = self.matrix.weights.view(torch.int8)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from paliglass.fast.int8 import (
-    LOW_ZERO,
     Int8Linear,
     QuantizedActivation,
     quantize_token,
     quantize_tokens,
 )
+from paliglass.fast.onednn import LOW_ZERO
 from paliglass.layers.norms import RMSNorm
 
 LEAST_GELU = -0.1701  # GELU's lowest value, rounded down

@@ -28,8 +28,6 @@ from paliglass.fast.instructions import (
     FLOAT32,
     WIDE,
     add_16,
-    add_to_int32,
-    arrange_64,
     fetch_add,
     gelu_mul,
     int4_tile,
@@ -43,7 +41,6 @@ from paliglass.fast.instructions import (
     quantize_group_8,
     scale_16,
     store_16,
-    store_int32,
 )
 from paliglass.fast.layout import BLOCK, GROUP, PANEL, SCRATCH, SPAN, SPAN_4, SPAN_8
 from paliglass.fast.threads import LINE
@@ -51,7 +48,6 @@ from paliglass.fast.threads import LINE
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPINS = 1000  # looks at a barrier before the thread sleeps: some 15 µs
-SPANS_AT_ONCE = 8  # of a panel, so that rows are read some lines at a time: 32 KiB in all
 TASK_BYTES = 1 << 17  # of weights, about, in one task
 # What describes a matrix to compiled code: int64, so many bytes from its address.
 BITS, WEIGHTS, SCALES, BLOCKS, SPANS, FIELDS = (8 * i for i in range(6))
@@ -549,31 +545,4 @@ def pack(thread: int, threads: int, sync: int, job: int) -> None:
             field(matrix, SCALES) + 4 * BLOCK * block,
             totals + 4 * BLOCK * block,
         )
-    wait_for_all(sync, threads)
-
-
-@entry
-def arrange(thread: int, threads: int, sync: int, job: int) -> None:
-    """Puts rows of int8 into a matrix; the threads share panels.
-
-    job: matrix; address, stride and count of the rows.
-    """
-    matrix, source, stride, count = field(job, 0), field(job, 8), field(job, 16), field(job, 24)
-    blocks, spans = field(matrix, BLOCKS), field(matrix, SPANS)
-    panels = (blocks + PANEL_BLOCKS - 1) // PANEL_BLOCKS
-    while True:
-        panel = next_task(sync, 0)
-        if panel >= panels:
-            break
-        target = field(matrix, WEIGHTS) + panel * spans * SPAN_8
-        totals = field(matrix, WEIGHTS) + panels * spans * SPAN_8 + 4 * PANEL * panel
-        first = panel * PANEL
-        for c in range(PANEL):
-            store_int32((totals + 4 * c, 0))
-        for start in range(0, spans, SPANS_AT_ONCE):
-            for c in range(min(PANEL, count - first)):
-                row, total = source + (first + c) * stride, 0
-                for s in range(start, min(spans, start + SPANS_AT_ONCE)):
-                    total += arrange_64((target + s * SPAN_8 + 4 * c, row + s * SPAN))
-                add_to_int32((totals + 4 * c, -total))
     wait_for_all(sync, threads)

@@ -43,6 +43,7 @@ from paliglass.fast.threads import team
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 LARGE_PAGE = 1 << 21  # bytes
+ALIGNMENT = 64  # bytes
 MOST_ROWS = 8  # tokens of a tile
 
 
@@ -73,7 +74,7 @@ class PackedMatrix:
     """N output channels × K inputs, see `layout`.
 
     bits: 8 or 4. weights: its bytes, at an address that is a multiple of 64. scales: of int8,
-    float32, N in full blocks; else empty. owner: what has to live as long as the weights.
+    float32, N in full blocks; else empty.
     """
 
     bits: int
@@ -81,7 +82,6 @@ class PackedMatrix:
     columns: int
     weights: Tensor
     scales: Tensor
-    owner: Tensor | None = None
 
     @staticmethod
     def empty(bits: int, rows: int, columns: int) -> PackedMatrix:
@@ -95,11 +95,16 @@ class PackedMatrix:
         return PackedMatrix(bits, rows, columns, weights, _full_blocks(rows, bits))
 
     @staticmethod
-    def of_bytes(
-        bits: int, rows: int, columns: int, weights: Tensor, owner: Tensor | None = None
-    ) -> PackedMatrix:
-        """Over memory of `layout.packed_bytes` that is packed, or will be; int8's scales are 0."""
-        return PackedMatrix(bits, rows, columns, weights, _full_blocks(rows, bits), owner)
+    def of_bytes(bits: int, rows: int, columns: int, weights: Tensor) -> PackedMatrix:
+        """Of `layout.packed_bytes` that are packed; int8's scales are 0.
+
+        They stay where they are, in a mapped file too, unless their address suits no kernel.
+        """
+        if weights.data_ptr() % ALIGNMENT:
+            weights = large_buffer(weights.numel()).copy_(weights.flatten())
+        else:
+            _prefer_large_pages(weights)
+        return PackedMatrix(bits, rows, columns, weights.flatten(), _full_blocks(rows, bits))
 
     @property
     def blocks(self) -> int:
@@ -127,12 +132,17 @@ def _full_blocks(rows: int, bits: int) -> Tensor:
 def large_buffer(size: int) -> Tensor:
     """Uninitialised bytes, in pages of 2 MiB where Linux has them: gigabytes read faster."""
     buffer = torch.empty(size, dtype=torch.uint8)
-    start = -(-buffer.data_ptr() // LARGE_PAGE) * LARGE_PAGE
-    end = (buffer.data_ptr() + size) // LARGE_PAGE * LARGE_PAGE
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None and end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+    _prefer_large_pages(buffer)
     return buffer
+
+
+def _prefer_large_pages(memory: Tensor) -> None:
+    """Asks Linux for pages of 2 MiB, of memory or of a mapped file."""
+    start = -(-memory.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+    end = (memory.data_ptr() + memory.nbytes) // LARGE_PAGE * LARGE_PAGE
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and end > start and memory.device.type == "cpu":
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 def quantize(weight: Tensor, bits: int) -> PackedMatrix:
@@ -150,12 +160,17 @@ def quantize_into(matrix: PackedMatrix, weight: Tensor) -> None:
     team().run(library()["pack"], 1, job, weight.nbytes)
 
 
-def arrange_into(matrix: PackedMatrix, integers: Tensor) -> None:
-    """int8 N × K in −127 … 127 into an int8 matrix of that shape; scales stay."""
-    integers = _padded(integers)
-    descriptor = matrix.descriptor
-    job = [descriptor.ctypes.data, integers.data_ptr(), integers.stride(0), len(integers)]
-    team().run(library()["arrange"], 1, np.array(job, dtype=np.int64), integers.nbytes)
+def arranged(integers: Tensor) -> Tensor:
+    """int8 N × K in −127 … 127 → their bytes as `layout` packs them."""
+    rows, columns = integers.shape
+    spans, panels = -(-columns // SPAN), -(-rows // PANEL)
+    padded = F.pad(integers, (0, -columns % SPAN, 0, -rows % PANEL)).view(torch.int32)
+    memory = large_buffer(packed_bytes(8, rows, columns))
+    weights, sums = memory[: -4 * PANEL * panels], memory[-4 * PANEL * panels :].view(torch.int32)
+    fours = padded.view(panels, PANEL, spans, SPAN // 4)
+    weights.view(torch.int32).view(panels, spans, SPAN // 4, PANEL).copy_(fours.permute(0, 2, 3, 1))
+    torch.sum(padded.view(torch.int8), 1, dtype=torch.int32, out=sums).neg_()
+    return memory
 
 
 def bits_of(name: str, method: str) -> int:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from paliglass.errors import PaliglassError
 from paliglass.fast.attention import ExplicitAttention, replace
 from paliglass.fast.int4 import Int4GeGLU, Int4Linear
-from paliglass.fast.int8 import Int8Embedding, Int8Head, Int8Linear, has_kernel
+from paliglass.fast.int8 import Int8Embedding, Int8Head, Int8Linear
 from paliglass.fast.int8_blocks import Int8GeGLU, Int8GeluMLP, Int8LayerNorm, Int8RMSNorm
 from paliglass.fast.matrix import bits_of, is_available, obstacle
+from paliglass.fast.onednn import has_kernel
 from paliglass.fast.timings import LayerTimes
 from paliglass.modeling_gemma import GemmaDecoderLayer
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
@@ -64,9 +65,11 @@ def replace_linears(model: nn.Module, method: str, packed: bool = True) -> None:
         assert isinstance(table, Int8Embedding)
         table.dtype = model.dtype
         decoder.register_module("lm_head", Int8Head(table))
-        for module in model.modules():  # those that were read as they are
-            if isinstance(module, Int4Linear) or (packed and isinstance(module, Int8Linear)):
-                module.pack()
+    for module in model.modules():  # those that were read as they are
+        if isinstance(module, Int4Linear) or (packed and isinstance(module, Int8Linear)):
+            module.pack()
+        elif isinstance(module, Int8Linear):
+            module.unpack()
 
 
 def _int4_linears(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

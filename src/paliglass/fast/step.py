@@ -293,45 +293,9 @@ def attend_all(sync: int, counter: int, job: int, layer: int, scores: int) -> No
         )
 
 
-@compiled_once
-def score_words(
-    sync: int, counter: int, job: int, table: int, tokens: int, scales: int, sums: int
-) -> None:
-    """The wanted words' logits; the threads share the panels."""
-    bits, spans, words = field(table, BITS), field(table, SPANS), field(job, WORDS)
-    y_stride = 4 * PANEL * words
-    cap = load_float((field(job, FACTORS_AT) + FINAL_CAP,))
-    step = max(1, task_blocks(bits, spans) // PANEL_BLOCKS)
-    while True:
-        first = next_task(sync, counter) * step
-        if first >= words:
-            return
-        for i in range(first, min(first + step, words)):
-            y = field(job, LOGITS) + 4 * PANEL * i
-            block = field(field(job, WORD_PANELS) + 8 * i, 0) * PANEL_BLOCKS
-            multiply_blocks(
-                bits,
-                field(job, ROWS),
-                y,
-                y_stride,
-                field(table, WEIGHTS),
-                field(table, SCALES),
-                block,
-                min(field(table, BLOCKS), block + PANEL_BLOCKS),
-                tokens,
-                scales,
-                sums,
-                spans,
-            )
-            if cap > np.float32(0.0):
-                for t in range(field(job, COUNT)):
-                    for at in range(y + y_stride * t, y + y_stride * t + 4 * PANEL, 64):
-                        cap_16((at, cap))
-
-
 @entry
 def decode(thread: int, threads: int, sync: int, job: int) -> None:
-    """One to eight tokens from their ids to their logits; job: see `JOB`."""
+    """One to eight tokens from their ids to what comes out after the last norm; job: see `JOB`."""
     width, heads, key_heads = field(job, WIDTH), field(job, HEADS), field(job, KEY_HEADS)
     head_dim, count, rows = field(job, HEAD_DIM), field(job, COUNT), field(job, ROWS)
     factors, layers = field(job, FACTORS_AT), field(job, LAYERS)
@@ -436,16 +400,18 @@ def decode(thread: int, threads: int, sync: int, job: int) -> None:
         for t in range(count):
             for i in range(0, 4 * width, 64):
                 store_16((FLOAT32, field(job, OUT) + 4 * width * t + i, normed + stride * t + i))
-    quantize_rows(normed, stride, count, table, rows, tokens, scales, sums)
-    score_words(sync, layers * COUNTERS, job, table, tokens, scales, sums)
     wait_for_all(sync, threads)
 
 
 @entry
 def score(thread: int, threads: int, sync: int, job: int) -> None:
-    """Logits of tokens that `decode` has left at `out`, for other words; job: see `JOB`."""
+    """The wanted words' logits of tokens that `decode` has left at `out`; job: see `JOB`.
+
+    The threads share the panels.
+    """
     width, count, rows = field(job, WIDTH), field(job, COUNT), field(job, ROWS)
     table = field(job, MATRICES) + field(job, LAYERS) * LAYER_MATRICES * FIELDS
+    bits, spans, words = field(table, BITS), field(table, SPANS), field(job, WORDS)
     stride = 4 * ((width + SPAN - 1) // SPAN * SPAN)
     attended_stride = 4 * ((field(job, HEADS) * field(job, HEAD_DIM) + SPAN - 1) // SPAN * SPAN)
     # All where `decode` has it: what fills up `normed` to full spans has to stay 0.
@@ -457,5 +423,32 @@ def score(thread: int, threads: int, sync: int, job: int) -> None:
         for i in range(0, 4 * width, 64):
             store_16((FLOAT32, padded + stride * t + i, field(job, OUT) + 4 * width * t + i))
     quantize_rows(padded, stride, count, table, rows, tokens, scales, sums)
-    score_words(sync, 0, job, table, tokens, scales, sums)
+    y_stride = 4 * PANEL * words
+    cap = load_float((field(job, FACTORS_AT) + FINAL_CAP,))
+    step = max(1, task_blocks(bits, spans) // PANEL_BLOCKS)
+    while True:
+        first = next_task(sync, 0) * step
+        if first >= words:
+            break
+        for i in range(first, min(first + step, words)):
+            y = field(job, LOGITS) + 4 * PANEL * i
+            block = field(field(job, WORD_PANELS) + 8 * i, 0) * PANEL_BLOCKS
+            multiply_blocks(
+                bits,
+                rows,
+                y,
+                y_stride,
+                field(table, WEIGHTS),
+                field(table, SCALES),
+                block,
+                min(field(table, BLOCKS), block + PANEL_BLOCKS),
+                tokens,
+                scales,
+                sums,
+                spans,
+            )
+            if cap > np.float32(0.0):
+                for t in range(count):
+                    for at in range(y + y_stride * t, y + y_stride * t + 4 * PANEL, 64):
+                        cap_16((at, cap))
     wait_for_all(sync, threads)
