@@ -200,7 +200,10 @@ def _real_geglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 @exercise(
     "feed_forward",
     cases=lambda: iter(
-        [(torch.randn(3, 4), torch.randn(6, 4), torch.randn(6, 4), torch.randn(4, 6))] * 2
+        [
+            (torch.randn(3, 4), *torch.randn(2, 6, 4), torch.randn(4, 6)),
+            (torch.randn(2, 3, 4), *torch.randn(2, 5, 4), torch.randn(4, 5)),
+        ]
     ),
     truth=_real_geglu,
     mistakes={
