@@ -72,7 +72,7 @@ class Codebook:
 
     def __init__(self, codec: MaskCodec, decay: float = 0.99) -> None:
         self.codec, self.decay = codec, decay
-        self.usage = torch.zeros(codec.config.num_codes)
+        self.usage = codec.codebook.new_zeros(codec.config.num_codes)
         self.sums = torch.zeros_like(codec.codebook)
 
     @torch.no_grad()
@@ -144,9 +144,7 @@ class CodecTrainer(Trainer[Tensor]):
             codes = codec.nearest(vectors.detach())
             quantized = codec.codebook[codes]
             commitment = F.mse_loss(vectors, quantized)
-            through = (
-                vectors + (quantized - vectors).detach()
-            )  # the gradient passes straight through
+            through = vectors + (quantized - vectors).detach()  # its gradient is the vectors'
             self.codebook.update(vectors.detach().flatten(0, 2), codes.flatten(), generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             decoded = codec.reconstruct(through).float()
@@ -248,7 +246,7 @@ def codec(
             checkpoint_seconds=options.checkpoint_seconds,
         )
         # Measured as it is stored.
-        learned = trainer.codec.to(torch.float16).float().eval().requires_grad_(False)
+        learned = trainer.codec.to("cpu", torch.float16).float().eval().requires_grad_(False)
         found = np.array(round_trips(learned, World(world_cache, "test", 0), held_out))
         used = learned.encode(torch.from_numpy(crops[:: len(crops) // 5000 + 1] / np.float32(255)))
         figures = {

@@ -436,7 +436,9 @@ def transformers_server(model: str, dtype: str) -> Iterator[tuple[str, str]]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        shutil.copytree(locate(model), folder, copy_function=os.symlink)
+        whole = locate(model).absolute()  # links to what is relative would lead nowhere
+        own_template = shutil.ignore_patterns("chat_template*")
+        shutil.copytree(whole, folder, ignore=own_template, copy_function=os.symlink)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
         port = free_port()
         url = f"http://127.0.0.1:{port}"
@@ -505,9 +507,11 @@ def serving_load(
     rounds: Annotated[int, typer.Option(min=1, help="Of which medians are told.")] = 3,
     pictures: Annotated[int, typer.Option(min=1, help="That are asked about in a round.")] = 48,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Ours in int8 aside.")
+        Literal["float32", "bfloat16"], typer.Option(help="Of all but ours in int8.")
     ] = "float32",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, but the load's.")] = 40,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Of an answer; the load has its own.")
+    ] = 40,
 ) -> None:
     """Put a load on a server: what is lost or wrong, its memory, and its speed beside others."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -218,6 +219,14 @@ class TestHints:
         assert exercise.check(lambda *given: torch.tensor(exercise.answer(*given))) is None
         hint = BY_NAME["quantize_rows"].check(lambda weight: weight)
         assert hint == "case 1 of 2: gives a tensor of 2 × 4, and should give tuple"
+
+    def test_numpy_s_numbers_and_lists(self) -> None:
+        sums = BY_NAME["dot_bytes"]
+        assert sums.check(lambda total, *both: total + np.dot(*both)) is None
+        weights = BY_NAME["importance_weights"]
+        assert weights.check(lambda *given: np.array(weights.answer(*given))) is None
+        numbers = BY_NAME["read_tensor"]
+        assert numbers.check(lambda *given: [*np.float32(numbers.answer(*given))]) is None
 
     def test_random_numbers_of_the_caller_are_left_alone(self) -> None:
         torch.manual_seed(7)

@@ -89,7 +89,9 @@ def test_the_drawn_mask_is_the_mask(model: PaliGemma) -> None:
 
 def test_what_was_found_is_drawn(model: PaliGemma) -> None:
     answer = trace_answer(model, noise_picture(), "cap en", max_new_tokens=2)
-    assert 'class="found"' not in to_html(answer)
+    nothing = to_html(answer)
+    assert 'class="found"' not in nothing
+    assert "In orange" not in nothing
     text = "<loc0000><loc0256><loc0512><loc0768> <i>dog</i>" + "<seg001>" * 16
     codec = MaskCodec()
     with torch.no_grad():
@@ -104,4 +106,5 @@ def test_what_was_found_is_drawn(model: PaliGemma) -> None:
     assert (x, y, wide, tall) == pytest.approx((256 * edge, 0, 512 * edge, 512 * edge), abs=0.06)
     assert "<title>&lt;i&gt;dog&lt;/i&gt;" in page
     assert "<image" not in page
+    assert "In orange: what the answer found in it." in page
     assert to_html(replace(answer, text=masked, codec=codec)).count("<image") == 1

@@ -89,6 +89,7 @@ def to_html(answer: TracedAnswer, candidates: int = 5) -> str:
     layers = len(row.attention_names)
     size = picture.pixels.shape[-1]
     held = row.cache[len(answer.words) - 1]
+    objects = _objects(answer, size)
     return Template(_part("trace_page.html")).substitute(
         style=_part("trace_page.css"),
         script=_part("trace_page.js"),
@@ -97,7 +98,8 @@ def to_html(answer: TracedAnswer, candidates: int = 5) -> str:
         prompt=escape(answer.prompt),
         model=escape(answer.name),
         picture=_png(picture.pixels),
-        objects=_objects(answer, size),
+        objects=objects,
+        found="In orange: what the answer found in it." if objects else "",
         size=size,
         side=side,
         patch=size // side,

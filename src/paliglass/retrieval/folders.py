@@ -179,8 +179,8 @@ def save_colpali(
         write_json(target / "config.json", about | quantization_of(state.values()))
         write_processor(processor.processor, target, "ColPaliProcessor")
         prompts = {key: getattr(processor, key) for key in PROMPTS}
-        about = {"processor_class": "ColPaliProcessor", **prompts}
-        write_json(target / "processor_config.json", about)
+        settings = {"processor_class": "ColPaliProcessor", **prompts}
+        write_json(target / "processor_config.json", settings)
 
 
 def is_colpali_checkpoint(model: str | Path) -> bool:

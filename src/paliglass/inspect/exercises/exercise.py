@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,6 +221,8 @@ def _difference(found: Any, expected: Any) -> str | None:
         return "gives None: is there a `return`?"
     if isinstance(expected, Tensor):
         return _difference_of_tensors(found, expected)
+    if isinstance(found, np.ndarray | np.generic):
+        found = found.tolist()
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping):
             return f"gives {_kind(found)}, and should give {_kind(expected)}"

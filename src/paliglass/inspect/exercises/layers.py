@@ -40,7 +40,10 @@ Function = Callable[[Tensor], Tensor]
     cases=lambda: iter(
         [
             (torch.randn(4, 6), torch.tensor([0, 5, 2, 2])),
-            (torch.tensor([[1000.0, 998.0, 0.0]]), torch.tensor([1])),
+            (
+                torch.tensor([[1000.0, 998.0, 0.0], [-1000.0, -1001.0, -1003.0]]),
+                torch.tensor([1, 2]),
+            ),
             (torch.tensor([[-500.0, -600.0]]), torch.tensor([1])),
         ]
     ),
@@ -49,6 +52,10 @@ Function = Callable[[Tensor], Tensor]
         "overflows: subtract each row's largest logit before exp": (
             "logits.amax(-1, keepdim=True)",
             "torch.zeros(len(logits), 1)",
+        ),
+        "the largest of all rows is too much for the others, whose exp is then 0: each row's own": (
+            "logits.amax(-1, keepdim=True)",
+            "logits.max().expand(len(logits), 1)",
         ),
         "softmax first and log then loses what is small: stay with log Σ exp": (
             "(log_sum - logits[torch.arange(len(labels)), labels])",
@@ -200,7 +207,10 @@ def _real_geglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 @exercise(
     "feed_forward",
     cases=lambda: iter(
-        [(torch.randn(3, 4), torch.randn(6, 4), torch.randn(6, 4), torch.randn(4, 6))] * 2
+        [
+            (torch.randn(3, 4), *torch.randn(2, 6, 4), torch.randn(4, 6)),
+            (torch.randn(2, 3, 4), *torch.randn(2, 5, 4), torch.randn(4, 5)),
+        ]
     ),
     truth=_real_geglu,
     mistakes={

@@ -187,7 +187,7 @@ def character_errors(said: str, truth: str) -> int:
 
 def _judged() -> Cases:
     yield [0.9, 0.9, 0.9, 0.7, 0.3, 0.1], [1, 1, 0, 0, 0, 0], 2
-    yield [0.95, 0.85, 0.81, 1.0, 0.05], [1, 0, 1, 1, 0], 10
+    yield [0.95, 0.85, 0.81, 1.0, 0.05], [1, 1, 1, 0, 0], 10
 
 
 @exercise(
@@ -204,6 +204,7 @@ def _judged() -> Cases:
             "abs(sum(scores[i] - right[i] for i in chosen))",
             "(sum(scores[i] - right[i] for i in chosen))",
         ),
+        "a score of 1 belongs to the last bin": ("min(int(s * bins), bins - 1)", "int(s * bins)"),
         "each answer is held to its own score; only means over a bin can be held to a share": (
             "abs(sum(scores[i] - right[i] for i in chosen))",
             "sum(abs(scores[i] - right[i]) for i in chosen)",

@@ -201,6 +201,8 @@ def accepted(guesses: list[int], judged: list[int]) -> list[int]:
                 ([0.6, 0.3, 0.1], [0.2, 0.3, 0.5], 2, 0.7, 0.95),
                 ([0.6, 0.3, 0.1], [0.2, 0.3, 0.5], 0, 0.9, 0.5),
                 ([0.5, 0.4, 0.1], [0.2, 0.2, 0.6], 2, 0.5, 0.7),
+                ([0.1, 0.6, 0.3], [0.5, 0.3, 0.2], 0, 0.6, 0.7),
+                ([0.1, 0.6, 0.3], [0.5, 0.3, 0.2], 0, 0.6, 0.0),
             )
         ]
     ),
@@ -220,6 +222,10 @@ def accepted(guesses: list[int], judged: list[int]) -> list[int]:
         "what p has more than q does not sum to 1: stretch the number, or the differences": (
             "other * more.sum()",
             "other",
+        ),
+        "a word that has nothing in that interval is never drawn, not even with 0": (
+            "<= other",
+            "< other",
         ),
     },
 )
@@ -320,6 +326,7 @@ def generate(
 def _bytes() -> Cases:
     yield 10, [1, 2, 3, 4], [1, -1, 1, -1]
     yield -7, [255, 0, 200, 128], [-127, 5, 127, -1]
+    yield 1000, [255] * 4, [127, 127, 127, 126]
 
 
 @exercise(
@@ -334,6 +341,10 @@ def _bytes() -> Cases:
         "products do not wrap: they are added up in 32 bits": (
             "a * b for",
             "(a * b + 128) % 256 - 128 for",
+        ),
+        "the four products' sum is not held to 16 bits": (
+            "sum(a * b for a, b in zip(unsigned, signed, strict=True))",
+            "max(-32768, min(32767, sum(a * b for a, b in zip(unsigned, signed, strict=True))))",
         ),
     },
 )

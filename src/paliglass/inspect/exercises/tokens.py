@@ -160,6 +160,7 @@ def box_to_tokens(box: tuple[float, float, float, float], width: float, height: 
             ({("l", "o", "w"): 5, ("l", "o", "t"): 2, ("n", "e", "w"): 6},),
             ({("a", "b"): 1, ("a", "c"): 9, ("a", "b", "d"): 1, ("e", "a", "b"): 1},),
             ({("a", "a"): 3, ("b", "b"): 3},),
+            ({("a", "n", "a", "n"): 3, ("i", "t"): 5},),
         ]
     ),
     mistakes={
@@ -167,6 +168,10 @@ def box_to_tokens(box: tuple[float, float, float, float], width: float, height: 
         "of two pairs that are as frequent, the one that comes last in the alphabet is asked for": (
             "max(counts, key=lambda pair: (counts",
             "min(counts, key=lambda pair: (-counts",
+        ),
+        "a pair that stands in a word twice counts twice": (
+            "pairwise(word)",
+            "set(pairwise(word))",
         ),
         "that is the rarest pair": ("max(", "min("),
     },

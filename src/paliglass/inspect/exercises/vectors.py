@@ -185,7 +185,7 @@ def patchify(picture: Tensor, size: int) -> Tensor:
     },
 )
 def embed_patches(picture: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """A convolution whose stride is its kernel's size, as a matrix product: C × S × S → P × D.
+    """A convolution whose stride is its kernel's size, as a matrix product: C × H × W → P × D.
 
     kernel: D × C × s × s. bias: D. Patches row by row. `F.unfold`, or your `patchify`, cuts them.
     """
@@ -249,7 +249,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _vectors_and_weights() -> Cases:
-    yield torch.randn(5, 8) + 2, torch.randn(8), 1e-6
+    yield torch.randn(5, 8) + 2, torch.randn(8), 0.1
     yield torch.randn(2, 3, 8) * 100, torch.zeros(8), 1e-6
     yield torch.zeros(2, 4), torch.randn(4), 1e-6
 
@@ -271,6 +271,10 @@ def _real_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ),
         "Gemma multiplies by 1 + weight: a weight of 0 changes nothing": ("(1 + weight)", "weight"),
         "a vector of zeros gives NaN: eps belongs under the root": (" + eps", ""),
+        "eps is added to the mean, below the root": (
+            "* torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)",
+            "/ (x.square().mean(-1, keepdim=True).sqrt() + eps)",
+        ),
         "the squares are added up; RMS is the root of their mean": (".mean(-1", ".sum(-1"),
         "the mean goes over all tokens; each token has its own": ("-1, keepdim=True", ""),
     },
