@@ -99,8 +99,7 @@ const isLike = (value, other) =>
     (value.length === other.length && other.every((one, i) => isLike(value[i], one))));
 
 /** @param {any} value */
-const kindOf = (value) =>
-  value === null ? "null" : Array.isArray(value) ? "array" : typeof value;
+const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value);
 
 /** Whether a link's number counts something from 0. @param {any} value */
 export const isIndex = (value) => Number.isInteger(value) && value >= 0;
@@ -135,7 +134,7 @@ export class Store {
     /** @type {any} the answer to the state */
     this.result = null;
     this.failure = ""; // why there is no answer
-    this.arrived = { megabytes: 0, of: 0 }; // the model, on its way into the page
+    this.arrived = 0; // share of the model, on its way into the page
     /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
     this.before = null;
     /** @type {((reason: string) => void)[]} */
@@ -155,11 +154,11 @@ export class Store {
     this.idle = Promise.resolve();
   }
 
-  /** @param {number} bytes of the model that have come @param {number} of */
+  /** @param {number} bytes of the model that have come, unpacked @param {number} of */
   arrive(bytes, of) {
-    const before = this.arrived.megabytes;
-    if (bytes < of && bytes / 1e6 - before < 0.2) return; // often enough to be looked at
-    this.arrived = { megabytes: bytes / 1e6, of: of / 1e6 };
+    const share = bytes / of;
+    if (share < 1 && share - this.arrived < 0.02) return; // often enough to be looked at
+    this.arrived = share;
     if (!this.result) this.notify("arriving");
   }
 
