@@ -792,6 +792,7 @@ def test_the_page_shows_itself_while_the_model_is_on_its_way(
     browser.ask("POST", "/url", url=(folder / "index.html").as_uri())
     browser.wait("document.querySelector('.sentence [role=alert]')")
     assert "from a web server alone" in text(browser, ".sentence [role=alert]")
+    browser.ask("POST", "/url", url="about:blank")  # seconds later it would complain of its preload
     browser.errors()  # those of the network
 
 

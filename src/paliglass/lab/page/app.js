@@ -3,6 +3,7 @@
 import { makeClient } from "./client.js";
 import { button, el, fill, tellFailures } from "./dom.js";
 import { helpButton, openHelp } from "./help.js";
+import { allStickers } from "./scene.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
@@ -99,6 +100,7 @@ let store;
 async function main() {
   const app = /** @type {HTMLElement} */ (document.getElementById("app"));
   const loading = /** @type {HTMLElement} */ (document.getElementById("loading"));
+  allStickers().catch(() => {}); // come while the engine starts; whoever draws one is told
   let client, loaded;
   try {
     client = makeClient();
