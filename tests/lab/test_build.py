@@ -165,6 +165,12 @@ def test_a_server_is_given_pieces_in_the_order_of_need(
             main(again)
         assert done.value.code == 1
         assert "index.html: exists already" in capsys.readouterr().err
+    (out / "index.html").unlink()
+    (out / "weights.bin").write_text("somebody's own")
+    with pytest.raises(SystemExit) as done:
+        main(["lab", "--out", str(out)])
+    assert done.value.code == 1
+    assert (out / "weights.bin").read_text() == "somebody's own"
 
 
 def test_lessons_are_whole_in_the_page() -> None:

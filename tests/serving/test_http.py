@@ -131,6 +131,8 @@ def test_the_lab_comes_in_pieces(server: Running) -> None:
     for source in sources:
         piece = server.client.get(f"/{source}")
         assert (piece.status_code, piece.content[:2]) == (200, b"\x1f\x8b")
+        stale = source.partition("?")[0] + "?00000000"  # that of an old page: nobody may keep it
+        assert server.client.get(f"/{stale}").status_code == 404
     assert error_of(server.client.get("/lab/nothing"))
 
 

@@ -84,13 +84,16 @@ def lab(
         _serve(model, port, device, dtype, quantize)
         return
     parts = folder, locate("mini-dual"), Path(model).name
-    page, pieces = build_pieces(*parts) if in_pieces else (build(*parts), {})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    page, pieces = build_pieces(*parts) if in_pieces else (build(*parts), [])
     # The page last: it names the pieces that it was made with.
-    for name, data in (pieces | {path.name: page.encode()}).items():
-        with replacing(path.parent / name) as unfinished:
+    files = {path.with_name(piece.file): piece.packed for piece in pieces} | {path: page.encode()}
+    for file in files if out else ():
+        refuse_existing_file(file, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, data in files.items():
+        with replacing(file) as unfinished:
             unfinished.write_bytes(data)
-        print(f"{path.parent / name}: {len(data) / 1e6:.1f} MB")
+        print(f"{file}: {len(data) / 1e6:.1f} MB")
     if out is None and not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be opened; open the file yourself")
 

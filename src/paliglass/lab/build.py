@@ -109,7 +109,7 @@ class Part:
     def file(self) -> str:
         return f"{self.name}.bin"
 
-    def source(self, folder: str) -> str:
+    def source(self, folder: str = "") -> str:
         """Its address; an old copy of a file that has changed would not fit the page."""
         return f"{folder}{self.file}?{zlib.crc32(self.packed):08x}"
 
@@ -207,8 +207,8 @@ def build_pieces(
     name: str = "mini",
     served: str | None = None,
     folder: str = "",
-) -> tuple[str, dict[str, bytes]]:
-    """The page for a web server, and the files that it fetches when it needs them, by name.
+) -> tuple[str, list[Part]]:
+    """The page for a web server, and the parts that it fetches when it needs them, each a file.
 
     A reader waits for the page and the model's weights alone, and those come as they are, without
     base85. folder: where the files lie, seen from the page: "" or "lab/".
@@ -225,7 +225,7 @@ def build_pieces(
     page = page.replace("<style>", preload, 1)
     if "weights" in sources:
         page = page.replace("/* ahead */", json.dumps(sources["weights"]), 1)
-    return page, {part.file: part.packed for part in apart}
+    return page, apart
 
 
 def _parts(model: Path | None, dual: Path | None) -> list[Part]:

@@ -105,12 +105,16 @@ def create_app(
         return HTMLResponse(found.page, headers={"Vary": "Accept-Encoding"})
 
     @app.get("/lab/{name}", include_in_schema=False)
-    async def lab(name: str) -> Response:
+    async def lab(name: str, request: Request) -> Response:
         found = await reader.work(lambda: pages.index(settings.name))
-        if name not in found.pieces:
+        # The page asks for a piece by its checksum: what is kept under that address stays right,
+        # and an old page is not sent what does not fit it.
+        address = f"{name}?{request.url.query}"
+        if address not in found.pieces:
             raise HTTPException(404)
-        # The page asks for a piece by its checksum: what is kept under that address stays right.
         headers = {"Cache-Control": "public, max-age=31536000, immutable"}
-        return Response(found.pieces[name], media_type="application/octet-stream", headers=headers)
+        return Response(
+            found.pieces[address], media_type="application/octet-stream", headers=headers
+        )
 
     return app

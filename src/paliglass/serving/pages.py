@@ -90,7 +90,7 @@ def _type(field: dict[str, Any]) -> str:
 
 
 class Index(NamedTuple):
-    """A page, in gzip too, and the files under lab/ that it fetches."""
+    """A page, in gzip too, and what it fetches, by its address under lab/."""
 
     page: bytes
     zipped: bytes
@@ -106,7 +106,8 @@ def index(name: str) -> Index:
     """
     if find_spec("paliglass.lab") is not None:
         build = import_module("paliglass.lab.build").build_pieces
-        page, pieces = build(locate("mini"), locate("mini-dual"), served=name, folder="lab/")
+        page, parts = build(locate("mini"), locate("mini-dual"), served=name, folder="lab/")
+        pieces = {part.source(): part.packed for part in parts}
     else:
         page = _environment.from_string(_HEAD + _INDEX).render(title=name, name=name)
         pieces = {}

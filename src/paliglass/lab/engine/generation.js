@@ -20,6 +20,9 @@ import { argmax, distribution, draw, logProbability, uniforms } from "./sampling
  * @property {number} [maxNewTokens]
  */
 
+/** @typedef {{picture: Picture, key: string, tower: import("./siglip.js").TowerRecord,
+ *   milliseconds: number}} Seen what the tower saw, and how long it took; 0 once a run has told */
+
 const now = () => performance.now();
 
 /** A prompt with its answer, and everything on the way. */
@@ -115,29 +118,30 @@ export class Generator {
   constructor(model, processor) {
     this.model = model;
     this.processor = processor;
-    /** @type {{picture: Picture, key: string, tower: import("./siglip.js").TowerRecord}[]} */
+    /** @type {Seen[]} */
     this.kept = [];
   }
 
-  /** The tower's record of a picture under these edits. @param {Picture} picture @param {Edits} edits */
+  /** What the tower sees in a picture under these edits. @param {Picture} picture @param {Edits} edits */
   look(picture, edits) {
     const key = towerKey(edits);
     let found = this.kept.find((one) => one.picture === picture && one.key === key);
     if (!found) {
+      const begun = now();
       const tower = this.model.tower.forward(this.processor.pixels(picture, edits), edits);
-      found = { picture, key, tower };
+      found = { picture, key, tower, milliseconds: now() - begun };
       this.kept = [found, ...this.kept].slice(0, 4);
     }
-    return found.tower;
+    return found;
   }
 
   /** @param {Picture} picture @param {Request} request */
   run(picture, request) {
-    const begun = now();
-    const tower = this.look(picture, request.edits ?? {});
+    const seen = this.look(picture, request.edits ?? {});
     const run = new Run(this.model, this.processor, request);
-    run.milliseconds.tower = now() - begun;
-    run.prefill(tower);
+    run.milliseconds.tower = seen.milliseconds;
+    seen.milliseconds = 0; // the next run finds it kept
+    run.prefill(seen.tower);
     return run.generate();
   }
 }

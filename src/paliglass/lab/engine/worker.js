@@ -75,7 +75,8 @@ const LOADERS = {
       if (files.codec) lab.loadCodec(await unpack(files.codec));
       codec.open();
     } catch (error) {
-      codec.fail(error);
+      const why = error instanceof Error ? error.message : error;
+      codec.fail(new Error(`Masks could not be read here: ${why}. Load the page again.`));
       throw error;
     }
   },

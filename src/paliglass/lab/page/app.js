@@ -3,6 +3,7 @@
 import { makeClient } from "./client.js";
 import { button, el, fill, tellFailures } from "./dom.js";
 import { helpButton, openHelp } from "./help.js";
+import { allStickers } from "./scene.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
 import { TOURS, Tour } from "./tours.js";
@@ -99,9 +100,10 @@ let store;
 async function main() {
   const app = /** @type {HTMLElement} */ (document.getElementById("app"));
   const loading = /** @type {HTMLElement} */ (document.getElementById("loading"));
-  const client = makeClient();
-  let loaded;
+  allStickers().catch(() => {}); // come while the engine starts; whoever draws one is told
+  let client, loaded;
   try {
+    client = makeClient();
     loaded = await client.load();
   } catch (error) {
     loading.textContent = `The model cannot be unpacked here: ${error instanceof Error ? error.message : error}. A browser of 2023 or later can.`;
@@ -169,13 +171,11 @@ async function main() {
   document.addEventListener("keydown", (event) => {
     const isTyping =
       event.target instanceof HTMLElement &&
-      event.target.closest("input, textarea, canvas, dialog");
+      event.target.closest("input, textarea, select, canvas, dialog");
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "?") return openHelp();
-    // With Shift a digit's key writes something else, which depends on the keyboard.
-    const [, digit] = event.shiftKey
-      ? (/^Digit(\d)$/.exec(event.code) ?? [])
-      : (/^(\d)$/.exec(event.key) ?? []);
+    // The key, not what it writes: that depends on the keyboard, and on some takes Shift for a digit.
+    const [, digit] = /^Digit(\d)$/.exec(event.code) ?? /^(\d)$/.exec(event.key) ?? [];
     const found = digit && VIEWS[(Number(digit) || 10) - 1 + (event.shiftKey ? 10 : 0)];
     if (found) own.set({ view: found.id });
   });

@@ -78,10 +78,10 @@ export function fromHash(hash) {
   if (hash.length < 2) return state;
   try {
     const data = JSON.parse(decodeURIComponent(hash.slice(1)));
-    for (const [name, value] of Object.entries(data))
-      if (name in START && typeof value === typeof (/** @type {any} */ (START)[name]))
-        /** @type {any} */ (state)[name] = value;
-    state.scene.things = (state.scene.things ?? []).filter(
+    for (const [name, start] of Object.entries(START))
+      if (isLike(data[name], start) && (FITS[name]?.(data[name]) ?? true))
+        /** @type {any} */ (state)[name] = data[name];
+    state.scene.things = state.scene.things.filter(
       ({ kind, name }) => kind !== "photo" || hasPhoto(name),
     );
   } catch {
@@ -90,14 +90,38 @@ export function fromHash(hash) {
   return state;
 }
 
-/** Whether a link's value may take the place of another. @param {any} value @param {any} other
- * @returns {boolean} */
+/** Whether a link's value may take the place of another: of its kind, a list of things of their kinds
+ * or, where it starts empty, any list. @param {any} value @param {any} other @returns {boolean} */
 const isLike = (value, other) =>
-  Array.isArray(other)
-    ? Array.isArray(value) &&
-      value.length === other.length &&
-      value.every((one, i) => isLike(one, other[i]))
-    : typeof value === typeof other;
+  kindOf(value) === kindOf(other) &&
+  (!Array.isArray(other) ||
+    !other.length ||
+    (value.length === other.length && other.every((one, i) => isLike(value[i], one))));
+
+/** @param {any} value */
+const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value);
+
+/** Whether a link's number counts something from 0. @param {any} value */
+export const isIndex = (value) => Number.isInteger(value) && value >= 0;
+
+/** @param {any} thing of a picture */
+const isThing = (thing) =>
+  kindOf(thing) === "object" &&
+  (thing.points === undefined || (isLike(thing.points, []) && thing.points.every(Array.isArray)));
+
+/** What else has to hold of what a link brings. @type {Record<string, (value: any) => boolean>} */
+const FITS = {
+  scene: ({ ground, things }) =>
+    typeof ground === "string" && isLike(things, []) && things.every(isThing),
+  task: (task) => Object.hasOwn(TASKS, task),
+  words: (words) => Object.values(words).every((one) => typeof one === "string"),
+  sampling: (given) => Object.entries(START.sampling).every(([one, v]) => isLike(given[one], v)),
+  forced: (ids) => ids.every(isIndex),
+  layer: isIndex,
+  head: isIndex,
+  token: Number.isInteger,
+  key: Number.isInteger,
+};
 
 export class Store {
   /** @param {Client} client @param {any} config */
@@ -110,13 +134,15 @@ export class Store {
     /** @type {any} the answer to the state */
     this.result = null;
     this.failure = ""; // why there is no answer
-    this.arrived = { megabytes: 0, of: 0 }; // the model, on its way into the page
+    this.arrived = 0; // share of the model, on its way into the page
     /** @type {{result: any, scene: Scene, prompt: string, edits: Edits, pinned: boolean} | null} */
     this.before = null;
     /** @type {((reason: string) => void)[]} */
     this.listeners = [];
     this.version = 0;
     this.drawn = "";
+    /** @type {Promise<any>} the engine has the picture that was drawn */
+    this.given = Promise.resolve();
     this.busy = false;
     this.again = false;
     /** @type {number[]} runs that the engine was asked to keep */
@@ -128,11 +154,11 @@ export class Store {
     this.idle = Promise.resolve();
   }
 
-  /** @param {number} bytes of the model that have come @param {number} of */
+  /** @param {number} bytes of the model that have come, unpacked @param {number} of */
   arrive(bytes, of) {
-    const before = this.arrived.megabytes;
-    if (bytes < of && bytes / 1e6 - before < 0.2) return; // often enough to be looked at
-    this.arrived = { megabytes: bytes / 1e6, of: of / 1e6 };
+    const share = bytes / of;
+    if (share < 1 && share - this.arrived < 0.02) return; // often enough to be looked at
+    this.arrived = share;
     if (!this.result) this.notify("arriving");
   }
 
@@ -166,13 +192,16 @@ export class Store {
 
   /** A view's own dials and choices, which the address keeps: an object to be read and written.
    * @template {Record<string, any>} T
-   * @param {string} view @param {T} start what they are at first @returns {T} */
-  own(view, start) {
+   * @param {string} view @param {T} start what they are at first
+   * @param {Record<string, (value: any) => boolean>} fits what else has to hold of a link's values
+   * @returns {T} */
+  own(view, start, fits = {}) {
     /** @type {any} */
     const values = { ...start };
     const kept = Object(Object(this.state.own)[view]);
     for (const [name, value] of Object.entries(start))
-      if (isLike(kept[name], value)) values[name] = kept[name];
+      if (isLike(kept[name], value) && (fits[name]?.(kept[name]) ?? true))
+        values[name] = kept[name];
     const set = (/** @type {any} */ _, /** @type {string} */ name, /** @type {any} */ value) => {
       values[name] = value;
       const changed = Object.entries(values).filter(([one, now]) => now !== start[one]);
@@ -240,11 +269,16 @@ export class Store {
     const drawn = JSON.stringify(this.state.scene);
     if (drawn !== this.drawn) {
       this.drawn = drawn;
-      this.version++;
-      const picture = await pixelsOf(this.state.scene);
-      await this.client.ask("picture", { name: `p${this.version}`, picture });
+      const name = `p${++this.version}`;
+      this.given = pixelsOf(this.state.scene).then((picture) =>
+        this.client.ask("picture", { name, picture }),
+      );
+      // A sticker that did not come may come the next time.
+      this.given.catch(() => (this.drawn = this.drawn === drawn ? "" : this.drawn));
     }
-    return `p${this.version}`;
+    const name = `p${this.version}`;
+    await this.given;
+    return name;
   }
 
   /** @param {string} picture @param {Edits} edits @param {number[]} forced */

@@ -167,17 +167,17 @@ export class Talk {
 
   /** How much of the model has come. */
   arriving() {
-    const { megabytes, of } = this.store.arrived;
-    if (!of) return el("p", { class: "hint", text: "…" });
-    const isHere = megabytes >= of;
-    const text = isHere
-      ? "The model is here and looks at the picture …"
-      : `The model is on its way: ${megabytes.toFixed(1)} of ${of.toFixed(1)} MB`;
+    const { arrived } = this.store;
+    if (!arrived) return el("p", { class: "hint", text: "…" });
+    const text =
+      arrived < 1
+        ? `The model is on its way: ${Math.floor(100 * arrived)} %`
+        : "The model is here and looks at the picture …";
     return el(
       "p",
       { class: "arriving" },
       text,
-      el("progress", { max: 100, value: (100 * megabytes) / of, "aria-label": "the model" }),
+      el("progress", { max: 1, value: arrived, "aria-label": "the model" }),
     );
   }
 

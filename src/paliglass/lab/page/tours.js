@@ -781,7 +781,7 @@ export const TOURS = [
           }
           return [count < ids.length / 2, `${count} of ${ids.length}`];
         },
-        why: "Boxes that nearly fit were nearly right in training, for the same pictures: words that are used alike get rows that are alike.",
+        why: "Two places side by side came after the same kinds of pictures in training: words that are used alike get rows that are alike.",
       },
     ],
   },

@@ -58,10 +58,17 @@ export const attentionView = {
         : store.token;
     };
 
+    /** The head that is open: one that there is, whatever a link says. */
+    const looking = () => {
+      const { part, layer, head, to } = store.state;
+      const { layers, heads } = part === "tower" ? store.config.vision : store.config.text;
+      return { part, layer: Math.min(layer, layers - 1), head: Math.min(head, heads - 1), to };
+    };
+
     const update = async () => {
       const { result, config } = store;
       if (!result) return;
-      const { part, layer, head, to } = store.state;
+      const { part, layer, head, to } = looking();
       const turn = ++asked;
       const token = query();
       fill(
@@ -233,7 +240,7 @@ export const attentionView = {
 
     /** One weight, step by step. @param {number} turn @param {number} token @param {number} best */
     const showSum = async (turn, token, best) => {
-      const { part, layer, head, to } = store.state;
+      const { part, layer, head, to } = looking();
       const chosen = store.state.key < 0 ? best : store.state.key;
       const key = part === "tower" ? Math.min(chosen, store.config.patches - 1) : chosen;
       const [from, at] = to ? [key, token] : [token, key];

@@ -3,6 +3,7 @@
 import { button, choice, el, fill, inWords, number, percent, shown, slider } from "../dom.js";
 import { heading } from "../lessons.js";
 import { maskPath } from "../picture.js";
+import { isIndex } from "../store.js";
 
 /** @typedef {import("../store.js").Store} Store */
 /** @typedef {import("../stage.js").Stage} Stage */
@@ -21,7 +22,11 @@ export const boxesView = {
     const grammar = el("div");
     const keypad = el("div");
     const text = el("div");
-    const mine = store.own("boxes", { object: 0, key: 0 });
+    const mine = store.own(
+      "boxes",
+      { object: 0, key: 0 },
+      { object: isIndex, key: (key) => isIndex(key) && key < 16 },
+    );
     /** @type {number[] | null} codes changed by hand */
     let codes = null;
     let asked = 0;

@@ -3,6 +3,7 @@
 import { button, el, fill, inWords, number, percent, shown } from "../dom.js";
 import { heading } from "../lessons.js";
 import { drawScene, pixelsOf } from "../scene.js";
+import { isIndex } from "../store.js";
 import { EXAMPLES } from "./live.js";
 import { probePanel } from "./probe_panel.js";
 
@@ -20,7 +21,8 @@ export const lensView = {
     const paste = el("div");
     const parts = el("div");
     const text = el("div");
-    const mine = store.own("lens", { layer: 1 }); // −1: what enters
+    // −1: what enters
+    const mine = store.own("lens", { layer: 1 }, { layer: (layer) => isIndex(layer + 1) });
     let asked = 0;
     /** @type {{scene: any, result: any, prompt: string} | null} the picture that streams are pasted from */
     let other = null;

@@ -156,12 +156,14 @@ export const maskView = {
       return [cell((event.clientY - top) / height), cell((event.clientX - left) / width)];
     };
     canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
+      if (!store.result) return; // there is no mask yet
       canvas.setPointerCapture(event.pointerId);
       const [t, s] = place(event);
       drag = [t, s, t, s];
     });
     /** The brush is over a cell. @param {number} t @param {number} s */
     const moveTo = (t, s) => {
+      if (!store.result) return;
       at = [t, s];
       const T = Math.sqrt(mask.length);
       where.textContent = `${shown(store.word(t))} ${mask[t * T + s] ? "may" : "may not"} look at ${shown(store.word(s))}`;
@@ -181,6 +183,7 @@ export const maskView = {
     });
     canvas.addEventListener("pointerup", finish);
     canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+      if (!store.result) return;
       /** @type {Record<string, [number, number]>} */
       const arrows = {
         ArrowUp: [-1, 0],

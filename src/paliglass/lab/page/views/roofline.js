@@ -3,6 +3,7 @@
 import { choice, el, fill, inWords, number, plotWidth, scrolled, slider } from "../dom.js";
 import { heading } from "../lessons.js";
 import { LARGE, decoderCost, phasesOf, towerCost } from "../costs.js";
+import { isIndex } from "../store.js";
 
 /** @typedef {import("../store.js").Store} Store */
 /** @typedef {import("../costs.js").Cost} Cost */
@@ -45,7 +46,11 @@ export const rooflineView = {
     const table = scrolled("costs");
     const real = el("div");
     const text = el("div");
-    const mine = store.own("roofline", { isLarge: false, rows: 1, bits: 16 });
+    const mine = store.own(
+      "roofline",
+      { isLarge: false, rows: 1, bits: 16 },
+      { rows: (rows) => isIndex(Math.log2(rows)), bits: (bits) => [32, 16, 8, 4].includes(bits) },
+    );
     /** @type {any} */
     let speed = null; // what the engine measured
     let fastest = 0; // operations a second of the fastest phase that was seen
