@@ -274,7 +274,7 @@ class Int8Linear(nn.Module):
         return self.__dict__ | {"packed": self.packed is not None}  # torch cannot copy oneDNN's
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"packed": None})
+        super().__setstate__(state | {"packed": None})  # type: ignore[no-untyped-call]
         if state["packed"] and self.matrix is not None:
             self._take(self.matrix)
         elif state["packed"]:

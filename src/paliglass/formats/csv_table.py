@@ -37,7 +37,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
             raise PaliglassError(f"{path}: has two columns {twice[0]!r}")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
-            if any(cell.strip() for cell in row.pop(None, ())):  # type: ignore[call-overload]
+            if any(cell.strip() for cell in row.pop(None, ())):
                 raise PaliglassError(
                     f"{where}: has more cells than the header's {len(names)}; text that holds "
                     f"{delimiter!r} stands in quotes"
