@@ -434,12 +434,13 @@ class PaliGemma:
         prompt = answer_prompt(question, language)
         if choices is None:
             return self.text_task(prompt, "answer")
-        if choices == "number":
-            return WordTask(self.processor, prompt, NumberGrammar(self.processor))
-        if isinstance(choices, str) and choices != "yes_no":
-            raise PromptError(f"choices is {choices!r}; give a list, or yes_no or number")
-        answers = YES_NO if choices == "yes_no" else choices
-        answers = require_texts(answers, "a choice")
+        if isinstance(choices, str):
+            if choices == "number":
+                return WordTask(self.processor, prompt, NumberGrammar(self.processor))
+            if choices != "yes_no":
+                raise PromptError(f"choices is {choices!r}; give a list, or yes_no or number")
+            choices = YES_NO
+        answers = require_texts(choices, "a choice")
         return WordTask(self.processor, prompt, ChoiceGrammar(self.processor, answers))
 
     def text_task(self, prompt: str, calibrated: CalibratedTask | None = None) -> TextTask:

@@ -18,6 +18,8 @@ from paliglass import PRESETS, load
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.fast import available_methods
+from paliglass.fast.matrix import is_available
+from paliglass.fast.onednn import has_kernel, knows_layout
 from paliglass.inspect.info import describe
 from paliglass.layers.attention import MOST_SCORES
 
@@ -202,6 +204,14 @@ def test_a_quantized_folder_keeps_what_belongs_to_the_model(
         cli(*arguments, *how).records() for how in (["small"], ["mini", f"--quantize={method}"])
     ]
     assert answers[0][0]["detections"] == answers[1][0]["detections"]
+    about = json.loads(Path("small/config.json").read_text())["quantization_config"]
+    assert ("layout" in about) == (is_available() or (has_kernel() and knows_layout()))
+    again = cli("convert", "small", "again")
+    assert (again.code, "verify" in again.out) == (0, False), again.err
+    files = [Path(folder, "model.safetensors").read_bytes() for folder in ("small", "again")]
+    assert files[0] == files[1]
+    refused = cli("export", "small", "others")
+    assert (refused.code, f"is in {method}, which others do not read" in refused.err) == (1, True)
 
 
 def test_the_memory_of_capped_scores_is_counted_and_bounded():

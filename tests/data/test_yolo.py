@@ -163,6 +163,7 @@ def test_pictures_of_which_none_has_labels_are_refused(tmp_path: Path, folder: s
 @pytest.mark.parametrize("names", [["b.txt"], ["b.txt", "c.txt"]])
 def test_labels_that_meet_no_picture_are_told(tmp_path: Path, names: list[str]) -> None:
     path = yolo(tmp_path, "0 0.375 0.5 0.25 0.5")
+    write(tmp_path / "train/labels/classes.txt", "dog")  # labelImg's
     for name in names:
         write(tmp_path / "train/labels" / name, "0 0.5 0.5 0.1 0.1")
     (example,), (found,) = look(path)

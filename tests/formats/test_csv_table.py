@@ -50,6 +50,13 @@ def test_rows_have_their_line(tmp_path: Path, delimiter: str) -> None:
     assert [where.rpartition(" ")[2] for where, _ in found] == ["3", "4"]
 
 
+def test_blanks_and_empty_cells_at_the_end_count_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('file_name, text\na.png, "a, b"\nb.png,c,, \n')
+    found = [row for _, row in read_rows(path)]
+    assert found == [{"file_name": "a.png", "text": "a, b"}, {"file_name": "b.png", "text": "c"}]
+
+
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\n" + "x" * 200_000)

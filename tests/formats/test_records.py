@@ -58,10 +58,20 @@ def test_what_is_wrong_is_named(value: Any, complaint: str) -> None:
 
 @pytest.mark.parametrize(
     "ids",
-    [(7, "7", 7.0, " 7 ", "007"), (0, "0", -0.0, "000"), (10**20, 1e20, "100000000000000000000")],
+    [
+        (7, "7", 7.0, " 7 ", "007", "7.0"),
+        (-7, "-7.0"),
+        (0, "0", -0.0, "000"),
+        (10**20, 1e20, "100000000000000000000"),
+    ],
 )
 def test_numbers_and_strings_meet(ids: tuple[Id, ...]) -> None:
     assert len({key_of(number) for number in ids}) == 1
+
+
+def test_strings_that_are_no_numbers_stay_apart() -> None:
+    ids = ["v1", "v1.0", "v01", "1.0.0", "1.0", "1.00.0", "-1.0", "a.0", ""]
+    assert len({key_of(text) for text in ids}) == len(ids)
 
 
 @given(st.integers(), st.integers())

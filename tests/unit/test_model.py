@@ -277,6 +277,13 @@ def test_one_text_is_no_list_of_choices(model: PaliGemma, choices: Any) -> None:
         model.ask(PICTURES[0], "what?", choices=choices)
 
 
+@pytest.mark.parametrize("kind", [tuple, iter, np.array])
+def test_choices_come_in_any_collection(model: PaliGemma, kind: Any) -> None:
+    words = ["dog", "cat"]
+    expected = model.ask(PICTURES[0], "what?", choices=words)
+    assert model.ask(PICTURES[0], "what?", choices=kind(words)) == expected
+
+
 def test_a_prompt_without_pictures_is_refused(model: PaliGemma) -> None:
     for pictures in ([[]], [PICTURES[0], []], [()]):
         with pytest.raises(PictureError, match="of one prompt is empty"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -199,6 +200,21 @@ def test_verify_says_that_int8_is_not_transformers(tmp_path: Path) -> None:
     save_folder(loaded(saved(tmp_path / "model"), "int8"), tmp_path / "int8")
     with pytest.raises(CheckpointError, match="verify what it was made from"):
         verify(tmp_path / "int8")
+    file = tmp_path / "int8" / "model.safetensors"
+    stored = load_file(file)
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    stored[name].flatten()[-1] ^= 1  # one bit, of packed sums or of a weight
+    save_file(stored, file)
+    with pytest.raises(CheckpointError, match=f"{name}: is not what checksums.json records"):
+        verify(tmp_path / "int8")
+
+
+def test_a_copy_of_a_packed_model_says_the_same(tmp_path: Path) -> None:
+    model = loaded(saved(tmp_path / "model"), "int8")
+    expected = outputs(model)
+    copied = copy.deepcopy(model)
+    del model
+    assert torch.equal(outputs(copied), expected)
 
 
 def test_memory_is_counted_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,10 +149,10 @@ class TestFound:
             boxes.draw(Image.new("RGB", (10, 60)))
 
 
-@pytest.mark.parametrize("edge", [1 / 3, 1e3 / 7, np.float32(0.1), 0, -2.0])
+@pytest.mark.parametrize("edge", [1 / 3, 1e3 / 7, np.float32(0.1), 0, -2.0, 12345.678])
 def test_what_python_prints_is_short(edge: float) -> None:
     box = Box(edge, edge, 300.25, 4000)
-    short = f"{round(float(edge), 2):g}"
+    short = f"{edge:.2f}".rstrip("0").rstrip(".")
     assert repr(box) == f"Box(x0={short}, y0={short}, x1=300.25, y1=4000)"
     assert repr(Detection("red dog", box, 2 / 3)) == f"Detection('red dog', {box!r}, score=0.6667)"
     thing = Segment("dog", box, disc(40), 1.0)

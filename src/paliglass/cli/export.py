@@ -11,6 +11,7 @@ from paliglass.cli.app import command
 from paliglass.cli.messages import waiting
 from paliglass.cli.models import companions
 from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption
+from paliglass.errors import CheckpointError
 
 __all__ = ["export"]
 
@@ -45,6 +46,7 @@ def export(
 
     made = locate(source if adapter is None else adapter)  # before torch is imported
     from paliglass.checkpoints.adapters import CONFIG
+    from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.publishing import CARD, model_card, read_settings
     from paliglass.checkpoints.publishing import push as upload
     from paliglass.checkpoints.saving import refuse_existing, save_folder
@@ -52,6 +54,11 @@ def export(
     from paliglass.model import load
 
     refuse_existing(target)
+    config = locate(source) / "config.json"
+    if config.is_file() and (method := quantization(config.parent)) is not None:
+        raise CheckpointError(
+            f"{source}: is in {method}, which others do not read; export what it was made from"
+        )
     found = None if scores is None else read_json(scores)
     with waiting(f"loading {source}"):
         model = load(source, device="cpu", dtype=dtype, adapter=adapter, fast=False)

@@ -184,12 +184,16 @@ def convert(
     """Write any checkpoint as a folder in transformers' layout, whole or not at all."""
     overrides = dict(map(_setting, settings or []))
     _locate(source, adapter)
+    from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.saving import refuse_existing, save_folder
     from paliglass.model import load
-    from paliglass.retrieval.folders import is_colpali_checkpoint, load_colpali, save_colpali
+    from paliglass.retrieval.folders import is_colpali_checkpoint, load_colpali, parts, save_colpali
 
     refuse_existing(target)
-    how: dict[str, Any] = {"device": "cpu", "dtype": dtype, "quantize": quantize, "fast": False}
+    config = parts(source)[0] / "config.json"
+    is_quantized = quantize is not None or (config.is_file() and bool(quantization(config.parent)))
+    how: dict[str, Any] = {"device": "cpu", "dtype": dtype, "quantize": quantize}
+    how["fast"] = is_quantized  # such matrices are saved as kernels read them
     is_colpali = is_colpali_checkpoint(source)
     if is_colpali and (overrides or tokenizer or adapter):
         raise typer.BadParameter(f"--set, --tokenizer and --adapter: {source} is a ColPali")
@@ -206,7 +210,7 @@ def convert(
     size = sum(entry.stat().st_size for entry in os.scandir(target))
     from paliglass.checkpoints.memory import gigabytes
 
-    hint = "" if quantize or is_colpali else f"; check it with: paliglass verify {target}"
+    hint = "" if is_quantized or is_colpali else f"; check it with: paliglass verify {target}"
     print(f"{target}: {gigabytes(size)}{hint}")
 
 

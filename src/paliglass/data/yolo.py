@@ -101,7 +101,8 @@ def _compare_names(
         )
     folders = {file.parent for picture, file in found if file.parent != picture.parent}
     if all(source.is_dir() for source in sources):  # a list may leave pictures out
-        strays = sorted({text for folder in folders for text in folder.glob("*.txt")} - files)
+        texts = {text for folder in folders for text in folder.glob("*.txt")} - files
+        strays = sorted(text for text in texts if text.name != "classes.txt")  # labelImg's
         if strays:
             more = f", nor have {len(strays) - 1} others" if strays[1:] else ""
             findings.left_out(str(strays[0]), f"has no picture{more}")

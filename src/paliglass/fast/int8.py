@@ -270,6 +270,17 @@ class Int8Linear(nn.Module):
             else:
                 self.packed = pack(rows_of(matrix, torch.arange(self.out_features)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"packed": self.packed is not None}  # torch cannot copy oneDNN's
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"packed": None})  # type: ignore[no-untyped-call]
+        if state["packed"] and self.matrix is not None:
+            self._take(self.matrix)
+        elif state["packed"]:
+            assert self.weight is not None
+            self.packed = pack(self.weight)
+
     def forward(self, x: Tensor | QuantizedActivation) -> Tensor:
         """… × K → … × N; of a packed matrix, tokens may have been quantised before."""
         return self.multiply(x)

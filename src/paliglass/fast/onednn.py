@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paliglass.fast.layout import PANEL, SPAN, packed_bytes
+from paliglass.fast.layout import PANEL, SPAN
 from paliglass.fast.matrix import arranged
 
 __all__ = [
@@ -85,27 +85,36 @@ def pack(integers: Tensor) -> Tensor:
 @lru_cache
 def knows_layout() -> bool:
     """Whether oneDNN packs a matrix as `layout` says, and takes one that is packed so."""
-    shape = 3 * PANEL - 1, 5 * SPAN - 3
-    generator = torch.Generator().manual_seed(0)
-    integers = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
+    try:
+        return _packs_alike() and _takes_ours()
+    except (AttributeError, OSError, RuntimeError):  # a torch without these functions
+        return False
+
+
+def _packs_alike() -> bool:
+    integers = _integers(3 * PANEL - 1, 5 * SPAN - 3)
     packed, ours = pack(integers), arranged(integers)
-    size = packed_bytes(8, *shape)
+    size = ours.nbytes
     if torch.ops.mkldnn._nbytes(packed) != size:
         return False
     address = torch.ops.mkldnn.data_ptr(packed)
     theirs = torch.frombuffer((ctypes.c_byte * size).from_address(address), dtype=torch.int8)
     sums = theirs[-4 * PANEL * 3 :].view(torch.int32)
     sums[len(integers) :] = 0  # of channels that are none: anything
-    if not torch.equal(theirs, ours.view(torch.int8)):
-        return False
-    larger = integers.repeat(2, 1)[: 5 * PANEL]  # full panels: described by smaller ones
-    memory, ones = arranged(larger), torch.ones(len(larger))
-    tokens = torch.full((FEWEST_TOKENS, shape[1]), ZERO_POINT + 1, dtype=torch.uint8)
-    try:
-        product = multiply_packed(tokens, view(memory, *larger.shape), ones, torch.float32)
-        return torch.equal(product[0].long(), larger.sum(1))
-    except (AttributeError, OSError, RuntimeError):
-        return False
+    return torch.equal(theirs, ours.view(torch.int8))
+
+
+def _takes_ours() -> bool:
+    integers = _integers(5 * PANEL, 5 * SPAN - 3)  # full panels: described by smaller ones
+    memory, ones = arranged(integers), torch.ones(len(integers))
+    tokens = torch.full((FEWEST_TOKENS, integers.shape[1]), ZERO_POINT + 1, dtype=torch.uint8)
+    product = multiply_packed(tokens, view(memory, *integers.shape), ones, torch.float32)
+    return torch.equal(product[0].long(), integers.sum(1))
+
+
+def _integers(rows: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=generator)
 
 
 def view(memory: Tensor, rows: int, columns: int) -> Tensor:

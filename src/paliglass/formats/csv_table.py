@@ -21,20 +21,23 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\n")
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     """(file and line, row) of a table with a header; its columns may be apart by `;` or tabs too.
 
-    A column that a row lacks is None. Raises PaliglassError, also for a row with more cells than
-    the header, as text with commas that is not quoted has, which would be cut at the first.
+    A column that a row lacks is None; blanks before a cell and empty cells beyond the header count
+    for nothing. Raises PaliglassError, also for a row with more cells than the header, as text with
+    commas that is not quoted has, which would be cut at the first.
     """
     text = read_text(path)
     header = text.split("\n", 1)[0]
     delimiter = "," if "," in header else next((d for d in ";\t" if d in header), ",")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
         if twice := [name for name in names if name and names.count(name) > 1]:
             raise PaliglassError(f"{path}: has two columns {twice[0]!r}")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
-            if None in row:
+            if any(cell.strip() for cell in row.pop(None, ())):
                 raise PaliglassError(
                     f"{where}: has more cells than the header's {len(names)}; text that holds "
                     f"{delimiter!r} stands in quotes"

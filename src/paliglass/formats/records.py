@@ -150,10 +150,10 @@ def _fields(kind: type[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def key_of(number: Id) -> str:
-    """An id as text, the same for 7, 7.0, "7" and "7.0"."""
+    """An id as text, the same for 7, 7.0, "7" and "7.0"; other texts, as "v1.0", are themselves."""
     if isinstance(number, str):
-        text = re.sub(r"\.0+$", "", number.strip())
-        return text.lstrip("0") or "0" if text.isdecimal() else text
+        match = re.fullmatch(r"(-?)0*(\d+)(?:\.0+)?", number.strip())
+        return match[1] + match[2] if match else number.strip()
     return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 

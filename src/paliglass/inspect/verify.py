@@ -97,12 +97,14 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Verificati
     folder = locate(model)
     other = folder if reference is None else locate(reference)
     method = quantization(folder)
+    integrity, problems = check_integrity(folder)
     if method is not None:
         raise CheckpointError(
-            f"{folder}: is in {method}, which transformers does not read; verify what it was made "
-            "from"
+            f"{folder}: {problems[0]}"
+            if problems
+            else f"{folder}: is in {method}, which transformers does not read; verify what it was "
+            f"made from ({integrity}: none is altered)"
         )
-    integrity, problems = check_integrity(folder)
     batch = fixed_input(read_config(folder))
     our_outputs = _run(load_model(folder, "cpu", torch.float32), _our_layers, batch)
     # One after the other: two full-size models in float32 would not fit in most machines.

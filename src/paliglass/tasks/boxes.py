@@ -44,7 +44,7 @@ class Box(NamedTuple):
 
     def __repr__(self) -> str:
         """To 1/100 of a pixel."""
-        edges = (f"{name}={round(edge, 2):g}" for name, edge in self._asdict().items())
+        edges = (f"{name}={round(float(edge), 2):.12g}" for name, edge in self._asdict().items())
         return f"Box({', '.join(edges)})"
 
 
