@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -260,7 +259,7 @@ class PaliGemma:
         self, image: Sequence[Picture | Sequence[Picture]], **options: Unpack[Options]
     ) -> list[Answer]: ...
     def read(self, image: Pictures, **options: Unpack[Options]) -> Answer | list[Answer]:
-        """The text in the picture, line by line, with a `score`."""
+        """The text in the picture, line by line, with a `score`; "" where there is none."""
         return self._answer(self.text_task(READ, "ocr"), image, options)
 
     @overload
@@ -512,8 +511,7 @@ class PaliGemma:
     ) -> Any:
         """One task about one picture, or about each of a list; or as many tasks as pictures.
 
-        A list of one, of tasks or of pictures, is taken as often as there are of the other. Warns
-        of empty answers in a list, where they are easily overlooked.
+        A list of one, of tasks or of pictures, is taken as often as there are of the other.
         """
         how = GenerationOptions.of(options)
         one = isinstance(tasks, Task) and not isinstance(images, list | tuple)
@@ -530,14 +528,7 @@ class PaliGemma:
             if isinstance(result, PaliglassError):
                 raise result
             results.append(result)
-        if one:
-            return results[0]
-        empty = [i for i, result in enumerate(results) if isinstance(result, Answer) and not result]
-        if empty:
-            which = ", ".join(map(str, empty[:5])) + (" and more" if empty[5:] else "")
-            told = f"{len(empty)} of {len(results)} answers are empty, those with index {which}"
-            warnings.warn(told, stacklevel=3)  # the line that called caption, ask, read, generate
-        return results
+        return results[0] if one else results
 
     def _prepare(self, picture: Picture) -> PreparedPicture:
         """Prepared, and with the picture itself (most often a path) for results to draw on."""

@@ -544,22 +544,3 @@ def test_what_is_no_text_is_refused_by_name(model: PaliGemma, text: Any) -> None
 def test_an_option_that_is_no_number_is_named(model: PaliGemma, name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name} is .*; it must be a "):
         model.caption(PICTURES[0], **{name: value})
-
-
-@pytest.mark.parametrize("task", ["read", "caption", "ask", "generate"])
-def test_empty_answers_in_a_list_are_told(
-    model: PaliGemma, monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
-    texts = iter([[], [5], [], []])
-    monkeypatch.setattr(
-        "paliglass.model.complete",
-        lambda _m, _p, asked, *_: (Completion(next(texts), [], "stop", 0.0) for _ in asked),
-    )
-    text = {"ask": ["why?"], "generate": ["ocr"]}.get(task, [])
-    with pytest.warns(
-        UserWarning, match="^2 of 3 answers are empty, those with index 0, 2$"
-    ) as told:
-        answers = getattr(model, task)(PICTURES[:3], *text)
-    assert [not answer for answer in answers] == [True, False, True]
-    assert told[0].filename == __file__
-    assert getattr(model, task)(PICTURES[0], *text) == ""  # one alone is seen anyway

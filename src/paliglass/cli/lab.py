@@ -27,7 +27,7 @@ def lab(
         typer.Option(
             "--out",
             "-o",
-            help="Write the page here, and open nothing: FILE.html, or a folder for a web server.",
+            help="Write the page here, and open nothing: FILE.html, or FOLDER for a web server.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -66,7 +66,7 @@ def lab(
     from paliglass.files import replacing
     from paliglass.lab.build import build, build_pieces, fits_in_a_page
 
-    in_pieces = out is not None and out.suffix.lower() not in (".html", ".htm")
+    in_pieces = out is not None and (out.is_dir() or not out.suffix)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = out or cache / "paliglass" / "lab.html"
     if in_pieces:
