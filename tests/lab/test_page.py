@@ -721,8 +721,14 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
           }
         return out;"""
     )
-    assert len(found) >= 20
     assert [name for name, measured, right in found if measured != right] == []
+    steps = browser.run("return lab.tours.map(({steps}) => steps.length)")
+    assert min(steps) >= 5
+    assert max(steps) <= 8
+    options = browser.run(
+        "return lab.tours.flatMap(({steps}) => steps.map(({options}) => options.length))"
+    )
+    assert set(options) == {2}
 
 
 @pytest.fixture
