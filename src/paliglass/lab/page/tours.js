@@ -743,7 +743,7 @@ export const TOURS = [
         why: "The colour is not yet there after layer 2: the last layer fetches it from the patches, which are still yours.",
       },
       {
-        text: "Paste once more, now after the last layer: the stream of the prompt's last token, from the picture with the red star.",
+        text: "Now paste where the answer begins: the stream of the prompt's last token after the last layer, from that other picture.",
         start: { ...FRESH, view: "lens" },
         ask: "Are the first word's chances that picture's now, to the last digit?",
         options: ["Yes", "No, your patches still count"],
