@@ -296,7 +296,7 @@ export const TOURS = [
             `“${second.word.trim()}” is said in the place of “${plain.answerWords[0].trim()}”: ${changed.length} of ${before.length} layers have other keys or values`,
           ];
         },
-        why: "The prompt may not look at the answer. So what it left stays right, whatever is said, and need not be computed again.",
+        why: "The prompt may not look at the answer, so what it left stays right, whatever is said.",
       },
       {
         text: "Several heads look, each with a query of its own.",
@@ -366,7 +366,7 @@ export const TOURS = [
             `in layer 0 ${changed[0]} of ${result.prompt.length}, in layer 1 ${changed[1]}`,
           ];
         },
-        why: "In layer 0 everyone looked at that word. A cache can be kept up to a change, never around it; here the patches see the prompt, so nothing can be kept.",
+        why: "In layer 0 everyone looked at that word: what is kept holds for whoever could not see the change, and here even the patches see the prompt.",
       },
     ],
   },
@@ -419,7 +419,7 @@ export const TOURS = [
             `after the last layer they differ by ${percent(whole)} of their length with rotations, by ${percent(without)} without`,
           ];
         },
-        why: "Attention sums over a set. Equal words ask the same question of the same tokens and get the same answer, unless a position turns them.",
+        why: "Attention sums over a set: equal words ask the same question of the same tokens and get the same answer, unless their positions turn them.",
       },
       {
         text: "The first pair of channels turns by 1 radian from token to token, a full turn in about six. Each next pair turns more slowly.",
@@ -543,7 +543,7 @@ export const TOURS = [
             `“${NEITHER[0]}”, CLIP: ${told(clip)}; SigLIP: ${told(siglip)}`,
           ];
         },
-        why: "A softmax cancels whatever all scores share. A sigmoid needs b, to begin with the no that is right for nearly every pair of a batch.",
+        why: "A softmax cancels whatever all scores share; a sigmoid needs b, to begin with the no that is right for nearly every pair of a batch.",
       },
     ],
   },
@@ -765,7 +765,7 @@ export const TOURS = [
             `logits differ from the other picture's by ${far(theirs)} at the most, from your picture's by ${far(own)}`,
           ];
         },
-        why: "A word is read from one vector. All that the patches have to say must be in it by then.",
+        why: "A word is read from one vector, so all that the patches have to say must be in it by then.",
       },
       {
         text: "Heads and MLPs only ever add to that vector, and a word's logit is a sum over it. So it can be split up: so much from this head, so much from that one.",
@@ -1074,7 +1074,7 @@ export const TOURS = [
             `number ${one} (“${alone.words.at(-1)}”) and number ${other} (“${within.words.at(-1)}”)`,
           ];
         },
-        why: "The space before a word belongs to it. They are two rows of the table, and the model has to learn that they mean the same: so write a prompt as it was written in training.",
+        why: "The space before a word belongs to it, so these are two rows of the table, and the model has to learn for itself that they mean the same.",
       },
       {
         text: "“zygomorphic” was hardly in those texts.",
@@ -1151,7 +1151,7 @@ export const TOURS = [
             `${percent(eight.error)} of the weights with 8 bits, ${percent(six.error)} with 6: ${number(six.error / eight.error, 1)} times (layer 0, down_proj)`,
           ];
         },
-        why: "Each bit fewer makes the steps twice as wide, and the error is a part of a step. So nothing happens for long, and then all at once.",
+        why: "Each bit fewer makes the steps twice as wide, and the error is a part of a step: nothing happens for long, and then all at once.",
       },
       {
         text: "With 4 bits a weight is one of 15 values, times a scale. The scale is set by the largest weight that shares it.",
