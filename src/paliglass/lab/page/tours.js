@@ -90,7 +90,7 @@ const TWICE = { ...START.words, ask: "star star" };
 const DOWN = "language_model.model.layers.0.mlp.down_proj.weight";
 
 /** @param {ArrayLike<number>} x */
-const size = (x) => Math.hypot(...Array.from(x));
+const size = (x) => Math.sqrt(Array.from(x).reduce((sum, v) => sum + v * v, 0));
 
 /** @param {ArrayLike<number>} a @param {ArrayLike<number>} b */
 const distance = (a, b) => size(Array.from(a, (v, i) => v - b[i]));
