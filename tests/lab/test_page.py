@@ -281,6 +281,43 @@ def test_an_attention_weight_is_torchs(browser: Browser, page: str, mini: PaliGe
     assert texts(browser, ".largest .num") == [percent(share) for share in best]
 
 
+def test_what_is_pointed_at_is_lit_wherever_it_is_shown(browser: Browser, page: str) -> None:
+    def point(selector: str, x: float = 0.5, y: float = 0.5) -> None:
+        """The mouse goes to a place in an element, in shares of its size."""
+        box = browser.run(
+            "const node = document.querySelector(given[0]); node.scrollIntoView({block: 'center'});"
+            "const b = node.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]",
+            selector,
+        )
+        at = {"x": round(box[0] + x * box[2]), "y": round(box[1] + y * box[3])}
+        move = {"type": "pointerMove", "duration": 0, **at}
+        mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}}
+        browser.ask("POST", "/actions", actions=[{**mouse, "actions": [move]}])
+        browser.run(SETTLED)
+
+    lit = (
+        "return [...document.querySelectorAll('[data-place]')]"
+        ".filter(n => getComputedStyle(n).boxShadow !== 'none').map(n => n.dataset.place)"
+    )
+    show(browser, page, "attention", part="decoder", token=70)
+    point(".sentence [data-place='66']")
+    assert browser.run(lit) == ["66"] * browser.run(
+        "return document.querySelectorAll('[data-place=\"66\"]').length"
+    )
+    assert len(browser.run(lit)) >= 3  # in the sentence, among the weights, in the sum
+    assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
+
+    # Once the numbers are other ones, what is pointed at stays lit; a patch also in the picture.
+    point("#picture", 3.5 / 8, 2.5 / 8)
+    patch = str(2 * 8 + 3)
+    assert set(browser.run(lit)) == {patch}
+    square = "return ['x', 'y'].map(n => +document.querySelector('.over .lit').getAttribute(n))"
+    assert browser.run(square) == [375, 250]
+    point("h2")
+    assert browser.run(lit) == []
+    assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
+
+
 def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "mask", task="detect")
     plain = browser.run("return lab.store.result.text")
@@ -721,8 +758,14 @@ def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -
           }
         return out;"""
     )
-    assert len(found) >= 20
     assert [name for name, measured, right in found if measured != right] == []
+    steps = browser.run("return lab.tours.map(({steps}) => steps.length)")
+    assert min(steps) >= 5
+    assert max(steps) <= 8
+    options = browser.run(
+        "return lab.tours.flatMap(({steps}) => steps.map(({options}) => options.length))"
+    )
+    assert set(options) == {2}
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ export function openHelp() {
         text: "The line under a word of the answer is as long as the model was sure of it; ⏎ is the newline that ends every prompt.",
       }),
       el("p", {
-        text: "Choose a word in the sentence or a patch in the picture, a layer, a head: all views look at the same. The address holds all of it, so that a link brings it back.",
+        text: "Choose a word in the sentence or a patch in the picture, a layer, a head: all views look at the same. What you point at is lit wherever it is shown. The address holds all of it, so that a link brings it back.",
       }),
       el("p", {
         text: "A tour asks what you expect, does it, and says why. Under each view “In words” tells in a sentence what is drawn, and a lesson explains it from the start.",

@@ -32,8 +32,12 @@ export class Picture {
       id: "picture",
     });
     this.over = el("svg", { class: "over", viewBox: "0 0 1000 1000", "aria-hidden": "true" });
+    this.spot = this.over.cloneNode();
+    this.lit = -1; // the place of the sequence that is pointed at, anywhere on the page
+    this.rule = el("style");
+    document.head.append(this.rule);
     this.scale = el("div", { class: "scale" });
-    this.root = el("div", { class: "frame" }, this.canvas, this.over, this.scale);
+    this.root = el("div", { class: "frame" }, this.canvas, this.over, this.spot, this.scale);
     this.listen();
   }
 
@@ -86,19 +90,31 @@ export class Picture {
     const { store } = this;
     const { view, key } = store.state;
     if (view === "live" || !store.result) return null;
-    const { patches, perRow } = store.config;
-    const square = (/** @type {number} */ p, /** @type {string} */ name) =>
-      p >= 0 && p < patches
-        ? el("rect", {
-            class: name,
-            x: ((p % perRow) * 1000) / perRow,
-            y: (Math.floor(p / perRow) * 1000) / perRow,
-            width: 1000 / perRow,
-            height: 1000 / perRow,
-          })
-        : null;
     const query = this.patch >= 0 ? this.patch : store.state.token;
-    return [square(query, "query"), square(key, "key")];
+    return [this.square(query, "query"), this.square(key, "key")];
+  }
+
+  /** A patch's outline. @param {number} patch @param {string} name */
+  square(patch, name) {
+    const { patches, perRow } = this.store.config;
+    if (patch < 0 || patch >= patches) return null;
+    return el("rect", {
+      class: name,
+      x: ((patch % perRow) * 1000) / perRow,
+      y: (Math.floor(patch / perRow) * 1000) / perRow,
+      width: 1000 / perRow,
+      height: 1000 / perRow,
+    });
+  }
+
+  /** Lights a place of the sequence wherever the page shows it: a rule, which outlives what views draw
+   * anew. @param {number} place −1: none */
+  light(place) {
+    if (place === this.lit) return;
+    this.lit = place;
+    this.rule.textContent =
+      place < 0 ? "" : `[data-place="${place}"] { box-shadow: 0 0 0 2px currentcolor; }`;
+    fill(this.spot, this.square(place, "lit"));
   }
 
   handles() {
@@ -146,6 +162,11 @@ export class Picture {
       },
       { passive: false },
     );
+    for (const name of ["pointerover", "focusin"])
+      document.addEventListener(name, ({ target }) => {
+        const node = target instanceof Element ? target.closest("[data-place]") : null;
+        this.light(node ? Number(/** @type {HTMLElement} */ (node).dataset.place) : -1);
+      });
     document.addEventListener("paste", (event) => {
       const file = [...(event.clipboardData?.files ?? [])].find((one) =>
         one.type.startsWith("image/"),
@@ -306,6 +327,7 @@ export class Picture {
   /** @param {number} x @param {number} y */
   hover(x, y) {
     const key = this.patchAt(x, y);
+    this.light(key);
     if (key !== this.store.state.key) this.store.set({ key });
   }
 }

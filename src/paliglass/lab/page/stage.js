@@ -45,6 +45,11 @@ export class Stage {
     this.picture.showPatch(patch);
   }
 
+  /** Lights a place of the sequence wherever the page shows it. @param {number} place −1: none */
+  light(place) {
+    this.picture.light(place);
+  }
+
   /** @param {string} reason */
   async update(reason) {
     const { state } = this.store;

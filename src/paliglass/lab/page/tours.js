@@ -8,7 +8,7 @@ import { probe } from "./probe.js";
 import { pixelsOf } from "./scene.js";
 import { readable } from "./words.js";
 import { START } from "./store.js";
-import { LARGE, decoderCost } from "./costs.js";
+import { LARGE, decoderCost, towerCost } from "./costs.js";
 import { operations } from "./views/cache.js";
 import { EXAMPLES } from "./views/live.js";
 import { MACHINES, duration, large } from "./views/roofline.js";
@@ -86,6 +86,18 @@ const rounding = (bits, name, same, why) => {
 const CORNERS = [7, 56];
 const DOUGHNUT = [13, 14, 21, 22, 29, 30];
 const NEITHER = ["a cat", "an apple"]; // of what is in it
+const TWICE = { ...START.words, ask: "star star" };
+const DOWN = "language_model.model.layers.0.mlp.down_proj.weight";
+
+/** @param {ArrayLike<number>} x */
+const size = (x) => Math.sqrt(Array.from(x).reduce((sum, v) => sum + v * v, 0));
+
+/** @param {ArrayLike<number>} a @param {ArrayLike<number>} b */
+const distance = (a, b) => size(Array.from(a, (v, i) => v - b[i]));
+
+/** The largest difference. @param {ArrayLike<number>} a @param {ArrayLike<number>} b */
+const greatest = (a, b) =>
+  Array.from(a).reduce((most, v, i) => Math.max(most, Math.abs(v - b[i])), 0);
 
 /** @type {TourData[]} */
 export const TOURS = [
@@ -105,6 +117,25 @@ export const TOURS = [
           `${config.perRow} × ${config.perRow} = ${config.patches} patches of ${config.vision.patch} × ${config.vision.patch} pixels`,
         ],
         why: "A patch is a token: 64 of them stand before the first word.",
+      },
+      {
+        text: "A tower of six layers makes of the squares what the decoder is given. Ask another question of the same picture.",
+        start: { ...FRESH, view: "live" },
+        ask: "Do the vectors change that the tower makes of the picture?",
+        options: ["Yes, it looks for what is asked", "No"],
+        right: 1,
+        act: { task: "ask" },
+        measure: async (store) => {
+          const [one, other] = await Promise.all(
+            ["caption en", store.prompt].map((prompt) => patchesAfter(store, prompt, {}, "tower")),
+          );
+          const far = distance(one, other);
+          return [
+            far > 0,
+            `they differ by ${number(far, 1)}, of a length of ${number(size(one), 1)}`,
+          ];
+        },
+        why: "The tower never reads the prompt; question and picture meet in the decoder.",
       },
       {
         text: "The caption names a star. Take the star away.",
@@ -151,6 +182,21 @@ export const TOURS = [
     lesson: "masks",
     steps: [
       {
+        text: "The first patch, in the upper left corner, is the first token of all.",
+        start: { ...FRESH, view: "mask" },
+        ask: "What may it look at?",
+        options: ["Itself alone: nothing is before it", "All patches and the whole prompt"],
+        right: 1,
+        measure: async ({ client, result }) => {
+          const mask = await client.ask("mask", { run: result.run });
+          const row = [...mask.slice(0, result.length)];
+          const seen = row.filter(Boolean).length;
+          const { length } = result.prompt;
+          return [seen < length, `${seen} tokens; ${length} are picture and prompt`];
+        },
+        why: "A picture has no order of reading, and what is given may be read back and forth: only what is still to be said must be hidden.",
+      },
+      {
         text: "Picture and prompt may see each other fully. In a causal model the patches could not see the question.",
         start: { ...FRESH, view: "mask", task: "detect" },
         ask: "With a causal mask, do the boxes stay where they are, to the last number?",
@@ -196,7 +242,7 @@ export const TOURS = [
                 patchesAfter(store, prompt, edits),
               ),
             );
-            return Math.hypot(...one.map((v, i) => v - other[i])) / Math.hypot(...one);
+            return distance(one, other) / size(one);
           };
           const blind = await far({ mask: { name: "blind" } });
           return [
@@ -230,6 +276,27 @@ export const TOURS = [
           ];
         },
         why: "One column instead of all of them.",
+      },
+      {
+        text: "Put another first word into the model's mouth, and look at what the prompt left in the cache.",
+        start: { ...FRESH, view: "cache" },
+        ask: "Are the keys and values of picture and prompt other ones now?",
+        options: ["Yes", "No"],
+        right: 1,
+        measure: async (store) => {
+          const plain = store.result;
+          const [, second] = await store.client.ask("top", { run: plain.run, step: 0, k: 2 });
+          const before = await promptKeys(store, plain);
+          store.set({ forced: [second.id] });
+          await store.idle;
+          const after = await promptKeys(store, store.result);
+          const changed = before.filter((layer, i) => layer.some((v, j) => v !== after[i][j]));
+          return [
+            changed.length > 0,
+            `“${second.word.trim()}” is said in the place of “${plain.answerWords[0].trim()}”: ${changed.length} of ${before.length} layers have other keys or values`,
+          ];
+        },
+        why: "The prompt may not look at the answer, so what it left stays right, whatever is said.",
       },
       {
         text: "Several heads look, each with a query of its own.",
@@ -266,6 +333,41 @@ export const TOURS = [
         },
         why: "Nobody reads the prompt again: the cache is what the model knows of the past.",
       },
+      {
+        text: "Then run the prompt with that one word exchanged, as it should be done.",
+        start: { ...FRESH, view: "cache" },
+        ask: "In layer 1, whose keys become other ones?",
+        options: ["That word's alone", "Those of all patches and words"],
+        right: 1,
+        measure: async (store) => {
+          const { client, config, result } = store;
+          const other = await client.ask("run", {
+            picture: await store.picture(),
+            prompt: "detect en",
+            maxNewTokens: 1,
+          });
+          const changed = [];
+          for (const layer of [0, 1]) {
+            const [one, two] = await Promise.all(
+              [result, other].map(({ run }) => client.ask("cache", { run, layer })),
+            );
+            const keys = Array.from(result.prompt, (_, t) => t).filter((t) =>
+              one.k
+                .slice(t * one.width, (t + 1) * one.width)
+                .some(
+                  (/** @type {number} */ v, /** @type {number} */ i) =>
+                    v !== two.k[t * one.width + i],
+                ),
+            );
+            changed.push(keys.length);
+          }
+          return [
+            changed[1] < config.patches,
+            `in layer 0 ${changed[0]} of ${result.prompt.length}, in layer 1 ${changed[1]}`,
+          ];
+        },
+        why: "In layer 0 everyone looked at that word: what is kept holds for whoever could not see the change, and here even the patches see the prompt.",
+      },
     ],
   },
   {
@@ -294,6 +396,30 @@ export const TOURS = [
           ];
         },
         why: "In training it found out that what lies above is a whole number of rows back.",
+      },
+      {
+        text: "Ask “star star”: a prompt with the same word twice. Now take the rotations away.",
+        start: { ...FRESH, view: "rope", layer: 1, head: 0, task: "ask", words: TWICE },
+        ask: "Can the decoder still tell the two apart?",
+        options: ["Yes, one comes first", "No, they stay equal in every layer"],
+        right: 1,
+        act: { edits: { noRotary: true } },
+        measure: async (store) => {
+          const apart = async (/** @type {any} */ { run, prompt }) => {
+            const layer = store.config.text.layers - 1;
+            const at = [3, 2].map((back) => prompt.length - back); // a newline is the last
+            const [one, other] = await Promise.all(
+              at.map((position) => store.client.ask("patch", { run, layer, position })),
+            );
+            return distance(one, other) / size(one);
+          };
+          const [whole, without] = [await apart(await store.baseline()), await apart(store.result)];
+          return [
+            without > 1e-4,
+            `after the last layer they differ by ${percent(whole)} of their length with rotations, by ${percent(without)} without`,
+          ];
+        },
+        why: "Attention sums over a set: equal words ask the same question of the same tokens and get the same answer, unless their positions turn them.",
       },
       {
         text: "The first pair of channels turns by 1 radian from token to token, a full turn in about six. Each next pair turns more slowly.",
@@ -396,6 +522,29 @@ export const TOURS = [
         },
         why: "Each cell is a question of its own, so no cell needs the others: that is what lets SigLIP train on huge batches.",
       },
+      {
+        text: "Add 3 to the score of every pair: that is what the number b is for.",
+        start: { ...FRESH, view: "contrastive" },
+        ask: "Whose numbers change?",
+        options: ["CLIP's and SigLIP's", "SigLIP's alone"],
+        right: 1,
+        measure: async (store) => {
+          const { scale } = await store.client.loadDual();
+          const cosines = await dualCosines(store, NEITHER);
+          const shares = (/** @type {number} */ more) =>
+            distribution(Float32Array.from(cosines, (c) => c * scale + more))[0];
+          const [clip, siglip] = [
+            shares,
+            (/** @type {number} */ more) => sigmoid(cosines[0], more),
+          ].map((of) => [of(0), of(3)]);
+          const told = (/** @type {number[]} */ two) => two.map(percent).join(", then ");
+          return [
+            Math.abs(clip[0] - clip[1]) > 1e-3,
+            `“${NEITHER[0]}”, CLIP: ${told(clip)}; SigLIP: ${told(siglip)}`,
+          ];
+        },
+        why: "A softmax cancels whatever all scores share; a sigmoid needs b, to begin with the no that is right for nearly every pair of a batch.",
+      },
     ],
   },
   {
@@ -403,6 +552,27 @@ export const TOURS = [
     title: "A box is four words",
     lesson: "detection",
     steps: [
+      {
+        text: "Ask for a doughnut's box. Of all words of the vocabulary, 1024 are places.",
+        start: {
+          ...FRESH,
+          view: "boxes",
+          task: "detect",
+          words: { ...START.words, detect: "doughnut" },
+        },
+        ask: "How much of the first word's probability do the 1024 have together?",
+        options: ["About their share of the vocabulary", "Nearly all"],
+        right: 1,
+        measure: async ({ client, config, result }) => {
+          const [top] = await client.ask("edges", { run: result.run, first: 0 });
+          const sum = top.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0);
+          return [
+            sum < 0.9,
+            `${percent(sum)}; they are ${percent(1024 / config.text.vocab)} of the vocabulary`,
+          ];
+        },
+        why: "Nothing but training makes a place come after “detect”: there is no head for boxes, only the next word.",
+      },
       {
         text: "The model says top, left, bottom, right as four words out of 1024, and then what is in the box.",
         start: {
@@ -572,6 +742,57 @@ export const TOURS = [
         },
         why: "The colour is not yet there after layer 2: the last layer fetches it from the patches, which are still yours.",
       },
+      {
+        text: "Now paste where the answer begins: the stream of the prompt's last token after the last layer, from that other picture.",
+        start: { ...FRESH, view: "lens" },
+        ask: "Are the first word's chances that picture's now, to the last digit?",
+        options: ["Yes", "No, your patches still count"],
+        right: 0,
+        measure: async (store) => {
+          const { client, config, result } = store;
+          await client.ask("picture", { name: "donor", picture: await pixelsOf(scene(2)) });
+          const donor = await client.ask("run", { picture: "donor", prompt: store.prompt });
+          const [layer, position] = [config.text.layers - 1, result.prompt.length - 1];
+          const vector = await client.ask("patch", { run: donor.run, layer, position });
+          store.set({ edits: { patches: [{ layer, position, vector }] } });
+          await store.idle;
+          const [own, theirs, pasted] = await Promise.all(
+            [result, donor, store.result].map(({ run }) => client.ask("logits", { run, step: 0 })),
+          );
+          const far = (/** @type {any} */ one) => number(greatest(pasted.logits, one.logits), 4);
+          return [
+            greatest(pasted.logits, theirs.logits) < 1e-4,
+            `logits differ from the other picture's by ${far(theirs)} at the most, from your picture's by ${far(own)}`,
+          ];
+        },
+        why: "A word is read from one vector, so all that the patches have to say must be in it by then.",
+      },
+      {
+        text: "Heads and MLPs only ever add to that vector, and a word's logit is a sum over it. So it can be split up: so much from this head, so much from that one.",
+        start: { ...FRESH, view: "lens" },
+        ask: "Do the parts add up to the logit?",
+        options: ["Yes", "No, parts act on one another"],
+        right: 0,
+        measure: async ({ client, result }) => {
+          const asked = {
+            run: result.run,
+            position: result.prompt.length - 1,
+            id: result.answer[0],
+          };
+          const { parts } = await client.ask("attribution", asked);
+          const { logits } = await client.ask("logits", { run: result.run, step: 0 });
+          const sum = parts.reduce(
+            (/** @type {number} */ a, /** @type {any} */ one) => a + one.value,
+            0,
+          );
+          const logit = logits[result.answer[0]];
+          return [
+            Math.abs(sum - logit) < 1e-2,
+            `${parts.length} parts give ${number(sum, 3)}; the logit of “${result.answerWords[0].trim()}” is ${number(logit, 3)}`,
+          ];
+        },
+        why: "They do act on one another, on the way, but what each one wrote at last is a summand; the last norm's divisor is the same for all.",
+      },
     ],
   },
   {
@@ -623,6 +844,19 @@ export const TOURS = [
     lesson: "patches",
     steps: [
       {
+        text: "A patch is 16 × 16 pixels in three colours. One matrix makes a vector of it.",
+        start: { ...FRESH, view: "patches", token: DOUGHNUT[0] },
+        ask: "Has the vector more numbers than the patch, or fewer?",
+        options: ["More", "Fewer"],
+        right: 1,
+        measure: async ({ client, result: { run } }) => {
+          const found = await client.ask("projected", { run, patch: DOUGHNUT[0] });
+          const [pixels, outputs] = [found.pixels.length, found.outputs.length];
+          return [outputs > pixels, `${pixels} go in, ${outputs} come out`];
+        },
+        why: "Each number says how well the patch fits one filter; fine grain that no filter asks for is lost at once.",
+      },
+      {
         text: "Two patches of bare ground, in two corners of the picture, have the same pixels.",
         start: { ...FRESH, view: "patches", token: CORNERS[0] },
         ask: "Do they enter the tower as the same vector?",
@@ -633,17 +867,43 @@ export const TOURS = [
             CORNERS.map((patch) => client.ask("projected", { run, patch })),
           );
           const far = (/** @type {"pixels" | "outputs" | "input"} */ name) =>
-            Math.hypot(
-              ...one[name].map(
-                (/** @type {number} */ v, /** @type {number} */ i) => v - other[name][i],
-              ),
-            );
+            distance(one[name], other[name]);
           return [
             far("input") === 0,
             `their pixels differ by ${number(far("pixels"), 1)}, the filters' answers by ${number(far("outputs"), 1)}, what enters by ${number(far("input"), 1)}`,
           ];
         },
         why: "To each patch's vector the tower adds one that was learned for its place; without it nobody could tell left from right.",
+      },
+      {
+        text: "Take the star away, which is in the upper left. Look at the patch in the upper right corner.",
+        start: { ...FRESH, view: "patches", token: CORNERS[0] },
+        ask: "Does it enter the tower as another vector now?",
+        options: ["Yes", "No"],
+        right: 1,
+        act: { scene: WITHOUT_STAR },
+        measure: async (store) => {
+          const far = await cornerMoved(store, -1);
+          return [far > 0, `what enters differs by ${number(far, 3)}`];
+        },
+        why: "The filters see one patch at a time: what lies elsewhere cannot reach it yet.",
+      },
+      {
+        text: "The same corner, and again the star is taken away: but now look one layer later.",
+        start: { ...FRESH, view: "patches", token: CORNERS[0] },
+        ask: "After the tower's first layer, is the corner's vector another one?",
+        options: ["Yes", "No"],
+        right: 0,
+        act: { scene: WITHOUT_STAR },
+        measure: async (store) => {
+          const far = await cornerMoved(store, 0);
+          const last = await cornerMoved(store, store.config.vision.layers - 1);
+          return [
+            far > 0,
+            `it differs by ${percent(far)} of its length, after the last layer by ${percent(last)}`,
+          ];
+        },
+        why: "The tower has no mask: from its first layer on every patch looks at every other.",
       },
       {
         text: "Take the doughnut's patches, some pink, some brown, and ask how alike two of them are, against one of them and a patch from elsewhere.",
@@ -733,6 +993,52 @@ export const TOURS = [
         },
         why: "What a model knows is spread over many neurons, so that hardly any one of them is missed.",
       },
+      {
+        text: "Switch off all layers of the decoder.",
+        start: { ...FRESH, view: "stream", part: "decoder", layer: 1 },
+        ask: "What comes out at the end?",
+        options: ["Nothing: zeros", "What entered"],
+        right: 1,
+        measure: async (store) => {
+          const { client, config } = store;
+          const { layers } = config.text;
+          store.set({ edits: { off: Array.from({ length: layers }, (_, i) => `decoder.${i}`) } });
+          await store.idle;
+          const { run } = store.result;
+          const [before, after] = await Promise.all(
+            [-1, layers - 1].map((layer) =>
+              client.ask("patch", { run, layer, position: store.token }),
+            ),
+          );
+          return [
+            size(after) === 0,
+            `${number(size(before), 1)} long enters, ${number(size(after), 1)} comes out, ${number(distance(before, after), 1)} apart; the answer: “${clipped(store.result.text) || "nothing"}”`,
+          ];
+        },
+        why: "A layer is not a station that hands on its result: the stream runs past it, and it adds.",
+      },
+      {
+        text: "Make the vector that comes out of the last layer ten times as long, without turning it.",
+        start: { ...FRESH, view: "stream", part: "decoder", layer: 1 },
+        ask: "Is the model more sure of its word now?",
+        options: ["Yes, ten times larger logits", "No, nothing changes"],
+        right: 1,
+        measure: async (store) => {
+          const { client, config, result } = store;
+          const [layer, position] = [config.text.layers - 1, result.prompt.length - 1];
+          const own = await client.ask("patch", { run: result.run, layer, position });
+          const vector = own.map((/** @type {number} */ v) => 10 * v);
+          store.set({ edits: { patches: [{ layer, position, vector }] } });
+          await store.idle;
+          const share = (/** @type {any} */ one) => Math.exp(one.logProbabilities[0]);
+          const [before, after] = [result, store.result].map(share);
+          return [
+            Math.abs(before - after) > 1e-3,
+            `“${result.answerWords[0].trim()}” has ${percent(before)} before, ${percent(after)} after`,
+          ];
+        },
+        why: "Before the table there is an RMSNorm, as before every layer's parts: it divides the length away, and only the direction is read.",
+      },
     ],
   },
   {
@@ -751,6 +1057,24 @@ export const TOURS = [
           return [ids.length <= 5, `${ids.length}: ${words.join(" | ")}`];
         },
         why: "Pairs that stood together often in the tokenizer's texts were merged, again and again, until common words were one piece.",
+      },
+      {
+        text: "“star” at the beginning of a text, and “star” in “a star”.",
+        start: { ...FRESH, view: "tokens" },
+        ask: "Are they the same token?",
+        options: ["Yes", "No"],
+        right: 1,
+        measure: async ({ client }) => {
+          const [alone, within] = await Promise.all(
+            ["star", "a star"].map((text) => client.ask("tokenize", { text })),
+          );
+          const [one, other] = [alone, within].map(({ ids }) => ids.at(-1));
+          return [
+            one === other,
+            `number ${one} (“${alone.words.at(-1)}”) and number ${other} (“${within.words.at(-1)}”)`,
+          ];
+        },
+        why: "The space before a word belongs to it, so these are two rows of the table, and the model has to learn for itself that they mean the same.",
       },
       {
         text: "“zygomorphic” was hardly in those texts.",
@@ -783,6 +1107,22 @@ export const TOURS = [
         },
         why: "Two places side by side came after the same kinds of pictures in training: words that are used alike get rows that are alike.",
       },
+      {
+        text: "A row for each token: that is a large matrix. It is read twice, when a word enters and when the next is chosen.",
+        start: { ...FRESH, view: "tokens" },
+        ask: "How much of the decoder is the table?",
+        options: ["Next to nothing", "More than a tenth"],
+        right: 1,
+        measure: async ({ config }) => {
+          const share = (/** @type {import("./costs.js").Shape} */ shape) =>
+            (shape.text.vocab * shape.text.width) / decoderCost(shape, 1, 1).weights;
+          return [
+            share(config) <= 0.1,
+            `${percent(share(config))} of this decoder's weights, ${percent(share(LARGE))} of PaliGemma 3B's`,
+          ];
+        },
+        why: "That is why the same table serves both ends, and why a vocabulary of all languages is dear to a small model.",
+      },
     ],
   },
   {
@@ -797,15 +1137,31 @@ export const TOURS = [
         "The errors are small and point every way, so in a sum of hundreds most of them cancel.",
       ),
       {
+        text: "A weight is rounded to the nearest multiple of its row's step. Go from 8 bits to 6.",
+        start: { ...FRESH, view: "bits" },
+        ask: "How much larger does the error become?",
+        options: ["Twice as large", "About four times"],
+        right: 1,
+        measure: async ({ client }) => {
+          const [eight, six] = await Promise.all(
+            [8, 6].map((bits) => client.ask("matrix", { name: DOWN, bits, group: 0 })),
+          );
+          return [
+            six.error < 3 * eight.error,
+            `${percent(eight.error)} of the weights with 8 bits, ${percent(six.error)} with 6: ${number(six.error / eight.error, 1)} times (layer 0, down_proj)`,
+          ];
+        },
+        why: "Each bit fewer makes the steps twice as wide, and the error is a part of a step: nothing happens for long, and then all at once.",
+      },
+      {
         text: "With 4 bits a weight is one of 15 values, times a scale. The scale is set by the largest weight that shares it.",
         start: { ...FRESH, view: "bits" },
         ask: "Which is nearer to the original: a scale for each row, or one for every 32 weights?",
         options: ["A scale for each row", "One for every 32"],
         right: 1,
         measure: async ({ client }) => {
-          const name = "language_model.model.layers.0.mlp.down_proj.weight";
           const [row, group] = await Promise.all(
-            [0, 32].map((size) => client.ask("matrix", { name, bits: 4, group: size })),
+            [0, 32].map((size) => client.ask("matrix", { name: DOWN, bits: 4, group: size })),
           );
           return [
             row.error < group.error,
@@ -820,6 +1176,22 @@ export const TOURS = [
         false,
         "Most weights are far smaller than their row's largest, and become zero.",
       ),
+      {
+        text: "Two bits leave three values to choose from. The largest weight of a row sets s.",
+        start: { ...FRESH, view: "bits" },
+        ask: "How many of the weights become zero?",
+        options: ["About a third: three values", "More than half"],
+        right: 1,
+        measure: async ({ client }) => {
+          const { before, after } = await client.ask("matrix", { name: DOWN, bits: 2, group: 0 });
+          const [was, is] = [before, after].map(
+            (/** @type {Float32Array} */ counts) =>
+              counts[(counts.length - 1) / 2] / counts.reduce((a, b) => a + b, 0),
+          );
+          return [is < 0.5, `${percent(is)}; ${percent(was)} were as near to zero before`];
+        },
+        why: "Weights lie in a bell around zero, and a row's largest is far out: half of it is more than nearly all of them.",
+      },
     ],
   },
   {
@@ -881,19 +1253,55 @@ export const TOURS = [
         },
         why: "A step that waits for memory has arithmetic to spare; only each answer's own cache has to be read besides.",
       },
+      {
+        text: "Store PaliGemma 3B's weights in 4 bits in the place of 16. They are widened before they are multiplied, so no operation is saved.",
+        start: { ...FRESH, view: "roofline" },
+        ask: "How much sooner can an H100 say the next word of a single answer?",
+        options: ["Hardly: the arithmetic is the same", "In less than a third of the time"],
+        right: 1,
+        measure: async ({ config, result }) => {
+          const cost = decoderCost(LARGE, 1, LARGE.patches + result.length - config.patches);
+          const [sixteen, four] = [16, 4].map((bits) =>
+            Math.max(...times(cost, MACHINES[0], bits)),
+          );
+          return [
+            four > sixteen / 3,
+            `at least ${number(1000 * sixteen, 2)} ms with 16 bits, ${number(1000 * four, 2)} ms with 4`,
+          ];
+        },
+        why: "The step takes as long as the reading, and there is a quarter to be read.",
+      },
+      {
+        text: "Give PaliGemma's tower a picture of 896 pixels in 224's place: sixteen times as many patches.",
+        start: { ...FRESH, view: "roofline" },
+        ask: "How many times as much does the tower compute?",
+        options: ["Sixteen times", "More than twenty times"],
+        right: 1,
+        measure: async () => {
+          const [small, great] = [1, 16].map(
+            (times) => towerCost({ ...LARGE, patches: times * LARGE.patches }).operations,
+          );
+          return [
+            great <= 20 * small,
+            `${large(small)} operations, then ${large(great)}: ${number(great / small, 1)} times`,
+          ];
+        },
+        why: "Each patch costs the same in the matrices, but looks at sixteen times as many others: that part grows by 256.",
+      },
     ],
   },
 ];
 
-/** What a cost reads, in 16 bits. @param {Cost} cost */
-function counted({ operations, weights, cache }) {
-  return { operations, bytes: 2 * (weights + cache) };
+/** What a cost reads: numbers in 16 bits, weights in so many. @param {Cost} cost @param {number} bits */
+function counted({ operations, weights, cache }, bits = 16) {
+  return { operations, bytes: (bits / 8) * weights + 2 * cache };
 }
 
 /** Seconds of computing and of reading that a cost takes at least.
- * @param {Cost} cost @param {import("./views/roofline.js").Machine} machine @returns {[number, number]} */
-function times(cost, machine) {
-  const { operations, bytes } = counted(cost);
+ * @param {Cost} cost @param {import("./views/roofline.js").Machine} machine @param {number} bits of a
+ * weight @returns {[number, number]} */
+function times(cost, machine, bits = 16) {
+  const { operations, bytes } = counted(cost, bits);
   return [operations / machine.operations, bytes / machine.bytes];
 }
 
@@ -907,19 +1315,47 @@ async function dualCosines(store, texts) {
   );
 }
 
-/** SigLIP's answer to one pair, with t = ln 10 and b = −5. @param {number} cosine */
-const sigmoid = (cosine) => 1 / (1 + Math.exp(5 - 10 * cosine));
+/** SigLIP's answer to one pair, with t = ln 10 and b = −5. @param {number} cosine
+ * @param {number} more to be added to the score */
+const sigmoid = (cosine, more = 0) => 1 / (1 + Math.exp(5 - 10 * cosine - more));
 
-/** The patches' streams after the decoder's last layer.
+/** Each layer's keys and values of picture and prompt. @param {Store} store @param {any} result
+ * @returns {Promise<number[][]>} */
+async function promptKeys({ client, config }, { run, prompt }) {
+  const layers = Array.from({ length: config.text.layers }, (_, layer) => layer);
+  const found = await Promise.all(layers.map((layer) => client.ask("cache", { run, layer })));
+  return found.map(({ k, v, width }) =>
+    [k, v].flatMap((kept) => [...kept.slice(0, prompt.length * width)]),
+  );
+}
+
+/** How far a corner's vector in the tower is from the one in the whole farm's picture, as a share of
+ * its length. @param {Store} store @param {number} layer −1: what enters the first */
+async function cornerMoved(store, layer) {
+  const { client, config, result } = store;
+  await client.ask("picture", { name: "farm", picture: await pixelsOf(FARM) });
+  const asked = { picture: "farm", prompt: store.prompt, maxNewTokens: 1 };
+  const whole = await client.ask("run", asked);
+  const { width } = config.vision;
+  const [before, after] = await Promise.all(
+    [whole, result].map(({ run }) => client.ask("hidden", { run, part: "tower", layer })),
+  );
+  const [a, b] = [before, after].map((all) =>
+    all.slice(CORNERS[0] * width, (CORNERS[0] + 1) * width),
+  );
+  return distance(a, b) / size(a);
+}
+
+/** The patches' streams after a part's last layer.
  * @param {Store} store @param {string} prompt @param {import("../engine/edits.js").Edits} edits
- * @returns {Promise<number[]>} */
-async function patchesAfter(store, prompt, edits) {
+ * @param {"tower" | "decoder"} part @returns {Promise<number[]>} */
+async function patchesAfter(store, prompt, edits, part = "decoder") {
   const { client, config } = store;
   const asked = { picture: await store.picture(), prompt, edits, maxNewTokens: 1 };
   const { run } = await client.ask("run", asked);
-  const layer = config.text.layers - 1;
-  const found = await client.ask("hidden", { run, part: "decoder", layer });
-  return [...found.slice(0, config.patches * config.text.width)];
+  const { layers, width } = part === "tower" ? config.vision : config.text;
+  const found = await client.ask("hidden", { run, part, layer: layers - 1 });
+  return [...found.slice(0, config.patches * width)];
 }
 
 export class Tour {

@@ -100,6 +100,7 @@ export const attentionView = {
           el("span", { text: to ? "Looked at: " : "Looking: " }),
           el("b", {
             class: token < config.patches ? "vision" : "words",
+            "data-place": token,
             text: shown(store.word(token)),
           }),
           !to && part === "decoder" && token >= result.prompt.length - 1
@@ -107,7 +108,11 @@ export const attentionView = {
                 "span",
                 {},
                 " — choosing ",
-                el("b", { class: "answer", text: shown(store.word(token + 1)) || "the end" }),
+                el("b", {
+                  class: "answer",
+                  "data-place": token + 1,
+                  text: shown(store.word(token + 1)) || "the end",
+                }),
               )
             : null,
         ),
@@ -206,6 +211,7 @@ export const attentionView = {
                       class: `token weighed ${i < store.result.prompt.length ? "word" : "answer"}`,
                       style: { "--p": (weights[i] / most).toFixed(3) },
                       title: percent(weights[i]),
+                      "data-place": i,
                       "aria-pressed": String(store.state.key === i),
                       on: { click: () => store.set({ key: i }) },
                     },
@@ -230,7 +236,7 @@ export const attentionView = {
                   el("span", { class: "num", text: percent(weights[i]) }),
                 ],
                 () => store.set({ key: i }),
-                { class: "plain", "aria-pressed": String(store.state.key === i) },
+                { class: "plain", "data-place": i, "aria-pressed": String(store.state.key === i) },
               ),
             ),
           ),
@@ -278,9 +284,9 @@ export const attentionView = {
           "h3",
           {},
           "One weight: ",
-          el("b", { text: shown(store.word(from)) }),
+          el("b", { "data-place": from, text: shown(store.word(from)) }),
           " looks at ",
-          el("b", { text: shown(store.word(at)) }),
+          el("b", { "data-place": at, text: shown(store.word(at)) }),
         ),
         el(
           "div",

@@ -293,6 +293,7 @@ export const cacheView = {
                     {
                       type: "button",
                       class: "token word",
+                      "data-place": i,
                       "aria-pressed": String(i === position),
                       on: { click: () => ((position = i), showStale()) },
                     },

@@ -76,6 +76,7 @@ export const lensView = {
                 el("th", {
                   scope: "col",
                   class: t < P ? "c-word" : "c-answer",
+                  "data-place": t,
                   text: shown(store.word(t)),
                 }),
               ),
@@ -105,6 +106,7 @@ export const lensView = {
                         class: `lens-cell ${isNext ? "next" : ""}`,
                         style: { "--p": best.p.toFixed(3) },
                         title: percent(best.p),
+                        "data-place": t,
                         "aria-pressed": String(l === layer && t === position),
                       },
                     ),
@@ -123,7 +125,11 @@ export const lensView = {
           {},
           layer < 0 ? "What enters" : `After layer ${layer}`,
           " at ",
-          el("b", { class: position < P ? "words" : "answer", text: shown(store.word(position)) }),
+          el("b", {
+            class: position < P ? "words" : "answer",
+            "data-place": position,
+            text: shown(store.word(position)),
+          }),
         ),
         el(
           "div",

@@ -22,8 +22,8 @@ const DRAWINGS = 40;
 export const maskView = {
   id: "mask",
   title: "Mask painter",
-  /** @param {Element} root @param {Store} store */
-  mount(root, store) {
+  /** @param {Element} root @param {Store} store @param {import("../stage.js").Stage} stage */
+  mount(root, store, stage) {
     const canvas = el("canvas", {
       class: "mask-canvas",
       role: "img",
@@ -166,6 +166,7 @@ export const maskView = {
       if (!store.result) return;
       at = [t, s];
       const T = Math.sqrt(mask.length);
+      stage.light(s);
       where.textContent = `${shown(store.word(t))} ${mask[t * T + s] ? "may" : "may not"} look at ${shown(store.word(s))}`;
       if (!drag) return;
       [drag[2], drag[3]] = at;

@@ -128,7 +128,7 @@ export const patchesView = {
           "h3",
           {},
           "From ",
-          el("b", { class: "vision", text: store.word(token) }),
+          el("b", { class: "vision", "data-place": token, text: store.word(token) }),
           ` to its number ${filter}`,
         ),
         el(

@@ -62,6 +62,7 @@ export const streamView = {
           "The stream of ",
           el("b", {
             class: position < config.patches ? "vision" : "words",
+            "data-place": position,
             text: shown(store.word(position)),
           }),
         ),
