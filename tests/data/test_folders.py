@@ -35,9 +35,9 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    for name in ("train", "bus"):
+    for name in ("A", "bus", "train", "traina"):  # a letter of its own is no split either
         paint(tmp_path / name / "1.png", (4, 4))
-    assert [e.suffix for e in open_examples(tmp_path)] == ["bus", "train"]
+    assert [e.suffix for e in open_examples(tmp_path)] == ["A", "bus", "train", "traina"]
 
 
 def coco(folder: Path) -> None:
@@ -129,6 +129,10 @@ def test_exports_that_are_not_known_are_refused(tmp_path: Path, file: str) -> No
         ("im", "gt"),
         ("rgb", "depth"),
         ("frames",),
+        ("trainA", "trainB"),
+        ("trainA", "trainB", "testA", "testB"),
+        ("train_a", "val_b"),
+        ("images_trainA", "images_trainB"),
     ],
 )
 def test_folders_of_tools_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
