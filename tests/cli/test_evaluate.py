@@ -92,7 +92,7 @@ def test_what_is_cut_or_left_out_is_told(cli: Cli, data: Path) -> None:
     ("name", "word"),
     [
         ("[bold]x.jsonl", "[/b]\x1b[31m"),
-        ("[/].jsonl", "[/]"),
+        ("[bold.jsonl", "[/]"),
         ("[link=x]a.jsonl", "[on\x1b]0;t\x07"),
         ("a\x1b[2J.jsonl", "\u202eocr"),
     ],

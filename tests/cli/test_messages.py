@@ -126,7 +126,7 @@ def test_a_terminal_does_not_obey_names_and_answers(cli, says):
         (("caption", "a.png", "--lang", "english"), "'english' is no language code"),
         (("ask", "a.png", "what?", "--question", "\n"), "the question is empty"),
         (("embed", "a.png", "--out", "e.npy"), "embed writes .safetensors files"),
-        (("embed", "a.png", "--out", "e"), "embed writes .safetensors files"),
+        (("embed", "a.png", "--out", "e.csv"), "embed writes .safetensors files"),
         (("embed", "a.png", "--out", "e.safetensors.npz"), "embed writes .safetensors files"),
         (("embed", "-", "--out", "e.safetensors"), "give a file"),
         (("similarity", "-", "-t", "dog"), "give a file"),

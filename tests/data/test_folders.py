@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,36 @@ def test_wrong_objects_are_named(tmp_path: Path, changes: dict[str, Any], proble
     _, findings = look(tmp_path)
     assert findings[0].where.endswith("line 2")
     assert problem in findings[0].problem
+
+
+NAMES = ["coco.json", "data.jsonl", "results.jsonl", "data.yaml", "metadata.jsonl", "metadata.csv"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(PaliglassError):
+            open_examples(path)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "json" in name])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"images":' * 100_000, "9" * 5000, '{"id": 1e400}', "NaN", '{"a": -Infinity}'],
+    ids=lambda text: text[:12],
+)
+def test_numbers_and_nesting_beyond_reason_are_one_line(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    folder = tmp_path / "set"
+    write(folder / name, text)
+    findings: list[str] = []
+    try:
+        examples, found = look(folder if name.startswith("metadata") else folder / name)
+        assert examples == []
+        findings = [finding.problem for finding in found]
+    except PaliglassError as error:
+        findings = [str(error)]
+    assert findings
+    assert all("\n" not in line and len(line) < 1000 for line in findings)
