@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from tests.cli.helpers import Result, picture
+from tests.unit.test_adapters import adapter, layers
 
 Cli = Callable[..., Result]
 
@@ -23,6 +25,21 @@ def test_a_set_is_summed_up_and_drawn(cli: Cli) -> None:
     assert result.out.endswith("nothing wrong found\n")
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (960, 306)
+
+
+@pytest.mark.parametrize("name", ["tuned", "runs/tuned two", "./tuned"])
+def test_an_adapter_in_the_place_of_a_model_is_taken_for_its_base(
+    cli: Cli, model_folder: Path, name: str
+) -> None:
+    picture("a.png")
+    Path("data.jsonl").write_text('{"image": "a.png", "prefix": "ocr", "suffix": "A"}\n')
+    Path(name).parent.mkdir(exist_ok=True)
+    adapter(Path(name), layers("q_proj"), base_model_name_or_path=str(model_folder))
+    check = "data", "check", "data.jsonl", "--json", "--model"
+    found = cli(*check, name)
+    assert (found.code, found.out) == (0, cli(*check, model_folder).out), found.err
+    adapter(Path("lost"), layers("q_proj"), base_model_name_or_path="gone")
+    assert "lost: is an adapter of gone; gone: no such folder" in cli(*check, "lost").err
 
 
 def test_findings_name_file_and_line(cli: Cli) -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.cli.helpers import Result, picture
 from tests.unit.test_adapters import adapter, layers
 
+from paliglass.errors import printable
+
 Cli = Callable[..., Result]
 
 
@@ -85,11 +87,24 @@ def test_what_is_cut_or_left_out_is_told(cli: Cli, data: Path) -> None:
     assert "--max-new-tokens 6 cuts it" in result.err
 
 
-def test_names_from_files_are_no_markup(cli: Cli, data: Path) -> None:
-    rows = [{"image": "a.png", "prefix": "[/b]\x1b[31m [red]what", "suffix": "A"}]
-    path = data.with_name("[bold]x.jsonl")
-    path.write_text(json.dumps(rows[0]) + "\n")
-    result = cli("eval", "--data", path.name, "--max-new-tokens", "2")
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("[bold]x.jsonl", "[/b]\x1b[31m"),
+        ("[bold.jsonl", "[/]"),
+        ("[link=x]a.jsonl", "[on\x1b]0;t\x07"),
+        ("a\x1b[2J.jsonl", "\u202eocr"),
+    ],
+)
+def test_names_from_files_are_no_markup(
+    cli: Cli, data: Path, name: str, word: str, terminal: bool
+) -> None:
+    row = {"image": "a.png", "prefix": f"{word} [red]what", "suffix": "A"}
+    data.with_name(name).write_text(json.dumps(row) + "\n")
+    result = cli("eval", "--data", name, "--max-new-tokens", "2", terminal=terminal)
     assert result.code == 0, result.err
-    assert "[/b]\\x1b[31m: exact" in result.out
-    assert "[bold]x.jsonl" in result.out
+    for text in (f"{printable(word)}: exact", printable(name)):
+        assert text in result.out
+    for code in ("\x1b[31m", "\x1b[2J", "\x07", "\u202e"):
+        assert code not in result.out + result.err

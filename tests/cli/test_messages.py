@@ -60,19 +60,25 @@ class TestNotes:
         all_there_is = cli("detect", "a.png", "dog", "--min-score", "0").err
         assert all_there_is == "note: a.png: nothing found\n"
 
-    def test_a_comma_in_a_label_is_told(self, cli, monkeypatch):
+    @pytest.mark.parametrize("label", ["dog, cat", "dog,cat", "dog , cat"])
+    def test_a_comma_in_a_label_is_told(self, cli, monkeypatch, label):
         picture("a.png")
         asked = finds(monkeypatch, Detection("x", Box(2, 2, 20, 20), 0.5))
-        told = cli("detect", "a.png", "dog, cat").err
-        assert told == 'note: "dog, cat" is one label; several are written "dog ; cat"\n'
+        told = cli("detect", "a.png", label).err
+        assert told == f'note: "{label}" is one label; several are written "dog ; cat"\n'
         assert cli("detect", "a.png", "dog ; cat").err == ""
-        assert asked == [["dog, cat"], ["dog", "cat"]]
+        assert asked == [[label], ["dog", "cat"]]
 
-    def test_where_files_went_is_told(self, cli, monkeypatch):
+    @pytest.mark.parametrize(
+        ("kind", "more"), [("coco", "coco.json"), ("csv", "results.csv"), ("yolo", "labels/")]
+    )
+    def test_where_files_went_is_told(self, cli, monkeypatch, kind, more):
         picture("a.png")
         finds(monkeypatch, Detection("x", Box(2, 2, 20, 20), 0.5))
-        told = cli("detect", "a.png", "x", "-o", "o", "-f", "coco").err
-        assert told == "note: o: results.jsonl, drawings/, coco.json\n"
+        told = cli("detect", "a.png", "x", "-o", "o", "-f", kind).err
+        assert told.startswith("note: o: results.jsonl, drawings/, ")
+        assert more in told
+        assert (Path("o") / more).exists()
 
     def test_quiet_says_nothing_but_errors(self, cli, says):
         picture("a.png")
@@ -117,7 +123,11 @@ def test_a_terminal_does_not_obey_names_and_answers(cli, says):
         (("caption", "a.png", "--lang", "xx"), "'xx' is no language code"),
         (("ask", "a.png", ""), "the question is empty"),
         (("ask", "a.png", "--question", " "), "the question is empty"),
+        (("caption", "a.png", "--lang", "english"), "'english' is no language code"),
+        (("ask", "a.png", "what?", "--question", "\n"), "the question is empty"),
         (("embed", "a.png", "--out", "e.npy"), "embed writes .safetensors files"),
+        (("embed", "a.png", "--out", "e.csv"), "embed writes .safetensors files"),
+        (("embed", "a.png", "--out", "e.safetensors.npz"), "embed writes .safetensors files"),
         (("embed", "-", "--out", "e.safetensors"), "give a file"),
         (("similarity", "-", "-t", "dog"), "give a file"),
         (("caption", "a.png", "--model", "nano"), "nano: no such folder"),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.cli.helpers import Result, picture
 from tests.tiny import tiny_processor
+from tests.unit.test_adapters import adapter, layers
 
 from paliglass import PRESETS, load
 from paliglass.checkpoints import load_big_vision
@@ -137,6 +138,25 @@ class TestConvert:
         for wrong in ("rope_theta", "=3", "rope_theta=ten"):
             assert cli("convert", model_folder, "new", "--set", wrong).code == 2
         assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify", "tuned"),
+        ("verify", "MODEL", "--against", "tuned"),
+        ("info", "tuned"),
+        ("lab", "--model", "tuned", "--out", "page.html"),
+        ("lab", "--model", "tuned", "--out", "page"),
+    ],
+    ids=" ".join,
+)
+def test_where_an_adapter_is_no_model_it_is_named_with_its_base(cli, model_folder, command):
+    adapter(Path("tuned"), layers("q_proj"), base_model_name_or_path="some/base")
+    result = cli(*(str(model_folder) if word == "MODEL" else word for word in command))
+    assert (result.code, result.out) == (1, "")
+    assert "tuned: is an adapter of some/base, not a model" in result.err
+    assert not any(map(Path.exists, map(Path, ("page", "page.html"))))
 
 
 class TestVerify:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -27,12 +28,26 @@ def gif(path: str) -> None:
     first.save(path, save_all=True, append_images=others)
 
 
-def test_pictures_of_formats_that_are_not_read_are_named_and_counted(cli: Cli) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("caption", "d", "--json"),
+        ("detect", "d", "dog", "--json"),
+        ("embed", "d", "--out", "x.safetensors"),
+        ("classify", "d", "--label", "red", "--label", "blue", "--json"),
+        ("search", "d", "red", "--index", "x", "--json"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_pictures_of_formats_that_are_not_read_are_named_and_counted(
+    cli: Cli, photos: Path, command: tuple[str, ...]
+) -> None:
     picture("d/a.png")
     for name in ("b.HEIC", "c.heic", "e.svg", "notes.txt"):
         Path("d", name).write_bytes(b"x")
-    result = cli("caption", "d", "--json")
-    assert [record["file"] for record in result.records()] == ["d/a.png"]
+    result = cli(*command)
+    if "--json" in command:
+        assert "d/a.png" in result.out
     assert result.code == 1
     assert "d: 2 .heic pictures are left out" in result.err
     assert "d: 1 .svg picture is left out" in result.err
@@ -94,10 +109,15 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(cli: Cli) -> None
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_names_do_not_speak_to_the_terminal(cli: Cli, terminal: bool) -> None:
+@pytest.mark.parametrize("command", ["caption", "classify", "embed"])
+def test_names_do_not_speak_to_the_terminal(
+    cli: Cli, photos: Path, command: str, terminal: bool
+) -> None:
     name = "a\x1b[31m\u202eb\r.png"
     Path(name).write_bytes(b"no picture")
-    err = cli("caption", name, "gone\x1b]0;title\x07.png", terminal=terminal).err
+    more = {"classify": ["-l", "red", "-l", "blue"], "embed": ["--out", "x.safetensors"]}
+    names = name, "gone\x1b]0;title\x07.png"
+    err = cli(command, *names, *more.get(command, []), terminal=terminal).err
     assert r"a\x1b[31m\u202eb\r.png: is not a picture" in err
     assert r"gone\x1b]0;title\x07.png: no such file" in err
     assert "\x1b[31m" not in err
@@ -160,18 +180,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     return Path("photos")
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
 def test_search_in_a_folder_that_takes_no_index_shows_what_it_found(
-    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_arguments: object, **_options: object) -> None:
-        raise PermissionError(13, "Permission denied", "photos/.paliglass")
+        raise OSError(number, os.strerror(number), "photos/.paliglass")
 
     expected = cli("search", photos, "a dog", "--index", "kept")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", refuse)
         result = cli("search", photos, "a dog")
     assert (result.code, result.out) == (0, expected.out)
-    assert "cannot be kept (Permission denied)" in result.err
+    assert f"cannot be kept ({os.strerror(number)})" in result.err
     assert "--index FILE" in result.err
 
 

@@ -240,4 +240,19 @@ def test_a_dual_encoder_says_that_it_leaves_pdfs_out(cli: Cli, docs: Path) -> No
     result = cli("search", docs, "a dog", "--json", "-m", "dual")
     assert result.code == 0
     assert names(result) == {("docs/lime.png", None), ("docs/navy.jpg", None)}
-    assert "1 PDF is left out: only ColPali (vidore/colpali-v1.3-hf) finds pages" in result.err
+    assert (
+        "1 PDF is left out: only ColPali finds pages: --model vidore/colpali-v1.3-hf" in result.err
+    )
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "picture.heic", None])
+def test_where_there_is_no_picture_nothing_is_kept(cli: Cli, docs: Path, name: str | None) -> None:
+    save_contrastive(dual_model(), Path("dual"), tiny_tokenizer())
+    folder = Path("without")
+    folder.mkdir()
+    if name is not None:
+        (folder / name).write_bytes(b"%PDF-1.7")
+    result = cli("search", folder, "a dog", "-m", "dual")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: without: ")
+    assert not (folder / ".paliglass").exists()

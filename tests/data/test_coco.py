@@ -486,3 +486,40 @@ def test_what_is_wrong_is_told_once_and_not_for_each_annotation(tmp_path: Path, 
     [changed] = wrong.values()
     assert len(findings) == len(changed)
     assert all(finding.severity == "wrong" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "severity"),
+    [
+        ([[100, 50, 150, 90], [120, 0, 200, 60], [10, 60, 90, 100]], "wrong"),
+        ([[0, 0, 50, 50], [150, 10.5, 199, 30], [20, 60, 40, 90]], "wrong"),  # one would fit
+        ([[100, 50, 150, 90]], "odd"),  # too few to be sure
+        ([[100, 50, 100, 60], [0, 0, 9, 9], [1, 1, 8, 8]], None),  # a box cut off is no more
+        ([[100, 50, 60, 90], [150, 0, 60, 60], [50, 60, 160, 100]], None),  # no corners
+        ([[0, 0, 200, 100], [0, 0, 50, 50], [1, 1, 80, 60]], None),
+    ],
+)
+def test_corners_in_place_of_width_and_height_are_named(
+    tmp_path: Path, boxes: list[list[float]], severity: str | None
+) -> None:
+    _, findings = one(tmp_path, *(thing(bbox=box) for box in boxes))
+    said = [found for found in findings if "x0, y0, x1, y1" in found.problem]
+    assert [found.severity for found in said] == [severity] * (severity is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("/data/upload/3/0f1e2d3c-a.png", "3/0f1e2d3c-a.png"),
+        ("/data/upload/3/0f1e2d3c-a.png", "0f1e2d3c-a.png"),
+        ("../../label-studio/data/media/upload/3/0f1e2d3c-a.png", "3/0f1e2d3c-a.png"),
+        ("data\\upload\\3\\a b.png", "a b.png"),
+        ("/data/upload/a.png", "a.png"),
+        ("/data/upload/3/u\u0308.png", "3/ü.png"),
+    ],
+)
+def test_label_studios_uploads_meet_their_files(tmp_path: Path, name: str, file: str) -> None:
+    paint(tmp_path / "pictures" / file)
+    data = write(tmp_path / "coco.json", coco(images=[image(file_name=name)]))
+    (example,) = open_examples(data, images=tmp_path / "pictures")
+    assert example.images[0].is_file()

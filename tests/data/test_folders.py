@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    for name in ("train", "bus"):
+    for name in ("A", "bus", "train", "traina"):  # a letter of its own is no split either
         paint(tmp_path / name / "1.png", (4, 4))
-    assert [e.suffix for e in open_examples(tmp_path)] == ["bus", "train"]
+    assert [e.suffix for e in open_examples(tmp_path)] == ["A", "bus", "train", "traina"]
 
 
 def coco(folder: Path) -> None:
@@ -129,6 +130,10 @@ def test_exports_that_are_not_known_are_refused(tmp_path: Path, file: str) -> No
         ("im", "gt"),
         ("rgb", "depth"),
         ("frames",),
+        ("trainA", "trainB"),
+        ("trainA", "trainB", "testA", "testB"),
+        ("train_a", "val_b"),
+        ("images_trainA", "images_trainB"),
     ],
 )
 def test_folders_of_tools_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -273,3 +278,36 @@ def test_wrong_objects_are_named(tmp_path: Path, changes: dict[str, Any], proble
     _, findings = look(tmp_path)
     assert findings[0].where.endswith("line 2")
     assert problem in findings[0].problem
+
+
+NAMES = ["coco.json", "data.jsonl", "results.jsonl", "data.yaml", "metadata.jsonl", "metadata.csv"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(PaliglassError):
+            open_examples(path)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "json" in name])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"images":' * 100_000, "9" * 5000, '{"id": 1e400}', "NaN", '{"a": -Infinity}'],
+    ids=lambda text: text[:12],
+)
+def test_numbers_and_nesting_beyond_reason_are_one_line(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    folder = tmp_path / "set"
+    write(folder / name, text)
+    findings: list[str] = []
+    try:
+        examples, found = look(folder if name.startswith("metadata") else folder / name)
+        assert examples == []
+        findings = [finding.problem for finding in found]
+    except PaliglassError as error:
+        findings = [str(error)]
+    assert findings
+    assert all("\n" not in line and len(line) < 1000 for line in findings)

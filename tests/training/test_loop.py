@@ -340,10 +340,16 @@ def test_there_is_no_checkpoint_before_the_first(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "checkpoint") == tmp_path / "checkpoint"
 
 
-def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
-    with Run(tmp_path), pytest.raises(PaliglassError, match="another run is writing there"):
-        Run(tmp_path, resume=True)
-    Run(tmp_path).close()
+@pytest.mark.parametrize("name", ["run", "run/../run", "link"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_run_at_a_time_has_a_folder(tmp_path: Path, name: str, resume: bool) -> None:
+    (tmp_path / "link").symlink_to("run")
+    with (
+        Run(tmp_path / "run"),
+        pytest.raises(PaliglassError, match="another run is writing there"),
+    ):
+        Run(tmp_path / name, resume=resume)
+    Run(tmp_path / name).close()
 
 
 def test_a_run_is_not_begun_over_another(tmp_path: Path) -> None:

@@ -222,16 +222,36 @@ def test_rows_that_come_and_go_change_nothing_for_the_others(
     torch.testing.assert_close(after[0], expected[1][3:], atol=1e-4, rtol=0)
 
 
-def test_a_cache_of_other_rows_or_with_a_prompt_in_it_is_refused() -> None:
+@pytest.mark.parametrize(("held", "given"), [(2, 1), (1, 2), (3, 2), (2, 6)])
+def test_a_cache_of_other_rows_is_refused(held: int, given: int) -> None:
     model = tiny_model()
-    batch = make_batch(model.config, [4, 4])
+    cache = model(**make_batch(model.config, [4] * held)).kv_cache
+    said = f"holds {held} rows, the batch has {given}"
+    words = torch.full((given, 1), 5)
+    for run in (model, model.extend):
+        with pytest.raises(ValueError, match=said):
+            run(words, kv_cache=cache)
+    batch = make_batch(model.config, [4] * given)
+    for run in (model, model.prefill):
+        with pytest.raises(ValueError, match=said):
+            run(**batch, kv_cache=model.new_cache(held, 40))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("kind", ["pixel_values", "image_features"])
+def test_a_second_picture_into_a_filled_cache_is_refused(rows: int, kind: str) -> None:
+    model = tiny_model()
+    batch = make_batch(model.config, [4] * rows)
     cache = model(**batch).kv_cache
-    with pytest.raises(ValueError, match="holds 2 rows, the batch has 1"):
-        model(torch.tensor([[5]]), kv_cache=cache)
+    pictures = {"pixel_values": batch.pop("pixel_values")}
+    if kind == "image_features":
+        pictures = {kind: model.get_image_features(**pictures)}
     with pytest.raises(ValueError, match="holds a prompt with its pictures"):
-        model(**batch, kv_cache=cache)
-    with pytest.raises(ValueError, match="the cache is filled"):
-        model.prefill(batch["input_ids"], batch["pixel_values"], kv_cache=cache)
+        model(**batch, **pictures, kv_cache=cache)
+    for more in (pictures, {}):  # words alone begin no second prompt there either
+        ids = batch["input_ids"] if more else torch.full((rows, 3), 5)
+        with pytest.raises(ValueError, match="the cache is filled"):
+            model.prefill(ids, **more, kv_cache=cache)
 
 
 @decoders

@@ -224,11 +224,23 @@ def test_the_largest_claims_that_are_read_can_be_counted() -> None:
     assert describe(PaliGemmaConfig(SigLipConfig(), deep)).total_parameters > 1 << 20
 
 
-def test_claims_of_a_file_are_refused_before_anything_is_built(folder: Path) -> None:
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", 257),
+        ("hidden_size", 2**40),
+        ("intermediate_size", 2**63),
+        ("num_attention_heads", 10**9),
+    ],
+)
+def test_claims_of_a_file_are_refused_before_anything_is_built(
+    folder: Path, part: str, name: str, claim: int
+) -> None:
     data = json.loads((folder / "config.json").read_text())
-    for part in ("text_config", "vision_config"):
-        data[part]["num_hidden_layers"] = 10**6
+    data[part][name] = claim
     (folder / "config.json").write_text(json.dumps(data))
     for read in (read_info, load_hf_model, paliglass.load):
-        with pytest.raises(PaliglassError, match="num_hidden_layers is 1000000; at most 256"):
+        with pytest.raises(PaliglassError, match=f"{name} is {claim}; at most "):
             read(folder)

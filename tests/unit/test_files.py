@@ -182,6 +182,18 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
     os.seteuid(before)
 
 
+@pytest.mark.parametrize("name", ["model", "mein Modell ü", "m" * 100])
+def test_a_folder_that_cannot_be_made_is_named_as_it_was_given(
+    tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    request.getfixturevalue("as_nobody")
+    folder = tmp_path / "locked" / name
+    with pytest.raises(PermissionError) as error, new_folder(folder):
+        pytest.fail("the block runs")
+    assert error.value.filename == str(folder)
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "json": read_json,
     "tensors": open_tensors,

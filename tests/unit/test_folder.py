@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -111,19 +112,21 @@ def test_layers_that_the_file_has_not_are_not_built(
         edit_json(folder / "config.json", **config)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_unreadable_weights_are_not_called_truncated(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     real = Path.open
 
     def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
-        if self.name == "model.safetensors":
-            raise PermissionError(13, "Permission denied", str(self))
+        if self.name == name:
+            raise OSError(number, os.strerror(number), str(self))
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
     message = refusal(lambda: load_model(folder, "cpu"))
-    assert message == f"{folder / 'model.safetensors'}: cannot be read (Permission denied)"
+    assert message == f"{folder / name}: cannot be read ({os.strerror(number)})"
 
 
 @pytest.mark.parametrize(

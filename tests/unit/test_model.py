@@ -82,16 +82,31 @@ def test_questions_are_asked_one_by_one_or_one_for_each_picture(model: PaliGemma
     assert model.ask(PICTURES[:2], ["what?"], choices="yes_no") == model.ask(
         PICTURES[:2], "what?", choices="yes_no"
     )
-    with pytest.raises(PromptError, match="2 pictures for 3 prompts"):
-        model.ask(PICTURES[:2], ["a", "b", "c"])
+    assert model.ask(PICTURES[:1], ["what?", "where is it?"], **short) == [one, two]
+    assert model.ask([PICTURES[0]] * 2, ("what?", "where is it?"), **short) == [one, two]
 
 
-def test_an_unknown_option_is_named_with_those_there_are(model: PaliGemma) -> None:
-    unknown: Any = {"conf": 0.5}
+@pytest.mark.parametrize(("pictures", "questions"), [(2, 3), (3, 2), (2, 0)])
+def test_questions_that_do_not_go_with_the_pictures_are_refused(
+    model: PaliGemma, pictures: int, questions: int
+) -> None:
+    with pytest.raises(PromptError, match=f"{pictures} pictures for {questions} prompts"):
+        model.ask(PICTURES[:pictures], ["what?"] * questions)
+
+
+@pytest.mark.parametrize("question", [None, b"what?", ["where?"], 3])
+def test_a_question_that_is_no_text_is_named(model: PaliGemma, question: Any) -> None:
+    with pytest.raises(PromptError, match=r"the question is .*; it must be a text"):
+        model.ask(PICTURES[0], ["what?", question])
+
+
+@pytest.mark.parametrize("name", ["conf", "iou", "num_beams", "max_tokens"])
+def test_an_unknown_option_is_named_with_those_there_are(model: PaliGemma, name: str) -> None:
+    unknown: Any = {name: 1}
     for task in (model.caption, model.read):
-        with pytest.raises(TypeError, match="no option 'conf'; the options are max_new_tokens"):
+        with pytest.raises(TypeError, match=f"no option '{name}'; the options are max_new_tokens"):
             task(PICTURES[0], **unknown)
-    with pytest.raises(TypeError, match="no option 'conf'"):
+    with pytest.raises(TypeError, match=f"no option '{name}'"):
         model.detect(PICTURES[0], "dog", **unknown)
 
 

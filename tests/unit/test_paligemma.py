@@ -8,6 +8,8 @@ import pytest
 import torch
 from tests.tiny import GEMMA2, make_batch, tiny_config, tiny_model
 
+from paliglass.layers.losses import IGNORE
+
 decoders = pytest.mark.parametrize("decoder", [{}, GEMMA2], ids=["gemma", "gemma2"])
 
 
@@ -30,6 +32,26 @@ def test_no_answer_token_reaches_what_comes_before_it(decoder: dict[str, Any], s
             earlier[row, place:] = False
             assert difference[earlier].max() < 1e-5, (row, place)
             assert difference[row, place] > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("suffixes", [[6, 3], [1, 9], [0, 4]])
+@pytest.mark.parametrize("learned", [1.0, 0.5])  # parts of a suffix may be left out of the loss
+@torch.inference_mode()
+def test_labels_alone_tell_which_tokens_are_the_answer(
+    side: str, suffixes: list[int], learned: float
+) -> None:
+    model = tiny_model()
+    batch = make_batch(model.config, [5, 7], suffixes, side=side)
+    labels, types = batch["labels"], batch.pop("token_type_ids")
+    begins = types.cumsum(-1) == 1
+    drawn = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < learned
+    labels[~(drawn | begins)] = IGNORE
+    told = model(**batch, token_type_ids=types)
+    alone = model(**batch)
+    assert torch.equal(alone.loss, told.loss)
+    is_token = batch["attention_mask"].bool()
+    assert torch.equal(alone.logits[is_token], told.logits[is_token])
 
 
 @decoders

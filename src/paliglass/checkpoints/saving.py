@@ -63,7 +63,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if is_ours:  # whoever made it holds it no longer
                 shutil.rmtree(left, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name[:40]}.{secrets.token_hex(8)}{UNFINISHED}")
-    unfinished.mkdir()  # raises where somebody has put something there
+    try:
+        unfinished.mkdir()  # raises where somebody has put something there
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
     try:
         with _locked(unfinished):
             yield unfinished

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paliglass.cli.messages import level, note
 from paliglass.cli.tables import print_table
+from paliglass.errors import printable
 
 if TYPE_CHECKING:
     from paliglass.evaluation.cases import Score
@@ -19,7 +20,9 @@ def tell_progress(name: str, done: int, count: int) -> None:
     """How many of a set's questions are answered, at a terminal."""
     if sys.stderr.isatty() and level() != "quiet":
         end = "\n" if done == count else ""
-        print(f"\r{name}: {done} of {count} answered", end=end, file=sys.stderr, flush=True)
+        print(
+            f"\r{printable(name)}: {done} of {count} answered", end=end, file=sys.stderr, flush=True
+        )
 
 
 def warn(message: str) -> None:

@@ -125,7 +125,8 @@ def search(
                 )
         if not documents.is_dir():
             raise PictureError(
-                f"{documents}: is no folder; ColPali ({COLPALI}) searches single documents too"
+                f"{documents}: is no folder; ColPali searches single documents too: "
+                f"--model {COLPALI}"
             )
         if index is not None and index.is_dir():
             raise PaliglassError(f"{index}: is a folder; a dual encoder's index is a file")
@@ -193,7 +194,9 @@ class DualSearch(Searching, Dual):
         names = [os.path.abspath(name) for name in self.files([str(folder)], recursive)]
         if pdfs := len(with_pdfs) - len(names):
             those = "1 PDF is" if pdfs == 1 else f"{pdfs} PDFs are"
-            note(f"{folder}: {those} left out: only ColPali ({COLPALI}) finds pages")
+            note(f"{folder}: {those} left out: only ColPali finds pages: --model {COLPALI}")
+        if not names:  # that has been told, and there is nothing to keep
+            return []
         path = folder / INDEX / "index.safetensors" if place is None else place
         width = self.model.config.projection_dim
         known = Index.load(path, self.fingerprint, width) if path.exists() else None

@@ -76,6 +76,7 @@ def read_coco(
     # Of what is wrong itself it is not told for each of its annotations again.
     told = _ids(content, "categories") - names.keys(), _ids(content, "images") - pictures.keys()
     _assign(path, content, names, pictures, told, findings)
+    _corners(path, pictures, findings)
     names = _without_parent(path, content, names, pictures, findings)
     labels = list(dict.fromkeys(names.values()))
     if not labels:
@@ -188,6 +189,30 @@ def _assign(
     if strays and not any(picture.annotations for picture in pictures.values()):
         findings.wrong(
             f"{path}, annotations", "not one has for its image_id the id of one of images"
+        )
+
+
+def _corners(path: Path, pictures: dict[str, _Picture], findings: Findings) -> None:
+    """Tells of bboxes that are x0, y0, x1, y1.
+
+    As such each fits its picture; as x, y, width, height most leave it. Of one or two, which may
+    be large boxes a little too large, it is odd; more of them are wrong.
+    """
+    leaving = count = 0
+    for picture in pictures.values():
+        width, height = picture.size
+        for _, annotation in picture.annotations:
+            x, y, w, h = annotation.bbox
+            if not (0 <= x < w <= width and 0 <= y < h <= height):
+                return
+            count += 1
+            leaving += x + w > width + 1 or y + h > height + 1
+    if 2 * leaving > count:
+        tell = findings.wrong if count > 2 else findings.odd
+        tell(
+            f"{path}, annotations",
+            "bbox looks like x0, y0, x1, y1, where COCO has x, y, width, height: as corners all "
+            f"{count} fit their pictures, as COCO reads them {leaving} leave them",
         )
 
 

@@ -134,8 +134,12 @@ def _splits(folder: Path) -> dict[str, Path]:
 
 
 def _is_tools(name: str) -> bool:
-    """Whether a folder's name is made of the words that tools use, and of figures."""
-    words = re.findall(r"[^\W\d_]+", name.lower())
+    """Whether a folder's name is made of the words that tools use, and of figures.
+
+    A split of a set of two domains has one of the letters A and B behind it: trainA, test_b.
+    """
+    name = re.sub(rf"(?<![^\W_])({'|'.join((*TRAIN, *HELD_OUT))})_?[ab]$", r"\1", name.lower())
+    words = re.findall(r"[^\W\d_]+", name)
     return bool(words) and all(word in (*TRAIN, *HELD_OUT, *_TOOLS) for word in words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from paliglass.tasks.boxes import Box
 
 __all__ = ["Frame", "Header", "compare", "named_file", "read_header"]
 
+_UPLOAD = re.compile(r"(?:^|/)data/(?:media/)?upload/(?P<path>[^/].*)")
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS: dict[int, Callable[[float, float], tuple[float, float]]] = {
     2: lambda x, y: (1 - x, y),
@@ -34,14 +36,19 @@ def named_file(folder: Path, name: str) -> Path:
     """The file that a name in an annotation file means, whether it exists or not.
 
     Windows' backslashes are taken for slashes, and letters with accents for the same whether
-    written as one character or two (NFC, NFD), where the name as it stands is no file. Four names
-    are tried, and no folder is searched, for of a large set many pictures may be missing.
+    written as one character or two (NFC, NFD), where the name as it stands is no file. Of the
+    address that Label Studio gives an upload (/data/upload/3/…) the part behind counts, then the
+    bare name. A few names are tried, and no folder is searched, for of a large set many pictures
+    may be missing.
     """
     path = folder / name
     try:
         if path.exists():
             return path
-        for other in dict.fromkeys((name, name.replace("\\", "/"))):
+        slashes = name.replace("\\", "/")
+        upload = _UPLOAD.search(slashes)
+        tails = () if upload is None else (upload["path"], upload["path"].rpartition("/")[2])
+        for other in dict.fromkeys((name, slashes, *tails)):
             for form in ("NFC", "NFD"):
                 candidate = folder / unicodedata.normalize(form, other)
                 if candidate.exists():

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paliglass.checkpoints.adapters import is_adapter
 from paliglass.checkpoints.folder import (
     load_model,
     quantization,
@@ -96,6 +97,8 @@ def verify(model: str | Path, reference: str | Path | None = None) -> Verificati
     """
     folder = locate(model)
     other = folder if reference is None else locate(reference)
+    if is_adapter(other):
+        read_config(other)  # its complaint
     method = quantization(folder)
     integrity, problems = check_integrity(folder)
     if method is not None:
