@@ -90,10 +90,11 @@ def not_installed(module: str) -> str:
         if package.replace("-", "_").lower() == name.replace("-", "_").lower():
             match = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
             extras.append(match[1] if match else "")
-    own = sorted(
-        set(extras) - {"test", "dev", "workshop"}, key=lambda extra: (extra != "train", extra)
-    )
-    install = " or ".join(f"'paliglass[{extra}]'" for extra in own) or name
+    own = set(extras) - {"test", "dev", "workshop"}
+    if own > {"ray"}:  # large; it has what `annotate` and `serve` have too
+        own.remove("ray")
+    first = sorted(own, key=lambda extra: (extra != "train", extra))
+    install = " or ".join(f"'paliglass[{extra}]'" for extra in first) or name
     if "" in own:  # every installation has it: this one is damaged
         install = "paliglass"
     return f"this needs {name}, which is not installed: pip install {install}"
