@@ -124,6 +124,7 @@ export class Talk {
               e.pointerType === "mouse" &&
               place < result.length &&
               store.state.view !== "live" &&
+              place !== store.state.key && // else the word drawn anew under the mouse asks again
               store.set({ key: place }),
           },
         },
