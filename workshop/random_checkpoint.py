@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,9 +30,10 @@ from paliglass.checkpoints.saving import new_folder
 from paliglass.config import PRESETS, PaliGemmaConfig
 from paliglass.files import write_json
 from paliglass.processing_paligemma import PaliGemmaProcessor
+from paliglass.tensors import file_header
 from workshop.commands import run
 
-DTYPES = {"bfloat16": (torch.bfloat16, "BF16"), "float32": (torch.float32, "F32")}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -84,27 +84,15 @@ def random_checkpoint(
     if preset not in PRESETS:
         raise typer.BadParameter(f"{preset} is none of {', '.join(sorted(PRESETS))}")
     config = PRESETS[preset] if divide == 1 else divided(PRESETS[preset], divide)
-    torch_dtype, code = DTYPES[dtype]
+    torch_dtype = DTYPES[dtype]
     shapes = expected_shapes(skeleton(config))
 
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        size = shape.numel() * torch_dtype.itemsize
-        header[name] = {
-            "dtype": code,
-            "shape": list(shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8
-
+    header = file_header({name: (torch_dtype, s) for name, s in shapes.items()}, {"format": "pt"})
     generator = torch.Generator().manual_seed(seed)
     with new_folder(folder) as target:
         write_json(target / "config.json", {**paligemma_to_json(config), "dtype": dtype})
         with (target / "model.safetensors").open("wb") as file:
-            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            file.write(header)
             for name, shape in shapes.items():
                 tensor = random_tensor(name, shape, generator).to(torch_dtype)
                 file.write(tensor.flatten().view(torch.uint8).numpy().data)
@@ -112,7 +100,8 @@ def random_checkpoint(
             padded_tokenizer(config), config.num_image_tokens, config.vision_config.image_size
         )
         write_processor(processor, target)
-    print(f"{folder}: {offset / 1e9:.2f} GB of {preset} in {dtype}")
+    size = sum(shape.numel() for shape in shapes.values()) * torch_dtype.itemsize
+    print(f"{folder}: {size / 1e9:.2f} GB of {preset} in {dtype}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,14 @@ from torch import Tensor
 from paliglass.errors import CheckpointError
 from paliglass.files import reason, replacing, require_readable
 
-__all__ = ["is_finite", "open_tensors", "read_tensor", "require_finite", "save_file"]
+__all__ = [
+    "file_header",
+    "is_finite",
+    "open_tensors",
+    "read_tensor",
+    "require_finite",
+    "save_file",
+]
 
 # Integers of a dtype's width, and those that infinity and minus infinity read as.
 _INTEGERS = {
@@ -87,6 +94,28 @@ def require_finite(tensor: Tensor, where: str) -> None:
         raise CheckpointError(f"{where} holds {what}: the checkpoint is broken")
 
 
+def file_header(
+    tensors: Mapping[str, tuple[torch.dtype, torch.Size]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """What a safetensors file begins with; its tensors follow, in this order and without gaps.
+
+    It ends at a line of memory.
+    """
+    about: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name, (dtype, shape) in tensors.items():
+        end = start + shape.numel() * dtype.itemsize
+        about[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    header = json.dumps(about, separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % _LINE)
+    return len(header).to_bytes(8, "little") + header
+
+
 def save_file(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -105,19 +134,11 @@ def save_file(
                 "bfloat16 and float32 reach further than float16"
             )
     ordered = sorted(tensors.items(), key=lambda item: item[1].nbytes % _LINE != 0)
-    about: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    start = 0
-    for name, tensor in ordered:
-        end = start + tensor.nbytes
-        shape, kind = list(tensor.shape), _NAMES[tensor.dtype]
-        about[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
-        start = end
-    header = json.dumps(about, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % _LINE)
+    about = {name: (tensor.dtype, tensor.shape) for name, tensor in ordered}
     with replacing(path) as unfinished:
         try:
             with unfinished.open("wb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
+                file.write(file_header(about, metadata))
                 for _, tensor in ordered:
                     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
                     file.write(data.numpy().data)
