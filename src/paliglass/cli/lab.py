@@ -63,7 +63,7 @@ def lab(
     import webbrowser
 
     from paliglass.checkpoints.hub import locate
-    from paliglass.files import replacing
+    from paliglass.formats.export import write_files
     from paliglass.lab.build import build, build_pieces, fits_in_a_page
 
     in_pieces = out is not None and (out.is_dir() or not out.suffix)
@@ -86,14 +86,12 @@ def lab(
     parts = folder, locate("mini-dual"), Path(model).name
     page, pieces = build_pieces(*parts) if in_pieces else (build(*parts), [])
     # The page last: it names the pieces that it was made with.
-    files = {path.with_name(piece.file): piece.packed for piece in pieces} | {path: page.encode()}
-    for file in files if out else ():
-        refuse_existing_file(file, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for file, data in files.items():
-        with replacing(file) as unfinished:
-            unfinished.write_bytes(data)
-        print(f"{file}: {len(data) / 1e6:.1f} MB")
+    files = {piece.file: piece.packed for piece in pieces} | {path.name: page.encode()}
+    for name in files if out else ():
+        refuse_existing_file(path.with_name(name), overwrite)
+    write_files(path.parent, files)
+    for name, data in files.items():
+        print(f"{path.with_name(name)}: {len(data) / 1e6:.1f} MB")
     if out is None and not webbrowser.open(path.resolve().as_uri()):
         print("no browser could be opened; open the file yourself")
 

@@ -64,11 +64,13 @@ def class_names(records: Iterable[Record], labels: Sequence[str] = ()) -> list[s
     return [*labels, *sorted(found - set(labels))]
 
 
-def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Writes texts into a folder, each whole or not at all."""
-    for name, text in files.items():
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Writes texts, or bytes, into a folder, each whole or not at all."""
+    for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
             # Bytes of a file name that are no text stay what they are in JSON.
-            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+            if isinstance(content, str):
+                content = content.encode("utf-8", "backslashreplace")
+            unfinished.write_bytes(content)
