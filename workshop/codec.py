@@ -32,7 +32,7 @@ from paliglass.training.loop import StepSums, Trainer, train
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.order import batch_indices
 from paliglass.training.processes import make_accelerator
-from paliglass.training.recipes import Recipe
+from paliglass.training.recipes import TimedRecipe
 from paliglass.training.sharding import clip_gradients
 from workshop.commands import CACHE, Threads, WorldCache, run
 from workshop.world import World
@@ -51,12 +51,9 @@ DEAD = 0.05  # of the mean share: a code used less is moved
 
 
 @dataclass(frozen=True)
-class CodecRecipe(Recipe):
+class CodecRecipe(TimedRecipe):
     """It ends at `steps` or after `minutes`, whichever is first reached."""
 
-    minutes: float | None = field(
-        default=None, metadata={"min": 0.001, "help": "End after this time."}
-    )
     scenes: int = field(default=1500, metadata={"min": 1, "help": "To take masks from."})
     batch_size: int = field(default=32, metadata={"min": 1, "help": "Masks in a step."})
     learning_rate: float = field(
@@ -119,10 +116,6 @@ class CodecTrainer(Trainer[Tensor]):
         learned = {name: p for name, p in parameters.items() if p.requires_grad}
         self.parameters = list(learned.values())
         self.optimizers = Optimizers(learned, weight_decay=0.01, betas=(0.9, 0.98))
-
-    @property
-    def minutes(self) -> float | None:
-        return self.recipe.minutes
 
     @property
     def rate(self) -> float:

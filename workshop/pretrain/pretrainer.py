@@ -162,10 +162,6 @@ class Pretrainer(Trainer[SceneBatch]):
         return self.network.model
 
     @property
-    def minutes(self) -> float | None:
-        return self.recipe.minutes
-
-    @property
     def rate(self) -> float:
         """AdamW's learning rate at the next step."""
         return self.recipe.adamw_rate * self._share()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
-from paliglass.training.recipes import Recipe
+from paliglass.training.recipes import TimedRecipe
 
 TASKS = ("caption", "answer", "detect", "segment", "ocr")
 MINI = PaliGemmaConfig(
@@ -34,15 +34,12 @@ MINI = PaliGemmaConfig(
 
 
 @dataclass(frozen=True)
-class PretrainRecipe(Recipe):
+class PretrainRecipe(TimedRecipe):
     """It ends at `steps` or after `minutes`, whichever is first reached.
 
     Raises PaliglassError where `more` names no task with a weight.
     """
 
-    minutes: float | None = field(
-        default=None, metadata={"min": 0.001, "help": "End after this time."}
-    )
     scenes: int = field(default=32, metadata={"min": 1, "help": "In a step, over all processes."})
     prompts: int = field(
         default=8,

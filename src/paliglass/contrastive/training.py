@@ -132,10 +132,6 @@ class ContrastiveTrainer(Trainer[PairBatch]):
         )
 
     @property
-    def minutes(self) -> float | None:
-        return self.recipe.minutes
-
-    @property
     def rate(self) -> float:
         """The next step's learning rate."""
         recipe = self.recipe

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from paliglass.training import sharding
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.processes import largest
-from paliglass.training.recipes import Recipe
+from paliglass.training.recipes import Recipe, TimedRecipe
 from paliglass.training.runs import Run, check_same, read_state
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Trainer(ABC, Generic[Batch]):
     @property
     def minutes(self) -> float | None:
         """The time that the run has, if it is bounded."""
-        return None
+        return self.recipe.minutes if isinstance(self.recipe, TimedRecipe) else None
 
     @property
     def progress(self) -> float:

@@ -17,6 +17,7 @@ __all__ = [
     "Part",
     "Precision",
     "Recipe",
+    "TimedRecipe",
     "picture_side",
     "total_steps",
 ]
@@ -44,6 +45,15 @@ class Recipe:
     )
     seed: int = field(
         default=0, metadata={"min": 0, "help": "Of all that is random: weights, order, dropout."}
+    )
+
+
+@dataclass(frozen=True)
+class TimedRecipe(Recipe):
+    """Of a run that may also end by the clock."""
+
+    minutes: float | None = field(
+        default=None, metadata={"min": 0.001, "help": "End after this time."}
     )
 
 
