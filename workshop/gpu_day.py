@@ -4,14 +4,15 @@
     python -m workshop.gpu_day --out OUT         # there; no network, nothing to install
     python -m workshop.gpu_day --out OUT --share 0.01 --device cpu       # the rehearsal
 
-Three stages, each a process of its own with an end to its time, so that one that fails or hangs
+Four stages, each a process of its own with an end to its time, so that one that fails or hangs
 costs the others nothing:
 
     check    how fast memory and matrices are; float32 and bfloat16 beside the CPU; the CUDA graph
              says what the plain loop says; gradients
     decode   a 3B with random weights: first token and tokens a second, beside transformers' eager
              and compiled loops, as a share of what the memory's bandwidth allows
-    train    scenes a second on all cores; then mini's training, its weights copied out as it goes
+    measure  scenes a second that all cores make ready, and that the GPU learns from
+    train    mini's training, its weights copied out as it goes
 
 Every result is a line of `results.jsonl`, written when it is known; `log.txt` has what the stages
 print; `weights-N.safetensors` are mini's newest weights in parts of at most 15 MiB, of which
@@ -46,7 +47,7 @@ from paliglass.files import replacing
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from workshop.commands import run
 
-SECONDS = {"check": 60.0, "decode": 180.0, "train": 330.0}
+SECONDS = {"check": 60.0, "decode": 150.0, "measure": 60.0, "train": 330.0}
 NEEDED = (
     "torch numpy pillow safetensors tokenizers typer rich huggingface-hub filelock accelerate "
     "transformers peft pyyaml jinja2"
@@ -363,18 +364,13 @@ def train(
     out: Path,
     work: Path,
     scenes: int,
-    side: int,
     options: list[str],
 ) -> None:
     """Stage 3: mini, for as long as there is time. A second call goes on where the first ended."""
     workers = max(1, (os.cpu_count() or 2) - 1)
-    if TOKENIZER.exists() and not (work / TOKENIZER.name).exists():
+    if "--weights" not in options and TOKENIZER.exists() and not (work / TOKENIZER.name).exists():
         work.mkdir(parents=True, exist_ok=True)
         shutil.copy(TOKENIZER, work)
-    with report.trying("scenes"):
-        for processes in {1, workers}:
-            rate = scene_rate(CACHE, processes, side, 4.0 if share == 1 else 1.0)
-            report("scenes", processes=processes, per_second=round(rate, 1))
     command = [sys.executable, "-m", "workshop.pretrain", "--out", str(work), "--resume"]
     command += ["--scenes", str(scenes), "--prompts", "8", "--workers", str(workers)]
     command += ["--log-every", "20", "--checkpoint-seconds", "60" if share == 1 else "5"]
@@ -414,34 +410,59 @@ def minutes_of(work: Path, left: float) -> float:
     return (past["elapsed"] + left) / 60 if past["ended"] else minutes
 
 
-def scene_rate(cache: Path, processes: int, side: int, seconds: float) -> float:
-    """Scenes a second with eight prompts each, of so many processes together."""
-    from torch.utils.data import DataLoader
-
+def measure_training(report: ResultLog, device: str, scenes: int, seconds: float) -> None:
+    """Scenes a second that all cores make ready, and that the GPU learns from; both alone."""
+    from paliglass.checkpoints.folder import load_tokenizer
+    from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
+    from paliglass.layers.attention import Attention
+    from paliglass.processing_paligemma import PaliGemmaProcessor
+    from paliglass.training.attention import RepeatedAttention, use_attention
+    from paliglass.training.processes import make_accelerator
+    from workshop.pretrain.batches import batches
+    from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
+    from workshop.pretrain.recipe import MINI, PretrainRecipe
     from workshop.world import World
 
-    world = World(cache, size=side)
-    loader = DataLoader(
-        _Scenes(world), batch_size=8, num_workers=processes, collate_fn=len, shuffle=False
+    side, workers = MINI.vision_config.image_size, max(1, (os.cpu_count() or 2) - 1)
+    codec = load_mask_codec(locate("mini") / CODEC)
+    world = World(CACHE, size=side, codec=codec)
+    processor = PaliGemmaProcessor(load_tokenizer(locate("mini")), MINI.num_image_tokens, side)
+    recipe = PretrainRecipe(
+        minutes=99,
+        scenes=scenes,
+        vision_warmup=0,
+        precision="bf16" if device == "cuda" else "fp32",
     )
-    batches = iter(loader)
-    for _ in range(processes):
-        next(batches)
+    grid = MINI.vision_config.patches_per_side
+    loader = batches(world, processor, recipe, grid, 0, workers, device=device)
+    some = [next(loader) for _ in range(max(2, workers // 4))]  # until all have begun
     start, made = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        made += next(batches)
-    return made / (time.perf_counter() - start)
+    while time.perf_counter() - start < seconds / 3:
+        next(loader)
+        made += scenes
+    report("scenes", processes=workers, per_second=round(made / (time.perf_counter() - start), 1))
+    del loader
+    for kind, share in ((RepeatedAttention, 0), (RepeatedAttention, 1), (Attention, 0)):
+        with report.trying("steps"):
+            asked = dataclasses.replace(recipe, unpacked_share=share)
+            network = PretrainLoss(MINI, len(world.patch_classes), asked)
+            use_attention(network, kind)
+            trainer = Pretrainer(network, make_accelerator())
 
+            def step(trainer: Pretrainer = trainer) -> None:
+                trainer.train_step([some[trainer.step % len(some)]])
 
-class _Scenes(torch.utils.data.Dataset[Any]):
-    def __init__(self, world: Any) -> None:
-        self.world = world
-
-    def __len__(self) -> int:
-        return 10**6
-
-    def __getitem__(self, index: int) -> Any:
-        return self.world.sample(index, prompts=8)
+            took = seconds_of(step, device, 10 if device == "cuda" else 1)
+            memory = torch.cuda.max_memory_allocated() if device == "cuda" else None
+            report(
+                "steps",
+                attention=kind.__name__,
+                packed=not share,
+                scenes=scenes,
+                per_second=round(scenes / took, 1),
+                memory=memory,
+            )
 
 
 def _gpu_use(device: str) -> list[float]:
@@ -536,7 +557,6 @@ class Day:
     device: str
     share: float
     scenes: int
-    side: int
     options: list[str]
 
 
@@ -545,7 +565,7 @@ def run_stage(day: Day, stage: str, seconds: float) -> int:
     command = [sys.executable, "-m", "workshop.gpu_day", "--stage", stage]
     command += ["--out", str(day.out), "--work", str(day.work)]
     command += ["--device", day.device, "--share", str(day.share)]
-    command += ["--scenes", str(day.scenes), "--side", str(day.side)]
+    command += ["--scenes", str(day.scenes)]
     command += ["--seconds", str(seconds), "--", *day.options]
     with (day.out / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -566,7 +586,7 @@ def gpu_day(
     join_into: Annotated[
         Path | None, typer.Option("--join", help="Make a model's folder of --out's parts, and end.")
     ] = None,
-    stages: Annotated[str, typer.Option(help="Some of them.")] = "check,decode,train",
+    stages: Annotated[str, typer.Option(help="Some of them.")] = "check,decode,measure,train",
     seconds: Annotated[
         float | None, typer.Option(show_default="570", help="For all stages together.")
     ] = None,
@@ -576,8 +596,9 @@ def gpu_day(
         "runs/gpu_day"
     ),
     scenes: Annotated[int, typer.Option(min=1, help="In a step of training.")] = 256,
-    side: Annotated[int, typer.Option(min=1, help="Of a scene, in pixels.")] = 128,
-    stage: Annotated[Literal["check", "decode", "train"] | None, typer.Option(hidden=True)] = None,
+    stage: Annotated[
+        Literal["check", "decode", "measure", "train"] | None, typer.Option(hidden=True)
+    ] = None,
     options: Annotated[
         list[str] | None, typer.Argument(help="After --: more for `workshop.pretrain`.")
     ] = None,
@@ -591,7 +612,7 @@ def gpu_day(
     if join_into is not None:
         join(out, join_into)
         return
-    day = Day(out, work, device, share, scenes, side, options or [])
+    day = Day(out, work, device, share, scenes, options or [])
     day.out.mkdir(parents=True, exist_ok=True)
     if stage is not None:
         end = time.monotonic() + (seconds or SECONDS[stage])
@@ -603,8 +624,9 @@ def gpu_day(
         common = (report, day.device, day.share, limit)
         with report.trying(stage):
             if stage == "train":
-                more = (day.scenes, day.side, day.options)
-                train(*common, day.out, day.work, *more)
+                train(*common, day.out, day.work, day.scenes, day.options)
+            elif stage == "measure":
+                measure_training(report, day.device, day.scenes, limit())
             else:
                 {"check": check, "decode": decode}[stage](*common)
         return

@@ -43,7 +43,7 @@ def test_a_stage_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(subprocess, "Popen", sleeper)
     monkeypatch.setattr(gpu_day, "GRACE", 1.0)
-    day = gpu_day.Day(tmp_path, tmp_path, "cpu", 0.01, 4, 64, ["--rate"])
+    day = gpu_day.Day(tmp_path, tmp_path, "cpu", 0.01, 4, ["--rate"])
     assert gpu_day.run_stage(day, "train", 1.0) != 0
     assert started[0][-2:] == ["--", "--rate"]
     assert "--stage" in started[0]

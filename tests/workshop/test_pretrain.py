@@ -28,7 +28,7 @@ from paliglass.errors import PaliglassError
 from paliglass.layers.masks import prefix_lm_mask
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.processing_paligemma import PaliGemmaProcessor
-from paliglass.training.attention import use_plain_attention
+from paliglass.training.attention import PlainAttention, use_attention
 from paliglass.training.processes import make_accelerator
 from paliglass.training.tokenizer import train_tokenizer
 
@@ -109,10 +109,10 @@ def test_half_precision_has_the_losses_of_a_model_in_it() -> None:
         network(precision="bf16", vision_warmup=0.0),
         network(vision_warmup=0.0).bfloat16(),
     )
-    use_plain_attention(rounded)
+    use_attention(rounded, PlainAttention)
     found = Pretrainer(kept, make_accelerator()).losses(batch)
     with torch.no_grad():
-        assert rounded(batch, 0.0, 0)[1] == found
+        assert rounded(batch, 0.0)[1] == found
 
 
 def test_a_seed_gives_the_same_first_fifty_losses() -> None:
@@ -165,7 +165,7 @@ def test_unpacked_rows_have_the_model_s_own_loss() -> None:
     pictures, prompts, answers = [], [], []
     for index in range(RECIPE.scenes):
         scene, examples = WORLD.sample(index, RECIPE.prompts)
-        for example in examples[::2]:  # what an even step trains on
+        for example in examples[index % 2 :: 2]:  # every other one
             pictures.append(scene.image)
             prompts.append(example.prefix)
             answers.append(example.suffix)
@@ -178,14 +178,15 @@ def test_unpacked_rows_have_the_model_s_own_loss() -> None:
 
 
 def test_prompts_in_one_row_have_the_losses_they_have_alone() -> None:
-    together = data()[0]
-    report = trainer(vision_warmup=0.0, unpacked_share=0.0).train_step([together])
-    alone = [
-        trainer(vision_warmup=0.0, unpacked_share=0.0).train_step(
-            [dataclasses.replace(together, rows=[[rows[i]] for rows in together.rows])]
-        )
-        for i in range(RECIPE.prompts)
-    ]
+    dataset = SceneDataset(WORLD, PROCESSOR, RECIPE.prompts, GRID)
+    samples = [dataset[i] for i in range(RECIPE.scenes)]
+
+    def losses(some: slice) -> dict[str, tuple[float, int]]:
+        batch = dataset.collate([(scene, rows[some]) for scene, rows in samples])
+        return trainer(vision_warmup=0.0, unpacked_share=0.0).train_step([batch])
+
+    report = losses(slice(None))
+    alone = [losses(slice(i, i + 1)) for i in range(RECIPE.prompts)]
     for task in TASKS:
         totals = [sum(column) for column in zip(*(part[task] for part in alone), strict=True)]
         assert report[task] == pytest.approx(totals, rel=1e-4)
@@ -252,10 +253,27 @@ def test_every_scene_is_seen_once_and_in_order() -> None:
     assert np.array_equal(pixels.numpy(), np.stack(expected))
 
 
+def test_scenes_are_learned_from_again_in_between_new_ones() -> None:
+    recipe = dataclasses.replace(RECIPE, repeats=3)
+
+    def seen(first_step: int) -> list[bytes]:
+        some = batches(WORLD, PROCESSOR, recipe, GRID, first_step, workers=0)
+        return [batch.pixels.numpy().tobytes() for batch in some]
+
+    fresh = [batch.pixels.numpy().tobytes() for batch in data()]
+    found = seen(0)
+    assert found[::3] == fresh[:3]  # of eight steps
+    for place, batch in enumerate(found):
+        assert batch in fresh[: place // 3 + 1]
+    assert len(set(found[4:6] + found[7:9])) > 1
+    assert seen(0) == found
+    assert seen(3)[0] == fresh[1]
+
+
 def test_a_run_of_the_vision_tower_alone_composes_no_prompts() -> None:
     recipe = dataclasses.replace(RECIPE, vision_warmup=1.0)
     alone = list(batches(WORLD, PROCESSOR, recipe, GRID, 0, workers=0))
-    assert all(rows == [[]] * RECIPE.scenes for rows in (batch.rows for batch in alone))
+    assert all(batch.packed is batch.single is None for batch in alone)
     assert torch.equal(alone[0].pixels, data()[0].pixels)
 
 

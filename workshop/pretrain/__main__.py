@@ -85,6 +85,7 @@ def pretrain(
             options.workers,
             accelerator.process_index,
             accelerator.num_processes,
+            accelerator.device,
         )
         train(
             trainer,

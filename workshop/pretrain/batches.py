@@ -14,7 +14,8 @@ that inference uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.order import batch_indices, share_of
 from workshop.pretrain.recipe import TASKS, PretrainRecipe
 
+KEPT = 400  # batches that are learned from again
 ROW = 160  # tokens of prompts in a row: of 96 … 1000 the quickest on the world's own scenes
 
 
@@ -41,34 +43,52 @@ class PromptRow:
 
 
 @dataclass
-class SceneBatch:
-    """S scenes: pixels uint8 S × H × W × 3; patch labels S × P; boxes S × P × 4 in [0, 1]."""
-
-    pixels: Tensor
-    patch_labels: Tensor
-    patch_boxes: Tensor
-    rows: list[list[PromptRow]]
-
-
-@dataclass
 class TextBatch:
     """What the decoder gets behind the picture's P tokens.
 
-    ids, labels, tasks: B × T (labels already shifted: IGNORE or the *next* id); positions and mask
-    over all P + T tokens: B × (P + T) and B × 1 × (P + T) × (P + T); pictures: B, which of the
-    pictures each row is about.
+    ids, labels, tasks: B × T (labels already shifted: IGNORE or the *next* id); positions, segments
+    and ranks of all P + T tokens: B × (P + T); pictures: B, which picture each row is about. A
+    segment is 0 for what all may see, −1 for padding; a rank is 0 in a prefix, then 1, 2, 3 …
     """
 
     ids: Tensor
     labels: Tensor
     tasks: Tensor
     positions: Tensor
-    mask: Tensor
+    segments: Tensor
+    ranks: Tensor
     pictures: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Who may see whom: B × 1 × (P + T) × (P + T), made where the rest lies."""
+        seg, rank = self.segments, self.ranks
+        same = (seg[:, :, None] == seg[:, None, :]) | (seg[:, None, :] == 0)
+        return (same & (rank[:, None, :] <= rank[:, :, None]))[:, None]
 
     def to(self, device: torch.device) -> TextBatch:
         """The same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass
+class SceneBatch:
+    """S scenes: pixels uint8 S × H × W × 3; patch labels S × P; boxes S × P × 4 in [0, 1].
+
+    packed: all prompts, several in a row; single: every other one in a row of its own. None without
+    prompts.
+    """
+
+    pixels: Tensor
+    patch_labels: Tensor
+    patch_boxes: Tensor
+    packed: TextBatch | None
+    single: TextBatch | None
+
+    def to(self, device: torch.device) -> SceneBatch:
+        """The same on another device."""
+        on = {name: part.to(device) for name, part in vars(self).items() if part is not None}
+        return replace(self, **on)
 
 
 class SceneDataset(Dataset[tuple[Any, list[PromptRow]]]):
@@ -94,11 +114,18 @@ class SceneDataset(Dataset[tuple[Any, list[PromptRow]]]):
         """The DataLoader's collate function."""
         scenes = [scene for scene, _ in samples]
         labels = [torch.as_tensor(scene.patch_labels(self.grid)).flatten() for scene in scenes]
+        rows = [rows for _, rows in samples]
+        packed = single = None
+        if self.prompts:  # laid out here, as the process that learns has no time to
+            packed = text_batch(rows, self.grid**2, packed=True)
+            every_other = [of_scene[i % 2 :: 2] for i, of_scene in enumerate(rows)]
+            single = text_batch(every_other, self.grid**2, packed=False)
         return SceneBatch(
             torch.from_numpy(np.stack([scene.image for scene in scenes])),
             torch.stack(labels),
             torch.stack([patch_boxes(scene, self.grid) for scene in scenes]),
-            [rows for _, rows in samples],
+            packed,
+            single,
         )
 
 
@@ -111,6 +138,7 @@ def batches(
     workers: int,
     process: int = 0,
     processes: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Iterator[SceneBatch]:
     """Batches from `first_step` on, prepared by worker processes.
 
@@ -119,14 +147,33 @@ def batches(
     """
     prompts = recipe.prompts if recipe.vision_warmup < 1 else 0  # nobody would read them
     dataset = SceneDataset(world, processor, prompts, grid)
-    order = batch_indices(None, recipe.scenes, recipe.seed, first_step, recipe.steps)
-    yield from DataLoader(
+    first = first_step // recipe.repeats
+    last = None if recipe.steps is None else -(-recipe.steps // recipe.repeats)
+    order = batch_indices(None, recipe.scenes, recipe.seed, first, last)
+    loader = DataLoader(
         dataset,
         batch_sampler=share_of(order, process, processes),
         collate_fn=dataset.collate,
         num_workers=workers,
-        prefetch_factor=8 if workers else None,
+        prefetch_factor=4 if workers else None,
     )
+    fresh = (batch.to(torch.device(device)) for batch in loader)
+    yield from fresh if recipe.repeats == 1 else repeated(fresh, recipe.repeats, recipe.seed, first)
+
+
+def repeated(
+    fresh: Iterable[SceneBatch], times: int, seed: int, first: int
+) -> Iterator[SceneBatch]:
+    """After each new batch `times` − 1 of the last `KEPT`, drawn by (seed, its number).
+
+    For a GPU that learns faster than processors make scenes. A resumed run has nothing kept yet.
+    """
+    kept: deque[SceneBatch] = deque(maxlen=KEPT)
+    for number, batch in enumerate(fresh, first):
+        kept.append(batch)
+        yield batch
+        for index in np.random.default_rng((seed, number)).integers(len(kept), size=times - 1):
+            yield kept[index]
 
 
 def patch_boxes(scene: Any, grid: int) -> Tensor:
@@ -162,10 +209,9 @@ def text_batch(scenes: list[list[PromptRow]], num_patches: int, packed: bool) ->
     labels[:] = IGNORE
     positions = np.ones((len(groups), total), dtype=np.int64)
     positions[:, :num_patches] = np.arange(1, num_patches + 1)
-    # segment: 0 the picture, −1 padding; order: 0 in a prefix, then 1, 2, 3 …
-    segment = np.full((len(groups), total), -1, dtype=np.int64)
-    segment[:, :num_patches] = 0
-    order = np.zeros((len(groups), total), dtype=np.int64)
+    segments = np.full((len(groups), total), -1, dtype=np.int64)
+    segments[:, :num_patches] = 0
+    ranks = np.zeros((len(groups), total), dtype=np.int64)
     for b, group in enumerate(groups):
         start = 0
         for s, row in enumerate(group, 1):
@@ -175,18 +221,16 @@ def text_batch(scenes: list[list[PromptRow]], num_patches: int, packed: bool) ->
             tasks[b, start:end] = row.task
             place = slice(num_patches + start, num_patches + end)
             positions[b, place] = np.arange(num_patches + 1, num_patches + 1 + len(row.ids))
-            segment[b, place] = s if packed else 0
-            order[b, place] = np.maximum(np.arange(len(row.ids)) - row.prefix + 1, 0)
+            segments[b, place] = s if packed else 0
+            ranks[b, place] = np.maximum(np.arange(len(row.ids)) - row.prefix + 1, 0)
             start = end
-    seg, rank = torch.from_numpy(segment), torch.from_numpy(order)
-    same = (seg[:, :, None] == seg[:, None, :]) | (seg[:, None, :] == 0)
-    mask = same & (rank[:, None, :] <= rank[:, :, None])
     return TextBatch(
         torch.from_numpy(ids),
         torch.from_numpy(labels),
         torch.from_numpy(tasks),
         torch.from_numpy(positions),
-        mask[:, None],
+        torch.from_numpy(segments),
+        torch.from_numpy(ranks),
         torch.tensor(pictures),
     )
 

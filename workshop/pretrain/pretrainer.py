@@ -25,10 +25,10 @@ from paliglass.errors import PaliglassError
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
-from paliglass.training.attention import use_plain_attention
+from paliglass.training.attention import choose_attention
 from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.optimizers import Optimizers
-from workshop.pretrain.batches import SceneBatch, text_batch
+from workshop.pretrain.batches import SceneBatch
 from workshop.pretrain.recipe import TASKS, PretrainRecipe
 
 if TYPE_CHECKING:
@@ -65,29 +65,25 @@ class PretrainLoss(nn.Module):
         self.patch_head = nn.Linear(config.vision_config.hidden_size, num_classes + 4)
 
     def forward(
-        self, batch: SceneBatch, progress: float, step: int
+        self, batch: SceneBatch, progress: float
     ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """The loss of all processes' batches, and this one's losses by task."""
-        recipe, model, device = self.recipe, self.model, self.model.device
-        seen = model.vision_tower(pixel_values(batch.pixels.to(device), model.dtype))
+        recipe, model = self.recipe, self.model
+        seen = model.vision_tower(pixel_values(batch.pixels, model.dtype))
         guess = self.patch_head(seen).float()
-        patch_labels, patch_boxes = batch.patch_labels.to(device), batch.patch_boxes.to(device)
-        labels = F.cross_entropy(guess[..., :-4].flatten(0, 1), patch_labels.flatten())
-        bounded = ~patch_boxes[..., 0].isnan()
-        misses = (guess[..., -4:][bounded] - patch_boxes[bounded]).abs()
-        boxes = mean_over_all(misses)
-        count = len(seen)
-        report: dict[str, tuple[float, float]] = {
-            "patch_label": (labels.item() * count, count),
-            "patch_box": (misses.sum().item(), misses.numel()),
+        labels = F.cross_entropy(guess[..., :-4].flatten(0, 1), batch.patch_labels.flatten())
+        bounded = ~batch.patch_boxes[..., 0].isnan()
+        misses = (guess[..., -4:][bounded] - batch.patch_boxes[bounded]).abs()
+        loss = recipe.patch_weight * (labels + 4 * mean_over_all(misses))
+        found = {
+            "patch_label": (labels.detach() * len(seen), torch.tensor(len(seen))),
+            "patch_box": (misses.detach().sum(), torch.tensor(misses.numel())),
         }
-        loss = recipe.patch_weight * (labels + 4 * boxes)
         if progress < recipe.vision_warmup:
-            return loss, report
+            return loss, _numbers(found)
 
-        packed = progress < 1 - recipe.unpacked_share
-        rows = batch.rows if packed else [scene[step % 2 :: 2] for scene in batch.rows]
-        text = text_batch(rows, seen.shape[1], packed).to(device)
+        text = batch.packed if progress < 1 - recipe.unpacked_share else batch.single
+        assert text is not None
         features = model.multi_modal_projector(seen)[text.pictures]
         decoder = model.language_model
         embeddings = torch.cat((features, decoder.model.embed(text.ids)), dim=1)
@@ -96,10 +92,18 @@ class PretrainLoss(nn.Module):
         losses = F.cross_entropy(
             decoder.logits(hidden[asked]).float(), text.labels[asked], reduction="none"
         )
+        tasks, shown = text.tasks[asked], losses.detach()
         for i, task in enumerate(TASKS):
-            of_task = text.tasks[asked] == i
-            report[task] = (losses.detach()[of_task].sum().item(), int(of_task.sum()))
-        return loss + mean_over_all(losses), report
+            of_task = tasks == i
+            found[task] = (shown[of_task].sum(), of_task.sum())
+        return loss + mean_over_all(losses), _numbers(found)
+
+
+def _numbers(found: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
+    """Sums and counts, fetched from where they lie at once: a GPU is waited for once a step."""
+    pairs = [torch.stack((total, count.to(total))) for total, count in found.values()]
+    numbers = torch.stack(pairs).tolist()
+    return {name: (total, count) for name, (total, count) in zip(found, numbers, strict=True)}
 
 
 class HalfPrecision(nn.Module):
@@ -137,8 +141,7 @@ class Pretrainer(Trainer[SceneBatch]):
                 "processes; choose a multiple"
             )
         self.rows = recipe.scenes // accelerator.num_processes
-        if accelerator.device.type == "cpu":
-            use_plain_attention(network)
+        choose_attention(network, accelerator.device)
         half = recipe.precision == "bf16"
         if shard:
             sharding.shard(network, network.model, recipe.precision)
@@ -178,7 +181,7 @@ class Pretrainer(Trainer[SceneBatch]):
         recipe, progress = self.recipe, self.progress
         if self.warms_up not in (None, progress < recipe.vision_warmup):
             self._wrap()
-        loss, report = self.loss(batch, progress, self.step)
+        loss, report = self.loss(batch, progress)
         self.accelerator.backward(loss)
         sharding.clip_gradients(list(self.parameters.values()), self.step + 1)
         self.optimizers.step(self.rate, recipe.muon_rate * self._share())
@@ -198,4 +201,4 @@ class Pretrainer(Trainer[SceneBatch]):
     @torch.no_grad()
     def losses(self, batch: SceneBatch) -> StepSums:
         """What `train_step` reports, of packed prompts, without an update."""
-        return self.loss(batch, self.recipe.vision_warmup, self.step)[1]
+        return self.loss(batch, self.recipe.vision_warmup)[1]

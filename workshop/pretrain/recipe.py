@@ -48,6 +48,10 @@ class PretrainRecipe(TimedRecipe):
             "help": "About each scene, packed in a row; half as many in rows of their own.",
         },
     )
+    repeats: int = field(
+        default=1,
+        metadata={"min": 1, "help": "How often a scene is learned from, if making one is slower."},
+    )
     more: list[str] = field(
         default_factory=list,
         metadata={

@@ -34,7 +34,7 @@ from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.contrastive.recipe import ContrastiveRecipe, Encoder, LossName, TextEncoder
 from paliglass.errors import PaliglassError
 from paliglass.training import loop
-from paliglass.training.attention import use_plain_attention
+from paliglass.training.attention import choose_attention
 from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.optimizers import Optimizers
 from paliglass.training.runs import Run
@@ -114,8 +114,7 @@ class ContrastiveTrainer(Trainer[PairBatch]):
         self.accumulate = recipe.accumulate
         torch.manual_seed(recipe.seed)
         model = ContrastiveModel(config).train()
-        if accelerator.device.type == "cpu":
-            use_plain_attention(model)
+        choose_attention(model, accelerator.device)
         self.wrapped = accelerator.prepare(model)
         self.model: ContrastiveModel = accelerator.unwrap_model(self.wrapped)
         self.weights = self.model.state_dict()  # the batch norms' averages too

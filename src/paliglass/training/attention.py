@@ -1,12 +1,13 @@
-"""Attention for training on a CPU: two matrix products and a softmax."""
+"""Attention for training, where torch's fused kernel is not the quickest or is not taken."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from paliglass.layers.attention import Attention, attend_grouped
 
-__all__ = ["PlainAttention", "use_plain_attention"]
+__all__ = ["PlainAttention", "RepeatedAttention", "choose_attention", "use_attention"]
 
 
 class PlainAttention(Attention):
@@ -20,9 +21,29 @@ class PlainAttention(Attention):
         return attend_grouped(query, key, value, mask, self.scale, self.softcap)
 
 
-def use_plain_attention(model: nn.Module) -> None:
-    """Puts `PlainAttention` in the place of every `Attention`."""
+class RepeatedAttention(Attention):
+    """`Attention` with a key and value head for each query head.
+
+    torch has a fused kernel for a GPU that takes a mask, and one that takes fewer key heads than
+    query heads, and none that takes both: it then writes all scores into memory, in float32.
+    """
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """B × H × T × head_dim."""
+        group = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+        return super().attend(query, key, value, mask)
+
+
+def use_attention(model: nn.Module, kind: type[Attention]) -> None:
+    """Puts this kind in the place of every `Attention`."""
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is Attention:
-                setattr(module, name, PlainAttention(child.scale, child.softcap))
+                setattr(module, name, kind(child.scale, child.softcap))
+
+
+def choose_attention(model: nn.Module, device: torch.device) -> None:
+    """Puts the quickest kind for training on such a device in the place of every `Attention`."""
+    if device.type in ("cpu", "cuda"):
+        use_attention(model, PlainAttention if device.type == "cpu" else RepeatedAttention)

@@ -27,7 +27,7 @@ from paliglass.fast import Int4Linear, Int8Embedding, Int8Linear
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
-from paliglass.training.attention import use_plain_attention
+from paliglass.training.attention import choose_attention
 from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.lora import add_lora, continue_lora, settings_of
 from paliglass.training.optimizers import Optimizers
@@ -142,8 +142,8 @@ class Finetuner(Trainer[Batch]):
                 parameter.requires_grad_(PARTS[recipe.train](name))
                 if parameter.requires_grad and not shard:
                     parameter.data = parameter.data.float()
-        if accelerator.device.type == "cpu" and model.config.num_image_tokens <= SHORT:
-            use_plain_attention(model)
+        if accelerator.device.type != "cpu" or model.config.num_image_tokens <= SHORT:
+            choose_attention(model, accelerator.device)
         if recipe.checkpointing:
             checkpoint_layers(model)
         loss = SuffixLoss(model.train(), recipe.label_smoothing)
