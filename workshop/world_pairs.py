@@ -26,7 +26,7 @@ class WorldPairs:
 
     count: int | None = None
 
-    def __init__(self, world: Any, single: float = 0.25) -> None:
+    def __init__(self, world: Any, single: float = 0.4) -> None:
         self.world, self.single = world, single
 
     def __getitem__(self, index: int) -> Pair:
