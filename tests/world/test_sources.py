@@ -17,7 +17,7 @@ from workshop.world import art as arts
 from workshop.world.art import Face, build, load_art
 from workshop.world.concepts import CONCEPTS
 from workshop.world.sources import SOURCES, Source, fetch, read_members
-from workshop.world.words import WORDS, is_held_out, random_line, random_text
+from workshop.world.words import WORDS, invented_word, is_held_out, random_line, random_text
 
 from paliglass.errors import PaliglassError
 
@@ -163,6 +163,18 @@ def test_words_of_training_and_testing_are_disjoint() -> None:
             words = line.replace(",", "").replace("&", "").strip("!?.:").split()
             assert any(map(is_held_out, words)) or not held_out
             assert held_out or not any(is_held_out(w) for w in words if w.isalpha())
+
+
+def test_training_invents_more_words_than_it_could_remember() -> None:
+    rng = np.random.default_rng(0)
+    words = [invented_word(rng) for _ in range(3000)]
+    assert len(set(words)) > 2000
+    assert all(3 <= len(word) <= 9 and word.isalpha() and word.isupper() for word in words)
+    assert not any(map(is_held_out, words))
+    texts = [random_text(rng, held_out=False).upper() for _ in range(3000)]
+    assert len(set(texts)) > 2500
+    held_out = [random_text(rng, held_out=True).upper() for _ in range(500)]
+    assert any(word in WORDS for word in held_out)
 
 
 def test_vendors_and_fonts_are_disjoint() -> None:

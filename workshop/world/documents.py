@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from workshop.world.art import Face
 from workshop.world.concepts import CHARACTERS, COLOURS
-from workshop.world.words import is_held_out
+from workshop.world.words import INVENTED, invented_word, is_held_out
 
 __all__ = ["Document", "Page", "draw_page"]
 
@@ -132,7 +132,10 @@ def draw_page(rng: np.random.Generator, face: Face, size: int, held_out: bool) -
 
 
 def _any(rng: np.random.Generator, words: Sequence[str], held_out: bool | None = None) -> str:
-    """One of the words, of a split if that is said."""
+    """One of the names, of a split if that is said; training has invented ones, too."""
+    if held_out is False and rng.random() < INVENTED:
+        parts = 2 if " " in words[0] else 1
+        return " ".join(invented_word(rng).capitalize() for _ in range(parts))
     if held_out is not None:
         words = [word for word in words if is_held_out(word) == held_out] or list(words)
     return words[int(rng.integers(len(words)))]

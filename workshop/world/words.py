@@ -9,7 +9,18 @@ import numpy as np
 
 from workshop.world.concepts import CONCEPTS
 
-__all__ = ["WORDS", "is_held_out", "is_word", "random_line", "random_price", "random_text"]
+__all__ = [
+    "INVENTED",
+    "WORDS",
+    "invented_word",
+    "is_held_out",
+    "is_word",
+    "random_line",
+    "random_price",
+    "random_text",
+]
+
+INVENTED = 0.6  # of the words in training: who has seen some hundreds only guesses one of those
 
 _TEXT = """
 STOP OPEN EXIT PUSH PULL SALE FREE TAXI BUS CAFE BANK HOTEL HELP HELLO WOW YES NO ON OFF UP
@@ -74,6 +85,37 @@ def _words(held_out: bool) -> tuple[str, ...]:
     return tuple(word for word in _vocabulary() if is_held_out(word) == held_out)
 
 
+@lru_cache(maxsize=1)
+def _letters_after() -> dict[str, str]:
+    """What follows two letters in training's words (^ before, $ behind them), as often as there."""
+    after: dict[str, str] = {}
+    for word in _words(held_out=False):
+        spelled = f"^^{word}$"
+        for i in range(2, len(spelled)):
+            after[spelled[i - 2 : i]] = after.get(spelled[i - 2 : i], "") + spelled[i]
+    return after
+
+
+def invented_word(rng: np.random.Generator) -> str:
+    """Three to nine capitals that could be a word, of training's side."""
+    after = _letters_after()
+    while True:
+        word = "^^"
+        while not word.endswith("$") and len(word) < 12:
+            letters = after[word[-2:]]
+            word += letters[rng.integers(len(letters))]
+        word = word[2:].rstrip("$")
+        if 3 <= len(word) <= 9 and not is_held_out(word) and word not in _words(held_out=True):
+            return word
+
+
+def _word(rng: np.random.Generator, held_out: bool, invent: bool) -> str:
+    if invent and rng.random() < INVENTED:
+        return invented_word(rng)
+    words = _words(held_out)
+    return words[rng.integers(len(words))]
+
+
 def random_text(rng: np.random.Generator, held_out: bool) -> str:
     """A word (half of the time) or a random string of 2-6 characters, of the wanted split.
 
@@ -82,8 +124,7 @@ def random_text(rng: np.random.Generator, held_out: bool) -> str:
     draw = rng.random()
     while True:
         if draw < 0.55:
-            words = _words(held_out)
-            text = _cased(words[rng.integers(len(words))], rng)
+            text = _cased(_word(rng, held_out, invent=not held_out), rng)
         else:
             kinds = ((0.68, _LETTERS), (0.78, _MIXED), (0.93, _DIGITS), (1.0, _UNLIKE))
             alphabet = next(letters for share, letters in kinds if draw < share)
@@ -121,8 +162,7 @@ def random_line(rng: np.random.Generator, held_out: bool, words: int) -> str:
     chosen = []
     for index in range(words):
         held = held_out and (index == 0 or rng.random() < 0.3)
-        pool = _words(held)
-        chosen.append(pool[rng.integers(len(pool))])
+        chosen.append(_word(rng, held, invent=not held_out))
     order = rng.permutation(words)
     style = rng.random()
     if style < 0.3:
