@@ -46,8 +46,8 @@ docs: $(VENV)/.installed-test
 	$(BIN)/cog -r -I docs README.md docs/commands.md
 	$(BIN)/cog -r -I docs/lessons -p "from sources import show" docs/lessons/*.md
 
-# Trains the shipped models from nothing (about five and a half hours on two cores; the artwork comes
-# by npm): the mask codec; a dual encoder; from its vision tower the model, which first looks and then
+# Trains models like those shipped from nothing (about five and a half hours on two cores; the artwork comes
+# by npm; mini itself went on from there on a GPU, see its card): the mask codec; a dual encoder; from its vision tower the model, which first looks and then
 # talks; the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a
 # run that was stopped goes on. SHARE=0.03 tries the whole chain in ten minutes of training.
 SHARE ?= 1
