@@ -13,8 +13,9 @@ has, on pictures that no run has seen:
   in training (new scenes) and in two vendors' styles never seen
 - beside them the nearest sticker by pixels, which learns nothing
 
-A run that was stopped goes on when the command is given again; runs that are done stay as they are.
-The logs are kept beside the table: `runs/NAME/log.jsonl`.
+`--model mini-dual` has the same scores of one model. A run that was stopped goes on when the
+command is given again; runs that are done stay as they are. The logs are kept beside the table:
+`runs/NAME/log.jsonl`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 import typer
 
+from paliglass.cli.tables import print_table
 from paliglass.contrastive.folders import load_contrastive, save_contrastive
 from paliglass.contrastive.pairs import Pair, SavedPairs, pixel_values, save_pairs
 from paliglass.contrastive.processing import ContrastiveProcessor
@@ -99,6 +101,9 @@ class Comparison:
     only: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(COMBINATIONS)}; repeatable.")
     ] = None
+    model: Annotated[
+        str | None, typer.Option(help="Score this one, as mini-dual, and train none.")
+    ] = None
     pairs: Annotated[int, typer.Option(min=1, help="That all runs learn from.")] = 40_000
     of_each: Annotated[int, typer.Option(min=1, help="Single stickers of a concept.")] = 20
     batch_size: Annotated[int, typer.Option(min=2, help="Pairs in a step.")] = 64
@@ -118,7 +123,7 @@ class Comparison:
 def prepare(options: Comparison) -> None:
     """Composes what all runs share, unless it is there."""
     data: Path = options.out / "data"
-    if not (data / "train").exists():
+    if options.model is None and not (data / "train").exists():
         print(f"composing {options.pairs} pairs", flush=True)
         source = WorldPairs(World(options.world_cache, "train", 0, SIZE))
         save_pairs(source, options.pairs, data / "train", workers=options.jobs)
@@ -174,7 +179,7 @@ def embed(model: Any, processor: Any, pairs: SavedPairs) -> tuple[torch.Tensor, 
     return torch.cat(images), model.embed_texts(**processor.words(list(pairs.texts())))
 
 
-def score(folder: Path, data: Path) -> dict[str, float]:
+def score(folder: str | Path, data: Path) -> dict[str, float]:
     """A trained model on everything held out."""
     model, processor = load_contrastive(folder)
     model = model.float().eval()
@@ -252,6 +257,12 @@ def contrastive_comparison(
         train_one(one, options)
         return
     prepare(options)
+    data = options.out / "data"
+    if options.model is not None:
+        found, pixels = score(options.model, data), baseline(data, options.world_cache)
+        rows = [[name, f"{found[name]:.3f}", f"{pixels.get(name, 0):.3f}"] for name in SCORES]
+        print_table(["", options.model, "by pixels"], rows)
+        return
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     names = options.only or list(COMBINATIONS)
 
@@ -263,13 +274,13 @@ def contrastive_comparison(
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, names))
-    rows = []
+    runs = []
     for name in names:
         facts = options.out / "runs" / name / "facts.json"
-        rows.append({"name": name, **json.loads(facts.read_text(encoding="utf-8"))})
-    pixels = baseline(options.out / "data", options.world_cache)
-    write_whole(options.out / "scores.json", json.dumps({"runs": rows, "pixels": pixels}, indent=1))
-    text = table(rows, pixels, options)
+        runs.append({"name": name, **json.loads(facts.read_text(encoding="utf-8"))})
+    pixels = baseline(data, options.world_cache)
+    write_whole(options.out / "scores.json", json.dumps({"runs": runs, "pixels": pixels}, indent=1))
+    text = table(runs, pixels, options)
     write_whole(options.out / "table.md", text)
     print(text)
 
