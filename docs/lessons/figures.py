@@ -1060,12 +1060,12 @@ def evaluation(name: str) -> None:
         draw.text(place(at, 0)[0], 438, str(at), "small soft")
     draw.text(180, 444, "score", "small soft")
     draw.text(40, 192, "share that is right", "small soft", "start")
-    draw.text(232, 330, "as often as it says", "small soft", "start")
+    draw.text(198, 275, "as often as it says", "small soft", "end")
     for i, (words, kind) in enumerate((("raw scores", "orange"), ("after Platt scaling", "blue"))):
         draw.rect(32 + 130 * i, 456, 12, 12, kind)
         draw.text(50 + 130 * i, 466, words, "", "start")
     draw.text(
-        8, 492, "the larger, the more answers: of 32 discs under noise", "small soft", "start"
+        8, 492, "the larger, the more answers: of 64 discs under noise", "small soft", "start"
     )
     draw.save(name)
 
