@@ -23,6 +23,7 @@ __all__ = [
     "MASS",
     "PATCH_CLASSES",
     "PATCH_CLASS_IDS",
+    "SHADES",
     "SHAPES",
     "TERMS",
     "Concept",
@@ -121,6 +122,21 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (22, 22, 24),
     "white": (250, 250, 250),
     "grey": (132, 132, 134),
+}
+
+# What else goes by these names: CSS's colours, and some that lie about them.
+SHADES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "red": ((255, 0, 0), (220, 20, 60), (178, 34, 34), (235, 60, 50)),
+    "orange": ((255, 165, 0), (255, 140, 0), (240, 120, 40)),
+    "yellow": ((255, 255, 0), (255, 215, 0), (245, 235, 90)),
+    "green": ((0, 128, 0), (0, 255, 0), (34, 139, 34), (120, 200, 80)),
+    "blue": ((0, 0, 255), (30, 144, 255), (0, 0, 139), (65, 105, 225)),
+    "purple": ((128, 0, 128), (148, 0, 211), (153, 50, 204), (100, 50, 150)),
+    "pink": ((255, 192, 203), (255, 105, 180), (250, 160, 200)),
+    "brown": ((139, 69, 19), (160, 82, 45), (101, 60, 30)),
+    "black": ((0, 0, 0), (40, 40, 44)),
+    "white": ((255, 255, 255), (242, 242, 240)),
+    "grey": ((128, 128, 128), (169, 169, 169), (105, 105, 105)),
 }
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,!?:-'&%$€£/+#@()"

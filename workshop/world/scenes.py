@@ -23,6 +23,7 @@ from workshop.world.concepts import (
     COLOURS,
     PATCH_CLASS_IDS,
     PATCH_CLASSES,
+    SHADES,
     SHAPES,
 )
 from workshop.world.documents import Document, draw_page
@@ -313,7 +314,7 @@ def _things(
         elif kind == "drawing":
             yield _drawing(rng, name, side, rules)
         else:
-            yield _shape(rng, name, side, aspect)
+            yield _shape(rng, name, side, aspect, rules)
 
 
 _DRAWN = tuple(DRAWINGS)
@@ -399,10 +400,14 @@ def _drawing(rng: np.random.Generator, name: str, side: float, rules: Rules) -> 
 _SQUARED = ("circle", "square", "rectangle", "oval", "diamond")  # a squashed one is another shape
 
 
-def _shape(rng: np.random.Generator, name: str, side: float, aspect: float) -> _Layer:
+def _shape(rng: np.random.Generator, name: str, side: float, aspect: float, rules: Rules) -> _Layer:
     colour, shape = name.split()
+    middle = np.array(COLOURS[colour])
+    if not rules.held_out and rng.random() < 0.6:  # somewhere between it and another of its name
+        other = SHADES[colour][rng.integers(len(SHADES[colour]))]
+        middle = middle + (np.array(other) - middle) * rng.uniform()
     jitter = rng.integers(-8, 9, size=3)
-    rgb = np.clip(np.array(COLOURS[colour]) + jitter, 0, 255)
+    rgb = np.clip(middle + jitter, 0, 255).astype(int)
     stretch = math.exp(rng.uniform(-0.05, 0.05)) if shape in _SQUARED else aspect
     if shape in ("rectangle", "oval"):
         stretch = math.exp(rng.uniform(0.4, 0.8) * rng.choice((-1, 1)))

@@ -430,6 +430,12 @@ class _Asker:
             group = CONCEPTS[name].group
             return self._pick(_of_group(group))
         colour, shape = name.split()
+        shapes = [other for other in self.names if other not in CONCEPTS]
+        if not self.rules.held_out and len(shapes) > 1 and self.rng.random() < 0.6:
+            # This one's colour or form with another's: what tells binding from a bag of words.
+            other_colour, other_shape = self._pick(shapes).split()
+            same_form = self.rng.random() < 0.5
+            return f"{other_colour} {shape}" if same_form else f"{colour} {other_shape}"
         if self.rng.random() < 0.5:
             return f"{self._pick(tuple(COLOURS))} {shape}"
         return f"{colour} {self._pick(SHAPES)}"
