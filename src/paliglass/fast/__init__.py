@@ -10,7 +10,7 @@ that it replaces.
     widened.py               bfloat16 on processors without instructions for it
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
-    cuda_graph.py            decoding as one CUDA graph; not used by itself yet
+    fused.py cuda_graph.py   on a GPU: fewer kernels, and a decoded token as one CUDA graph
     compiled_model.py        decoding in int8 and int4 as one compiled function (extra `fast`)
     matrix.py decode.py      what calls compiled functions; threads.py runs them, compiled.py keeps
                              them, and their source is kernels.py, step.py and instructions.py
@@ -29,6 +29,8 @@ from paliglass.errors import PaliglassError
 from paliglass.fast import (
     attention,
     compiled_model,
+    cuda_graph,
+    fused,
     last_positions,
     matrix,
     packed,
@@ -85,6 +87,11 @@ def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = F
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     last_positions.replace(model)
+    # A model that several processes hold together waits for the others, in every layer.
+    if model.device.type == "cuda" and type(model) is PaliGemmaForConditionalGeneration:
+        fused.replace(model)
+        cuda_graph.replace(model)
+        return
     attention.replace(model)
     if model.device.type != "cpu":
         return

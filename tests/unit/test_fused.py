@@ -1,0 +1,155 @@
+"""Fewer kernels, the same numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import GEMMA2, make_batch, tiny_config, tiny_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paliglass.fast import fused
+from paliglass.fast.fused import FusedAttention, FusedRMSNorm
+from paliglass.layers.norms import RMSNorm
+from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+
+decoders = pytest.mark.parametrize(
+    "decoder",
+    [{}, {"num_key_value_heads": 2}, {"num_key_value_heads": 4}, GEMMA2],
+    ids=["gemma MQA", "gemma GQA", "gemma MHA", "gemma2"],
+)
+
+
+def fused_copy(model: PaliGemmaForConditionalGeneration) -> PaliGemmaForConditionalGeneration:
+    fast = copy.deepcopy(model)
+    fused.replace(fast)
+    return fast
+
+
+@torch.no_grad()
+def run(model: PaliGemmaForConditionalGeneration) -> Tensor:
+    """What comes out of a padded prompt and some steps of one and several tokens."""
+    batch = make_batch(model.config, [3, 9, 5])
+    del batch["token_type_ids"]
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    cache = model.new_cache(3, 8)
+    out = [model.prefill(**batch, kv_cache=cache, last_only=True)[:, None]]
+    for count in (1, 3, 1):
+        out.append(model.extend(torch.full((3, count), 7 + count), cache))
+    return torch.cat(out, 1)
+
+
+@decoders
+def test_float32_is_the_modules_own(decoder: dict[str, Any]) -> None:
+    model = tiny_model(tiny_config(**decoder))
+    mine, plain = run(fused_copy(model)), run(model)
+    assert (mine - plain).norm() < 2e-6 * plain.norm()
+
+
+@decoders
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_are_as_near_to_float32_as_the_modules(
+    decoder: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model = tiny_model(tiny_config(**decoder), std=0.1)
+    truth = run(model)
+    model.to(dtype)
+    mine, plain = run(fused_copy(model)), run(model)
+    assert mine.dtype == dtype
+    assert (mine - truth).norm() < 1.2 * (plain - truth).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_norm_is_rounded_once(dtype: torch.dtype) -> None:
+    norm = RMSNorm(256).to(dtype)
+    norm.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 7, 256, generator=torch.Generator().manual_seed(1)).to(dtype)
+    mine, plain = FusedRMSNorm(norm)(x), norm(x)
+    assert mine.dtype == dtype
+    assert (mine.float() - plain.float()).abs().max() <= torch.finfo(dtype).eps * plain.abs().max()
+
+
+@torch.no_grad()
+def test_a_norm_has_the_gain_of_its_weights_whatever_is_done_to_them() -> None:
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
+    model = tiny_model()
+    fast, other = fused_copy(model), tiny_model(seed=1).state_dict()
+    changes: list[Callable[[torch.nn.Module], object]] = [
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.to(torch.float32),
+        lambda m: m.load_state_dict(other),
+    ]
+    for change in changes:
+        for one in (model, fast):
+            change(one)
+        norm, plain = fast.language_model.model.norm, model.language_model.model.norm
+        assert norm.gain.dtype == torch.float32
+        torch.testing.assert_close(norm(x), plain(x))
+
+
+def test_a_checkpoints_keys_still_fit() -> None:
+    model = tiny_model()
+    assert fused_copy(model).state_dict().keys() == model.state_dict().keys()
+    kinds = {type(module).__name__ for module in fused_copy(model).modules()}
+    assert {"FusedRMSNorm", "FusedAttention", "FusedGemmaAttention"} < kinds
+    assert not {"RMSNorm", "Attention", "GemmaAttention"} & kinds
+
+
+def test_one_query_takes_a_mask_of_what_may_be_seen_or_what_is_added() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 6, 1, 8, generator=generator)
+    key, value = torch.randn(2, 2, 3, 5, 8, generator=generator)
+    seen = torch.rand(2, 1, 1, 5, generator=generator) < 0.6
+    seen[..., 0] = True
+    bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    for softcap in (None, 2.0):
+        attention = FusedAttention(0.5, softcap)
+        assert torch.equal(attention(query, key, value, seen), attention(query, key, value, bias))
+
+
+class Calls(TorchDispatchMode):
+    """Those that start a kernel on a GPU, by name."""
+
+    VIEWS = frozenset(
+        "view transpose slice unsqueeze select t expand _unsafe_view split detach".split()
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        self.found[name] += name not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_a_layer(change: Callable[[PaliGemmaForConditionalGeneration], object]) -> int:
+    """Of a token in bfloat16."""
+    counts = []
+    for layers in (1, 2):
+        model = tiny_model(tiny_config(num_hidden_layers=layers)).to(torch.bfloat16)
+        change(model)
+        batch = make_batch(model.config, [3])
+        cache = model.new_cache(1, 64)
+        with torch.no_grad():
+            model.prefill(
+                batch["input_ids"], batch["pixel_values"].to(torch.bfloat16), kv_cache=cache
+            )
+            with Calls() as calls:
+                model.extend(torch.tensor([[5]]), cache)
+        counts.append(calls.found.total())
+    return counts[1] - counts[0]
+
+
+def test_a_layer_takes_fewer_kernels() -> None:
+    # torch's fused attention, one call here, is about fifteen kernels on a GPU: with a mask and
+    # fewer key heads than query heads.
+    assert kernels_a_layer(fused.replace) < 0.75 * kernels_a_layer(lambda _: None)
