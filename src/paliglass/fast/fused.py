@@ -1,7 +1,8 @@
 """What takes a GPU fewer kernels, held to the plain modules by tests.
 
-At one token a row a kernel takes longer to start than to run. A layer of the plain Gemma starts
-about sixty, these about twenty-five.
+At one token a row a kernel takes longer to start than to run. A layer of the plain Gemma makes 49
+calls for a token, of which attention alone, with a mask and shared keys, is about fifteen kernels;
+these make 34, and 28 where one is recorded (`cuda_graph`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["FusedAttention", "FusedGemmaAttention", "FusedRMSNorm", "replace"]
 
 
 class FusedRMSNorm(RMSNorm):
-    """`RMSNorm` as one kernel, in float32 as well; 1 + weight is computed once."""
+    """`RMSNorm` by torch's own function, in float32 as well; 1 + weight is computed once."""
 
     gain: Tensor
 
@@ -37,7 +38,7 @@ class FusedRMSNorm(RMSNorm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Casts and moves: the gain stays float32."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.gain = 1.0 + self.weight.detach().float()
         return self
 
