@@ -55,7 +55,7 @@ from paliglass.files import replacing
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from workshop.commands import run
 
-SECONDS = {"check": 60.0, "decode": 100.0, "measure": 60.0, "train": 330.0}
+SECONDS = {"check": 90.0, "decode": 100.0, "measure": 60.0, "train": 330.0}
 NEEDED = (
     "torch numpy pillow safetensors tokenizers typer annotated-doc rich huggingface-hub filelock "
     "msgspec pydantic pydantic-core annotated-types typing-inspection accelerate transformers peft "

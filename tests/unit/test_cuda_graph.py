@@ -90,7 +90,7 @@ def record_by_hand(
 def recording(device: str = "cpu", slots: int = 16) -> Iterator[None]:
     """Few slots, so that answers outgrow them."""
     record = record_by_hand if device == "cpu" else cuda_graph.record
-    with patch.object(cuda_graph, "SLOTS", slots), patch.object(cuda_graph, "record", record):
+    with patch.multiple(cuda_graph, SLOTS=slots, record=record, DEVICES=(device,)):
         yield
 
 
@@ -280,7 +280,7 @@ def test_what_cannot_be_recorded_is_decoded_as_ever() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
 
     with (
-        patch.object(cuda_graph, "record", fail),
+        patch.multiple(cuda_graph, record=fail, DEVICES=("cpu",)),
         pytest.warns(RuntimeWarning, match=r"no CUDA graph .*CUDA out of memory\.\)") as told,
     ):
         mine = answers(fast, requests, 2)
@@ -396,6 +396,26 @@ def test_on_a_gpu_accelerate_takes_it(quantize: str | None) -> None:
         mine = answers(fast, requests)
     assert [a.ids for a in mine] == [a.ids for a in answers(model, requests)]
     assert fast.graphs.recorded > 0
+
+
+def test_a_model_that_has_left_its_gpu_is_decoded_as_ever() -> None:
+    model = tiny_model(ENDLESS)
+    fast = graphed(model)
+    [mine], [plain] = (answers(one, [ask(max_new_tokens=5)]) for one in (fast, model))
+    assert mine.ids == plain.ids
+    assert not fast.graphs.recorded
+    assert not fast.graphs.failed
+
+
+@GPU
+@torch.inference_mode()
+def test_another_stream_than_the_default_one_goes_without() -> None:
+    fast = graphed(tiny_model().to("cuda"))
+    cache = filled(fast)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        fast.extend(words(fast, 2, 1), cache)
+    assert not fast.graphs.recorded
 
 
 @GPU

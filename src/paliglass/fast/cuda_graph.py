@@ -28,22 +28,28 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 __all__ = ["FixedCache", "GraphedPaliGemma", "GraphedStep", "Graphs", "record", "replace"]
 
 SLOTS = 512  # a recorded step has a multiple of so many
-IDLE_BYTES = 2 << 30  # of recorded steps' caches that nobody uses just now
+IDLE_BYTES = 1 << 30  # of recorded steps' caches that nobody uses just now
+DEVICES = ("cuda",)
 
-_recording = threading.Lock()  # a process records one graph at a time
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+# A process records one graph at a time. None is replayed meanwhile: products that were recorded on
+# a stream share its workspace.
+_one_at_a_time = threading.Lock()
 
 
 def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """Runs a step on a GPU and keeps its kernels: what runs them again, and what they write to.
 
     A kernel's first run may allocate, which a graph cannot hold, so that it runs twice before.
-    Other threads may use the GPU meanwhile.
+    Other threads may use the GPU meanwhile. On the default stream, as replays.
 
     Raises RuntimeError where there is too little memory, and for what a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
-    with _recording, torch.cuda.device(device):
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = _streams[device]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # `torch.cuda.graph` alone stays on it after an error
             for _ in range(2):
@@ -106,7 +112,7 @@ class GraphedStep:
             bias.masked_fill_(~seen, torch.finfo(dtype).min)
             return decoder(decoder.embed(ids), cache.slots + 1, bias, cache)
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_at_a_time:
             self._replay, self._hidden = record(step, model.device)
 
     def __call__(self, ids: Tensor, slots: Tensor) -> Tensor:
@@ -115,7 +121,8 @@ class GraphedStep:
         with torch.inference_mode():
             self.ids[:count] = ids
             self.cache.slots[:count] = slots
-            self._replay()
+            with _one_at_a_time:
+                self._replay()
         return self._hidden[:count].clone()  # the next step writes to the same place
 
     @property
@@ -141,8 +148,6 @@ class GraphedStep:
     def lend(self, cache: KVCache) -> None:
         """Moves a cache's rows in here: its tensors are then these."""
         count, used, own = len(cache), cache.max_length, self.cache
-        if own.slots.is_cuda:  # who had these tensors before may have had another stream
-            torch.cuda.synchronize(own.slots.device)
         own.slots.zero_()  # of rows that nobody has
         for mine, theirs in ((own.keys, cache.keys), (own.values, cache.values)):
             for layer, stored in enumerate(theirs):
@@ -246,14 +251,24 @@ class GraphedPaliGemma(PaliGemmaForConditionalGeneration):
         return step(input_ids, kv_cache.reserve(attention_mask[:, -1:].bool()))
 
     def _can_replay(self, cache: KVCache) -> bool:
-        """Whether nobody learns, nobody looks at modules, and the cache is one of this model's."""
+        """Whether nobody learns or looks at modules, the cache is one of this model's, and work is
+        queued on the default stream: work on several would not wait for each other.
+        """
         keys = cache.keys[0]
         return (
-            not (cache.is_empty or self.training or torch.is_grad_enabled() or any(self.hooks))
+            keys.device.type in DEVICES
+            and not (cache.is_empty or self.training or torch.is_grad_enabled() or any(self.hooks))
             and type(cache) is KVCache
             and (keys.dtype, keys.device) == (self.dtype, self.device)
             and not torch.is_autocast_enabled(keys.device.type)
+            and _is_on_default_stream(keys.device)
         )
+
+
+def _is_on_default_stream(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    return torch.cuda.current_stream(device) == torch.cuda.default_stream(device)
 
 
 def replace(model: PaliGemmaForConditionalGeneration) -> None:
