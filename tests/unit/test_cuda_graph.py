@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, create_autospec, patch
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def close(mine: Tensor, truth: Tensor) -> None:
 
 
 @on_devices
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     some=st.lists(REQUESTS, min_size=2, max_size=7),
     max_rows=st.integers(1, 4),
@@ -396,6 +396,24 @@ def test_on_a_gpu_accelerate_takes_it(quantize: str | None) -> None:
         mine = answers(fast, requests)
     assert [a.ids for a in mine] == [a.ids for a in answers(model, requests)]
     assert fast.graphs.recorded > 0
+
+
+def test_a_step_runs_twice_before_it_is_recorded_and_other_threads_are_let_be() -> None:
+    """All of `record` but the GPU's part."""
+    runs: list[bool] = []
+    inside = MagicMock()
+    names = ("CUDAGraph", "Stream", "current_stream", "device", "stream")
+    fakes = {name: MagicMock() for name in names}
+    asked = create_autospec(torch.cuda.graph, return_value=inside)
+    with patch.multiple(torch.cuda, graph=asked, **fakes), patch.dict(cuda_graph._streams):
+        replay, out = cuda_graph.record(
+            lambda: runs.append(inside.__enter__.called) or torch.ones(1), torch.device("cuda:7")
+        )
+    assert runs == [False, False, True]
+    assert asked.call_args.kwargs["capture_error_mode"] == "thread_local"
+    assert asked.call_args.kwargs["stream"] is fakes["Stream"].return_value
+    assert replay is fakes["CUDAGraph"].return_value.replay
+    assert out == 1
 
 
 def test_a_model_that_has_left_its_gpu_is_decoded_as_ever() -> None:
