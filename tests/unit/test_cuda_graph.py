@@ -342,6 +342,10 @@ def test_weights_that_were_changed_are_seen(device: str) -> None:
             for _ in range(2):
                 out, plain = fast.extend(ids, mine), model.extend(ids, theirs)
                 assert (out - plain).norm() < tolerance * plain.norm()
+        for one in (model, fast):  # somewhere else, while a cache goes on
+            projection = one.language_model.model.layers[1].mlp.up_proj
+            projection.weight.data = 3 * projection.weight.data
+        close(fast.extend(ids, mine), model.extend(ids, theirs))
         other = tiny_model(std=0.1, seed=1).to(device).state_dict()
         for one in (model, fast):
             one.load_state_dict(other)

@@ -51,12 +51,14 @@ def record(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[
             _streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside = _streams[device]
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # `torch.cuda.graph` alone stays on it after an error
-            for _ in range(2):
-                step()
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                out = step()
-        torch.cuda.current_stream().wait_stream(aside)
+        try:
+            with torch.cuda.stream(aside):  # `torch.cuda.graph` alone stays on it after an error
+                for _ in range(2):
+                    step()
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    out = step()
+        finally:  # what is let go of after an error may still be written to
+            torch.cuda.current_stream().wait_stream(aside)
     return graph.replay, out
 
 
