@@ -30,7 +30,7 @@ from tests.unit.test_generation import (
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from paliglass.fast import accelerate, cuda_graph, fused
 from paliglass.fast.cuda_graph import GraphedPaliGemma
@@ -67,6 +67,8 @@ class Tape(TorchDispatchMode):
         if func in WAITING:
             raise RuntimeError("operation not permitted when stream is capturing")
         out = func(*args, **(kwargs or {}))
+        # A parameter may be given other memory; what was read is where it was.
+        args = tree_map_only(torch.nn.Parameter, torch.Tensor.detach, args)
         self.calls.append((func, args, kwargs or {}, out))
         return out
 
