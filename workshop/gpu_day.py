@@ -4,11 +4,16 @@
     python -m workshop.gpu_day --out OUT         # there; no network, nothing to install
     python -m workshop.gpu_day --out OUT --share 0.01 --device cpu       # the rehearsal
 
+No network there: what `NEEDED` names is installed beforehand. A machine that has most of it lacked
+wheels of msgspec and of typer >= 0.29, which the package imports, and of pydantic, pydantic-core,
+annotated-types, typing-inspection and annotated-doc: carry them.
+
 Four stages, each a process of its own with an end to its time, so that one that fails or hangs
 costs the others nothing:
 
-    check    how fast memory and matrices are; float32 and bfloat16 beside the CPU; the CUDA graph
-             says what the plain loop says; gradients
+    check    how fast memory and matrices are; float32 and bfloat16 beside the CPU; an accelerated
+             model (CUDA graphs) says what the plain one says, step by step, in a running batch
+             whose rows come and go, and in several threads; gradients
     decode   a 3B with random weights: first token and tokens a second, beside transformers' eager
              and compiled loops, as a share of what the memory's bandwidth allows
     measure  scenes a second that all cores make ready, and that the GPU learns from
@@ -21,6 +26,7 @@ print; `weights-N.safetensors` are mini's newest weights in parts of at most 15 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -33,6 +39,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,6 +47,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from PIL import Image
 from torch import Tensor
 
 from paliglass.config import PRESETS, PaliGemmaConfig
@@ -47,10 +55,11 @@ from paliglass.files import replacing
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from workshop.commands import run
 
-SECONDS = {"check": 60.0, "decode": 150.0, "measure": 60.0, "train": 330.0}
+SECONDS = {"check": 90.0, "decode": 100.0, "measure": 60.0, "train": 330.0}
 NEEDED = (
-    "torch numpy pillow safetensors tokenizers typer rich huggingface-hub filelock accelerate "
-    "transformers peft pyyaml jinja2"
+    "torch numpy pillow safetensors tokenizers typer annotated-doc rich huggingface-hub filelock "
+    "msgspec pydantic pydantic-core annotated-types typing-inspection accelerate transformers peft "
+    "pyyaml jinja2"
 ).split()
 CACHE = Path(".cache/world")
 TOKENIZER = CACHE / "tokenizer.json"
@@ -59,38 +68,35 @@ GRACE = 10.0  # seconds for a stage to end by itself when its time is up
 PART_BYTES = 15 << 20  # of a file that comes back
 
 
-# What the stages know of the model: two functions.
+# What the stages know of the model: four functions.
 ROOM = 128  # tokens that can follow a prompt
 
 
 def begin(
-    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], graph: bool = False
+    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The logits after each prompt, B × V, and what turns one more token a row into the next ones.
 
-    graph: as one CUDA graph. At most `ROOM` tokens; ids are B.
+    At most `ROOM` tokens; ids are B.
     """
-    from paliglass.fast.cuda_graph import GraphedStep
-
     rows, length = batch["input_ids"].shape
     to_logits = model.language_model.logits
     with torch.inference_mode():
         cache = model.new_cache(rows, length + ROOM)
         logits = to_logits(model.prefill(**batch, kv_cache=cache, last_only=True))
-        extend = GraphedStep(model, cache) if graph else partial(model.extend, kv_cache=cache)
 
     @torch.inference_mode()
     def step(ids: Tensor) -> Tensor:
-        return to_logits(extend(ids[:, None])[:, -1])
+        return to_logits(model.extend(ids[:, None], cache)[:, -1])
 
     return logits, step
 
 
 def greedy(
-    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], count: int, graph: bool
+    model: PaliGemmaForConditionalGeneration, batch: Mapping[str, Tensor], count: int
 ) -> list[list[int]]:
     """`count` greedy tokens of each row, whatever they are but pictures' places."""
-    logits, step = begin(model, batch, graph)
+    logits, step = begin(model, batch)
     words = model.config.image_token_index
     tokens = [logits[:, :words].argmax(-1)]
     while len(tokens) < count:
@@ -98,6 +104,52 @@ def greedy(
         tokens.append(logits[:, :words].argmax(-1))
     said: list[list[int]] = torch.stack(tokens, 1).tolist()
     return said
+
+
+def accelerated(model: PaliGemmaForConditionalGeneration) -> PaliGemmaForConditionalGeneration:
+    """A copy that decodes as a loaded model does."""
+    from paliglass.fast import accelerate
+
+    fast = copy.deepcopy(model)
+    accelerate(fast)
+    return fast
+
+
+def spoken(model: PaliGemmaForConditionalGeneration, threads: int = 1) -> list[list[int]]:
+    """What a running batch of four rows says to a dozen prompts, words and boxes.
+
+    Answers of many lengths: rows leave at different steps, and others take their places.
+    threads: that many batches at once, each with all of the prompts; all their answers.
+    """
+    from paliglass.checkpoints.hub import locate
+    from paliglass.checkpoints.processor import load_processor
+    from paliglass.generation import Request, complete
+    from paliglass.sampling import GREEDY, Sampling
+    from paliglass.tasks.grammar import ObjectGrammar
+
+    processor = load_processor(locate("mini"), model.config)
+    side = model.config.vision_config.image_size
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randint(0, 256, (6, side, side, 3), generator=generator, dtype=torch.uint8)
+    pictures = [processor.prepare(Image.fromarray(picture.numpy())) for picture in noisy]
+    boxes = ObjectGrammar(processor, ["dog", "red cup"])
+    requests = [
+        Request(
+            "detect dog ; red cup" if i % 4 == 3 else "caption en" + " of it" * (i % 3),
+            [pictures[i % 6], pictures[i % 5]][: 1 + (i % 5 == 2)],
+            boxes.start() if i % 4 == 3 else None,
+            Sampling(4.0) if i % 2 == 0 else GREEDY,  # mini's own words about noise are few
+            seed=i,
+            max_new_tokens=40 if i % 4 == 3 else 3 + 5 * i,
+        )
+        for i in range(12)
+    ]
+
+    def say(_: int) -> list[list[int]]:
+        return [done.ids for done in complete(model, processor, requests, 4)]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [ids for answers in pool.map(say, range(threads)) for ids in answers]
 
 
 class ResultLog:
@@ -191,18 +243,41 @@ def check(report: ResultLog, device: str, share: float, limit: Callable[[], floa
             reference = load_model(locate("mini"), "cpu", "float32")
             model = load_model(locate("mini"), device, dtype)
             batch = noise(model.config, 4, device, model.dtype)
-            with torch.inference_mode():
-                mine = begin(model, batch)[0]
-                truth = begin(reference, noise(model.config, 4, "cpu", torch.float32))[0]
-            report(
-                f"parity {dtype}",
-                distance=distance(mine, truth),
-                same_words=float((mine.argmax(-1).cpu() == truth.argmax(-1)).float().mean()),
-            )
-            for rows in (1, 4) if device == "cuda" else ():
+            truth = begin(reference, noise(model.config, 4, "cpu", torch.float32))[0]
+            fast = accelerated(model)
+            for way, one in (("plain", model), ("accelerated", fast)):
+                mine = begin(one, batch)[0]
+                report(
+                    f"parity {dtype}",
+                    way=way,
+                    distance=distance(mine, truth),
+                    same_words=float((mine.argmax(-1).cpu() == truth.argmax(-1)).float().mean()),
+                )
+        with report.trying(f"accelerated {dtype}"):
+            # The same modules one by one: in bfloat16 others are rounded otherwise, and may say
+            # another word where two are about as likely.
+            unrecorded = accelerated(model)
+            unrecorded.__class__ = PaliGemmaForConditionalGeneration
+            for rows in (1, 3, 4):
                 batch = noise(model.config, rows, device, model.dtype)
-                plain, graphed = (greedy(model, batch, 48, graph) for graph in (False, True))
-                report(f"graph {dtype}", rows=rows, equal=plain == graphed, first=plain[0][:8])
+                plain, alike, found = (greedy(one, batch, 48) for one in (model, unrecorded, fast))
+                report(
+                    f"accelerated {dtype}",
+                    rows=rows,
+                    equal=same(alike, found),
+                    equal_to_plain=same(plain, found),
+                )
+            plain, alike, found = (spoken(one) for one in (model, unrecorded, fast))
+            several = spoken(accelerated(model), 3)
+            report(
+                f"running batch {dtype}",
+                answers=len(plain),
+                tokens=sum(map(len, plain)),
+                equal=same(alike, found),
+                equal_in_threads=same(alike * 3, several),
+                equal_to_plain=same(plain, found),
+                **recordings(fast),
+            )
     with report.trying("gradients"):
         grads = []
         for where in ("cpu", device):
@@ -219,6 +294,17 @@ def check(report: ResultLog, device: str, share: float, limit: Callable[[], floa
                 )
             )
         report("gradients", distance=distance(grads[1], grads[0]))
+
+
+def same(one: list[list[int]], other: list[list[int]]) -> float:
+    """The share of answers that are the same."""
+    return statistics.fmean(a == b for a, b in zip(one, other, strict=True))
+
+
+def recordings(model: PaliGemmaForConditionalGeneration) -> dict[str, int]:
+    """How many CUDA graphs a model has recorded, and could not."""
+    graphs = getattr(model, "graphs", None)
+    return {} if graphs is None else {"recorded": graphs.recorded, "failed": len(graphs.failed)}
 
 
 def _version(name: str) -> str | None:
@@ -270,7 +356,7 @@ def random_model(config: PaliGemmaConfig, device: str) -> PaliGemmaForConditiona
 def decode(report: ResultLog, device: str, share: float, limit: Callable[[], float]) -> None:
     """Stage 2: how fast is a 3B, and how fast could it be?"""
     config = reduced(PRESETS["paligemma-3b-224"], share)
-    count = 64 if device == "cuda" else 4
+    count = 32 if device == "cuda" else 4
     model = random_model(config, device)
     decoder = sum(p.numel() * p.element_size() for p in model.language_model.parameters())
     bandwidth = copy_rate(device, share)
@@ -287,24 +373,46 @@ def decode(report: ResultLog, device: str, share: float, limit: Callable[[], flo
             of_bandwidth=round(floor / token, 3),
         )
 
-    for rows in (1, 8, 32) if device == "cuda" else (1, 2):
-        batch = noise(config, rows, device, torch.bfloat16)
-        for graph in (True, False) if device == "cuda" else (False,):
+    fast = accelerated(model)
+    ways: dict[str, tuple[PaliGemmaForConditionalGeneration, int]] = {
+        "accelerated": (fast, count),
+        "plain": (model, 4),  # a token takes twenty times as long
+    }
+    for name, (one, tokens) in ways.items():
+        for rows in ((1, 8, 32) if name == "accelerated" else (1, 8)) if device == "cuda" else (1,):
             if limit() < 10:
                 return
-            with report.trying("paliglass"):
-                first = seconds_of(partial(begin, model, batch), device, 3)
-                logits, step = begin(model, batch, graph)
+            with report.trying(f"paliglass, {name}"):
+                batch = noise(config, rows, device, torch.bfloat16)
+                first = seconds_of(partial(begin, one, batch), device, 3)
+                logits, step = begin(one, batch)
                 word = logits.argmax(-1)
 
-                def steps(step: Any = step, word: Tensor = word) -> None:
-                    for _ in range(count // 2):
+                def steps(step: Any = step, word: Tensor = word, tokens: int = tokens) -> None:
+                    for _ in range(tokens):
                         word = step(word).argmax(-1)
 
-                token = seconds_of(steps, device, 2) / (count // 2)
-                measure(f"paliglass, {'CUDA graph' if graph else 'plain'}", rows, first, token)
+                token = seconds_of(steps, device, 2) / tokens
+                measure(f"paliglass, {name}", rows, first, token)
+                if rows == 1:
+                    report(f"calls of a token, {name}", **calls_of(partial(step, word)))
+    report("recordings", **recordings(fast))
+    del fast
     with report.trying("transformers"):
         _their_decode(report, model, count, measure, device, limit)
+
+
+def calls_of(step: Callable[[], object]) -> dict[str, Any]:
+    """How many of torch's calls a step makes, and which take most of the processor's time, ms."""
+    with torch.profiler.profile() as found:
+        step()
+    averages = found.key_averages()
+    slowest = sorted(averages, key=lambda call: -call.self_cpu_time_total)[:8]
+    return {
+        "calls": sum(call.count for call in averages if call.key.startswith("aten::")),
+        "starts": sum(call.count for call in averages if call.key.startswith("cudaLaunch")),
+        "slowest": {call.key: round(call.self_cpu_time_total / 1e3, 2) for call in slowest},
+    }
 
 
 def _their_decode(
@@ -325,8 +433,8 @@ def _their_decode(
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         save_folder(model, Path(folder) / "model")
         theirs = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-            Path(folder) / "model", dtype=torch.bfloat16
-        ).to(device)
+            Path(folder) / "model", dtype=torch.bfloat16, device_map=device
+        )
     theirs.eval()
     theirs.generation_config.eos_token_id = None
     with report.trying("transformers' logits"), torch.inference_mode():
@@ -336,24 +444,27 @@ def _their_decode(
         truth = theirs(**batch, **types).logits[:, -1, :real]
         mine = begin(model, batch)[0][:, :real]
         report("transformers' logits", distance=distance(mine, truth))
-    for name, options in (
-        ("transformers, eager", {}),
-        ("transformers, compiled", {"cache_implementation": "static"}),
-    ):
-        for rows in (1, 8) if device == "cuda" else (1,):
-            if limit() < 15:
-                return
-            batch = noise(model.config, rows, device, torch.bfloat16)
-            batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    eager: dict[str, str] = {}
+    compiled = {"cache_implementation": "static"}
+    # Eager rows of 8 take as long as one: they come last, since compiling may take all the time.
+    order = [("eager", 1, eager), ("compiled", 1, compiled)]
+    if device == "cuda":
+        order += [("compiled", 8, compiled), ("eager", 8, eager)]
+    for way, rows, options in order:
+        if limit() < 15:
+            return
+        batch = noise(model.config, rows, device, torch.bfloat16)
+        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
 
-            def run(tokens: int, b: Any = batch, o: Any = options) -> object:
-                with torch.inference_mode():
-                    return theirs.generate(**b, max_new_tokens=tokens, do_sample=False, **o)
+        def run(tokens: int, b: Any = batch, o: Any = options) -> object:
+            with torch.inference_mode():
+                return theirs.generate(**b, max_new_tokens=tokens, do_sample=False, **o)
 
-            with report.trying(name):
-                first = seconds_of(partial(run, 1), device, 3)
-                every = seconds_of(partial(run, count), device, 3)
-                measure(name, rows, first, (every - first) / (count - 1))
+        name = f"transformers, {way}"
+        with report.trying(name):
+            first = seconds_of(partial(run, 1), device, 2)
+            every = seconds_of(partial(run, count), device, 2)
+            measure(name, rows, first, (every - first) / (count - 1))
 
 
 def train(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paliglass.fast.attention import ExplicitAttention, GroupedAttention
+from paliglass.fast.fused import FusedAttention
 from paliglass.layers.attention import Attention, attend_grouped, attend_reference
 
 
@@ -64,7 +65,7 @@ def test_attention_is_the_formula(
     grouped = attend_grouped(query, key, value, mask, 0.5, softcap)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(grouped.transpose(1, 2).flatten(2), expected, atol=1e-5, rtol=0)
-    for kind in (GroupedAttention, ExplicitAttention):
+    for kind in (GroupedAttention, ExplicitAttention, FusedAttention):
         fast = kind(0.5, softcap)(query, key, value, mask)
         torch.testing.assert_close(fast, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(reference.transpose(1, 2).flatten(2), expected, atol=1e-5, rtol=0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from tests.tiny import GEMMA2, make_batch, row_alone, tiny_config, tiny_model
 from torch import Tensor
 
 from paliglass.fast import accelerate
-from paliglass.fast.cuda_graph import FixedCache, GraphedStep
 from paliglass.layers.kv_cache import KVCache
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 
@@ -252,69 +249,3 @@ def test_a_second_picture_into_a_filled_cache_is_refused(rows: int, kind: str) -
         ids = batch["input_ids"] if more else torch.full((rows, 3), 5)
         with pytest.raises(ValueError, match="the cache is filled"):
             model.prefill(ids, **more, kv_cache=cache)
-
-
-@decoders
-@sides
-@torch.inference_mode()
-def test_fixed_shapes_give_the_same_logits(decoder: dict[str, Any], side: str) -> None:
-    """What a CUDA graph will record: every tensor stays where it is, and no shape changes."""
-    config = tiny_config(**decoder)
-    model = tiny_model(config)
-    batch = make_batch(config, [3, 9], side=side)
-    caches = [model.new_cache(2, batch["input_ids"].shape[1] + 8) for _ in range(2)]
-    del batch["token_type_ids"]
-    for cache in caches:
-        model.prefill(**batch, kv_cache=cache)
-    growing, fixed = caches[0], FixedCache(caches[1])
-    kept = [fixed.lengths.data_ptr(), fixed.slots.data_ptr(), fixed.keys[0].data_ptr()]
-    lengths = fixed.lengths.clone()
-    model.extend(torch.tensor([[5], [6]]), fixed)  # as before a recording, then forgotten
-    fixed.lengths.copy_(lengths)
-    for ids in torch.randint(3, 300, (8, 2, 1), generator=torch.Generator().manual_seed(0)):
-        torch.testing.assert_close(model.extend(ids, fixed), model.extend(ids, growing))
-    assert kept == [fixed.lengths.data_ptr(), fixed.slots.data_ptr(), fixed.keys[0].data_ptr()]
-
-
-class GraphByHand:
-    """What stands for a CUDA graph on a CPU: a replay runs what was recorded into its tensors."""
-
-    recorded: tuple[PaliGemmaForConditionalGeneration, Tensor, KVCache]
-    hidden: Tensor
-
-    def replay(self) -> None:
-        self.hidden.copy_(EXTEND(*self.recorded))
-
-
-EXTEND = PaliGemmaForConditionalGeneration.extend
-
-
-@pytest.mark.parametrize("quantize", [None, "int8"])
-@torch.inference_mode()
-def test_a_recorded_step_is_the_models_own(
-    quantize: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All but the recording itself, which takes a GPU; int8 as one has it, the matrices widened."""
-    graph = GraphByHand()
-
-    def extend(*arguments: Any) -> Tensor:
-        graph.recorded = arguments
-        graph.hidden = EXTEND(*arguments)
-        return graph.hidden
-
-    monkeypatch.setattr(PaliGemmaForConditionalGeneration, "extend", extend)
-    for name in ("Stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-    model = tiny_model()
-    accelerate(model, quantize, plain=True)
-    batch = make_batch(model.config, [3, 9])
-    caches = [model.new_cache(2, batch["input_ids"].shape[1] + 8) for _ in range(2)]
-    del batch["token_type_ids"]
-    for cache in caches:
-        model.prefill(**batch, kv_cache=cache)
-    step = GraphedStep(model, caches[0])
-    for ids in torch.randint(3, 300, (8, 2, 1), generator=torch.Generator().manual_seed(0)):
-        torch.testing.assert_close(step(ids), EXTEND(model, ids, caches[1]))

@@ -52,7 +52,7 @@ def test_a_stage_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_greedy_tokens_are_those_of_the_whole_sequence() -> None:
     model = load_model(locate("mini"), "cpu", "float32")
     batch = gpu_day.noise(model.config, 2, "cpu", torch.float32)
-    said = torch.tensor(gpu_day.greedy(model, batch, 5, graph=False))
+    said = torch.tensor(gpu_day.greedy(model, batch, 5))
     ids, types = batch["input_ids"], torch.zeros_like(batch["input_ids"])
     with torch.inference_mode():
         for step in range(5):

@@ -45,10 +45,13 @@ def info(
     found = read_info(model)
     if things:
         return _tell_things(found, model, json)
+    from paliglass.fast import explain_gpu
+
     here = _on_this_processor(found.config.text_config)
     plans = _training_plans(found, rows) if training else {}
     if json:
         told = {"model": model, **found.to_dict(), "on_this_processor": here}
+        told |= {"on_a_gpu": explain_gpu()}
         if training:
             told["training_bytes"] = {
                 how: {str(gpus): plan.to_dict() for gpus, plan in of.items()}
@@ -58,6 +61,7 @@ def info(
         return
     about = _info_rows(found)
     about += [(f"{how} on this CPU", "; ".join(lines)) for how, lines in here.items()]
+    about.append(("on a GPU", explain_gpu()))
     print_table([], about, title=model, figures=False)
     if training:
         _print_plans(plans, rows)

@@ -10,7 +10,7 @@ that it replaces.
     widened.py               bfloat16 on processors without instructions for it
     attention.py             one query a row; prompts without the fused kernel
     last_positions.py        the last layer's MLP where somebody reads it
-    cuda_graph.py            decoding as one CUDA graph; not used by itself yet
+    fused.py cuda_graph.py   on a GPU: fewer kernels, and a decoded token as one CUDA graph
     compiled_model.py        decoding in int8 and int4 as one compiled function (extra `fast`)
     matrix.py decode.py      what calls compiled functions; threads.py runs them, compiled.py keeps
                              them, and their source is kernels.py, step.py and instructions.py
@@ -29,6 +29,8 @@ from paliglass.errors import PaliglassError
 from paliglass.fast import (
     attention,
     compiled_model,
+    cuda_graph,
+    fused,
     last_positions,
     matrix,
     packed,
@@ -49,6 +51,7 @@ __all__ = [
     "accelerate",
     "available_methods",
     "explain",
+    "explain_gpu",
     "multiplies_bfloat16",
 ]
 
@@ -57,7 +60,10 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = False) -> None:
-    """Puts what is fastest on this processor in the place of a model's modules, for good.
+    """Puts what is fastest on a model's processor in the place of its modules, for good.
+
+    On a GPU that is norms and attention of fewer kernels, and tokens decoded as one CUDA graph
+    (`fast.cuda_graph`); no GPU has run it together yet, and `plain` leaves it out.
 
     Attributes keep their names, so that a checkpoint's keys still fit. What is put in cannot be
     trained, and is of this processor; but see `plain`.
@@ -85,6 +91,11 @@ def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = F
     if any(parameter.is_meta for parameter in model.parameters()):
         return
     last_positions.replace(model)
+    # A model that several processes hold together waits for the others, in every layer.
+    if model.device.type == "cuda" and type(model) is PaliGemmaForConditionalGeneration:
+        fused.replace(model)
+        cuda_graph.replace(model)
+        return
     attention.replace(model)
     if model.device.type != "cpu":
         return
@@ -105,6 +116,14 @@ def available_methods() -> tuple[Method, ...]:
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16: without, float32 is faster."""
     return packed.can_pack()
+
+
+def explain_gpu() -> str:
+    """What `accelerate` does for a model on a GPU."""
+    return (
+        "a decoded token is one CUDA graph, of fewer kernels than the plain model's; the graph of "
+        "the plain kernels was measured, all of it together has run on no GPU yet"
+    )
 
 
 def explain(
