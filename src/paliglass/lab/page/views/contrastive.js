@@ -12,7 +12,7 @@ const TEXTS = [
   "a tractor and a doughnut",
   "a red star and a blue circle",
   "a cat, a pizza and a bicycle",
-  "a lion and a balloon",
+  "a pig and a balloon",
 ];
 
 export const contrastiveView = {

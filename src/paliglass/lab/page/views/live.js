@@ -86,10 +86,10 @@ export const EXAMPLES = [
     changes: {
       scene: {
         ground: "#e6eef5",
-        things: [sticker("lion", 430, 540, 600), sticker("balloon", 830, 190, 240)],
+        things: [sticker("pig", 430, 540, 600), sticker("balloon", 830, 190, 240)],
       },
       task: "segment",
-      words: { ...START.words, segment: "lion" },
+      words: { ...START.words, segment: "pig" },
     },
   },
   {
