@@ -187,7 +187,8 @@ export class Store {
     if (asks && !("forced" in changes)) this.state.forced = [];
     Object.assign(this.state, changes);
     this.remember();
-    this.notify("view" in changes ? "view" : "scene" in changes ? "scene" : "select");
+    const reasons = ["view", "scene"].filter((name) => name in changes);
+    for (const reason of reasons.length ? reasons : ["select"]) this.notify(reason);
     if (asks) this.run();
   }
 
