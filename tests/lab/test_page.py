@@ -27,7 +27,7 @@ from paliglass.cli import main
 from paliglass.contrastive.folders import load_contrastive
 from paliglass.inspect.lessons import find
 from paliglass.inspect.tracing import INPUTS, TracedRow, trace
-from paliglass.lab.build import build, build_pieces
+from paliglass.lab.build import PAGE, build, build_pieces
 from paliglass.lab.torch_engine import TorchLab
 from paliglass.layers.rope import apply_rotary, rotary_cos_sin
 
@@ -202,6 +202,38 @@ def test_dragging_a_thing_answers_anew(browser: Browser, page: str, mini: PaliGe
         found == mini.generate(after, "detect tractor") != mini.generate(before, "detect tractor")
     )
     assert text(browser, ".side.a p").startswith("detect tractor")  # the state before
+
+
+def test_a_view_that_brings_a_picture_shows_it(browser: Browser, page: str) -> None:
+    show(browser, page, "live")
+    before = drawn(browser)
+    do(browser, "lab.store.set({scene: {ground: '#d9d9d9', things: []}})")
+    assert drawn(browser).getextrema() == ((0xD9, 0xD9),) * 3
+    do(browser, "lab.tour.go('masks', 0)")
+    assert browser.run("return lab.store.state.view") == "mask"
+    assert drawn(browser).tobytes() == before.tobytes()
+
+
+def test_what_is_offered_is_asked(browser: Browser, page: str, mini: PaliGemma) -> None:
+    show(browser, page, "live", task="ask")
+    offers = texts(browser, ".suggested button")
+    assert "where is the tractor?" in offers
+    for offer in offers:
+        click(browser, offer)
+        expected = mini.generate(drawn(browser), f"answer en {offer}")
+        assert text(browser, ".answer-text") == expected != ""
+        assert offer not in texts(browser, ".suggested button")  # it is being asked
+    do(browser, "lab.store.set({view: 'mask'})")
+    assert texts(browser, ".suggested button") == []
+
+
+def test_every_example_draws_what_it_names(browser: Browser, page: str) -> None:
+    show(browser, page, "live")
+    stickers = json.loads((PAGE / "stickers.json").read_text(encoding="utf-8"))["stickers"]
+    for card in range(len(texts(browser, ".cards .card"))):
+        do(browser, f"document.querySelectorAll('.cards .card')[{card}].click()")
+        things = browser.run("return lab.store.state.scene.things")
+        assert {one["name"] for one in things if one["kind"] == "sticker"} <= set(stickers)
 
 
 def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:

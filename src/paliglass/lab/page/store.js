@@ -32,7 +32,7 @@ export const START = {
     ],
   },
   task: "caption",
-  words: { ask: "what color is the star?", detect: "tractor ; doughnut", segment: "tractor" },
+  words: { ask: "what colour is the star?", detect: "tractor ; doughnut", segment: "tractor" },
   edits: {},
   grammar: false,
   sampling: { temperature: 1, topK: 0, topP: 1, minP: 0, seed: 1 },
@@ -50,6 +50,7 @@ export const START = {
 
 export const TASKS = {
   caption: { label: "Caption", prompt: () => "caption en" },
+  describe: { label: "Describe", prompt: () => "describe en" },
   ask: { label: "Ask", prompt: (/** @type {string} */ words) => `answer en ${words}` },
   detect: { label: "Detect", prompt: (/** @type {string} */ words) => `detect ${words}` },
   segment: { label: "Segment", prompt: (/** @type {string} */ words) => `segment ${words}` },
@@ -186,7 +187,8 @@ export class Store {
     if (asks && !("forced" in changes)) this.state.forced = [];
     Object.assign(this.state, changes);
     this.remember();
-    this.notify("view" in changes ? "view" : "scene" in changes ? "scene" : "select");
+    const reasons = ["view", "scene"].filter((name) => name in changes);
+    for (const reason of reasons.length ? reasons : ["select"]) this.notify(reason);
     if (asks) this.run();
   }
 

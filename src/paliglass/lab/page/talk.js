@@ -3,6 +3,7 @@
 import { button, el, fill, percent, shown } from "./dom.js";
 import { drawScene } from "./scene.js";
 import { TASKS } from "./store.js";
+import { suggested } from "./suggested.js";
 import { answerText } from "./words.js";
 
 /** @typedef {import("./store.js").Store} Store */
@@ -50,7 +51,7 @@ export class Talk {
     this.showCompare();
     const { result } = this.store;
     if (reason === "answer" && result)
-      this.status.textContent = `Answer: ${result.text || "nothing"}`;
+      this.status.textContent = `Answer: ${result.text || "no word"}`;
   }
 
   showAsk() {
@@ -87,6 +88,26 @@ export class Talk {
       this.ask,
       el("div", { class: "row", role: "group", "aria-label": "task" }, chips),
       this.input,
+      this.suggestions(),
+    );
+  }
+
+  /** What else might be asked of this picture, in the view to play in. */
+  suggestions() {
+    const { store } = this;
+    const { task, words, scene, view } = store.state;
+    if (!this.input || view !== "live") return null;
+    const offers = suggested(task, scene).filter((offer) => offer !== words[task].trim());
+    return el(
+      "div",
+      { class: "row suggested", role: "group", "aria-label": "what might be asked" },
+      offers.map((offer) =>
+        button(
+          offer,
+          () => (store.hold(), store.set({ words: { ...store.state.words, [task]: offer } })),
+          { class: "chip small" },
+        ),
+      ),
     );
   }
 

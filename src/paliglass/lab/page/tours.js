@@ -10,7 +10,7 @@ import { readable } from "./words.js";
 import { START } from "./store.js";
 import { LARGE, decoderCost, towerCost } from "./costs.js";
 import { operations } from "./views/cache.js";
-import { EXAMPLES } from "./views/live.js";
+import { exampleScene } from "./views/live.js";
 import { MACHINES, duration, large } from "./views/roofline.js";
 import { PLACES } from "./views/tokens.js";
 
@@ -31,7 +31,6 @@ import { PLACES } from "./views/tokens.js";
 
 const FARM = START.scene;
 const WITHOUT_STAR = { ...FARM, things: FARM.things.slice(0, 2) };
-const scene = (/** @type {number} */ i) => /** @type {any} */ (EXAMPLES[i].changes.scene);
 /** @type {Partial<State>} */
 const FRESH = {
   scene: FARM,
@@ -45,10 +44,11 @@ const FRESH = {
   to: false,
 };
 
-/** An answer in a line; one that repeats itself is long. @param {string} text */
-function clipped(text) {
+/** An answer in a line; one that repeats itself is long, and “nothing” is a word of it. @param {string} text */
+function quoted(text) {
   const all = readable(text).trim();
-  return all.length > 100 ? `${all.slice(0, 99)}…` : all;
+  if (!all) return "no word";
+  return `“${all.length > 100 ? `${all.slice(0, 99)}…` : all}”`;
 }
 
 /** Whether the answer with these edits is the same as without. @param {Store} store */
@@ -59,7 +59,7 @@ async function sameAsWhole(store) {
     plain.text !== text && readable(plain.text) === readable(text) ? "; the places differ" : "";
   return /** @type {[boolean, string]} */ ([
     plain.text === text,
-    `whole: “${clipped(plain.text)}”; now: “${clipped(text) || "nothing"}”${numbers}`,
+    `whole: ${quoted(plain.text)}; now: ${quoted(text)}${numbers}`,
   ]);
 }
 
@@ -144,18 +144,45 @@ export const TOURS = [
         options: ["Yes, it knows the scene", "No"],
         right: 1,
         act: { scene: WITHOUT_STAR },
-        measure: async ({ result }) => [result.text.includes("star"), `now: “${result.text}”`],
+        measure: async ({ result }) => [
+          result.text.includes("star"),
+          `now: ${quoted(result.text)}`,
+        ],
         why: "The words hang on the patches: this is grounding.",
       },
       {
-        text: "Now take everything away and ask for a caption of nothing.",
+        text: "Now take everything away and ask for a caption of an empty picture.",
         start: { ...FRESH, view: "live" },
         ask: "What will it say?",
-        options: ["Nothing at all", "It names something"],
+        options: ["It names something", "That there is nothing"],
         right: 1,
         act: { scene: { ground: "#d9d9d9", things: [] } },
-        measure: async ({ result }) => [!result.text.trim(), `it says “${result.text}”`],
-        why: "A language model must say some word; it was rarely shown an empty picture.",
+        measure: async ({ result }) => [
+          result.text.trim() !== "nothing",
+          `it says ${quoted(result.text)}`,
+        ],
+        why: "A language model must say some word. In training some pictures were empty and their caption was “nothing”: that there is nothing has to be learned like any other word.",
+      },
+      {
+        text: "A question may take for granted what is not so. There is no cat here; ask where the cat is.",
+        start: { ...FRESH, view: "live" },
+        ask: "Does it name a place?",
+        options: ["Yes: it was asked for one", "No"],
+        right: 1,
+        act: { task: "ask", words: { ...START.words, ask: "where is the cat?" } },
+        measure: async (store) => {
+          const present = await store.answer(
+            await store.picture(),
+            {},
+            [],
+            "answer en where is the tractor?",
+          );
+          return [
+            store.result.text.trim() !== "nothing",
+            `it says ${quoted(store.result.text)}; asked where the tractor is: ${quoted(present.text)}`,
+          ];
+        },
+        why: "Such questions were among those that it was trained on, with “nothing” as their answer: all that keeps it from naming some place.",
       },
       {
         text: "A word is chosen from a distribution over the whole vocabulary.",
@@ -215,7 +242,7 @@ export const TOURS = [
         act: { edits: { mask: { name: "self" } } },
         measure: async ({ result }) => [
           ["star", "tractor", "doughnut"].some((word) => result.text.includes(word)),
-          `it says “${result.text || "nothing"}”`,
+          `it says ${quoted(result.text)}`,
         ],
         why: "One word still comes, from the prompt's end, which has seen the picture; each next one must fetch from the patches what it is to say.",
       },
@@ -329,7 +356,7 @@ export const TOURS = [
             id: ids[0],
             how: "stale",
           });
-          return [text !== store.result.text, `it says “${text}”`];
+          return [text !== store.result.text, `it says ${quoted(text)}`];
         },
         why: "Nobody reads the prompt again: the cache is what the model knows of the past.",
       },
@@ -728,7 +755,10 @@ export const TOURS = [
         right: 1,
         measure: async (store) => {
           const { client, result } = store;
-          await client.ask("picture", { name: "donor", picture: await pixelsOf(scene(2)) });
+          await client.ask("picture", {
+            name: "donor",
+            picture: await pixelsOf(exampleScene("colour")),
+          });
           const donor = await client.ask("run", { picture: "donor", prompt: store.prompt });
           const position = result.prompt.length;
           const paste = async (/** @type {number} */ layer) => {
@@ -750,7 +780,10 @@ export const TOURS = [
         right: 0,
         measure: async (store) => {
           const { client, config, result } = store;
-          await client.ask("picture", { name: "donor", picture: await pixelsOf(scene(2)) });
+          await client.ask("picture", {
+            name: "donor",
+            picture: await pixelsOf(exampleScene("colour")),
+          });
           const donor = await client.ask("run", { picture: "donor", prompt: store.prompt });
           const [layer, position] = [config.text.layers - 1, result.prompt.length - 1];
           const vector = await client.ask("patch", { run: donor.run, layer, position });
@@ -972,23 +1005,31 @@ export const TOURS = [
         why: "GELU closes whatever is negative: for each token a few neurons speak, for another token others.",
       },
       {
-        text: "Take the busiest neuron of that layer out, for every token.",
+        text: "Take the busiest neuron of that layer out, for every token; then, in its place, the next, one after the other through the sixteen busiest.",
         start: { ...FRESH, view: "stream", part: "decoder", layer: 1 },
-        ask: "Does the answer begin with another word now?",
-        options: ["Yes", "No"],
+        ask: "Without how many of the sixteen does the answer begin with another word?",
+        options: ["Four or more", "Fewer than four"],
         right: 1,
         measure: async (store) => {
-          const plain = store.result;
-          const asked = { run: plain.run, layer: 1, position: store.token, k: 1 };
-          const { top } = await store.client.ask("neurons", asked);
-          const edits = { off: [`decoder.1.mlp.${top[0].neuron}`] };
-          store.set({ edits });
+          const { client, prompt, result } = store;
+          const asked = { run: result.run, layer: 1, position: store.token, k: 16 };
+          const { top } = await client.ask("neurons", asked);
+          const without = (/** @type {any} */ { neuron }) => ({ off: [`decoder.1.mlp.${neuron}`] });
+          const picture = await store.picture();
+          await store.keep(result.run); // so many others would push it out
+          let missed = 0;
+          for (const one of top) {
+            const values = { picture, prompt, edits: without(one), maxNewTokens: 1 };
+            const { answer } = await client.ask("run", values);
+            if (answer[0] !== result.answer[0]) missed++;
+          }
+          store.set({ edits: without(top[0]) });
           await store.idle;
           const word = (/** @type {any} */ run) =>
             `“${run.answerWords[0].trim()}” with ${percent(Math.exp(run.logProbabilities[0]))}`;
           return [
-            plain.answer[0] !== store.result.answer[0],
-            `neuron ${top[0].neuron} is out: ${word(plain)} before, ${word(store.result)} now`,
+            missed >= 4,
+            `${missed} of ${top.length}; without the busiest, neuron ${top[0].neuron}: ${word(store.result)} in the place of ${word(result)}`,
           ];
         },
         why: "What a model knows is spread over many neurons, so that hardly any one of them is missed.",
@@ -1012,7 +1053,7 @@ export const TOURS = [
           );
           return [
             size(after) === 0,
-            `${number(size(before), 1)} long enters, ${number(size(after), 1)} comes out, ${number(distance(before, after), 1)} apart; the answer: “${clipped(store.result.text) || "nothing"}”`,
+            `${number(size(before), 1)} long enters, ${number(size(after), 1)} comes out, ${number(distance(before, after), 1)} apart; the answer: ${quoted(store.result.text)}`,
           ];
         },
         why: "A layer is not a station that hands on its result: the stream runs past it, and it adds.",

@@ -28,10 +28,13 @@ export const readable = (text) =>
     .replace(/(<seg\d{3}>)+/g, "◪")
     .replace(/▢◪?(?=\S)/g, "$& ");
 
+/** What stands for an answer without a word: “nothing” may be one. */
+export const EMPTY = "(no word)";
+
 /** An answer as words, those that `other` lacks marked. @param {any} result @param {any} other */
 export function answerText(result, other = null) {
   const words = readable(result.text).split(/(?<=\s)/);
-  if (!result.text.trim()) return el("span", { class: "nothing", text: "(nothing)" });
+  if (!result.text.trim()) return el("span", { class: "nothing", text: EMPTY });
   const isNew = other
     ? newWords(readable(other.text).split(/(?<=\s)/), words)
     : words.map(() => false);

@@ -27,7 +27,7 @@ export const SWITCHES = [
     group: "The picture",
     id: "pooled",
     title: "One mean feature for all patches",
-    why: "What is there survives a mean; where it is does not.",
+    why: "Every patch says the same now: what lay where is lost.",
     edits: { features: "pooled" },
   },
   {
@@ -76,14 +76,14 @@ export const SWITCHES = [
     group: "Scales and norms",
     id: "features",
     title: "Features multiplied by √D too",
-    why: "The picture drowns the words out.",
+    why: "A norm before each part takes the length off again, but what layers add to a patch weighs √D times less.",
     edits: { scaleFeatures: true },
   },
   {
     group: "Scales and norms",
     id: "scores",
     title: "No 1/√d before the softmax",
-    why: "Attention gets sharper; a trained model mostly looked sharply already. The scale is there for training.",
+    why: "Scores are √d times as large: attention looks at one token where it weighed several.",
     edits: { unscaledScores: true },
   },
   {

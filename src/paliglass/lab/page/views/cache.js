@@ -3,6 +3,7 @@
 import { button, choice, el, fill, inWords, shown } from "../dom.js";
 import { heading } from "../lessons.js";
 import { drawField } from "../draw.js";
+import { EMPTY } from "../words.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
@@ -261,7 +262,7 @@ export const cacheView = {
             "tr",
             {},
             el("th", { scope: "row", text: name }),
-            el("td", { class: "said", text: said || "(nothing)" }),
+            el("td", { class: "said", text: said || EMPTY }),
           );
         fill(
           out,

@@ -4,15 +4,15 @@ import { button, choice, el, fill, inWords, number, percent, slider } from "../d
 import { heading } from "../lessons.js";
 import { Toy, lossOf } from "../contrastive_toy.js";
 import { drawScene, pixelsOf } from "../scene.js";
-import { EXAMPLES } from "./live.js";
+import { exampleScene } from "./live.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
 const TEXTS = [
   "a tractor and a doughnut",
   "a red star and a blue circle",
-  "a cat and a pizza",
-  "an elephant and an apple",
+  "a cat, a pizza and a bicycle",
+  "a pig and a balloon",
 ];
 
 export const contrastiveView = {
@@ -29,7 +29,7 @@ export const contrastiveView = {
       b: -10,
       gradients: false,
     });
-    const scenes = [0, 2, 3, 4].map((i) => /** @type {any} */ (EXAMPLES[i].changes.scene));
+    const scenes = ["farm", "colour", "find", "cut"].map(exampleScene);
     /** @type {any} */
     let found = null;
     let trained = 0; // the model's own t

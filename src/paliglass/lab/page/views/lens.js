@@ -3,7 +3,8 @@
 import { button, el, fill, inWords, number, percent, shown } from "../dom.js";
 import { heading } from "../lessons.js";
 import { drawScene, pixelsOf } from "../scene.js";
-import { isIndex } from "../store.js";
+import { START, isIndex } from "../store.js";
+import { EMPTY } from "../words.js";
 import { EXAMPLES } from "./live.js";
 import { probePanel } from "./probe_panel.js";
 
@@ -194,8 +195,9 @@ export const lensView = {
           "div",
           { class: "row" },
           el("span", { text: "B:" }),
-          EXAMPLES.map(({ title, changes }) =>
-            changes.scene ? button(title, () => loadOther(changes.scene), { class: "chip" }) : null,
+          EXAMPLES.filter(({ id, changes }) => id === "farm" || changes.scene !== START.scene).map(
+            ({ title, changes }) =>
+              button(title, () => loadOther(changes.scene), { class: "chip" }),
           ),
           store.before
             ? button("the state A", () => loadOther(store.before?.scene), { class: "chip" })
@@ -213,7 +215,7 @@ export const lensView = {
                   "p",
                   {},
                   "B alone is answered ",
-                  el("span", { class: "said", text: other.result.text || "(nothing)" }),
+                  el("span", { class: "said", text: other.result.text || EMPTY }),
                 ),
                 button(
                   `Paste B's stream after ${layer < 0 ? "the input" : `layer ${layer}`} at “${shown(store.word(position))}”`,
@@ -251,14 +253,14 @@ export const lensView = {
                 {},
                 el("b", { text: "A" }),
                 " without ",
-                el("span", { class: "said", text: plain.text || "(nothing)" }),
+                el("span", { class: "said", text: plain.text || EMPTY }),
               ),
               el(
                 "p",
                 {},
                 el("b", { text: "B" }),
                 " with the paste ",
-                el("span", { class: "said", text: result.text || "(nothing)" }),
+                el("span", { class: "said", text: result.text || EMPTY }),
               ),
             )
           : null,

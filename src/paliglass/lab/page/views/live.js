@@ -10,19 +10,34 @@ import { START } from "../store.js";
 /** @param {string} name @param {number} x @param {number} y @param {number} size @returns {Thing} */
 const sticker = (name, x, y, size = 340) => ({ kind: "sticker", name, x, y, size, turn: 0 });
 
-/** Scenes worth a try, and what to ask about them. */
+/** Pictures worth a try, and what to ask about them. */
 export const EXAMPLES = [
   {
+    id: "farm",
     title: "A farm",
     text: "three things, one sentence",
     changes: { scene: START.scene, task: "caption" },
   },
   {
-    title: "An empty picture",
-    text: "there is nothing, and it says something",
-    changes: { scene: { ground: "#d9d9d9", things: [] }, task: "caption" },
+    id: "count",
+    title: "How many?",
+    text: "things of one kind, counted",
+    changes: {
+      scene: {
+        ground: "#fff4e6",
+        things: [
+          sticker("apple", 200, 250, 260),
+          sticker("apple", 520, 240, 240),
+          sticker("apple", 330, 600, 260),
+          sticker("cat", 740, 650, 380),
+        ],
+      },
+      task: "ask",
+      words: { ...START.words, ask: "how many apples do you see?" },
+    },
   },
   {
+    id: "colour",
     title: "Which colour?",
     text: "a star that can be painted",
     changes: {
@@ -34,9 +49,21 @@ export const EXAMPLES = [
         ],
       },
       task: "ask",
+      words: START.words,
     },
   },
   {
+    id: "absent",
+    title: "It is not there",
+    text: "a question about what is not in the picture",
+    changes: {
+      scene: START.scene,
+      task: "ask",
+      words: { ...START.words, ask: "where is the cat?" },
+    },
+  },
+  {
+    id: "find",
     title: "Find them",
     text: "boxes that follow the hand",
     changes: {
@@ -44,7 +71,7 @@ export const EXAMPLES = [
         ground: "#f6efe2",
         things: [
           sticker("cat", 280, 320),
-          sticker("rocket", 720, 680),
+          sticker("bicycle", 720, 680),
           sticker("pizza", 700, 260, 260),
         ],
       },
@@ -53,31 +80,50 @@ export const EXAMPLES = [
     },
   },
   {
+    id: "cut",
     title: "Cut it out",
     text: "a box, then sixteen codes for its outline",
     changes: {
       scene: {
         ground: "#e6eef5",
-        things: [sticker("elephant", 430, 480, 560), sticker("apple", 830, 200, 220)],
+        things: [sticker("pig", 430, 540, 600), sticker("balloon", 830, 190, 240)],
       },
       task: "segment",
-      words: { ...START.words, segment: "elephant" },
+      words: { ...START.words, segment: "pig" },
     },
   },
   {
+    id: "read",
     title: "Read",
     text: "a word in the picture, letter by letter",
     changes: {
       scene: {
         ground: "#ffffff",
         things: [
-          { kind: "text", name: "hello", x: 500, y: 480, size: 480, turn: 0, color: "#1971c2" },
+          { kind: "text", name: "CAFE", x: 500, y: 270, size: 520, turn: 0, color: "#e03131" },
+          sticker("doughnut", 500, 690, 400),
         ],
       },
       task: "read",
     },
   },
+  {
+    id: "describe",
+    title: "Describe",
+    text: "what there is, and where",
+    changes: { scene: START.scene, task: "describe" },
+  },
+  {
+    id: "empty",
+    title: "An empty picture",
+    text: "there is nothing to be named",
+    changes: { scene: { ground: "#d9d9d9", things: [] }, task: "caption" },
+  },
 ];
+
+/** An example's picture. @param {string} name @returns {import("../scene.js").Scene} */
+export const exampleScene = (name) =>
+  /** @type {any} */ (EXAMPLES.find(({ id }) => id === name)).changes.scene;
 
 export const liveView = {
   id: "live",
