@@ -10,6 +10,7 @@ m.segment("picture.png", "dog")
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from paliglass.config import PRESETS, GemmaConfig, PaliGemmaConfig, SigLipConfig
@@ -48,6 +49,11 @@ __all__ = [
     "parse_answer",
     "trace",
 ]
+
+# GNU's OpenMP, torch's on Linux, lets threads that wait for each other spin 300 000 times, some ten
+# milliseconds, on cores that those they wait for may need: on a busy machine each of a prompt's
+# 1600 parallel loops did. It reads this when torch is imported, and keeps what is set already.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # What needs torch is imported on first use: `paliglass --help` should not wait two seconds for it.
 _NEEDS_TORCH = {
