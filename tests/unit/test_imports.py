@@ -240,6 +240,7 @@ def spins_after(code: str, own: dict[str, str]) -> str:
         capture_output=True,
         text=True,
         check=True,
+        cwd=WORKSHOP.parent,
         env=inherited | own | {"OMP_DISPLAY_ENV": "VERBOSE"},
     )
     [line] = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
