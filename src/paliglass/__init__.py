@@ -50,9 +50,9 @@ __all__ = [
     "trace",
 ]
 
-# GNU's OpenMP, torch's on Linux, lets a thread that waits for another spin 300 000 times, some ten
+# GNU's OpenMP, torch's on Linux, lets a thread that waits for another spin 300 000 times, or seven
 # milliseconds, on a core that the other may need: on a busy machine it does so at each of a
-# prompt's many parallel loops. It reads this when torch is imported. 2000 are some 70 µs.
+# prompt's many parallel loops. It reads this when torch is imported. 2000 times are 50 µs.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # What needs torch is imported on first use: `paliglass --help` should not wait two seconds for it.
