@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
 def main() -> None:
     """Runs the command line; an interrupt while its modules load is one line too."""
-    # GNU's OpenMP, torch's on Linux, spins for milliseconds before its threads sleep, on a core
-    # that compiled functions or another program may need. It reads this when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         from paliglass.cli import main as run
 

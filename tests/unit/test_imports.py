@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from functools import cache
@@ -206,6 +207,44 @@ def modules_after(statement: str) -> set[str]:
 def test_import_paliglass_pulls_in_no_heavy_library() -> None:
     heavy = {"huggingface_hub", "numpy", "rich", "safetensors", "tokenizers", "torch"}
     assert not modules_after("import paliglass") & (heavy | {"PIL", "transformers", "typer"})
+
+
+gnu_openmp = pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")
+
+
+@gnu_openmp
+@pytest.mark.parametrize(("own", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_of_openmp_soon_give_up_their_cores(
+    own: dict[str, str], expected: str
+) -> None:
+    assert spins_after("import paliglass.model", own) == expected
+
+
+@gnu_openmp
+def test_peers_threads_wait_as_peers_have_them() -> None:
+    peer = """
+import sys
+from workshop.peers import engines
+sys.argv = ["", "llama.cpp Q8_0", ".", "1"]
+engines.serve = lambda load: __import__("torch")
+engines.main()
+"""
+    assert spins_after(peer, {}) == spins_after("import torch", {}) != "2000"
+
+
+def spins_after(code: str, own: dict[str, str]) -> str:
+    """How often a waiting thread of torch's OpenMP looks before it sleeps, in its own words."""
+    inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=WORKSHOP.parent,
+        env=inherited | own | {"OMP_DISPLAY_ENV": "VERBOSE"},
+    )
+    [line] = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    return line.split("'")[1]
 
 
 def test_loading_pulls_in_neither_transformers_nor_the_command_line() -> None:

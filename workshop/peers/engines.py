@@ -7,6 +7,7 @@ python -m workshop.peers.engines "llama.cpp Q8_0" FOLDER THREADS GGUF
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -101,6 +102,8 @@ def main() -> None:
     """Serves one of them."""
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     gguf = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+    # Peers' threads wait for each other as they do for peers' users.
+    os.environ.pop("GOMP_SPINCOUNT", None)
     if name == TRANSFORMERS:  # what is imported is not loading's
         import transformers
 
