@@ -383,6 +383,17 @@ def _overlap(here: str, there: str) -> float | None:
 # --------------------------------------------------------------------- prompts
 
 
+# As mini's world has them; it was trained on no others.
+_COLOURS = {
+    "red": (222, 32, 38),
+    "blue": (35, 95, 215),
+    "green": (45, 160, 65),
+    "orange": (250, 135, 20),
+    "purple": (130, 55, 170),
+    "black": (22, 22, 24),
+}
+
+
 def drawings() -> list[Asked]:
     """Drawings with prompts of every task, for who has no pictures at hand."""
     scenes = {
@@ -419,9 +430,10 @@ def _draw(
     draw: ImageDraw.ImageDraw, colour: str, shape: str, box: tuple[int, int, int, int]
 ) -> None:
     x0, y0, x1, y1 = box
+    fill = _COLOURS[colour]
     if shape == "circle":
-        draw.ellipse(box, fill=colour)
+        draw.ellipse(box, fill)
     elif shape == "square":
-        draw.rectangle(box, fill=colour)
+        draw.rectangle(box, fill)
     else:
-        draw.polygon([((x0 + x1) / 2, y0), (x1, y1), (x0, y1)], fill=colour)
+        draw.polygon([((x0 + x1) / 2, y0), (x1, y1), (x0, y1)], fill)
