@@ -140,11 +140,11 @@ export class AttentionPooling extends Part {
       const [own, shift] = [w, b].map((all) => all.subarray((i * all.length) / 3)); // W_q, W_k, W_v
       return this.kernel.linear(x, x.length / D, own, shift, D, D);
     });
-    const [S, d] = [patches.length / D, D / H];
-    const heads = { q, k, v, T: 1, S, H, K: H, d, scale: d ** -0.5, cap: null, start: 0, mask: null };
+    const [S, d, scale] = [patches.length / D, D / H, (D / H) ** -0.5];
+    const heads = { q, k, v, T: 1, S, H, K: H, d, scale, cap: null, start: 0, mask: null };
     const y = this.linear("attention.out_proj", attend(this.kernel, heads), D, D);
-    const [scale, shift] = ["weight", "bias"].map((part) => this.weight(`layernorm.${part}`));
-    const inner = this.linear("mlp.fc1", layerNorm(y, scale, shift, eps), D, hidden);
+    const [gain, shift] = ["weight", "bias"].map((part) => this.weight(`layernorm.${part}`));
+    const inner = this.linear("mlp.fc1", layerNorm(y, gain, shift, eps), D, hidden);
     return add(y, this.linear("mlp.fc2", activate(inner), hidden, D));
   }
 }
