@@ -566,7 +566,7 @@ def siglip(name: str) -> None:
             draw.picture(50, top + 47 + 46 * i, 40, crops[crop].resize((40, 40)))
             draw.text(128 + 66 * i, top + 38, TEXTS[i].rpartition(" ")[2], "soft small")
     draw.text(200, 490, "the fourth picture is background, which no text describes:", "soft small")
-    draw.text(200, 508, "softmax must share out its 1, the sigmoid may say no to all", "soft small")
+    draw.text(200, 508, "softmax shares out its 1, the sigmoid may say no to all", "soft small")
     draw.save(name)
 
 
