@@ -486,12 +486,12 @@ def vit(name: str) -> None:
     draw.save(name)
 
 
-def _cosines(texts: Sequence[str]) -> Tensor:
-    """How alike mini-dual finds the crops and the texts: 5 × the number of texts."""
+def _cosines(texts: Sequence[str]) -> tuple[Tensor, float]:
+    """How alike mini-dual finds the crops and the texts, 5 × the number of texts; its scale."""
     model, processor = load_contrastive("mini-dual", device="cpu", dtype="float32")
     with torch.no_grad():
         pictures = model.embed_images(torch.stack([processor.pixels(c) for c in _crops()]))
-        return pictures @ model.embed_texts(**processor.words(texts)).T
+        return pictures @ model.embed_texts(**processor.words(texts)).T, model.scale.item()
 
 
 TEXTS = ("a tractor", "a doughnut", "a yellow star", "a red circle")
@@ -535,7 +535,7 @@ def clip(name: str) -> None:
         first, _, last = text.rpartition(" ")
         draw.text(132 + 66 * i, 58, first, "soft small")
         draw.text(132 + 66 * i, 71, last, "soft small")
-    _matrix(draw, 100, 80, _cosines(TEXTS)[:4])
+    _matrix(draw, 100, 80, _cosines(TEXTS)[0][:4])
     draw.text(232, 322, "mini-dual on four pictures and four texts", "soft small")
     question = "cross-entropy, right answer 1"
     for i, words in enumerate(
@@ -553,11 +553,12 @@ def siglip(name: str) -> None:
     """The fourth picture is empty; the scale is mini-dual's, the bias SigLIP's at its start."""
     crops = _crops()
     kept = [0, 1, 2, 4]
-    cosines = 20 * _cosines(TEXTS)[kept]
+    cosines, scale = _cosines(TEXTS)
+    logits = scale * cosines[kept]
     draw = Drawing(524)
     for top, title, values in (
-        (0, "softmax of each row: sums to 1", cosines.softmax(-1)),
-        (238, "sigmoid of each cell: on its own", (cosines - 10).sigmoid()),
+        (0, "softmax of each row: sums to 1", logits.softmax(-1)),
+        (238, "sigmoid of each cell: on its own", (logits - 10).sigmoid()),
     ):
         draw.text(227, top + 18, title, "strong")
         _matrix(draw, 96, top + 46, values, 46)
@@ -565,7 +566,7 @@ def siglip(name: str) -> None:
             draw.picture(50, top + 47 + 46 * i, 40, crops[crop].resize((40, 40)))
             draw.text(128 + 66 * i, top + 38, TEXTS[i].rpartition(" ")[2], "soft small")
     draw.text(200, 490, "the fourth picture is background, which no text describes:", "soft small")
-    draw.text(200, 508, "softmax must choose one, the sigmoid may say no to all", "soft small")
+    draw.text(200, 508, "softmax shares out its 1, the sigmoid may say no to all", "soft small")
     draw.save(name)
 
 

@@ -16,13 +16,22 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from paliglass import PRESETS, PaliGemma, PaliGemmaForConditionalGeneration, load
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.mask_codec import load_mask_codec
-from paliglass.contrastive.folders import load_contrastive
+from paliglass.config import SigLipConfig
+from paliglass.contrastive.config import (
+    CbowConfig,
+    ContrastiveConfig,
+    ResNetConfig,
+    TextTransformerConfig,
+)
+from paliglass.contrastive.folders import load_contrastive, save_contrastive
+from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.generation import Request
 from paliglass.inspect.tracing import INPUTS, trace
 from paliglass.lab.torch_engine import TorchLab
@@ -346,9 +355,42 @@ def test_another_shape_runs_too(tmp_path: Path) -> None:
     torch.testing.assert_close(logits[0], expected[: logits.shape[1]], atol=1e-4, rtol=0)
 
 
-def test_the_dual_encoder_is_the_packages(tmp_path: Path) -> None:
+CBOW = CbowConfig(3201, 20, 24)
+VIT = SigLipConfig(
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    image_size=64,
+    patch_size=16,
+)
+DUALS: dict[str, dict[str, Any]] = {
+    "resnet": {"image": ResNetConfig(hidden_sizes=(8, 16), depths=(1, 2), image_size=64)},
+    "vit": {"image": VIT},
+    "mean": {"image": VIT, "image_pooling": "mean", "projection_bias": True, "loss": "siglip"},
+}
+
+
+def drawn_dual(folder: Path, text: Any = CBOW, **settings: Any) -> Path:
+    """A small dual encoder whose every weight, biases and averages too, was drawn."""
+    torch.manual_seed(0)
+    model = ContrastiveModel(ContrastiveConfig(text=text, projection_dim=32, **settings))
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif not name.startswith("logit"):
+            tensor.normal_(std=0.25)
+    save_contrastive(model, folder, Tokenizer.from_file(str(MINI / "tokenizer.json")))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mini-dual", *DUALS])
+def test_the_dual_encoder_is_the_packages(tmp_path: Path, name: str) -> None:
+    settings = DUALS.get(name)
     folder = MINI.parent / "mini_dual"
-    model, processor = load_contrastive(folder)
+    if settings:
+        folder = drawn_dual(tmp_path / "dual", **({"loss": "clip"} | settings))
+    model, processor = load_contrastive(folder, device="cpu")
     model = model.float()
     images = [shapes(seed) for seed in range(4)]
     asked = ["a tractor", "A RED star, and <eos>!", "", "x " * 60, "🦊 两只"]
@@ -367,6 +409,15 @@ def test_the_dual_encoder_is_the_packages(tmp_path: Path) -> None:
     mine = torch.from_numpy(floats(tmp_path / "out", 9, -1))
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
     assert found["scale"] == pytest.approx(model.scale.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("image", [VIT, ResNetConfig(hidden_sizes=(8,), depths=(1,))])
+def test_a_text_transformer_is_refused(tmp_path: Path, image: SigLipConfig | ResNetConfig) -> None:
+    text = TextTransformerConfig(3201, 20, 40, 1, 2, 24)
+    folder = drawn_dual(tmp_path / "dual", text, image=image)
+    asked = {"pictures": [], "texts": [], "out": str(tmp_path / "out")}
+    with pytest.raises(AssertionError, match="reads texts by cbow, not text_transformer"):
+        run_engine("dual", folder=str(folder), **asked)
 
 
 def test_what_the_page_computes_itself_is_right() -> None:

@@ -23,7 +23,7 @@ export class PaliGemma {
     this.config = readConfig(config);
     this.tensors = tensors;
     this.kernel = new Kernel(tensors, wasm, more);
-    this.tower = new SigLip(this.config.vision, tensors, this.kernel);
+    this.tower = new SigLip(this.config.vision, tensors, this.kernel, "vision_tower.vision_model.");
     this.decoder = new Gemma(this.config.text, tensors, this.kernel);
   }
 

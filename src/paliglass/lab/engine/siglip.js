@@ -26,9 +26,10 @@ export function add(a, b) {
   return a;
 }
 
-export class SigLip {
+/** A part of the model: weights whose names begin alike, and its linear layers. */
+class Part {
   /** @param {VisionConfig} config @param {Tensors} tensors @param {Kernel} kernel @param {string} prefix */
-  constructor(config, tensors, kernel, prefix = "vision_tower.vision_model.") {
+  constructor(config, tensors, kernel, prefix) {
     this.config = config;
     this.kernel = kernel;
     this.weight = weightsUnder(tensors, prefix);
@@ -39,7 +40,9 @@ export class SigLip {
     const [w, b] = [this.weight(`${name}.weight`), this.weight(`${name}.bias`)];
     return this.kernel.linear(x, x.length / inputs, w, b, inputs, outputs);
   }
+}
 
+export class SigLip extends Part {
   /** 3 × S × S, numbers in [−1, 1] → P × (3 · p²), patches row by row. @param {Float32Array} pixels */
   cut(pixels) {
     const { side, patch, channels } = this.config;
@@ -124,5 +127,24 @@ export class SigLip {
     }
     const [w, b] = ["weight", "bias"].map((part) => this.weight(`post_layernorm.${part}`));
     return { patches, inputs, layers, features: layerNorm(x, w, b, this.config.eps) };
+  }
+}
+
+/** SigLIP's pooling head, which PaliGemma drops: a learned probe asks all patches, an MLP follows. */
+export class AttentionPooling extends Part {
+  /** P × D → D. @param {Float32Array} patches */
+  forward(patches) {
+    const { width: D, hidden, heads: H, eps } = this.config;
+    const [w, b] = ["weight", "bias"].map((part) => this.weight(`attention.in_proj_${part}`));
+    const [q, k, v] = [this.weight("probe"), patches, patches].map((x, i) => {
+      const [own, shift] = [w, b].map((all) => all.subarray((i * all.length) / 3)); // W_q, W_k, W_v
+      return this.kernel.linear(x, x.length / D, own, shift, D, D);
+    });
+    const [S, d, scale] = [patches.length / D, D / H, (D / H) ** -0.5];
+    const heads = { q, k, v, T: 1, S, H, K: H, d, scale, cap: null, start: 0, mask: null };
+    const y = this.linear("attention.out_proj", attend(this.kernel, heads), D, D);
+    const [gain, shift] = ["weight", "bias"].map((part) => this.weight(`layernorm.${part}`));
+    const inner = this.linear("mlp.fc1", layerNorm(y, gain, shift, eps), D, hidden);
+    return add(y, this.linear("mlp.fc2", activate(inner), hidden, D));
   }
 }

@@ -85,6 +85,7 @@ const rounding = (bits, name, same, why) => {
 // Places in the farm's picture, whose patches lie in 8 rows of 8.
 const CORNERS = [7, 56];
 const DOUGHNUT = [13, 14, 21, 22, 29, 30];
+const FITS = "a tractor, a doughnut and a star"; // all that is in the farm's picture
 const NEITHER = ["a cat", "an apple"]; // of what is in it
 const TWICE = { ...START.words, ask: "star star" };
 const DOWN = "language_model.model.layers.0.mlp.down_proj.weight";
@@ -487,12 +488,7 @@ export const TOURS = [
         right: 1,
         measure: async (store) => {
           const dual = await store.client.loadDual();
-          const cosines = await dualCosines(store, [
-            "a tractor and a doughnut",
-            "a tractor and a doughnut",
-            "a cat",
-            "an apple",
-          ]);
+          const cosines = await dualCosines(store, [FITS, FITS, "a cat", "an apple"]);
           const p = distribution(Float32Array.from(cosines, (c) => c * dual.scale));
           return [p[0] > 0.5001, `the two copies have ${percent(p[0])} and ${percent(p[1])}`];
         },
@@ -537,11 +533,8 @@ export const TOURS = [
         options: ["Yes", "No"],
         right: 1,
         measure: async (store) => {
-          const [alone] = await dualCosines(store, ["a tractor and a doughnut"]);
-          const [twice] = await dualCosines(store, [
-            "a tractor and a doughnut",
-            "a tractor and a doughnut",
-          ]);
+          const [alone] = await dualCosines(store, [FITS]);
+          const [twice] = await dualCosines(store, [FITS, FITS]);
           return [
             sigmoid(alone) !== sigmoid(twice),
             `${percent(sigmoid(alone))} alone, ${percent(sigmoid(twice))} beside its copy (t = ln 10, b = −5)`,

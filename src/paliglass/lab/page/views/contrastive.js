@@ -9,7 +9,7 @@ import { exampleScene } from "./live.js";
 /** @typedef {import("../store.js").Store} Store */
 
 const TEXTS = [
-  "a tractor and a doughnut",
+  "a tractor, a doughnut and a star",
   "a red star and a blue circle",
   "a cat, a pizza and a bicycle",
   "a pig and a balloon",
