@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ DECODERS: list[dict[str, Any]] = [
 ]
 IDS = ["gemma", "odd widths", "gemma2", "gemma2 wide heads"]
 decoders = pytest.mark.parametrize("text", DECODERS, ids=IDS)
+SCENE = Path(__file__).parents[2] / "assets" / "scene.png"
 all_bits = pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 4)], ids=str)
 
 
@@ -236,30 +238,35 @@ def test_shapes_that_do_not_fit_are_told() -> None:
     assert not fits(tiny_config(head_dim=12).text_config, torch.float32)
 
 
-@pytest.mark.parametrize(("method", "most"), [("int8", 0.02), ("int4", 0.06)])
+@pytest.mark.parametrize("method", ["int8", "int4"])
 @torch.inference_mode()
-def test_mini_says_about_the_same(method: str, most: float) -> None:
-    model = load("mini", device="cpu", dtype="float32").model
-    decoder = model.language_model
+def test_mini_says_about_the_same(method: str) -> None:
+    """As far from the plain decoder as rounding takes that, and nearly always the same words."""
+    mini = load("mini", device="cpu", dtype="float32")
+    model, decoder = mini.model, mini.model.language_model
     prefix = "language_model.model."
     matrices = {
         name: quantize(weight, bits_of(prefix + name, method))
         for name, weight in decoder_matrices(decoder)
     }
     packed = Decoder(decoder.config, matrices, decoder_norms(decoder), model.dtype)
+    rounded = copy.deepcopy(model)
+    emulate(rounded.language_model, matrices)
     cache = model.new_cache(2, 100)
-    batch = make_batch(model.config, [5, 9])
-    del batch["token_type_ids"]
+    batch = dict(mini.processor(["caption en", "describe en"], [SCENE] * 2))
     hidden = model.prefill(**batch, kv_cache=cache, last_only=True)
-    same, errors = 0, []
+    same, ours, roundings = 0, 0.0, 0.0
     for _ in range(20):
         ids = decoder.logits(hidden).argmax(-1, keepdim=True).view(2, 1)
         _, found = step_of(packed, ids, copy.deepcopy(cache))
+        seen = rounded.extend(ids, copy.deepcopy(cache))
+        emulated = rounded.language_model.logits(seen)
         hidden = model.extend(ids, cache)
         expected = decoder.logits(hidden)
-        errors.append(float((found - expected).norm() / expected.norm()))
+        ours += float((found - expected).norm())
+        roundings += float((emulated - expected).norm())
         same += int((found.argmax(-1) == expected.argmax(-1)).sum())
-    assert sum(errors) < most * len(errors)
+    assert ours == pytest.approx(roundings, rel=0.02)
     assert same >= 36
     for ids in ([[decoder.config.vocab_size], [3]], [[3], [-1]]):  # as `nn.Embedding` says
         with pytest.raises(IndexError, match="outside the table"):

@@ -16,14 +16,14 @@ PART_SIZE = 2
 
 
 def shape(number: int) -> Image.Image:
-    """A red circle or a blue square, somewhere on white."""
+    """A red circle or a blue square of mini's world, somewhere on white."""
     image = Image.new("RGB", (160 + number, 128), "white")
     pen = ImageDraw.Draw(image)
     box = (10 + number, 20, 80 + number, 90)
     if number % 2:
-        pen.rectangle(box, fill="blue")
+        pen.rectangle(box, fill=(35, 95, 215))
     else:
-        pen.ellipse(box, fill="red")
+        pen.ellipse(box, fill=(222, 32, 38))
     return image
 
 
