@@ -46,7 +46,7 @@ docs: $(VENV)/.installed-test
 	$(BIN)/cog -r -I docs README.md docs/commands.md
 	$(BIN)/cog -r -I docs/lessons -p "from sources import show" docs/lessons/*.md
 
-# Trains models like those shipped from nothing (about five and a half hours on two cores; the artwork comes
+# Trains models like those shipped from nothing (about six hours on two cores; the artwork comes
 # by npm; mini itself went on from there on a GPU, see its card): the mask codec; a dual encoder; from its vision tower the model, which first looks and then
 # talks; the calibration of its scores; and the dual encoder that ships. RUN keeps the checkpoints; a
 # run that was stopped goes on. SHARE=0.03 tries the whole chain in ten minutes of training.
@@ -66,7 +66,7 @@ mini: $(VENV)/.installed-test
 	test -d $(RUN)/fourth/model || $(PRETRAIN) --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
 	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(CODEC) $(RUN)/fourth/model
 	$(BIN)/python -m workshop.calibrate $(RUN)/fourth/model --scenes 150
-	test -d $(RUN)/dual/model || $(DUAL) --out $(RUN)/dual --image resnet --text cbow --loss clip --batch-size 128 $(call minutes,28) --resume
+	test -d $(RUN)/dual/model || $(DUAL) --out $(RUN)/dual --vision $(RUN)/fourth/model --text cbow --loss clip --batch-size 128 --learning-rate 1e-3 $(call minutes,75) --resume
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output dist
