@@ -38,7 +38,9 @@ class WorldPairs:
         if not scene.objects:
             return Pair(scene.image, caption(scene))
         thing = scene.objects[rng.integers(len(scene.objects))]
-        return Pair(cut_out(scene.image, thing.box, rng.uniform(0.05, 0.4)), _name(thing))
+        picture = cut_out(scene.image, thing.box, rng.uniform(0.05, 0.4))
+        # Labels come bare, too: "dog" at a text's start is another token than in "a dog".
+        return Pair(picture, thing.name if rng.random() < 0.3 else _name(thing))
 
     def texts(self) -> Iterator[str]:
         return (self[index].text for index in range(3000))
