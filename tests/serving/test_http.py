@@ -203,7 +203,7 @@ def test_a_full_server_says_when_to_come_again() -> None:
             thread.join(GUARD_SECONDS)
         assert [answer.status_code for answer in answers] == [200, 200]
         assert server.post(CHAT, body).status_code == 200
-        assert engine.line.taken == 0
+        until(lambda: engine.line.taken == 0)  # a place is free some time after its answer's end
 
 
 def test_places_come_back_whatever_happened(server: Running) -> None:
@@ -215,8 +215,7 @@ def test_places_come_back_whatever_happened(server: Running) -> None:
         chat("caption en", noise_address(), n=3, temperature=1),
     ]
     in_threads([lambda body=body: server.post(CHAT, body) for body in bodies * 3])
-    assert server.engine.line.taken == 0
-    assert server.engine.num_running == 0
+    until(lambda: server.engine.line.taken == server.engine.num_running == 0)
 
 
 def test_pings_keep_a_stream_alive_while_a_prompt_is_computed() -> None:
