@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paliglass.fast import attention
 from paliglass.layers.attention import Attention
 from paliglass.layers.kv_cache import KVCache
 from paliglass.layers.norms import RMSNorm
@@ -131,7 +132,4 @@ def replace(model: nn.Module) -> None:
                 setattr(parent, name, FusedRMSNorm(child))
             elif type(child) is GemmaAttention:
                 setattr(parent, name, FusedGemmaAttention(child))
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is Attention:
-                setattr(parent, name, FusedAttention(child.scale, child.softcap))
+    attention.replace(model, FusedAttention)
