@@ -526,9 +526,7 @@ def measure_training(report: ResultLog, device: str, scenes: int, seconds: float
     from paliglass.checkpoints.folder import load_tokenizer
     from paliglass.checkpoints.hub import locate
     from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
-    from paliglass.layers.attention import Attention
     from paliglass.processing_paligemma import PaliGemmaProcessor
-    from paliglass.training.attention import RepeatedAttention, use_attention
     from paliglass.training.processes import make_accelerator
     from workshop.pretrain.batches import batches
     from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
@@ -554,11 +552,10 @@ def measure_training(report: ResultLog, device: str, scenes: int, seconds: float
         made += scenes
     report("scenes", processes=workers, per_second=round(made / (time.perf_counter() - start), 1))
     del loader
-    for kind, share in ((RepeatedAttention, 0), (RepeatedAttention, 1), (Attention, 0)):
+    for share in (0, 1):
         with report.trying("steps"):
             asked = dataclasses.replace(recipe, unpacked_share=share)
             network = PretrainLoss(MINI, len(world.patch_classes), asked)
-            use_attention(network, kind)
             trainer = Pretrainer(network, make_accelerator())
 
             def step(trainer: Pretrainer = trainer) -> None:
@@ -568,7 +565,6 @@ def measure_training(report: ResultLog, device: str, scenes: int, seconds: float
             memory = torch.cuda.max_memory_allocated() if device == "cuda" else None
             report(
                 "steps",
-                attention=kind.__name__,
                 packed=not share,
                 scenes=scenes,
                 per_second=round(scenes / took, 1),
