@@ -65,10 +65,10 @@ def test_a_run_starts_from_a_model_or_a_vision_tower(
     on = pretraining("on", weights="run/model")
     assert (on.code, len(log("on"))) == (0, 6), on.err
     assert given == [Path("run/model")]  # other words would undo all that it knows
-    assert log("on")[0]["patch_label"] != log("run")[0]["patch_label"]
+    assert log("on")[-1]["patch_label"] != log("run")[-1]["patch_label"]
     save_contrastive(tiny_dual(), Path("dual"), TOKENIZER)
     sees = pretraining("sees", vision="dual")
-    assert (sees.code, log("sees")[0] == log("run")[0]) == (0, False), sees.err
+    assert (sees.code, log("sees")[-1] == log("run")[-1]) == (0, False), sees.err
 
 
 def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(

@@ -144,3 +144,13 @@ def test_no_reserved_shape_is_asked_for_where_there_is_none(art: Art) -> None:
     for index in range(200):
         for example in world.sample(index, prompts=6)[1]:
             assert not any(shape in example.prefix for shape in RESERVED_SHAPES)
+
+
+def test_alternatives_of_a_wording_are_spelled_out_and_never_a_held_out_one() -> None:
+    rng = np.random.default_rng(3)
+    held_out = {line.rstrip("?").lower() for kind in KINDS for line in wordings(kind, True)}
+    for kind in ("off world more", "caption more"):
+        said = {say(kind, rng, False) for _ in range(3000)}
+        assert len(said) > 500
+        assert not any(mark in text for text in said for mark in "[]|{}")
+        assert not {text.rstrip("? ").lower() for text in said} & held_out

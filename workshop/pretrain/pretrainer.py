@@ -63,6 +63,8 @@ class PretrainLoss(nn.Module):
         torch.manual_seed(recipe.seed)
         self.model = PaliGemmaForConditionalGeneration(config)
         self.patch_head = nn.Linear(config.vision_config.hidden_size, num_classes + 4)
+        # From zero it moves no trained tower before it knows better.
+        nn.init.zeros_(self.patch_head.weight)
 
     def forward(
         self, batch: SceneBatch, progress: float

@@ -445,7 +445,9 @@ class _Asker:
     def caption(self) -> Example:
         """The picture in a line."""
         draw = self.rng.random()
-        if self.rules.new_wordings or draw < 0.3:
+        if not self.rules.held_out and draw < 0.2:
+            prefix = say("caption more", self.rng, False)
+        elif self.rules.new_wordings or draw < 0.3:
             prefix = say("caption", self.rng, self.rules.new_wordings)
         else:
             prefix = "caption en" if draw < 0.85 else "cap en"
@@ -708,14 +710,15 @@ class _Asker:
 
     def off_world(self) -> Example:
         """A question that no picture of this world answers."""
-        return self._ask("off world", UNANSWERABLE, False)
+        more = not self.rules.held_out and self.rng.random() < 0.7
+        return self._ask("off world", UNANSWERABLE, False, wording="off world more" if more else "")
 
     # Boxes and masks
 
     def _label(self, term: str) -> str:
         """A term as it may be typed: with an article, in the plural, with capitals."""
         draw = self.rng.random()
-        if self.rules.new_wordings or draw < 0.25:
+        if self.rules.new_wordings or draw < (0.25 if self.rules.held_out else 0.5):
             kind = self.rng.integers(4)
             term = (term, with_article(term), plural_of(term), f"the {term}")[kind]
             draw = self.rng.random()

@@ -6,6 +6,8 @@ what any wording can have: a capital, a missing mark, another spelling, another 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from zlib import crc32
@@ -30,14 +32,16 @@ def _read() -> dict[str, tuple[str, ...]]:
     return {kind: tuple(dict.fromkeys(lines)) for kind, lines in found.items()}
 
 
-KINDS: tuple[str, ...] = tuple(_read())
-"""The kinds of question that there are wordings for."""
+_MORE = " more"  # what training alone is asked in: of these nothing is held out
+KINDS: tuple[str, ...] = tuple(kind for kind in _read() if not kind.endswith(_MORE))
+"""The kinds of question that there are wordings for, to train on and to test."""
 
 
 @lru_cache(maxsize=1)
 def _held_out() -> frozenset[tuple[str, str]]:
     held = set()
-    for kind, lines in _read().items():
+    for kind in KINDS:
+        lines = _read()[kind]
         ranked = sorted(lines, key=lambda line: crc32(line.encode()))
         held |= {(kind, line) for line in ranked[: max(1, round(len(lines) / 10))]}
     # A line may be in several kinds; what one of them holds out, none may train on.
@@ -56,12 +60,28 @@ def wordings(kind: str, held_out: bool) -> tuple[str, ...]:
     return tuple(line for line in _read()[kind] if is_held_out(kind, line) == held_out)
 
 
+@lru_cache(maxsize=1)
+def _held_out_texts() -> frozenset[str]:
+    return frozenset(line.rstrip("?") for _, line in _held_out())
+
+
 def say(kind: str, rng: np.random.Generator, held_out: bool, **slots: str) -> str:
     """A question of a kind in a random wording, as one person or another would type it."""
     lines = wordings(kind, held_out)
     picture = _PICTURES[rng.integers(len(_PICTURES))]
-    text = lines[rng.integers(len(lines))].format(pic=picture, **slots)
-    return typed(text, rng)
+    line = lines[rng.integers(len(lines))]
+    while "[" in line:
+        some = _CHOICE.sub(lambda found: _one(found[1].split("|"), rng), line)
+        if some.rstrip("?") not in _held_out_texts():
+            line = some
+    return typed(line.format(pic=picture, **slots), rng)
+
+
+_CHOICE = re.compile(r"\[([^]]*)\]")
+
+
+def _one(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[rng.integers(len(choices))]
 
 
 def typed(text: str, rng: np.random.Generator) -> str:
