@@ -222,7 +222,7 @@ def test_what_is_offered_is_asked(browser: Browser, page: str, mini: PaliGemma) 
         click(browser, offer)
         expected = mini.generate(drawn(browser), f"answer en {offer}")
         assert text(browser, ".answer-text") == expected != ""
-        assert offer not in texts(browser, ".suggested button")  # it is being asked
+        assert texts(browser, ".suggested [aria-pressed=true]") == [offer]
     do(browser, "lab.store.set({view: 'mask'})")
     assert texts(browser, ".suggested button") == []
 
@@ -879,6 +879,28 @@ def test_on_a_server_of_another_model_it_says_whose_lab_it_is(
     show(browser, path.as_uri(), "live")
     assert 'This server answers with my "model" <i>.' in text(browser, ".served")
     assert "mini answers" in text(browser, ".heading p")
+
+
+def test_what_is_drawn_anew_keeps_the_keyboards_focus(browser: Browser, page: str) -> None:
+    show(browser, page, "live", task="ask")
+    places = {
+        ".suggested button:nth-child(3)": "live",
+        ".task[aria-pressed=false]": "live",
+        ".token.word:nth-of-type(3)": "attention",
+        ".token.answer": "mask",
+    }
+    for selector, view in places.items():
+        do(browser, f"lab.store.set({{view: '{view}', task: 'ask', token: -1}})")
+        pressed = browser.run(
+            "const one = document.querySelector(given[0]);"
+            f"one.focus(); one.click(); {SETTLED}; return one.textContent",
+            selector,
+        )
+        now, still = browser.run(
+            "const now = document.activeElement;"
+            "return [now.textContent, now.getAttribute('aria-pressed')]"
+        )
+        assert (now, still) == (pressed, "true"), selector
 
 
 def test_the_keyboard_is_enough(browser: Browser, page: str) -> None:

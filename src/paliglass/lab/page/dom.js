@@ -43,15 +43,36 @@ export function el(tag, props = {}, ...children) {
   return node;
 }
 
-/** Puts children in place of what is there. @param {Element} node @param {...any} children */
+/**
+ * Puts children in place of what is there. What had the keyboard's focus has it afterwards, or the new
+ * element of the same name has: who goes through the page by keys would else begin at its top again.
+ * @param {Element} node @param {...any} children
+ */
 export function fill(node, ...children) {
+  const focused = document.activeElement;
+  const had = focused !== node && node.contains(focused) ? focused : null;
   node.replaceChildren(
     ...children
       .flat(Infinity)
       .filter((child) => child !== null && child !== undefined && child !== false),
   );
+  if (had && !node.contains(document.activeElement)) {
+    const again = node.contains(had)
+      ? had
+      : [...node.querySelectorAll(had.tagName)].find((one) => known(one) === known(had));
+    /** @type {any} */ (again)?.focus({ preventScroll: true });
+  }
   return node;
 }
+
+/** What an element is known by, to who cannot see where it stands. @param {Element} node */
+const known = (node) =>
+  [
+    node.getAttribute("data-place"),
+    node.getAttribute("aria-label") ??
+      node.closest("label")?.firstChild?.textContent ??
+      node.textContent,
+  ].join();
 
 /** A button. While what it began goes on (`f` gave a promise) it begins nothing else; why that failed is
  * said by `tellFailures`. @param {any} label @param {(event: any) => any} f

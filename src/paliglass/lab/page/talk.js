@@ -97,15 +97,14 @@ export class Talk {
     const { store } = this;
     const { task, words, scene, view } = store.state;
     if (!this.input || view !== "live") return null;
-    const offers = suggested(task, scene).filter((offer) => offer !== words[task].trim());
     return el(
       "div",
       { class: "row suggested", role: "group", "aria-label": "what might be asked" },
-      offers.map((offer) =>
+      suggested(task, scene).map((offer) =>
         button(
           offer,
           () => (store.hold(), store.set({ words: { ...store.state.words, [task]: offer } })),
-          { class: "chip small" },
+          { class: "chip small", "aria-pressed": String(offer === words[task].trim()) },
         ),
       ),
     );
