@@ -218,7 +218,7 @@ def test_a_run_at_its_end_may_be_given_more_steps(tmp_path: Path) -> None:
     over = Line(steps=4)
     with (
         Run(tmp_path, resume=True) as run,
-        pytest.raises(CheckpointError, match="exists already"),
+        pytest.raises(CheckpointError, match="at its end, and model/ in it is whole"),
     ):
         run.start(over)
     more = Line(steps=8)

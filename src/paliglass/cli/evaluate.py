@@ -112,7 +112,9 @@ def evaluate(
         complain=complain,
     )
     if all(case.failure for case in cases):
-        fail("not one of the prompts could be answered")
+        astray = images is None and all(case.failure.endswith("no such file") for case in cases)
+        hint = "; --images names the folder that its pictures are in" if astray else ""
+        fail(f"not one of the prompts could be answered{hint}")
     for remark in remarks(cases):
         warn(remark)
     scores, answered = {data.name: score(cases, codec)}, {data.name: cases}

@@ -115,8 +115,13 @@ class Run:
             trainer.resume(self.past)
         if not self.is_first:
             return
-        if self.past is None or trainer.progress == 1:
+        if self.past is None:
             refuse_existing(self.result)
+        elif trainer.progress == 1 and self.result.exists():
+            raise CheckpointError(
+                f"{self.out}: the run is at its end, and {self.result.name}/ in it is whole; "
+                "given more to do (--steps, --minutes or --epochs) it goes on"
+            )
         elif self.result.exists():
             kept = self.result.with_name(f"{self.result.name}-{trainer.step}")
             refuse_existing(kept)

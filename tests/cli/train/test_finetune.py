@@ -182,7 +182,10 @@ def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
 def test_a_run_at_its_end_may_have_more_epochs(finetuning: Training) -> None:
     assert finetuning(steps=None, epochs=2).code == 0
     over = finetuning(steps=None, epochs=2, resume=True)
-    assert (over.code, "run/model: exists already" in over.err) == (1, True)
+    assert (over.code, "run: the run is at its end, and model/ in it is whole" in over.err) == (
+        1,
+        True,
+    )
     more = finetuning(steps=None, epochs=3, resume=True)
     assert (more.code, more.out.startswith("run/model: 6 steps")) == (0, True), more.err
     assert [step for step, _ in losses("run")] == list(range(1, 7))
