@@ -40,7 +40,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -677,10 +677,12 @@ def run_stage(day: Day, stage: str, seconds: float) -> int:
     with (day.out / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            return process.wait(timeout=seconds + GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=seconds + GRACE)
+        finally:  # also where this is interrupted: Ctrl-C does not reach another session
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
 
 
 def gpu_day(
