@@ -81,7 +81,7 @@ _CHOICE = re.compile(r"\[([^]]*)\]")
 
 
 def _one(choices: Sequence[str], rng: np.random.Generator) -> str:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def typed(text: str, rng: np.random.Generator) -> str:
