@@ -40,7 +40,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -477,7 +477,7 @@ def train(
     scenes: int,
     options: list[str],
 ) -> None:
-    """Stage 3: mini, for as long as there is time. A second call goes on where the first ended."""
+    """Stage 4: mini, for as long as there is time. A second call goes on where the first ended."""
     workers = max(1, (os.cpu_count() or 2) - 1)
     if "--weights" not in options and TOKENIZER.exists() and not (work / TOKENIZER.name).exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -522,7 +522,7 @@ def minutes_of(work: Path, left: float) -> float:
 
 
 def measure_training(report: ResultLog, device: str, scenes: int, seconds: float) -> None:
-    """Scenes a second that all cores make ready, and that the GPU learns from; both alone."""
+    """Stage 3: scenes a second that all cores make ready, and that the GPU learns from, alone."""
     from paliglass.checkpoints.folder import load_tokenizer
     from paliglass.checkpoints.hub import locate
     from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
@@ -561,6 +561,8 @@ def measure_training(report: ResultLog, device: str, scenes: int, seconds: float
             def step(trainer: Pretrainer = trainer) -> None:
                 trainer.train_step([some[trainer.step % len(some)]])
 
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()  # the other way's peak is not this one's
             took = seconds_of(step, device, 10 if device == "cuda" else 1)
             memory = torch.cuda.max_memory_allocated() if device == "cuda" else None
             report(
@@ -677,10 +679,12 @@ def run_stage(day: Day, stage: str, seconds: float) -> int:
     with (day.out / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            return process.wait(timeout=seconds + GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=seconds + GRACE)
+        finally:  # also where this is interrupted: Ctrl-C does not reach another session
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
 
 
 def gpu_day(

@@ -52,8 +52,10 @@ __all__ = [
 
 # GNU's OpenMP, torch's on Linux, lets a thread that waits for another spin 300 000 times, or seven
 # milliseconds, on a core that the other may need: on a busy machine it does so at each of a
-# prompt's many parallel loops. It reads this when torch is imported. 2000 times are 50 µs.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# prompt's many parallel loops. It reads this when torch is imported. 2000 times are 50 µs. OpenMP's
+# own setting says the same in general, and would be overruled.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # What needs torch is imported on first use: `paliglass --help` should not wait two seconds for it.
 _NEEDS_TORCH = {

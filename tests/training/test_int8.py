@@ -119,3 +119,7 @@ def test_what_cannot_learn_is_refused() -> None:
         finetuner(small, lora=0)
     with pytest.raises(PaliglassError, match="and no --shard"):
         Finetuner(small, RECIPE, make_accelerator("fp32"), shard=True)
+    accelerated = tiny_model()
+    accelerate(accelerated)  # a GPU's norms would stay as they are, and packed matrices be lost
+    with pytest.raises(PaliglassError, match="accelerated model cannot be trained; load with fast"):
+        finetuner(accelerated, lora=0)

@@ -354,6 +354,48 @@ def test_weights_that_were_changed_are_seen(device: str) -> None:
         close(fast.extend(ids, filled(fast)), model.extend(ids, filled(model)))
 
 
+def _assign(model: PaliGemmaForConditionalGeneration) -> None:
+    model.load_state_dict(tiny_model(std=0.1, seed=1).to(model.device).state_dict(), assign=True)
+    model.tie_weights()
+
+
+def _move_and_load(model: PaliGemmaForConditionalGeneration) -> None:
+    """To where it is: what is computed of its norms is computed anew all the same."""
+    model.to(model.device)
+    state = tiny_model(std=0.1, seed=1).state_dict()
+    norms = {name: weight + 0.5 for name, weight in state.items() if "norm" in name}
+    model.load_state_dict(state | norms)
+
+
+def _replace_module(model: PaliGemmaForConditionalGeneration) -> None:
+    mlp = model.language_model.model.layers[1].mlp
+    other = torch.nn.Linear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False)
+    torch.nn.init.constant_(other.weight, 0.1)
+    mlp.up_proj = other.to(model.device)
+
+
+@on_devices
+@pytest.mark.parametrize("change", [_assign, _move_and_load, _replace_module])
+@torch.inference_mode()
+def test_other_weights_in_their_place_are_seen(
+    change: Callable[[PaliGemmaForConditionalGeneration], None], device: str
+) -> None:
+    """Those that were recorded are still there, where they were; the model has others."""
+    with torch.inference_mode(False):
+        model = tiny_model(std=0.1).to(device)
+        fast = graphed(model)
+    ids = words(model, 2, 1)
+    with recording(device, 64):
+        before = fast.extend(ids, filled(fast))
+        with torch.inference_mode(False):
+            for one in (model, fast):
+                change(one)
+        after, plain = fast.extend(ids, filled(fast)), model.extend(ids, filled(model))
+    close(after, plain)
+    assert (after - before).norm() > 0.1 * before.norm()
+    assert fast.graphs.recorded == 2
+
+
 @on_devices
 def test_threads_may_share_a_model(device: str) -> None:
     model = tiny_model(ENDLESS).to(device)

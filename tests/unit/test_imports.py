@@ -213,7 +213,10 @@ gnu_openmp = pytest.mark.skipif(sys.platform != "linux", reason="torch has anoth
 
 
 @gnu_openmp
-@pytest.mark.parametrize(("own", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
 def test_waiting_threads_of_openmp_soon_give_up_their_cores(
     own: dict[str, str], expected: str
 ) -> None:
@@ -234,7 +237,8 @@ engines.main()
 
 def spins_after(code: str, own: dict[str, str]) -> str:
     """How often a waiting thread of torch's OpenMP looks before it sleeps, in its own words."""
-    inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    settings = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    inherited = {name: value for name, value in os.environ.items() if name not in settings}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paliglass.fast import packed
@@ -60,6 +63,50 @@ def test_the_first_few_tokens_pack_and_the_matrix_can_be_had_back() -> None:
     layer(x).float().sum().backward()
     expected = torch.autograd.grad(F.linear(x, weight).float().sum(), x)[0]
     torch.testing.assert_close(x.grad, expected)
+
+
+def test_a_copied_layer_is_as_before_it_was_packed() -> None:
+    layer = PackedLinear(matrix())
+    x = matrix(1, 200, seed=1).data
+    with torch.inference_mode():
+        expected = layer(x)
+    other = copy.deepcopy(nn.ModuleList([layer]))[0]
+    assert other.packed is None
+    assert layer.weight is None
+    assert torch.equal(other.weight, matrix())
+    with torch.inference_mode():
+        assert torch.equal(other(x), expected)
+        assert torch.equal(layer(x), expected)
+
+
+def test_threads_that_meet_a_matrix_together_have_it_packed_once() -> None:
+    layer = PackedLinear(matrix())
+    x = matrix(1, 200, seed=1).data
+    found: list[Tensor] = []
+    inside, reorder = threading.Semaphore(0), torch.ops.mkldnn._reorder_linear_weight
+    threads: list[threading.Thread] = []
+
+    def work() -> None:
+        with torch.inference_mode():
+            found.append(layer(x))
+
+    def slow(weight: Tensor, tokens: int) -> Tensor:
+        inside.release()
+        if len(threads) == 1:  # another comes before this one is through
+            threads.append(threading.Thread(target=work))
+            threads[1].start()
+            inside.acquire()
+            inside.acquire(timeout=0.3)
+        return reorder(weight, tokens)
+
+    with patch.object(torch.ops.mkldnn, "_reorder_linear_weight", side_effect=slow) as packs:
+        threads.append(threading.Thread(target=work))
+        threads[0].start()
+        threads[0].join()
+        threads[1].join()
+    assert packs.call_count == 1
+    assert len(found) == 2
+    assert torch.equal(*found)
 
 
 def test_only_large_bfloat16_layers_without_bias_are_packed() -> None:

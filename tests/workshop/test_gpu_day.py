@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +49,30 @@ def test_a_stage_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert gpu_day.run_stage(day, "train", 1.0) != 0
     assert started[0][-2:] == ["--", "--rate"]
     assert "--stage" in started[0]
+
+
+def test_an_interrupt_ends_the_stage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, _: object, **options: Any) -> None:
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **options)
+            started.append(self)
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout == 33 + gpu_day.GRACE:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    day = gpu_day.Day(tmp_path, tmp_path, "cpu", 0.01, 4, [])
+    with pytest.raises(KeyboardInterrupt):
+        gpu_day.run_stage(day, "train", 33.0)
+    [stage] = started
+    try:
+        assert stage.wait(60) == -signal.SIGKILL
+    finally:
+        stage.kill()
 
 
 def test_greedy_tokens_are_those_of_the_whole_sequence() -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "available_methods",
     "explain",
     "explain_gpu",
+    "is_accelerated",
     "multiplies_bfloat16",
 ]
 
@@ -106,6 +107,11 @@ def accelerate(model: nn.Module, quantize: str | None = None, *, plain: bool = F
     widened.widen(model, model.dtype)
     if quantize is not None:
         compiled_model.replace(model)
+
+
+def is_accelerated(model: PaliGemmaForConditionalGeneration) -> bool:
+    """Whether `accelerate` did more to a model than `plain`, so that it cannot be trained."""
+    return isinstance(model.language_model.model, last_positions.LastPositionsModel)
 
 
 def available_methods() -> tuple[Method, ...]:

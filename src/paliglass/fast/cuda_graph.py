@@ -102,8 +102,10 @@ class GraphedStep:
             cache = FixedCache(decoder.config, rows, capacity, model.device, dtype)
             ids = torch.zeros_like(cache.slots)
         self.cache, self.ids = cache, ids
-        self._weights = [*decoder.parameters(), *decoder.buffers()]
-        self._places = [weight.data_ptr() for weight in self._weights]
+        tables = [t for m in decoder.modules() for t in (m._modules, m._parameters, m._buffers)]
+        self._parts = [(table, name, part) for table in tables for name, part in table.items()]
+        weights = [part for _, _, part in self._parts if isinstance(part, Tensor)]
+        self._places = [(weight, weight.data_ptr()) for weight in weights]
         self._owner: Callable[[], KVCache | None] = lambda: None
         self._lent: Tensor | None = None
 
@@ -132,9 +134,10 @@ class GraphedStep:
         return self.cache.num_bytes
 
     def is_current(self) -> bool:
-        """Whether the model's weights lie where they lay."""
-        places = zip(self._weights, self._places, strict=True)
-        return all(weight.data_ptr() == place for weight, place in places)
+        """Whether the decoder has the modules and weights that it had, where they lay."""
+        return all(table.get(name) is part for table, name, part in self._parts) and all(
+            weight.data_ptr() == place for weight, place in self._places
+        )
 
     def holds(self, cache: KVCache) -> bool:
         """Whether a cache's tensors are these."""

@@ -12,6 +12,7 @@ what they are; the packed copy takes the place of the first one.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ FEWEST_TOKENS = 4
 # Smaller matrices stay in a processor's cache, and gain nothing.
 SMALLEST = 1 << 20
 MANY_KERNELS = "64"  # some ten are in use at a time
+_packing = threading.Lock()  # threads that share a model may meet its matrices together
 
 
 def pack_linears(model: nn.Module) -> None:
@@ -84,23 +86,38 @@ class PackedLinear(nn.Module):
         """… × K → … × N."""
         tokens = x.reshape(-1, self.in_features)
         count = len(tokens)
-        wants_gradient = torch.is_grad_enabled() and (self.packed is None or x.requires_grad)
-        if wants_gradient or (self.packed is None and count >= MANY_TOKENS):
+        packed = self.packed
+        wants_gradient = torch.is_grad_enabled() and (packed is None or x.requires_grad)
+        if wants_gradient or (packed is None and count >= MANY_TOKENS):
             return F.linear(x, self._unpacked())
-        if self.packed is None:
-            assert self.weight is not None
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEWEST_TOKENS)
-            self.weight = None
+        if packed is None:
+            packed = self._pack()
         if count < FEWEST_TOKENS:
             tokens = F.pad(tokens, (0, 0, 0, FEWEST_TOKENS - count))
-        y = torch.ops.mkldnn._linear_pointwise(tokens, self.packed, None, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(tokens, packed, None, "none", [], "")
         return y[:count].view(*x.shape[:-1], self.out_features)
 
+    def _pack(self) -> Tensor:
+        with _packing:
+            if self.packed is None:
+                assert self.weight is not None
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEWEST_TOKENS)
+                self.weight = None
+            return self.packed
+
     def _unpacked(self) -> Tensor:
-        if self.weight is not None:
-            return self.weight
+        weight = self.weight  # once: another thread may let go of it
+        if weight is not None:
+            return weight
         assert self.packed is not None
         return self.packed.to_dense()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As it was before it was packed: torch cannot copy oneDNN's matrix."""
+        weight = self._unpacked()
+        if not isinstance(weight, nn.Parameter):
+            weight = nn.Parameter(weight, requires_grad=False)
+        return self.__dict__ | {"packed": None, "_parameters": {"weight": weight}}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

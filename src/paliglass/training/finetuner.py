@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paliglass.data.rows import Batch
 from paliglass.errors import PaliglassError
-from paliglass.fast import Int4Linear, Int8Embedding, Int8Linear
+from paliglass.fast import Int4Linear, Int8Embedding, Int8Linear, is_accelerated
 from paliglass.layers.losses import IGNORE
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 from paliglass.training import sharding
@@ -91,8 +91,8 @@ class Finetuner(Trainer[Batch]):
             scale are then theirs.
         data: tells the run's data from others, for a resumed run to agree with.
 
-    Raises PaliglassError where rows cannot be shared by the processes, the recipe has no end, or
-    the model is in int8 and more than adapters is to learn.
+    Raises PaliglassError where rows cannot be shared by the processes, the recipe has no end, the
+    model is in int8 and more than adapters is to learn, or it was accelerated.
     """
 
     recipe: FinetuneRecipe
@@ -124,6 +124,8 @@ class Finetuner(Trainer[Batch]):
             raise PaliglassError("int4 matrices have no gradients: take --quantize int8")
         if any(module.packed is not None or module.matrix is not None for module in quantized):
             raise PaliglassError("packed int8 matrices have no gradients; load with fast=False")
+        if is_accelerated(model):
+            raise PaliglassError("an accelerated model cannot be trained; load with fast=False")
         self.model, self.accelerator, self.data = model, accelerator, data
         self.rows, self.accumulate = recipe.batch_size // share, recipe.accumulate
         torch.manual_seed(recipe.seed)
