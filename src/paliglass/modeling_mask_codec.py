@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from paliglass.errors import CheckpointError, ConfigError
 
-__all__ = ["MASK_SIDE", "NUM_TOKENS", "MaskCodec", "MaskCodecConfig"]
+__all__ = ["MASK_SIDE", "MaskCodec", "MaskCodecConfig"]
 
 MASK_SIDE = 64
 GRID = 4
-NUM_TOKENS = GRID**2
 MAX_SIZE = 2**14
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "Concept",
     "known_things",
     "means",
-    "names_of_kind",
     "plural_of",
     "with_article",
 ]
@@ -207,11 +206,6 @@ def means(term: str, name: str) -> bool | None:
         return None if name in ("glowing star", "moon", "spade") else False
     word = term.partition(" ")[2]
     return None if word in SHAPES and word in (name, *concept.synonyms) else False
-
-
-def names_of_kind(kind: str) -> tuple[str, ...]:
-    """The concepts that are of a kind."""
-    return tuple(name for name, concept in CONCEPTS.items() if kind in concept.kinds)
 
 
 def known_things() -> dict[str, list[str]]:

@@ -101,6 +101,12 @@ def evaluate(
     longest = longest_reference(loaded, questions)
     if max_new_tokens is not None and longest > max_new_tokens:
         warn(f"a right answer has {longest} tokens; --max-new-tokens {max_new_tokens} cuts it")
+    complaints: list[str] = []
+
+    def told(message: str) -> None:
+        complaints.append(message)
+        complain(message)
+
     cases = answer(
         loaded,
         questions,
@@ -109,10 +115,10 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         among=everything,
         progress=lambda done: tell_progress(data.name, done, len(questions)),
-        complain=complain,
+        complain=told,
     )
     if all(case.failure for case in cases):
-        astray = images is None and all(case.failure.endswith("no such file") for case in cases)
+        astray = complaints and all(said.endswith("no such file") for said in complaints)
         hint = "; --images names the folder that its pictures are in" if astray else ""
         fail(f"not one of the prompts could be answered{hint}")
     for remark in remarks(cases):
