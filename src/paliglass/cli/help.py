@@ -213,7 +213,7 @@ class Command(TyperCommand):
     """A command whose help is `page`, and that takes no empty path and no endless number."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        parameters = {parameter.name: parameter for parameter in self.get_params(ctx)}
+        parameters: dict[Any, Any] = {some.name: some for some in self.get_params(ctx)}
         # Before `Path` makes the folder one is in of "", which "$NOT_SET" is in a script.
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for name, value in given.items():
