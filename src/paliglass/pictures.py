@@ -259,6 +259,13 @@ def picture_file(name: str | os.PathLike[str]) -> Path:
     return _split_frame(name)[0]
 
 
+_SAVE = "save the picture and name the file"
+_MENDS = {
+    "file": "give the path alone",
+    "https": f"{_SAVE} (or fetch it: paliglass.fetching.fetch_picture)",
+}
+
+
 def _name(source: object) -> str:
     """What messages call a picture."""
     if isinstance(source, os.PathLike):
@@ -288,10 +295,13 @@ def _load(source: Any, name: str, frame: int | None) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         if isinstance(source, str) and (scheme := re.match(r"([a-z][a-z0-9+.-]+)://", source)):
             raise PictureError(
-                f"{name}: {scheme[1]} addresses are not opened; save the picture and name the file "
-                "(or fetch it: paliglass.fetching.fetch_picture)"
+                f"{name}: {scheme[1]} addresses are not opened; {_MENDS.get(scheme[1], _SAVE)}"
             )
+        if not os.fspath(source):
+            raise PictureError("the name of a picture is empty")
         path, named = _split_frame(source)
+        if named == 0:
+            raise PictureError(f"{name}: frames and pages count from 1")
         with _open(path) as file:
             return _from_file(file, name, named if frame is None else frame)
     if hasattr(source, "read"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from tests.cli.helpers import picture
@@ -131,3 +133,38 @@ def test_debug_shows_where_it_happened(monkeypatch):
     picture("a.png")
     with pytest.raises(ZeroDivisionError):
         main(["caption", "a.png", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("caption|", "the name of a picture is empty"),
+        ("caption|a.png||", "the name of a picture is empty"),
+        ("caption|a.png|--out|", "--out is empty; give a path"),
+        ("caption|a.png|--out=", "--out is empty; give a path"),
+        ("embed|a.png|-o|", "--out is empty; give a path"),
+        ("caption|a.png|--model|", "the name of a model or adapter is empty"),
+        ("caption|a.png|--adapter|", "the name of a model or adapter is empty"),
+        ("train|finetune|--data|a.png|--out|", "--out is empty; give a path"),
+        ("data|check|", "DATA is empty; give a path"),
+        ("search||dog", "DOCUMENTS is empty; give a path"),
+    ],
+)
+def test_an_empty_name_is_not_the_folder_one_is_in(cli, arguments, said):
+    """`"$NOT_SET"` in a script must not read, or write into, whatever folder it runs in."""
+    picture("a.png")
+    result = cli(*arguments.split("|"))
+    assert result.code in (1, 2)
+    assert said in result.err
+    assert os.listdir() == ["a.png"]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "arguments", ["caption a.png --temperature", "train finetune --data . --out x --learning-rate"]
+)
+def test_numbers_are_finite(cli, arguments, value):
+    picture("a.png")
+    result = cli(*arguments.split(), value)
+    assert result.code == 2
+    assert f"{arguments.split()[-1]} is {value}; it must be " in result.err

@@ -15,7 +15,7 @@ from tests.scale.conftest import png
 
 from paliglass.errors import PaliglassError, PictureError
 from paliglass.scale.opening import Square
-from paliglass.scale.sources import MANIFEST, Entry, entries, open_entry
+from paliglass.scale.sources import MANIFEST, Entry, entries, open_entry, open_place
 
 
 def opened(*sources: object, **options: object) -> list[tuple[int, ...]]:
@@ -49,6 +49,11 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_its_own_pictures_in_order(folder: Path) -> None:
     assert opened(folder) == [0, 1]
     assert opened(folder, recursive=True) == [0, 1, 2]
+
+
+def test_an_empty_name_is_not_the_folder_one_is_in() -> None:
+    with pytest.raises(PaliglassError, match="is empty"):
+        open_place("")
 
 
 def test_a_pattern_is_what_it_matches(folder: Path) -> None:

@@ -36,6 +36,14 @@ def error_of(answer: Any) -> dict[str, Any]:
     return error
 
 
+def test_what_is_not_json_is_said_to_be_so(server: Running) -> None:
+    answer = server.client.post(CHAT, content="[1,", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["message"] == "the body is not JSON (Expecting value, at character 3)"
+    assert error["param"] is None
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "match"),
     [

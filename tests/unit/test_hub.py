@@ -91,6 +91,11 @@ def test_a_path_is_never_asked_of_the_hub(
     assert not calls
 
 
+def test_an_empty_name_is_not_the_folder_one_is_in() -> None:
+    with pytest.raises(CheckpointError, match="is empty"):
+        locate("")
+
+
 def test_a_folder_goes_before_the_hub(
     hub: Callable[[Any], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,8 @@ def test_frames_and_pages_count_from_one(tmp_path: Path, kind: str) -> None:
     for number in (4, 99_999):
         with pytest.raises(PictureError, match=rf"there is no (frame|page) {number}, it has 3"):
             load_picture(f"{path}#{number}")
+    with pytest.raises(PictureError, match="count from 1"):
+        load_picture(f"{path}#0")
     for wrong in (0, -1, True, 1.0):
         with pytest.raises(PictureError, match="count from 1"):
             load_picture(path, frame=wrong)  # type: ignore[arg-type]
@@ -463,12 +465,17 @@ def test_a_file_open_as_text_is_told_so(tmp_path: Path) -> None:
         ("data:,", "is empty"),
         ("http://example.org/a.png", "http addresses are not opened"),
         ("https://example.org/a.png", "https addresses are not opened.*fetch_picture"),
-        ("file:///tmp/a.png", "file addresses are not opened"),
+        ("file:///tmp/a.png", "file addresses are not opened; give the path alone$"),
     ],
 )
 def test_addresses_that_hold_no_picture_are_refused(address: str, said: str) -> None:
     with pytest.raises(PictureError, match=said):
         load_picture(address)
+
+
+def test_an_empty_name_is_no_picture() -> None:
+    with pytest.raises(PictureError, match=r"^the name of a picture is empty$"):
+        load_picture("")
 
 
 def test_a_name_in_a_message_stays_short() -> None:

@@ -73,6 +73,14 @@ class TestFound:
         again = pickle.loads(pickle.dumps(boxes))
         assert (again, again.width, again.height) == (boxes, 80, 60)
 
+    def test_a_part_of_it_is_of_the_same_picture(self, boxes) -> None:
+        part = boxes[1:]
+        assert type(part) is Found
+        assert part == list(boxes)[1:]
+        assert (part.width, part.height) == (80, 60)
+        assert part.picture is boxes.picture
+        assert boxes[-1] is list(boxes)[-1]
+
     def test_json_and_back(self, boxes, segments) -> None:
         for found in (boxes, segments, Found([], 3, 4)):
             again = Found.from_dict(json.loads(json.dumps(found.to_dict())))

@@ -35,6 +35,8 @@ def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
     """
     if str(model) in SHIPPED:
         return SHIPPED[str(model)]
+    if not str(model):
+        raise CheckpointError("the name of a model or adapter is empty")
     path = Path(model).expanduser()
     try:
         exists = path.exists()

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from paliglass.cli.app import app
-from paliglass.cli.help import Group
+from paliglass.cli.help import Group, called
 from paliglass.cli.messages import has_complained
 from paliglass.cli.processes import complain_once, only_the_first_speaks
 
@@ -64,10 +64,7 @@ def _explain(error: Any) -> str:
     if hasattr(error.__cause__, "errors") and error.param is not None:
         from paliglass.formats.records import explain_validation
 
-        # For an option its longest name, for an argument what the help calls it.
-        name = max(error.param.opts, key=len) if error.param.opts[0].startswith("-") else ""
-        name = name or error.param.human_readable_name
-        message = explain_validation(error.__cause__.errors()[0], name, str)
+        message = explain_validation(error.__cause__.errors()[0], called(error.param), str)
         if message is not None:
             return message
     return str(error.format_message().removeprefix("Invalid value: ").rstrip("."))

@@ -6,6 +6,7 @@ Typer's own help has a column for types, which leaves twenty letters for words a
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Command",
     "Entry",
     "Group",
+    "called",
     "entries",
     "page",
     "paragraphs",
@@ -199,8 +202,29 @@ def _bold(text: str) -> str:
     return f"\x1b[1m{text}\x1b[0m" if at_terminal and "NO_COLOR" not in os.environ else text
 
 
+def called(parameter: Any) -> str:
+    """An option's longest name; what the help calls an argument."""
+    if parameter.param_type_name == "argument":
+        return _value(parameter)
+    return str(max(parameter.opts, key=len))
+
+
 class Command(TyperCommand):
-    """A command whose help is `page`."""
+    """A command whose help is `page`, and that takes no empty path and no endless number."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        parameters: dict[Any, Any] = {some.name: some for some in self.get_params(ctx)}
+        # Before `Path` makes the folder one is in of "", which "$NOT_SET" is in a script.
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for name, value in given.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            if parameters[name].type_descriptor.is_path and "" in values:
+                raise BadParameter(f"{called(parameters[name])} is empty; give a path", ctx)
+        left = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise BadParameter(f"{called(parameters[name])} is {value}; it must be finite", ctx)
+        return left
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(page(self, ctx.command_path, formatter.width))

@@ -29,12 +29,15 @@ def picture_names(
     save what an earlier run drew. A pattern that the shell left alone means what it means in a
     shell, though a file that links lead to by several ways is one. Files need not exist. pdfs: take
     a folder's PDFs too.
-    Complained of are folders without pictures, pictures in them of formats that are not read, and
-    folders in them that cannot be opened.
+    Complained of are empty names, folders without pictures, pictures in them of formats that are
+    not read, and folders in them that cannot be opened.
     """
     names: dict[str, str] = {}
     complaints: list[str] = []
     for argument in arguments:
+        if not argument:  # as of "$NOT_SET"; to `Path` it would be the folder one is in
+            complaints.append("the name of a picture is empty")
+            continue
         is_name = argument == STDIN or os.path.exists(argument)
         matches = [] if is_name else _once(sorted(glob.glob(argument, recursive=True)))
         for name in matches or [argument if is_name else _as_written_there(argument)]:

@@ -97,6 +97,8 @@ def is_remote(address: str) -> bool:
 
 def open_place(address: str) -> tuple[pa_fs.FileSystem, str]:
     """The file system of a path or an address, and the path there. Raises PaliglassError."""
+    if not address:
+        raise PaliglassError("the name of a source or of --out is empty")
     if not is_remote(address):
         return pa_fs.LocalFileSystem(), os.path.abspath(address)
     bucket, key, query = _split(address)

@@ -90,6 +90,8 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"{place} {first['msg']}", param=place, code="unsupported")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"there is no field {place}", param=place, code="unknown_parameter")
+    if first["type"] == "json_invalid":  # its place is the letter's number
+        return ApiError(400, f"the body is not JSON ({context['error']}, at character {place})")
     if first["type"] == "missing":
         what = f"{place} is missing" if place else "the request has no body"
         return ApiError(400, what, param=place or None)

@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from paliglass.errors import PaliglassError
 from paliglass.serving.engine import Engine
 
 __all__ = ["make_server", "serve"]
@@ -132,8 +133,17 @@ def make_server(
 
 
 def serve(app: FastAPI, engine: Engine, host: str, port: int) -> None:
-    """Serves until a signal. Raises what loading the model raised, and OSError for a taken port."""
-    with socket.create_server((host, port), family=_family(host), reuse_port=False) as listening:
+    """Serves until a signal.
+
+    Raises what loading the model raised, and PaliglassError for a place that cannot be listened at.
+    """
+    try:
+        listening = socket.create_server((host, port), family=_family(host), reuse_port=False)
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        message = f"{host}, port {port}, cannot be opened ({why}); choose another"
+        raise PaliglassError(message) from None
+    with listening:
         make_server(app, engine, host, port).run(sockets=[listening])
     if engine.state == "loading":  # nothing stops that, and Python's own end under it would abort
         sys.stdout.flush()

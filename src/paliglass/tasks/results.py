@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, SupportsIndex, TypeVar, overload
 
 from paliglass.errors import PaliglassError, not_installed
 from paliglass.tasks.boxes import Box
@@ -190,10 +190,23 @@ class Found(list[T], Generic[T]):
             raise PaliglassError("these have boxes and no masks; segment gives both")
         return np.array(masks, dtype=bool).reshape(-1, self.height, self.width)
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Found[T]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> T | Found[T]:
+        """One of them, or some as a `Found` of the same picture."""
+        if isinstance(index, slice):
+            return self._with(super().__getitem__(index))
+        return super().__getitem__(index)
+
     def above(self, min_score: float) -> Found[T]:
         """Those whose score is at least `min_score`."""
-        kept = [item for item in self if item.score >= min_score]
-        return Found(kept, self.width, self.height, self.finish_reason, self.picture)
+        return self._with(item for item in self if item.score >= min_score)
+
+    def _with(self, items: Iterable[T]) -> Found[T]:
+        """Others of the same picture."""
+        return Found(items, self.width, self.height, self.finish_reason, self.picture)
 
     def draw(self, picture: Any = None, scale: int = 1, scores: bool = True) -> Image.Image:
         """The picture (by default the one that was looked in) with all of it drawn in.
