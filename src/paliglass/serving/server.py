@@ -133,7 +133,11 @@ def make_server(
 
 
 def serve(
-    app: FastAPI, engine: Engine, host: str, port: int, listens: Callable[[int], None]
+    app: FastAPI,
+    engine: Engine,
+    host: str,
+    port: int,
+    listens: Callable[[int], object] = lambda port: None,
 ) -> None:
     """Serves until a signal.
 
