@@ -333,6 +333,7 @@ def test_wrong_use_is_said_in_a_line(finetuning: Training) -> None:
         assert (result.code, complaint in result.err) == (code, True), result.err
         # What cannot be done leaves nothing; what went wrong on the way leaves its log.
         assert Path("run").exists() == ("learning_rate" in changes)
+        shutil.rmtree("run", ignore_errors=True)
         forget_accelerator()
 
 
