@@ -106,9 +106,10 @@ class TestFound:
 
     def test_a_mask_that_does_not_add_up_is_named(self, segments) -> None:
         record = segments.to_dict()
-        record["detections"][0]["mask"]["size"] = [3, 4]
-        with pytest.raises(PaliglassError, match=r"the mask of 'ring': runs that do not add up"):
-            Found.from_dict(record)
+        for mask in ({"size": [3, 4], "counts": [1]}, {"size": 3, "counts": ""}, {"size": [3, 4]}):
+            record["detections"][0]["mask"] = mask
+            with pytest.raises(PaliglassError, match=r"the mask of 'ring' is no run lengths \("):
+                Found.from_dict(record)
 
     @pytest.mark.parametrize("scale", [0, -1, 1.5, "2"])
     def test_a_picture_is_drawn_a_whole_number_of_times_as_large(self, boxes, scale) -> None:

@@ -107,7 +107,7 @@ def search(
     from paliglass.pictures import find_file
 
     if not text.strip():
-        raise typer.BadParameter("TEXT is empty; say what to look for")
+        raise typer.BadParameter("the query is empty; say what to look for")
     found: list[Hit]
     encoder: Searching
     documents = find_file(documents)

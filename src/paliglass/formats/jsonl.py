@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from paliglass.formats.coco import CocoRle
-
 __all__ = [
     "EXAMPLE",
     "ExampleLine",
@@ -79,7 +77,7 @@ class FoundThing(msgspec.Struct):
     label: str
     box: tuple[float, float, float, float]
     score: float
-    mask: CocoRle | None = None
+    mask: dict[str, Any] | None = None
 
 
 class FoundLine(msgspec.Struct):

@@ -310,10 +310,10 @@ class Found(list[T], Generic[T]):
                 found.append(Detection(label, box, score))
                 continue
             try:
-                mask = decode_rle({"size": item.mask.size, "counts": item.mask.counts})
-            except ValueError as error:
-                raise PaliglassError(f"the record: the mask of {label!r}: {error}") from None
-            found.append(Segment(label, box, mask, score))
+                found.append(Segment(label, box, decode_rle(item.mask), score))
+            except (KeyError, TypeError, ValueError) as error:
+                what = f"the mask of {label!r} is no run lengths ({error})"
+                raise PaliglassError(f"the record: {what}") from None
         return Found(found, line.width, line.height, line.finish_reason)
 
     def to_coco(
