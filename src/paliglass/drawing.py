@@ -8,11 +8,14 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from paliglass.errors import PaliglassError
 
 __all__ = ["PALETTE", "draw_objects", "label_colours"]
 
@@ -85,7 +88,11 @@ def draw_objects(
         labels, boxes: of N objects; x0, y0, x1, y1 in pixels of the picture.
         masks: H × W of the picture, or None for an object without one.
         scores: what the tags tell behind the labels; None for nothing.
+
+    Raises PaliglassError for a scale that is no whole number of 1 or more.
     """
+    if not isinstance(scale, Integral) or scale < 1:
+        raise PaliglassError(f"scale is {scale!r}; it must be a whole number, 1 or more")
     none = [None] * len(labels)
     found = list(map(_Object, labels, boxes, masks or none, scores or none))
     drawn = picture.convert("RGB")

@@ -369,12 +369,14 @@ def _from_file(file: IO[bytes], name: str, frame: int | None) -> Image.Image:
                 result.info[IS_FIRST_OF_SEVERAL] = True
             return result
     except UnidentifiedImageError:
-        for pattern, kind in _OTHERS:
-            if re.match(pattern, start, re.DOTALL):
-                raise PictureError(
-                    f"{name}: is {kind}, which is not read; save it as PNG or JPEG"
-                ) from None
-        raise PictureError(f"{name}: is not a picture") from None
+        kind = next((kind for mark, kind in _OTHERS if re.match(mark, start, re.DOTALL)), None)
+        suffix = Path(re.sub(r"#\d+$", "", name)).suffix.lower()
+        if kind is None and suffix in UNREAD_SUFFIXES:  # TGA and most raw formats have no mark
+            kind = f"a {suffix} picture"
+        what = (
+            f"is {kind}, which is not read; save it as PNG or JPEG" if kind else "is not a picture"
+        )
+        raise PictureError(f"{name}: {what}") from None
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def test_a_set_is_summed_up_and_drawn(cli: Cli) -> None:
     Path("set/data.jsonl").write_text(json.dumps(line) + "\n")
     result = cli("data", "check", "set", "--sheet", "sheet.png")
     assert result.code == 0, result.err
-    assert result.out.startswith("1 examples of 1 pictures: detect 1\n")
+    assert result.out.startswith("1 example of 1 picture: detect 1\n")
+    assert "fewer examples than a batch has by default: train with --batch-size 1" in result.err
     assert result.out.endswith("nothing wrong found\n")
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (960, 306)
@@ -89,7 +90,7 @@ def test_one_wrong_line_does_not_end_the_check(cli: Cli) -> None:
     assert "data.jsonl, line 3: the suffix holds half a character" in result.out
     assert "data.jsonl, line 4: the prefix holds <image>" in result.out
     assert "data.jsonl, line 5: takes" in result.out
-    assert "2 examples of 1 pictures" in result.out
+    assert "2 examples of 1 picture" in result.out
 
 
 def test_texts_from_files_do_not_steer_the_terminal(cli: Cli) -> None:

@@ -29,6 +29,22 @@ WRONG = {
     "top-k without temperature": ["caption", "a.png", "--top-k", "5"],
     "resume without a folder": ["caption", "a.png", "--resume"],
     "out is a file": ["caption", "a.png", "--out", "a.png"],
+    "language": ["caption", "a.png", "--lang", "xx"],
+    "language of a question": ["ask", "a.png", "what?", "--lang", "xx"],
+    "empty choice": ["ask", "a.png", "what?", "--choice", ""],
+    "device": ["caption", "a.png", "--device", "gpu"],
+    "device of an encoder": ["embed", "a.png", "--out", "x", "--device", "cuda:"],
+    "empty label": ["detect", "a.png", ""],
+    "label of separators": ["segment", "a.png", "--label", " ; "],
+    "no task": ["annotate", ".", "--out", "x", "--task", " "],
+    "task without a label": ["annotate", ".", "--out", "x", "--task", "detect"],
+    "nothing to search": ["search", ".", " "],
+    "no lesson": ["learn", "nonsense"],
+    "exercise of no lesson": ["learn", "--exercise"],
+    "adapters where there are none": [
+        *("train", "finetune", "--data", ".", "--out", "x", "--steps", "1"),
+        *("--lora", "2", "--train", "projector"),
+    ],
     "convert to nowhere": ["convert", "mini"],
     "no such tokenizer": ["convert", "x.npz", "new", "--tokenizer", "nowhere"],
     "info of nothing": ["info"],
@@ -94,10 +110,31 @@ def test_wrong_models_are_one_line(cli):
 
 def test_an_absent_device_is_one_line(cli):
     picture("a.png")
-    for device in ("warp", "xla"):
-        result = cli("caption", "a.png", "--device", device)
-        assert result.code == 1
-        assert len(result.err.splitlines()) == 1
+    result = cli("caption", "a.png", "--device", "cuda:99")
+    assert result.code == 1
+    assert result.err == "error: device cuda:99: this torch sees no such GPU; cpu always works\n"
+
+
+def test_what_begins_with_a_dash_is_told_how_to_be_a_file_or_words(cli):
+    picture("-dash.png")
+    picture("a.png")
+    result = cli("caption", "-dash.png")
+    assert result.code == 2
+    assert 'for "-dash.png" write -- before it, or ./-dash.png (see' in result.err
+    named, behind = cli("caption", "./-dash.png"), cli("caption", "--", "-dash.png")
+    assert (named.code, named.out) == (0, behind.out)
+    result = cli("ask", "a.png", "-what is it?")
+    assert 'for "-what is it?" write -- before it (see' in result.err
+    for words in (["-dash.gif"], ["a.png", "--nonsense", "-- x"]):
+        assert "before it" not in cli("caption", *words).err
+
+
+def test_an_unknown_way_to_preview_is_refused(cli, monkeypatch):
+    picture("a.png")
+    monkeypatch.setenv("PALIGLASS_PREVIEW", "xx")
+    result = cli("detect", "a.png", "dog", "--preview")
+    assert (result.code, result.out) == (2, "")
+    assert "PALIGLASS_PREVIEW is 'xx'; choose kitty, iterm2, blocks" in result.err
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.cli.helpers import Result, picture
-from tests.tiny import tiny_processor
+from tests.tiny import tiny_processor, tiny_tokenizer
+from tests.tiny_dual import CONFIGS, dual_model
 from tests.unit.test_adapters import adapter, layers
 
 from paliglass import PRESETS, load
 from paliglass.checkpoints import load_big_vision
 from paliglass.checkpoints.config_json import paligemma_to_json
+from paliglass.contrastive.folders import save_contrastive
 from paliglass.fast import available_methods
 from paliglass.fast.matrix import is_available
 from paliglass.fast.onednn import has_kernel, knows_layout
@@ -63,6 +65,23 @@ class TestInfo:
         text = cli("info", "paligemma2-28b-896").out
         for figure in ("46 layers", "32 query, 16 key/value, of 128", "4096 tokens", "55.3 GB"):
             assert figure in text
+
+    def test_of_a_small_model_a_picture_takes_kilobytes(self, cli):
+        assert "768 bytes a token, 49.2 kB a picture" in cli("info", "mini").out
+
+    @pytest.mark.parametrize("kind", ["siglip", "resnet-cbow-clip", "vit-transformer-clip"])
+    def test_a_dual_encoder(self, cli, kind):
+        model = dual_model(CONFIGS[kind])
+        save_contrastive(model, "dual", tiny_tokenizer())
+        [info] = cli("info", "dual", "--json").records()
+        assert info["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+        state = model.state_dict().values()
+        assert info["memory_bytes"]["float32"] == 4 * sum(t.numel() for t in state)
+        assert info["config"] == model.config.to_dict()
+        text = cli("info", "dual").out
+        assert f"parameters, all\t{info['parameters']['total']:,}" in text
+        assert ("ResNet" if "resnet" in kind else "ViT") in text
+        assert cli("info", "dual", "--training").code == 2
 
     def test_what_is_not_a_model(self, cli):
         result = cli("info", "no-such-model")

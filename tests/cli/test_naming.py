@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.cli.helpers import Result, picture
+from tests.cli.helpers import Result, finds, picture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_dual import CONFIGS, dual_model
 
+from paliglass import Box, Detection
 from paliglass.cli.pictures import picture_names
 from paliglass.contrastive.folders import save_contrastive
 
@@ -124,6 +125,27 @@ def test_names_do_not_speak_to_the_terminal(
     assert "\x07" not in err
 
 
+def test_no_name_and_no_label_parts_a_row_of_columns(
+    cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "d/a\tb\nc.png", "d/e\\t.png"
+    shown = ["d/a\\tb\\nc.png", "d/e\\t.png"]
+    for name in names:
+        picture(name)
+    finds(monkeypatch, Detection("a\tdog\r", Box(1, 2, 21, 20), 0.875))
+    found = ["a\\tdog\\r", "0.875", "1.0", "2.0", "21.0", "20.0"]
+    rows = [line.split("\t") for line in cli("detect", "d", "dog").out.splitlines()]
+    assert rows == [[name, *found] for name in shown]
+    for command, at in {
+        ("caption", "d"): 0,
+        ("classify", "d", "-l", "red\ndog", "-l", "blue"): 0,
+        ("search", "d", "a dog", "--index", "kept"): 1,
+    }.items():
+        rows = [line.split("\t") for line in cli(*command).out.splitlines()]
+        assert sorted(row[at] for row in rows) == shown, command
+        assert [len(row) for row in rows] == [2, 2], command
+
+
 def test_keys_of_a_checkpoint_do_not_speak_to_the_terminal(cli: Cli, model_folder: Path) -> None:
     import shutil
 
@@ -152,6 +174,8 @@ def test_keys_of_a_checkpoint_do_not_speak_to_the_terminal(cli: Cli, model_folde
         ("search", ".", "dog", "-m", "nano"),
         ("classify", "a.png", "dog", "-m", "nano"),
         ("similarity", "a.png", "-t", "dog", "-m", "nano"),
+        ("serve", "-m", "nano"),
+        ("serve", "--embedding-model", "nano"),
     ],
     ids=lambda command: command[0],
 )
@@ -168,6 +192,9 @@ def test_a_model_that_is_not_there_is_missed_before_torch_is_imported(
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: nano: no such folder"), done.stderr
+    assert not done.stdout
+    wanted = "adapter_config.json" if "--adapter" in command else "or mini"
+    assert wanted in done.stderr
 
 
 @pytest.fixture

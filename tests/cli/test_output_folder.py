@@ -93,10 +93,13 @@ def test_resume_tries_broken_pictures_again(cli, pictures, opened):
 
 def test_resume_with_nothing_left_loads_no_model(cli, pictures, monkeypatch):
     cli("caption", "d", "--out", "o")
+    cli("caption", pictures[0], "--out", "alone")
     monkeypatch.setattr("paliglass.model.load", None)
     result = cli("caption", "d", "--out", "o", "--resume")
     assert (result.code, result.out) == (0, "")
     assert result.err == "note: all 5 pictures are in o/results.jsonl already\n"
+    result = cli("caption", pictures[0], "--out", "alone", "--resume")
+    assert result.err == "note: the picture is in alone/results.jsonl already\n"
 
 
 def test_resume_of_another_job_is_refused(cli, pictures):

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiny import noise_picture
 
 from paliglass.cli.preview import choose_protocol, preview
+from paliglass.errors import PaliglassError
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,12 @@ from paliglass.cli.preview import choose_protocol, preview
 )
 def test_a_terminal_is_known_by_its_environment(environment, protocol) -> None:
     assert choose_protocol(environment) == protocol
+
+
+def test_what_is_no_protocol_is_refused() -> None:
+    with pytest.raises(PaliglassError, match="is 'sixel'; choose kitty, iterm2, blocks"):
+        choose_protocol({"PALIGLASS_PREVIEW": "sixel"})
+    assert choose_protocol({"PALIGLASS_PREVIEW": ""}) == "blocks"
 
 
 def test_kitty_gets_the_picture_in_pieces() -> None:

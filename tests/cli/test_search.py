@@ -202,7 +202,7 @@ def test_a_stopped_run_goes_on(cli: Cli, docs: Path, monkeypatch: pytest.MonkeyP
     ("command", "code", "problem"),
     [
         (("search", "nowhere", "a dog"), 1, "nowhere: is no folder and no file"),
-        (("search", "docs", " "), 1, "the query is empty"),
+        (("search", "docs", " "), 2, "the query is empty"),
         (("search", "docs", "a dog", "--index", "docs/lime.png"), 1, "ColPali's index is a folder"),
         (("search", "docs", "a dog", "-m", "mini"), 1, "is a PaliGemma and no ColPali"),
         (("search", "docs", "a dog", "-m", "docs"), 1, "docs: there is no config.json"),

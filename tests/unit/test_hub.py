@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 import pytest
@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from paliglass.checkpoints.hub import SHIPPED, locate
+from paliglass.checkpoints.hub import SHIPPED, Kind, locate
 from paliglass.errors import CheckpointError
 
 ID = "google/paligemma2-3b-mix-224"
@@ -89,6 +89,21 @@ def test_a_path_is_never_asked_of_the_hub(
     with pytest.raises(CheckpointError, match="no such folder"):
         locate(name)
     assert not calls
+
+
+def test_what_is_wanted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = {}
+    for kind in get_args(Kind):
+        with pytest.raises(CheckpointError) as refused:
+            locate("nope", kind=kind)
+        said[kind] = str(refused.value)
+    assert "or mini)" in said["model"]
+    assert "mini-dual" not in said["model"]
+    assert "adapter_config.json" in said["adapter"]
+    assert "mini" not in said["adapter"]
+    assert "or mini-dual)" in said["dual encoder"]
+    assert ".npz" not in said["dual encoder"]
 
 
 def test_an_empty_name_is_not_the_folder_one_is_in() -> None:

@@ -157,6 +157,11 @@ class TestParseAnswer:
         assert [(i.label, i.box) for i in parsed] == [(i.label, i.box) for i in expected]
         assert len(parsed) == 2
 
+    @pytest.mark.parametrize("size", [(-5, 10), (0, 0), (640,), (640, 480, 3), (6.5, 4)])
+    def test_a_size_that_no_picture_has_is_refused(self, size: Any) -> None:
+        with pytest.raises(PaliglassError, match="give a picture's width and height in pixels"):
+            parse_answer("<loc0256><loc0128><loc0768><loc0896> cat", size)
+
     def test_masks(self, mini: Any) -> None:
         text = mini.generate(SCENE, "segment doughnut")
         parsed = parse_answer(text, (512, 512), mini.mask_codec, SCENE)

@@ -291,6 +291,19 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, data: bytes, sa
         load_picture(data)
 
 
+@pytest.mark.parametrize("name", ["a.tga", "a.CR3", "a.tar#b.tga", "a.tga#2"])
+def test_a_format_that_is_not_read_is_told_by_its_name_where_no_mark_tells(name: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(file, "TGA")
+    file.name = name
+    suffix = ".cr3" if name == "a.CR3" else ".tga"
+    with pytest.raises(PictureError) as error:
+        load_picture(file)
+    assert str(error.value) == (
+        f"{name}: is a {suffix} picture, which is not read; save it as PNG or JPEG"
+    )
+
+
 def test_the_largest_picture_is_pillows_own_limit() -> None:
     assert MAX_PIXELS <= 2 * Image.MAX_IMAGE_PIXELS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -86,6 +87,36 @@ class TestFound:
             again = Found.from_dict(json.loads(json.dumps(found.to_dict())))
             assert again == found
             assert (again.width, again.height) == (found.width, found.height)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"width": None}, "width is null; it must be a whole number"),
+            ({"detections": [{"label": "dog"}]}, "box"),
+            ({"detections": [{"label": "a", "box": [1, 2], "score": 1}]}, "box is [1, 2]; it must"),
+            ({"detections": [{"label": 1, "box": [1, 2, 3, 4], "score": 1}]}, "must be text"),
+            ({"finish_reason": "why"}, "finish_reason"),
+        ],
+    )
+    def test_what_lacks_in_a_record_is_named(self, boxes, change, said) -> None:
+        with pytest.raises(PaliglassError, match=re.escape(said)):
+            Found.from_dict(boxes.to_dict() | change)
+        with pytest.raises(PaliglassError, match='lacks "width", "height", "detections"'):
+            Found.from_dict({})
+
+    def test_a_mask_that_does_not_add_up_is_named(self, segments) -> None:
+        record = segments.to_dict()
+        for mask in ({"size": [3, 4], "counts": [1]}, {"size": 3, "counts": ""}, {"size": [3, 4]}):
+            record["detections"][0]["mask"] = mask
+            with pytest.raises(PaliglassError, match=r"the mask of 'ring' is no run lengths \("):
+                Found.from_dict(record)
+
+    @pytest.mark.parametrize("scale", [0, -1, 1.5, "2"])
+    def test_a_picture_is_drawn_a_whole_number_of_times_as_large(self, boxes, scale) -> None:
+        picture = Image.new("RGB", (80, 60))
+        assert boxes.draw(picture, np.int64(3)).size == (240, 180)
+        with pytest.raises(PaliglassError, match=f"scale is {scale!r}; it must be a whole number"):
+            boxes.draw(picture, scale)
 
     def test_segments_differ_by_a_pixel(self, segments) -> None:
         ring = segments[0]

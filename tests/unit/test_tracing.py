@@ -37,6 +37,19 @@ def traced_generation(
     return t.rows, torch.stack(steps, 1).tolist(), batch
 
 
+def test_a_trace_tells_what_it_has_seen() -> None:
+    model = tiny_model(tiny_config(eos_token_id=319))
+    batch = make_batch(model.config, [3, 9, 6], pictures=PICTURES)
+    with paliglass.trace(model) as t:
+        assert repr(t) == "<Trace of 0 pictures; prompts with their tokens: none yet>"
+        list(greedy(model, batch, 2))
+    lengths = ", ".join(str(len(row)) for row in t.rows)
+    assert repr(t) == (
+        f"<Trace of {len(t.pictures)} pictures; prompts with their tokens: {lengths}>"
+    )
+    assert len(t.pictures) > 1
+
+
 @decoders
 @sides
 def test_prefill_and_steps_join_to_the_row_in_one_piece(decoder: dict[str, Any], side: str) -> None:

@@ -62,7 +62,7 @@ def load_big_vision(
         require_memory(str(path), arrays.sizes, torch_dtype, target, quantize)
         tensors = _convert(arrays, config)
         if adapter is not None:
-            tensors = with_adapter(tensors, locate(adapter), torch_dtype)
+            tensors = with_adapter(tensors, locate(adapter, kind="adapter"), torch_dtype)
         return assemble(config, tensors, str(path), torch_dtype, target, accelerate, quantize)
 
 

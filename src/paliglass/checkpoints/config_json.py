@@ -176,6 +176,11 @@ def paligemma_from_json(data: dict[str, Any]) -> PaliGemmaConfig:
             "is a ColPali, which finds pages and writes nothing; `paliglass search DOCUMENTS TEXT "
             "--model …` uses it, in Python paliglass.retrieval.load_colpali"
         )
+    if data.get("model_type") in ("siglip", "paliglass_contrastive"):
+        raise ConfigError(
+            "is a dual encoder, which compares and writes nothing; `paliglass embed`, search, "
+            "classify, similarity and info take it"
+        )
     if data.get("model_type", "paligemma") != "paligemma":
         raise ConfigError(
             f"model_type is {data['model_type']!r}; paliglass loads 'paligemma' checkpoints "

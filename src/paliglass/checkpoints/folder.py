@@ -120,7 +120,7 @@ def load_model(
         shard.meet()  # all have looked what is free before one takes its part of it
     tensors = read_tensors(folder)
     if adapter is not None:
-        tensors = with_adapter(tensors, locate(adapter), in_dtype)
+        tensors = with_adapter(tensors, locate(adapter, kind="adapter"), in_dtype)
     is_quantized = stored is not None
     return assemble(
         config, tensors, str(folder), in_dtype, on_device, accelerate, quantize, is_quantized, shard

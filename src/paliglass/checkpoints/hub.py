@@ -6,11 +6,12 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from paliglass.errors import CheckpointError
 from paliglass.files import reason
 
-__all__ = ["SHIPPED", "is_hub_id", "locate"]
+__all__ = ["SHIPPED", "Kind", "is_hub_id", "locate"]
 
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = {"mini": _PACKAGE / "mini", "mini-dual": _PACKAGE / "mini_dual"}
@@ -18,18 +19,32 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 NEEDED = ("*.json", "*.safetensors")
 
+Kind = Literal["model", "adapter", "dual encoder"]
+_WANTED: dict[Kind, str] = {
+    "model": "one with config.json and model.safetensors, a big_vision .npz, a hub id like "
+    "google/paligemma2-3b-mix-224, or mini",
+    "adapter": "one with adapter_config.json and adapter_model.safetensors, or a hub id",
+    "dual encoder": "one with config.json and model.safetensors, a hub id like "
+    "google/siglip-base-patch16-224, or mini-dual",
+}
+_OFFLINE: dict[Kind, str] = {
+    "model": "; the model mini works offline",
+    "adapter": "",
+    "dual encoder": "; the model mini-dual works offline",
+}
+
 
 def is_hub_id(name: str) -> bool:
     """Whether a name could be a repository's on the hub, owner/name."""
     return _HUB_ID.fullmatch(name) is not None
 
 
-def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
+def locate(model: str | Path, files: Sequence[str] = NEEDED, kind: Kind = "model") -> Path:
     """The folder (or .npz file) of a model: a shipped one, a path, or a hub id, to be downloaded.
 
     "mini" is a PaliGemma, "mini-dual" a dual encoder.
 
-    files: patterns of what to download.
+    files: patterns of what to download. kind: what is wanted, for an error to say what that is.
 
     Raises CheckpointError where there is nothing, or the hub will not give it: what to do then.
     """
@@ -54,11 +69,8 @@ def locate(model: str | Path, files: Sequence[str] = NEEDED) -> Path:
     if exists:
         return path
     if is_hub_id(str(model)) and path.suffix != ".npz":
-        return download(str(model), files)
-    raise CheckpointError(
-        f"{model}: no such folder (give one with config.json and model.safetensors, a big_vision "
-        f".npz, a hub id like google/paligemma2-3b-mix-224, or {' or '.join(SHIPPED)})"
-    )
+        return download(str(model), files, kind)
+    raise CheckpointError(f"{model}: no such folder (give {_WANTED[kind]})")
 
 
 def _parts(path: Path) -> list[Path]:
@@ -73,7 +85,7 @@ def _parts(path: Path) -> list[Path]:
     return [numbers[number] for number in sorted(numbers)]
 
 
-def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
+def download(repo_id: str, files: Sequence[str] = NEEDED, kind: Kind = "model") -> Path:
     """Fetches a repository's JSON and safetensors files into huggingface_hub's cache."""
     # Imported here: it takes a good part of a second, and most runs need no network.
     from huggingface_hub import snapshot_download
@@ -101,6 +113,5 @@ def download(repo_id: str, files: Sequence[str] = NEEDED) -> Path:
         is_away = isinstance(error, LocalEntryNotFoundError)  # which says so at length
         why = "" if is_away else f" ({reason(error).partition('. ')[0]})"
         raise CheckpointError(
-            f"{repo_id}: is not a folder here, and the hub cannot be reached{why}; the model mini "
-            "works offline"
+            f"{repo_id}: is not a folder here, and the hub cannot be reached{why}{_OFFLINE[kind]}"
         ) from None

@@ -13,8 +13,9 @@ __all__ = ["gigabytes", "require_memory"]
 
 
 def gigabytes(count: float) -> str:
-    """Bytes as decimal gigabytes or megabytes, the unit that files are sold in."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    """Bytes as decimal GB, MB or kB, the units that files are sold in."""
+    size, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / size:.1f} {unit}"
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -40,13 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             code = app(args=arguments, prog_name="paliglass", standalone_mode=False) or 0
         except _UsageError as error:
-            code = _complain_of_usage(error)
+            given = sys.argv[1:] if arguments is None else arguments
+            code = _complain_of_usage(error, given)
         if code == 130 and not has_complained():  # before the command began
             complain_once("interrupted")
     raise SystemExit(code)
 
 
-def _complain_of_usage(error: Any) -> int:
+def _complain_of_usage(error: Any, arguments: Sequence[str]) -> int:
     """One line, as of any other error, with the way to the help; the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
@@ -54,9 +55,20 @@ def _complain_of_usage(error: Any) -> int:
         message = _explain(error)
         if message.startswith(("Missing ", "No such ", "Invalid ", "Option ", "Got ")):  # Typer's
             message = message[0].lower() + message[1:]
+        if type(error).__name__ == "NoSuchOption":
+            message += _as_it_is(error.option_name, arguments)
         path = error.ctx.command_path if error.ctx else "paliglass"
         complain_once(f"{message} (see {path} --help)")
     return int(error.exit_code)
+
+
+def _as_it_is(option: str, arguments: Sequence[str]) -> str:
+    """How a file, or words, that were taken for an option are taken for what they are."""
+    for argument in arguments:
+        is_file = os.path.lexists(argument)
+        if argument[:1] == "-" and option.strip("-") in argument and (is_file or " " in argument):
+            return f'; for "{argument}" write -- before it' + f", or ./{argument}" * is_file
+    return ""
 
 
 def _explain(error: Any) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.messages import level, note, waiting
-from paliglass.cli.options import MIN_SCORE, RecursiveOption, RunOptions
+from paliglass.cli.messages import counted, level, note, waiting
+from paliglass.cli.options import MIN_SCORE, RecursiveOption, RunOptions, locate_model, usage
 from paliglass.cli.screen import Screen
 from paliglass.tasks.prompts import as_prompt, without_placeholders
 
@@ -96,23 +96,23 @@ def annotate(
     """
     if workers > 1 and ray is None:
         raise typer.BadParameter("--workers are of --ray; --ray local starts it on this machine")
+    if not without_placeholders(task):
+        raise typer.BadParameter("--task is empty")
     prompt = as_prompt(task)
-    from paliglass.checkpoints.hub import locate
     from paliglass.scale.annotator import Job
     from paliglass.scale.output import Output
     from paliglass.scale.sources import entries
 
     loading: dict[str, Any] = {"device": run.device, "dtype": run.dtype, "adapter": run.adapter}
     loading |= {"quantize": run.quantize, "mask_codec": mask_codec}
-    job = Job(prompt, run.model, loading, run.options(), min_score, free)
-    for name in (run.model, run.adapter):
-        if name is not None:
-            locate(name)
+    with usage():
+        job = Job(prompt, run.model, loading, run.options(), min_score, free)
+    locate_model(run.model, run.adapter)
     settings: dict[str, Any] = {"sources": sources, "recursive": recursive, "column": column}
     settings |= {"id_column": id_column, "engine": "one machine" if ray is None else "ray"}
     with Output(out, settings | job.settings(), resume or retry_errors) as output:
         if retry_errors:
-            note(f"{out}: {output.forget_errors()} rows that are errors are made again")
+            note(f"{out}: {counted(output.forget_errors(), 'row')} with an error: made again")
         if prompt != without_placeholders(task):
             note(f"asked as a question: {prompt!r}")
         with waiting("listing the pictures"):
@@ -128,7 +128,7 @@ def annotate(
         made = "parts/*.parquet"
         if format != "parquet":
             made += f", {output.export(format, job.labels)}"
-        note(f"{out}: {summary.rows} rows in {made}")
+        note(f"{out}: {counted(summary.rows, 'row')} in {made}")
     if summary.failed:
         fail(f"{summary.failed} of {summary.rows} rows are errors, such as {summary.first_error}")
 

@@ -106,7 +106,10 @@ def command(function: Callable[..., None], on: typer.Typer = app) -> Callable[..
     parameters += _field_parameters(MessageOptions)
 
     def take(group: Any, values: dict[str, Any]) -> Any:
-        return group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        try:
+            return group(**{some.name: values.pop(some.name) for some in dataclasses.fields(group)})
+        except PaliglassError as error:  # of options that do not go together
+            raise typer.BadParameter(str(error)) from None
 
     @functools.wraps(function)
     def guarded(**values: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_text
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.messages import complain, note, tell_unknown, waiting
+from paliglass.cli.messages import cell, complain, counted, note, tell_unknown, waiting
 from paliglass.cli.options import (
     BatchSizeOption,
     DeviceOption,
@@ -25,7 +24,7 @@ from paliglass.cli.pictures import open_picture, picture_names, tell_first_frame
 from paliglass.cli.results import STDIN
 from paliglass.cli.screen import Screen
 from paliglass.cli.tables import print_table
-from paliglass.errors import PictureError, printable
+from paliglass.errors import PictureError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,7 +125,8 @@ class Dual(Encoder):
         from paliglass.checkpoints.hub import locate
 
         super().__init__()
-        folder = locate(options.model)  # before torch is imported, which takes seconds
+        # Before torch is imported, which takes seconds.
+        folder = locate(options.model, kind="dual encoder")
         self.batch_size = batch_size
         self.model: ContrastiveModel
         self.processor: ContrastiveProcessor
@@ -199,9 +199,9 @@ def embed(
         index.words = list(text)
         index.texts = embed_words(encoder.model, encoder.processor, index.words)
     index.save(out)
-    texts = f" and {len(index.words)} texts" if text else ""
+    texts = f" and {counted(len(index.words), 'text')}" if text else ""
     width = encoder.model.config.projection_dim
-    print(f"{out}: {len(index.names)} pictures{texts}, {width} numbers each")
+    print(f"{out}: {counted(len(index.names), 'picture')}{texts}, {width} numbers each")
     encoder.finish()
 
 
@@ -273,9 +273,8 @@ def classify(
                 record = {"file": name, "labels": {k: round(v, 6) for k, v in found.items()}}
                 screen.answer(json_text.dumps(record, ensure_ascii=False))
             else:
-                answer = ", ".join(f"{label} {value:.3f}" for label, value in found.items())
-                shown = printable(name) if sys.stdout.isatty() else name
-                screen.answer(answer if len(names) == 1 else f"{shown}\t{answer}")
+                answer = ", ".join(f"{cell(label)} {value:.3f}" for label, value in found.items())
+                screen.answer(answer if len(names) == 1 else f"{cell(name)}\t{answer}")
             screen.advance()
     encoder.finish()
 

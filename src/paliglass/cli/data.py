@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import app, command
-from paliglass.cli.messages import note
+from paliglass.cli.messages import counted, note
 from paliglass.cli.options import CocoTask, JsonObject, Overwrite, refuse_existing_file
 from paliglass.cli.scores import warn
 from paliglass.errors import printable
+from paliglass.training.recipes import FinetuneRecipe
 
 if TYPE_CHECKING:
     from paliglass.data.checks import DataSummary
@@ -82,6 +83,10 @@ def check(
         print(json_text.dumps(report.to_dict(), ensure_ascii=False))
     else:
         _show(report)
+    if report.examples < FinetuneRecipe().batch_size:
+        note(
+            f"fewer examples than a batch has by default: train with --batch-size {report.examples}"
+        )
     if report.findings:
         raise typer.Exit(1)
 
@@ -97,7 +102,7 @@ def _show(report: DataSummary) -> None:
         if count > SHOWN:
             print(printable(f"{count - SHOWN} more: {problem}"))
     tasks = ", ".join(f"{name} {count}" for name, count in report.tasks.most_common(8))
-    about = f"{report.examples} examples of {report.pictures} pictures"
+    about = f"{counted(report.examples, 'example')} of {counted(report.pictures, 'picture')}"
     print(printable(about + (f": {tasks}" if tasks else "")))
     lengths = report.to_dict()
     for name in ("prefix_tokens", "suffix_tokens"):
@@ -108,7 +113,7 @@ def _show(report: DataSummary) -> None:
     count = len(report.findings)
     left_out = len(report.findings.of("left out"))
     print(
-        f"{count} findings" + (f", {left_out} left out of training" if left_out else "")
+        counted(count, "finding") + (f", {left_out} left out of training" if left_out else "")
         if count
         else "nothing wrong found"
     )
@@ -139,4 +144,4 @@ def fetch(
     stream = open_stream(name, config, split)
     rows = to_rows(stream, image, prefix, suffix, class_names(stream))
     count = write(rows, out, limit, tell=warn)
-    print(f"{out}: {count} examples; look at them with: paliglass data check {out}")
+    print(f"{out}: {counted(count, 'example')}; look at them with: paliglass data check {out}")

@@ -10,7 +10,7 @@ import typer
 from paliglass.cli.app import command
 from paliglass.cli.messages import waiting
 from paliglass.cli.models import companions
-from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption
+from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption, locate_model
 from paliglass.errors import CheckpointError
 
 __all__ = ["export"]
@@ -44,7 +44,7 @@ def export(
     """
     from paliglass.checkpoints.hub import locate
 
-    made = locate(source if adapter is None else adapter)  # before torch is imported
+    locate_model(source, adapter)
     from paliglass.checkpoints.adapters import CONFIG
     from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.publishing import CARD, model_card, read_settings
@@ -62,6 +62,7 @@ def export(
     found = None if scores is None else read_json(scores)
     with waiting(f"loading {source}"):
         model = load(source, device="cpu", dtype=dtype, adapter=adapter, fast=False)
+    made = locate(source) if adapter is None else locate(adapter, kind="adapter")
     run = made.parent / "config.yaml"
     if base is None and adapter is not None:
         named = read_json(made / CONFIG).get("base_model_name_or_path")

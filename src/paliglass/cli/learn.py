@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paliglass.cli.app import command, fail
+from paliglass.cli.options import usage
 from paliglass.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -63,16 +64,18 @@ def learn(
     from paliglass.inspect.lessons import find, lessons
 
     console = Console(width=None if sys.stdout.isatty() else 100)
+    with usage():
+        lesson = None if topic is None else find(topic)
     if check is not None:
-        _check(console, check, None if topic is None else find(topic).topic)
+        _check(console, check, None if lesson is None else lesson.topic)
     elif exercise:
-        if topic is None:
-            fail("--exercise is of a lesson: paliglass learn rope --exercise")
-        _exercise(console, find(topic), answers)
-    elif topic is None:
+        if lesson is None:
+            raise typer.BadParameter("--exercise is of a lesson: paliglass learn rope --exercise")
+        _exercise(console, lesson, answers)
+    elif lesson is None:
         _list(console, lessons())
     else:
-        _show(console, find(topic), run, answers)
+        _show(console, lesson, run, answers)
 
 
 def _list(console: Console, lessons: list[Lesson]) -> None:

@@ -17,7 +17,9 @@ from paliglass.errors import printable
 from paliglass.tasks.things import load_things
 
 __all__ = [
+    "cell",
     "complain",
+    "counted",
     "detail",
     "harmless",
     "has_complained",
@@ -76,6 +78,20 @@ def detail(message: str) -> None:
     """What helps to find out why something is as it is."""
     if _level == "verbose":
         print(f"detail: {one_line(message)}", file=sys.stderr)
+
+
+def cell(text: str) -> str:
+    """Text that keeps to its column: `printable` for a terminal, else as it is but for tabs and
+    line breaks.
+    """
+    if sys.stdout.isatty():
+        return printable(text)
+    return text.translate({ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"})
+
+
+def counted(count: int, what: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def one_line(message: str) -> str:

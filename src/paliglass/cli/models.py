@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paliglass.cli.app import command, fail
-from paliglass.cli.messages import waiting
-from paliglass.cli.options import MODEL_HELP, AdapterOption, DtypeOption, JsonObject, Quantize
+from paliglass.cli.messages import counted, waiting
+from paliglass.cli.options import (
+    MODEL_HELP,
+    AdapterOption,
+    DtypeOption,
+    JsonObject,
+    Quantize,
+    locate_model,
+)
 from paliglass.cli.tables import print_table
 from paliglass.errors import printable
 
 if TYPE_CHECKING:
-    from paliglass.config import GemmaConfig
-    from paliglass.inspect.info import ModelInfo
+    from paliglass.config import GemmaConfig, SigLipConfig
+    from paliglass.contrastive.config import TextTransformerConfig
+    from paliglass.inspect.info import DualInfo, ModelInfo
     from paliglass.inspect.memory_plan import MemoryPlan
     from paliglass.training.recipes import Part
 
@@ -26,7 +34,12 @@ __all__ = ["companions", "convert", "info", "verify"]
 
 @command
 def info(
-    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a preset, as paligemma-3b-224.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help=f"{MODEL_HELP} Or a dual encoder, as mini-dual, or a preset, as paligemma-3b-224."
+        ),
+    ],
     training: Annotated[
         bool, typer.Option("--training", help="Also what fine-tuning takes of each GPU's memory.")
     ] = False,
@@ -40,8 +53,18 @@ def info(
 
     Also how its matrices are multiplied on this machine's processor, and so what is fast here.
     """
-    from paliglass.inspect.info import read_info
+    from paliglass.inspect.info import read_dual_info, read_info
 
+    dual = read_dual_info(model)
+    if dual is not None:
+        if training or things:
+            flag = "--training" if training else "--things"
+            raise typer.BadParameter(f"{flag} is of a PaliGemma; {model} is a dual encoder")
+        if json:
+            print(json_text.dumps({"model": model, **dual.to_dict()}))
+        else:
+            print_table([], _dual_rows(dual), title=model, figures=False)
+        return
     found = read_info(model)
     if things:
         return _tell_things(found, model, json)
@@ -118,16 +141,57 @@ def _print_plans(plans: dict[str, dict[int, MemoryPlan]], rows: int) -> None:
     print_table([*head, "of it activations"], lines, title=title)
 
 
+def _layers(config: SigLipConfig | TextTransformerConfig) -> str:
+    return (
+        f"{config.num_hidden_layers} layers, width {config.hidden_size}, MLP "
+        f"{config.intermediate_size}, {config.num_attention_heads} heads of {config.head_dim}"
+    )
+
+
+def _weights(parameters: dict[str, int], memory: dict[str, int]) -> list[tuple[str, str]]:
+    from paliglass.checkpoints.memory import gigabytes
+
+    counts = {**parameters, "all": sum(parameters.values())}.items()
+    rows = [(f"parameters, {part.replace('_', ' ')}", f"{count:,}") for part, count in counts]
+    return rows + [(f"weights in {dtype}", gigabytes(size)) for dtype, size in memory.items()]
+
+
+def _dual_rows(info: DualInfo) -> list[tuple[str, str]]:
+    from paliglass.config import SigLipConfig
+    from paliglass.contrastive.config import CbowConfig
+
+    config = info.config
+    image, text = config.image, config.text
+    picture = f"{image.image_size} × {image.image_size} pixels"
+    if isinstance(image, SigLipConfig):
+        encoder = f"ViT, {_layers(image)}"
+        picture += f" in patches of {image.patch_size}"
+    else:
+        stages = zip(image.depths, image.hidden_sizes, strict=True)
+        encoder = "ResNet, blocks × channels " + ", ".join(f"{n} × {width}" for n, width in stages)
+    words = f"bag of words, width {text.hidden_size}"
+    return [
+        ("image encoder", encoder),
+        ("picture", picture),
+        (
+            "text encoder",
+            words if isinstance(text, CbowConfig) else f"Transformer, {_layers(text)}",
+        ),
+        ("vocabulary", f"{text.vocab_size:,} rows"),
+        ("longest text", f"{text.max_position_embeddings} tokens"),
+        ("joint space", f"{config.projection_dim} numbers"),
+        ("loss", {"clip": "CLIP's", "siglip": "SigLIP's"}[config.loss]),
+        *_weights({name: n for name, n in info.parameters.items() if n}, info.memory),
+    ]
+
+
 def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
     from paliglass.checkpoints.memory import gigabytes
 
     vision, text = info.config.vision_config, info.config.text_config
     picture = info.config.num_image_tokens
     parts = {
-        "vision tower": (
-            f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, MLP "
-            f"{vision.intermediate_size}, {vision.num_attention_heads} heads of {vision.head_dim}"
-        ),
+        "vision tower": _layers(vision),
         "picture": (
             f"{vision.image_size} × {vision.image_size} pixels in patches of {vision.patch_size}: "
             f"{picture} tokens"
@@ -147,11 +211,7 @@ def _info_rows(info: ModelInfo) -> list[tuple[str, str]]:
     rows = list(parts.items())
     if info.things is not None:
         rows.append(("knows", f"{len(info.things.words)} things; --things lists them"))
-    rows += [
-        (f"parameters, {part.replace('_', ' ')}", f"{count:,}")
-        for part, count in {**info.parameters, "all": info.total_parameters}.items()
-    ]
-    rows += [(f"weights in {dtype}", gigabytes(size)) for dtype, size in info.memory.items()]
+    rows += _weights(info.parameters, info.memory)
     rows += [
         (f"cache in {dtype}", f"{size:,} bytes a token, {gigabytes(size * picture)} a picture")
         for dtype, size in info.cache.items()
@@ -187,7 +247,7 @@ def convert(
 ) -> None:
     """Write any checkpoint as a folder in transformers' layout, whole or not at all."""
     overrides = dict(map(_setting, settings or []))
-    _locate(source, adapter)
+    locate_model(source, adapter)
     from paliglass.checkpoints.folder import quantization
     from paliglass.checkpoints.saving import refuse_existing, save_folder
     from paliglass.model import load
@@ -216,15 +276,6 @@ def convert(
 
     hint = "" if is_quantized or is_colpali else f"; check it with: paliglass verify {target}"
     print(f"{target}: {gigabytes(size)}{hint}")
-
-
-def _locate(*names: str | None) -> None:
-    """Raises CheckpointError where one is not there, before torch is imported: that takes long."""
-    from paliglass.checkpoints.hub import locate
-
-    for name in names:
-        if name is not None:
-            locate(name)
 
 
 def companions(source: str) -> dict[str, bytes]:
@@ -262,7 +313,9 @@ def verify(
     json: JsonObject = False,
 ) -> None:
     """Compare every layer's output with transformers', and the weights with their checksums."""
-    _locate(model, against)
+    locate_model(model)
+    if against is not None:
+        locate_model(against)
     from paliglass.inspect.verify import verify as compare
 
     with waiting(f"comparing {model} with transformers"):
@@ -280,6 +333,7 @@ def verify(
         for problem in report.problems:
             print(f"wrong: {printable(problem)}")
     if not report.ok:
-        fail(f"{model}: NOT VERIFIED, {len(report.problems)} problems: {report.problems[0]}")
+        problems = counted(len(report.problems), "problem")
+        fail(f"{model}: NOT VERIFIED, {problems}: {report.problems[0]}")
     if not json:
         print(f"{model}: verified, {len(report.rows)} layers agree")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -38,7 +41,9 @@ __all__ = [
     "Quantize",
     "RecursiveOption",
     "RunOptions",
+    "locate_model",
     "refuse_existing_file",
+    "usage",
 ]
 
 MODEL_HELP = "mini, a folder, a hub id like google/paligemma2-3b-mix-224, or a big_vision .npz."
@@ -57,6 +62,14 @@ CocoTask = Literal["detect", "segment"]
 
 Format = Literal["text", "json", "jsonl", "csv", "coco", "yolo"]
 """How results are written; text is for people, and in columns for programs."""
+
+
+def _known_device(name: str) -> str:
+    """As `parse_device`, which needs torch; whether the machine has it is told there."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", name):
+        raise typer.BadParameter(f"{name!r} is unknown: choose auto, cpu, cuda, mps")
+    return name
+
 
 PICTURES_HELP = (
     "Files, folders, quoted patterns like 'photos/*.jpg', a frame or page like 'film.gif#3', or - "
@@ -81,7 +94,9 @@ AdapterOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A LoRA adapter of the model: a folder or a hub id."),
 ]
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help=DEVICE_HELP)]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help=DEVICE_HELP, callback=_known_device)
+]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Pictures that run together.")]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="The answer's limit.")]
 RecursiveOption = Annotated[
@@ -94,6 +109,15 @@ Overwrite = Annotated[
 ]
 
 
+@contextmanager
+def usage() -> Iterator[None]:
+    """Makes what the block complains of bad usage: it is about a value given, not about a file."""
+    try:
+        yield
+    except PaliglassError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def refuse_existing_file(path: Path | None, overwrite: bool) -> None:
     """Raises PaliglassError where a file would be replaced that nobody said to replace.
 
@@ -101,6 +125,15 @@ def refuse_existing_file(path: Path | None, overwrite: bool) -> None:
     """
     if path is not None and path.exists() and not overwrite:
         raise PaliglassError(f"{path}: exists already; --overwrite replaces it, or name another")
+
+
+def locate_model(model: str, adapter: str | None = None) -> None:
+    """Raises CheckpointError where one is not there: before torch is imported, which takes long."""
+    from paliglass.checkpoints.hub import locate
+
+    locate(model)
+    if adapter is not None:
+        locate(adapter, kind="adapter")
 
 
 @dataclass(frozen=True)
@@ -119,11 +152,7 @@ class LoadOptions:
 
     def load(self, **more: Any) -> PaliGemma:
         """Loads it; what is not there is said before torch is imported, which takes seconds."""
-        from paliglass.checkpoints.hub import locate
-
-        for name in (self.model, self.adapter):
-            if name is not None:
-                locate(name)
+        locate_model(self.model, self.adapter)
         from paliglass.model import load
 
         return load(self.model, device=self.device, dtype=self.dtype, adapter=self.adapter, **more)

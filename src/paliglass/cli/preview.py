@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from paliglass.errors import PaliglassError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -20,11 +22,16 @@ WIDEST = 800  # pixels
 
 
 def choose_protocol(environment: Mapping[str, str]) -> Protocol:
-    """What a terminal can show, by what it says of itself; PALIGLASS_PREVIEW decides over it."""
+    """What a terminal can show, by what it says of itself; PALIGLASS_PREVIEW decides over it.
+
+    Raises PaliglassError where that is no protocol.
+    """
     forced = environment.get(FORCE, "")
     for protocol in PROTOCOLS:
         if forced == protocol:
             return protocol
+    if forced:
+        raise PaliglassError(f"{FORCE} is {forced!r}; choose {', '.join(PROTOCOLS)}")
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if "TMUX" in environment or term.startswith(("screen", "tmux")):
         return "blocks"  # they let no pictures through

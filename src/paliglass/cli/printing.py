@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paliglass.cli.messages import harmless
+from paliglass.cli.messages import cell, harmless
 from paliglass.cli.options import Format
 from paliglass.cli.screen import Screen
-from paliglass.errors import printable
 from paliglass.formats.csv_table import to_csv
 from paliglass.formats.export import export
 from paliglass.formats.jsonl import to_line
@@ -79,20 +78,20 @@ def _preview(screen: Screen, image: Image.Image, found: Found[Any]) -> None:
 def _show(screen: Screen, name: str | None, result: str | Found[Any]) -> None:
     """One result for people, or in columns for programs. name: None where there is one picture."""
     at_terminal = sys.stdout.isatty()
-    if at_terminal and name is not None:
-        name = printable(name)
+    name = None if name is None else cell(name)
     if isinstance(result, str):
-        # With a name it is a table of lines, so an answer must stay on its line.
-        line = result.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
-        if at_terminal:
-            result, line = harmless(result), printable(line)
-        screen.answer(result if name is None else f"{name}\t{line}")
+        if name is None:
+            screen.answer(harmless(result) if at_terminal else result)
+        else:
+            line = result.replace("\\", "\\\\")
+            screen.answer(f"{name}\t{cell(line)}")
     elif at_terminal:
         screen.answer(_table(name, result) if result else f"{name or 'picture'}: nothing found")
     else:
         for found in result:
             edges = (f"{edge:.1f}" for edge in found.box)
-            columns = ([] if name is None else [name]) + [found.label, f"{found.score:.3f}", *edges]
+            label = cell(found.label)
+            columns = ([] if name is None else [name]) + [label, f"{found.score:.3f}", *edges]
             screen.answer("\t".join(columns))
 
 

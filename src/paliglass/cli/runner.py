@@ -144,7 +144,8 @@ def _run_job(job: Job, arguments: list[str], run: RunOptions, output: OutputOpti
     if results is not None and remarks.count:
         note(f"{output.out}: {results.contents()}")
     if output.resume and not todo and names:
-        note(f"all {len(names)} pictures are in {output.out}/{FILE} already")
+        those = "the picture is" if len(names) == 1 else f"all {len(names)} pictures are"
+        note(f"{those} in {output.out}/{FILE} already")
     if remarks.count < len(todo):
         what = "answered" if screen.unanswered else "read"
         fail(f"{len(todo) - remarks.count} of {len(todo)} pictures could not be {what}")

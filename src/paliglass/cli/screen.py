@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from paliglass.cli.messages import complain, detail, level, one_line, waiting
+from paliglass.cli.messages import complain, counted, detail, level, one_line, waiting
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -72,7 +72,9 @@ class Screen:
             self._bar = None
         if self._pictures and error is None and (shown or level() == "verbose"):
             seconds = time.perf_counter() - self._start
-            told = f"{self._pictures} pictures in {seconds:.1f} s: {self._speed(seconds)}"
+            told = (
+                f"{counted(self._pictures, 'picture')} in {seconds:.1f} s: {self._speed(seconds)}"
+            )
             if not shown:
                 detail(told)
             elif self._pictures > 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_text
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -13,11 +12,11 @@ import typer
 
 from paliglass.cli.app import command
 from paliglass.cli.contrastive import Dual, Encoder, EncoderOptions
-from paliglass.cli.messages import complain, note, waiting
+from paliglass.cli.messages import cell, complain, note, waiting
 from paliglass.cli.options import JsonLines, Overwrite, Quantize, RecursiveOption
 from paliglass.cli.pictures import picture_names
 from paliglass.cli.screen import Screen
-from paliglass.errors import PaliglassError, PictureError, printable
+from paliglass.errors import PaliglassError, PictureError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +106,8 @@ def search(
     """
     from paliglass.pictures import find_file
 
+    if not text.strip():
+        raise typer.BadParameter("the query is empty; say what to look for")
     found: list[Hit]
     encoder: Searching
     documents = find_file(documents)
@@ -141,7 +142,7 @@ def search(
             print(json_text.dumps(record, ensure_ascii=False))
         else:
             name = file if some.page is None else f"{file}#{some.page}"
-            print(f"{some.score:.3f}\t{printable(name) if sys.stdout.isatty() else name}")
+            print(f"{some.score:.3f}\t{cell(name)}")
     encoder.finish()
 
 
@@ -164,7 +165,7 @@ def _is_paligemma(model: str) -> bool:
     from paliglass.checkpoints.hub import locate
     from paliglass.files import read_json
 
-    folder = locate(model)
+    folder = locate(model, kind="dual encoder")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
         return True
     return read_json(folder / "config.json").get("model_type") in ("colpali", "paligemma")

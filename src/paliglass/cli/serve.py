@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
-from paliglass.cli.options import LoadOptions, Quantize
+from paliglass.cli.options import LoadOptions, Quantize, locate_model
 
 __all__ = ["serve"]
 
@@ -72,6 +72,12 @@ def serve(
 
     SIGTERM or Ctrl-C ends it once the requests under way are answered; a second one at once.
     """
+    from paliglass.checkpoints.hub import locate
+
+    # What is not there is said before anything is started.
+    locate_model(run.model, run.adapter)
+    if embedding_model is not None:
+        locate(embedding_model, kind="dual encoder")
     from paliglass.serving import create_app
     from paliglass.serving.options import ServerOptions
     from paliglass.serving.server import serve as serve_app
@@ -98,17 +104,17 @@ def serve(
     if not options.is_local and not options.keys:
         print(f"{host} can be reached by others, and there is no --api-key-file", file=sys.stderr)
     settings = options.settings
-    told = f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)"
+
+    def tell(port: int) -> None:
+        print(f"{settings.name} on http://{host}:{port} (docs: /docs, Ctrl-C ends it)", flush=True)
+
     if ray is not None:
-        from paliglass.checkpoints.hub import locate
         from paliglass.serving.ray import serve_replicas
 
-        locate(run.model)  # what is not there is said before anything is started
-        serve_replicas(ray, options, host, port, replicas, lambda: print(told, flush=True))
+        serve_replicas(ray, options, host, port, replicas, lambda: tell(port))
         return
     engine, settings, dual = options.create()
-    print(told, flush=True)
-    serve_app(create_app(engine, settings, dual), engine, host, port)
+    serve_app(create_app(engine, settings, dual), engine, host, port, tell)
 
 
 def _is_local(host: str) -> bool:

@@ -19,8 +19,10 @@ from paliglass.cli.options import (
     Pictures,
     PicturesAndText,
     RunOptions,
+    usage,
 )
 from paliglass.cli.pictures import open_picture, tell_first_frames
+from paliglass.cli.preview import choose_protocol
 from paliglass.cli.results import STDIN
 from paliglass.cli.runner import Job, Remarks, load_model, run_job
 from paliglass.parallel.processes import num_processes
@@ -59,7 +61,9 @@ def caption(
     output: OutputOptions,
 ) -> None:
     """Say in a sentence what each picture shows."""
-    _answer("caption", pictures, caption_prompt(lang, style), run, output)
+    with usage():
+        prompt = caption_prompt(lang, style)
+    _answer("caption", pictures, prompt, run, output)
 
 
 @command
@@ -85,7 +89,10 @@ def ask(
     pictures, question = _split(pictures, question, "a question", "--question")
     if not without_placeholders(question).strip():
         raise typer.BadParameter("the question is empty")
-    prompt = answer_prompt(question, lang)
+    with usage():
+        prompt = answer_prompt(question, lang)
+    if choice is not None and not all(some.strip() for some in choice):
+        raise typer.BadParameter("a --choice is empty")
     if not choice:
         return _answer("ask", pictures, prompt, run, output)
     job = Job("ask", prompt, lambda m: m.ask_task(question, lang, choice), {"choices": choice})
@@ -206,7 +213,10 @@ def _find(
     if labels is None:
         pictures, text = _split(pictures, None, "what to find", "--label")
         labels = [text]
-    labels = split_labels(labels, name)
+    with usage():
+        labels = split_labels(labels, name)
+        if find.preview:
+            choose_protocol(os.environ)
     for label in labels:
         if "," in label:
             parts = " ; ".join(part.strip() for part in label.split(",") if part.strip())

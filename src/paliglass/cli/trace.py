@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paliglass.cli.app import command
-from paliglass.cli.messages import harmless, waiting
+from paliglass.cli.messages import counted, harmless, waiting
 from paliglass.cli.options import (
     JsonObject,
     LoadOptions,
@@ -63,4 +63,5 @@ def trace(
         print(json_text.dumps({"answer": answer.text, "page": str(out), "steps": steps}))
     else:
         print(harmless(answer.text) if sys.stdout.isatty() else answer.text)
-        print(f"{out}: {len(answer.words)} words, {len(answer.row)} tokens")
+        words, tokens = counted(len(answer.words), "word"), counted(len(answer.row), "token")
+        print(f"{out}: {words}, {tokens}")

@@ -46,6 +46,7 @@ from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
 __all__ = [
     "initialize_vision_tower",
     "load_contrastive",
+    "read_contrastive_config",
     "save_contrastive",
     "start_from_paligemma",
     "vision_weights",
@@ -81,8 +82,8 @@ def load_contrastive(
 
     Raises CheckpointError: what is wrong, where, and what to do.
     """
-    folder = locate(model_path)
-    config = _read_config(folder)
+    folder = locate(model_path, kind="dual encoder")
+    config = read_contrastive_config(folder)
     processor = _load_processor(folder, config)  # before the weights, which take longer to read
     return _load_model(folder, config, device, dtype), processor
 
@@ -151,8 +152,8 @@ def initialize_vision_tower(
 
     Raises CheckpointError naming the setting in which the two towers differ.
     """
-    folder = locate(model_path)
-    model = _load_model(folder, _read_config(folder), "cpu", None)
+    folder = locate(model_path, kind="dual encoder")
+    model = _load_model(folder, read_contrastive_config(folder), "cpu", None)
     weights = vision_weights(model)
     _same_tower(model_path, model.config.image, paligemma.config.vision_config)
     paligemma.vision_tower.load_state_dict(weights)
@@ -182,7 +183,8 @@ def _same_tower(source: str | Path, theirs: Tower, ours: Tower) -> None:
             )
 
 
-def _read_config(folder: Path) -> ContrastiveConfig:
+def read_contrastive_config(folder: Path) -> ContrastiveConfig:
+    """config.json, checked. Raises CheckpointError."""
     path = folder / "config.json"
     try:
         return ContrastiveConfig.from_dict(read_json(path))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from paliglass.errors import PaliglassError
-from paliglass.training.recipes import TimedRecipe, total_steps
+from paliglass.training.recipes import TimedRecipe, require_batch, total_steps
 
 __all__ = ["ContrastiveRecipe", "Encoder", "LossName", "TextEncoder"]
 
@@ -51,8 +51,10 @@ class ContrastiveRecipe(TimedRecipe):
     def complete(self, pairs: int | None) -> ContrastiveRecipe:
         """With steps for epochs; pairs: of the source, None where it has no end.
 
-        Raises PaliglassError where the recipe does not say when to end.
+        Raises PaliglassError where the recipe does not say when to end, or the pairs do not fill a
+        batch.
         """
+        require_batch(pairs, self.batch_size)
         rows = self.batch_size * self.accumulate
         steps = total_steps(self.steps, self.epochs, pairs, rows)
         if steps is None and self.minutes is None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["EXAMPLE", "ExampleLine", "Metadata", "Objects", "ResultLine", "Thing", "to_line"]
+__all__ = [
+    "EXAMPLE",
+    "ExampleLine",
+    "FoundLine",
+    "FoundThing",
+    "Metadata",
+    "Objects",
+    "ResultLine",
+    "Thing",
+    "to_line",
+]
 
 EXAMPLE = '{"image": "dog.png", "prefix": "caption en", "suffix": "a dog"}'
 
@@ -59,6 +69,24 @@ class ResultLine(msgspec.Struct):
     width: float | None = None
     height: float | None = None
     detections: list[Thing] | None = None
+
+
+class FoundThing(msgspec.Struct):
+    """A `Thing` with all that `Found.to_dict` writes of it."""
+
+    label: str
+    box: tuple[float, float, float, float]
+    score: float
+    mask: dict[str, Any] | None = None
+
+
+class FoundLine(msgspec.Struct):
+    """What `Found.to_dict` writes."""
+
+    width: int
+    height: int
+    detections: list[FoundThing]
+    finish_reason: Literal["stop", "length"] = "stop"
 
 
 def to_line(record: Mapping[str, Any]) -> str:

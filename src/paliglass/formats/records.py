@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +69,7 @@ _MUST = {
     "model_attributes_type": "an object",
     "model_type": "an object",
     "string_too_long": "a text of {max_length} characters or fewer",
-    "string_too_short": "a text of {min_length} characters or more",
+    "string_too_short": "a text of {min_length} or more characters",
     "string_type": "text",
     "too_long": "a list of {max_length} or fewer",
     "too_short": "a list of {min_length} or more",
@@ -176,20 +176,27 @@ def _explain(message: str, value: Any) -> str:
 
 
 def explain_validation(
-    error: Mapping[str, Any], what: str, show: Callable[[Any], str] | None = None
+    error: Mapping[str, Any],
+    what: str,
+    show: Callable[[Any], str] | None = None,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> str | None:
     """One of pydantic's errors (typer and FastAPI check with it) in the words of `decode`.
 
-    what: the option or field. show: how a value is written, by default as JSON. None where there
-    are no words for its kind.
+    what: the option or field. show: how a value is written, by default as JSON. others: errors of
+    what else the value may be. None where there are no words for its kind.
     """
     show = show or _show
     if error["type"] == "value_error":
         return f"{what}: {error['msg'].removeprefix('Value error, ').rstrip('.')}"
-    must = _MUST.get(error["type"])
-    if must is None:
+    if error["type"] not in _MUST:
         return None
-    return f"{what} is {show(error['input'])}; it must be {must.format(**error.get('ctx') or {})}"
+    must = [
+        _MUST[some["type"]].format(**some.get("ctx") or {})
+        for some in (error, *others)
+        if some["type"] in _MUST
+    ]
+    return f"{what} is {show(error['input'])}; it must be {' or '.join(must)}"
 
 
 def _show(value: Any) -> str:

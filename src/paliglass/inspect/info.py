@@ -8,16 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from paliglass.checkpoints.assembly import DTYPES, skeleton
+from paliglass.checkpoints.assembly import DTYPES, skeleton, weightless
 from paliglass.checkpoints.big_vision import read_big_vision_config
 from paliglass.checkpoints.config_json import paligemma_to_json
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
+from paliglass.contrastive.config import MODEL_TYPES, ContrastiveConfig
+from paliglass.contrastive.folders import read_contrastive_config
+from paliglass.contrastive.modeling_contrastive import ContrastiveModel
+from paliglass.files import read_json
 from paliglass.layers.attention import MOST_SCORES
 from paliglass.tasks.things import Things, load_things
 
-__all__ = ["ModelInfo", "describe", "read_info"]
+__all__ = ["DualInfo", "ModelInfo", "describe", "read_dual_info", "read_info"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,44 @@ class ModelInfo:
             "things": None if self.things is None else self.things.words,
             "config": paligemma_to_json(self.config),
         }
+
+
+@dataclass(frozen=True)
+class DualInfo:
+    """Sizes of a dual encoder: parameters by part, and bytes of the weights by dtype."""
+
+    config: ContrastiveConfig
+    parameters: dict[str, int]
+    memory: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        return {
+            "parameters": {**self.parameters, "total": sum(self.parameters.values())},
+            "memory_bytes": self.memory,
+            "config": self.config.to_dict(),
+        }
+
+
+def read_dual_info(model: str | Path) -> DualInfo | None:
+    """Describes "mini-dual", a folder or a hub id; None for what is no dual encoder.
+
+    Of a hub repository only the JSON files are fetched. Raises PaliglassError.
+    """
+    if str(model) in PRESETS and not Path(model).exists():
+        return None
+    path = locate(model, ("*.json",))
+    file = path / "config.json"
+    if not file.is_file() or read_json(file).get("model_type") not in MODEL_TYPES:
+        return None
+    config = read_contrastive_config(path)
+    with weightless():
+        dual = ContrastiveModel(config)
+    parameters = {name: _count(part) for name, part in dual.named_children()}
+    parameters["scale_and_bias"] = sum(p.numel() for p in dual.parameters(recurse=False))
+    numbers = sum(tensor.numel() for tensor in dual.state_dict().values())  # averages too
+    memory = {name: numbers * DTYPES[name].itemsize for name in ("float32", "bfloat16")}
+    return DualInfo(config, parameters, memory)
 
 
 def read_info(model: str | Path) -> ModelInfo:

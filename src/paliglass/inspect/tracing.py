@@ -327,6 +327,10 @@ class Trace:
         self._cache: KVCache | None = None  # of the pass at hand
         self._ids: Tensor | None = None
 
+    def __repr__(self) -> str:
+        lengths = ", ".join(str(len(row)) for row in self.rows) or "none yet"
+        return f"<Trace of {len(self.pictures)} pictures; prompts with their tokens: {lengths}>"
+
     @property
     def pictures(self) -> list[TracedPicture]:
         return [

@@ -13,6 +13,7 @@ All but data sets may lie behind s3:// or gs://, which `pyarrow.fs` opens.
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import tarfile
@@ -421,10 +422,9 @@ def open_entry(entry: Entry) -> Image.Image:
         raise PictureError(f"{entry.picture}: cannot be read ({reason(error)})") from None
     if data is None:
         raise PictureError(f"{entry.picture}: holds no bytes")
-    try:
-        return load_picture(data)
-    except PictureError as error:
-        raise PictureError(f"{entry.picture}: {str(error).partition(': ')[2]}") from None
+    file = io.BytesIO(data)
+    file.name = entry.picture  # what an error calls it, and whose suffix tells a format
+    return load_picture(file)
 
 
 def _bytes(entry: Entry) -> bytes | None:

@@ -82,7 +82,13 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    first = error.errors()[0]
+    first, *rest = error.errors()
+    others = []
+    if first["loc"][2:3] in (("str",), ("constrained-str",)):  # of a field of text or of a list
+        either = [first, *(some for some in rest if some["loc"][:2] == first["loc"][:2])]
+        first = max(either, key=lambda some: len(some["loc"]))  # what is wrong inside the list
+        others = either[1:] if first is either[0] else []
+        first = {**first, "loc": (*first["loc"][:2], *first["loc"][3:])}
     context = first.get("ctx") or {}
     place = ".".join(str(part) for part in first["loc"][1:])
     if "field" in context:
@@ -95,5 +101,7 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if first["type"] == "missing":
         what = f"{place} is missing" if place else "the request has no body"
         return ApiError(400, what, param=place or None)
-    message = explain_validation(first, place or "the body") or f"{place}: {first['msg']}"
+    message = (
+        explain_validation(first, place or "the body", others=others) or f"{place}: {first['msg']}"
+    )
     return ApiError(400, message[:500], param=place or None)

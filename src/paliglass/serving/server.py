@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -132,8 +132,16 @@ def make_server(
     return _Server(config, engine)
 
 
-def serve(app: FastAPI, engine: Engine, host: str, port: int) -> None:
+def serve(
+    app: FastAPI,
+    engine: Engine,
+    host: str,
+    port: int,
+    listens: Callable[[int], object] = lambda port: None,
+) -> None:
     """Serves until a signal.
+
+    listens: is called with the port, which is another than was asked for where that was 0.
 
     Raises what loading the model raised, and PaliglassError for a place that cannot be listened at.
     """
@@ -144,6 +152,7 @@ def serve(app: FastAPI, engine: Engine, host: str, port: int) -> None:
         message = f"{host}, port {port}, cannot be opened ({why}); choose another"
         raise PaliglassError(message) from None
     with listening:
+        listens(listening.getsockname()[1])
         make_server(app, engine, host, port).run(sockets=[listening])
     if engine.state == "loading":  # nothing stops that, and Python's own end under it would abort
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 import torch
 
 from paliglass.constrained import Constraint
-from paliglass.errors import PromptError
+from paliglass.errors import PaliglassError, PromptError
 from paliglass.generation import MAX_NEW_TOKENS, Completion, Request
 from paliglass.modeling_mask_codec import MaskCodec
 from paliglass.pictures import PreparedPicture
@@ -362,7 +362,11 @@ def parse_answer(
         picture: for `draw()` and notebooks.
 
     Scores are 1: a text does not tell how sure the model was.
+
+    Raises PaliglassError for a size that no picture has.
     """
+    if len(size) != 2 or not all(isinstance(side, Integral) and side > 0 for side in size):
+        raise PaliglassError(f"size is {size!r}; give a picture's width and height in pixels")
     found: list[Detection | Segment] = []
     for parsed in parse_boxes(text):
         codes = parsed.codes

@@ -296,18 +296,25 @@ class Found(list[T], Generic[T]):
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> Found[Any]:
-        """What `to_dict` wrote, other keys aside. Raises KeyError, TypeError or ValueError."""
+        """What `to_dict` wrote, other keys aside. Raises PaliglassError that says what is wrong."""
+        from paliglass.formats.jsonl import FoundLine
+        from paliglass.formats.records import decode
         from paliglass.formats.rle import decode_rle
 
+        given = dict(record) if isinstance(record, Mapping) else record
+        line = decode(given, FoundLine, "the record")
         found: list[Any] = []
-        for item in record["detections"]:
-            label, box, score = item["label"], Box(*map(float, item["box"])), item["score"]
-            if "mask" in item:
-                found.append(Segment(label, box, decode_rle(item["mask"]), score))
-            else:
+        for item in line.detections:
+            label, box, score = item.label, Box(*item.box), item.score
+            if item.mask is None:
                 found.append(Detection(label, box, score))
-        reason = record.get("finish_reason", "stop")
-        return Found(found, record["width"], record["height"], reason)
+                continue
+            try:
+                found.append(Segment(label, box, decode_rle(item.mask), score))
+            except (KeyError, TypeError, ValueError) as error:
+                what = f"the mask of {label!r} is no run lengths ({error})"
+                raise PaliglassError(f"the record: {what}") from None
+        return Found(found, line.width, line.height, line.finish_reason)
 
     def to_coco(
         self, image_id: int = 1, categories: Mapping[str, int] | None = None, first_id: int = 1

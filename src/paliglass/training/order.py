@@ -8,7 +8,7 @@ from itertools import count as numbers
 import numpy as np
 from numpy.typing import NDArray
 
-from paliglass.errors import PaliglassError
+from paliglass.training.recipes import require_batch
 
 __all__ = ["batch_indices", "share_of"]
 
@@ -28,11 +28,8 @@ def batch_indices(
         for batch in batches:
             yield list(range(batch * batch_size, (batch + 1) * batch_size))
         return
+    require_batch(count, batch_size)
     per_pass = count // batch_size
-    if not per_pass:
-        raise PaliglassError(
-            f"{count} examples do not fill a batch of {batch_size}; choose a smaller --batch-size"
-        )
     order: NDArray[np.int64] = np.empty(0, np.int64)
     shuffled = -1
     for batch in batches:

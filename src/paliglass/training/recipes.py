@@ -19,6 +19,7 @@ __all__ = [
     "Recipe",
     "TimedRecipe",
     "picture_side",
+    "require_batch",
     "total_steps",
 ]
 
@@ -69,6 +70,15 @@ def total_steps(
     if examples is None:
         raise PaliglassError("--epochs: this data has no end; give --steps or --minutes")
     return max(1, round(epochs * examples / rows))
+
+
+def require_batch(examples: int | None, batch_size: int) -> None:
+    """Raises PaliglassError where there are fewer examples than a batch (None: without end)."""
+    if examples is not None and examples < batch_size:
+        those = "1 example does" if examples == 1 else f"{examples} examples do"
+        raise PaliglassError(
+            f"{those} not fill a batch of {batch_size}; give --batch-size {examples}, or fewer"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,10 @@ class FinetuneRecipe(Recipe):
     def complete(self, examples: int | None = None) -> FinetuneRecipe:
         """With what follows from the rest: steps from epochs, the rate, the adapters' scale.
 
-        Raises PaliglassError where the recipe does not say when to end.
+        Raises PaliglassError where the recipe does not say when to end, or the examples do not fill
+        a batch.
         """
+        require_batch(examples, self.batch_size)
         steps = total_steps(self.steps, self.epochs, examples, self.batch_size)
         if steps is None:
             raise PaliglassError("say when to end: --steps or --epochs")

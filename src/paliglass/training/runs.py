@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -71,6 +71,7 @@ class Run:
         self.checkpoint = out / "checkpoint"
         self.is_first = is_first_process()
         self._lock: BaseFileLock | None = None
+        self._is_new = not out.exists()
         if self.is_first:
             self._lock = lock_folder(out, LOCK)
         try:
@@ -88,7 +89,12 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self.is_first and self._is_new:
+            with suppress(OSError):  # a run that came to nothing leaves no folder
+                if [path.name for path in self.out.iterdir()] == [LOCK]:
+                    (self.out / LOCK).unlink()
+                    self.out.rmdir()
         self.close()
 
     def close(self) -> None:

@@ -320,9 +320,9 @@ def test_wrong_use_is_said_in_a_line(finetuning: Training) -> None:
         ({"data": "data/bad.jsonl"}, 1, 'line 1: lacks "prefix"'),
         ({"data": "missing"}, 2, "does not exist"),
         ({"batch_size": 3, "accumulate": 2}, 1, "choose a multiple"),
-        ({"batch_size": 64}, 1, "do not fill a batch"),
+        ({"batch_size": 64}, 1, "do not fill a batch of 64; give --batch-size "),
         ({"patience": 1}, 2, "--patience needs --validation"),
-        ({"lora": 2, "train": "projector"}, 1, "all, decoder or attention"),
+        ({"lora": 2, "train": "projector"}, 2, "all, decoder or attention"),
         ({"shard": True}, 1, "--shard is for several processes"),
         ({"learning_rate": 1e30}, 1, "the gradient is not finite"),
         ({"steps": None}, 2, "--steps or --epochs"),
@@ -331,7 +331,16 @@ def test_wrong_use_is_said_in_a_line(finetuning: Training) -> None:
     for changes, code, complaint in cases:
         result = finetuning(**changes)
         assert (result.code, complaint in result.err) == (code, True), result.err
+        # What cannot be done leaves nothing; what went wrong on the way leaves its log.
+        assert Path("run").exists() == ("learning_rate" in changes)
+        shutil.rmtree("run", ignore_errors=True)
         forget_accelerator()
+
+
+def test_a_folder_that_was_there_stays(finetuning: Training) -> None:
+    Path("run").mkdir()
+    assert finetuning(batch_size=64).code == 1
+    assert Path("run").is_dir()
 
 
 def test_a_model_in_int8_is_refused_with_the_mend(cli: Cli, finetuning: Training) -> None:

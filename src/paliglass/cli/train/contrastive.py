@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paliglass.cli.app import command
+from paliglass.cli.messages import counted
 from paliglass.cli.train.group import RunOptions, train
 from paliglass.contrastive.recipe import ContrastiveRecipe, Encoder, LossName, TextEncoder
 
@@ -133,7 +134,9 @@ def train_dual(
         if accelerator.is_main_process:
             dtype = "bfloat16" if recipe.precision == "bf16" else "float32"
             save_contrastive(trainer.model, run.result, processor, dtype)
-            print(f"{run.result}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
+            print(
+                f"{run.result}: {counted(trainer.step, 'step')}, {trainer.elapsed / 60:.1f} minutes"
+            )
         finish(accelerator)
 
 

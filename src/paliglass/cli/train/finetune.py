@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from paliglass.cli.app import command, complain
+from paliglass.cli.messages import counted
 from paliglass.cli.options import CocoTask
 from paliglass.cli.scores import warn
 from paliglass.cli.train.group import RunOptions, ShardOption, train, wants_shards
@@ -118,7 +119,7 @@ def finetune(
     from paliglass.training.processes import finish, make_accelerator
     from paliglass.training.recipes import picture_side
 
-    adapter = None if learned.adapter is None else locate(learned.adapter)
+    adapter = None if learned.adapter is None else locate(learned.adapter, kind="adapter")
     if adapter is not None:
         settings = settings_of(adapter, settings)
     if place.is_dir() and quantization(place):
@@ -163,5 +164,5 @@ def finetune(
         training.save_result(trainer, base, run.result, learned.model, kept_as)
         if accelerator.is_main_process:
             count = sum(p.numel() for p in trainer.learning.values())
-            print(f"{run.result}: {trainer.step} steps, {count:,} numbers learned")
+            print(f"{run.result}: {counted(trainer.step, 'step')}, {count:,} numbers learned")
         finish(accelerator)
