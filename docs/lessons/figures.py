@@ -681,7 +681,7 @@ def rope(name: str) -> None:
         x, y = place(d, min(values))
         draw.text(x, y + 15, str(d), "small soft")
         draw.parts.append(f'<path class="line" stroke-dasharray="2 4" d="M{x:.1f} 212V{y:.1f}"/>')
-    for score in (0, 5):
+    for score in (0, 4):
         draw.text(30, place(0, score)[1] + 4, str(score), "small soft", "end")
     for i, (words, kind) in enumerate((("layer 1", "blue"), ("layer 2", "orange"))):
         draw.rect(36 + 70 * i, 368, 11, 11, kind)
