@@ -1066,7 +1066,7 @@ def evaluation(name: str) -> None:
         draw.rect(32 + 130 * i, 456, 12, 12, kind)
         draw.text(50 + 130 * i, 466, words, "", "start")
     draw.text(
-        8, 492, "the larger, the more answers: of 64 discs under noise", "small soft", "start"
+        8, 492, "the larger, the more answers: of 128 discs under noise", "small soft", "start"
     )
     draw.save(name)
 
