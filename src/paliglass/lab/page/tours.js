@@ -227,7 +227,7 @@ export const TOURS = [
       {
         text: "Picture and prompt may see each other fully. In a causal model the patches could not see the question.",
         start: { ...FRESH, view: "mask", task: "detect" },
-        ask: "With a causal mask, do the boxes stay where they are, to the last number?",
+        ask: "With a causal mask, does it find the same things, in the same boxes?",
         options: ["Yes", "No"],
         right: 1,
         act: { edits: { mask: { name: "causal" } } },
