@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from tests.training.runs import Training, log
@@ -71,6 +72,28 @@ def test_a_run_starts_from_a_model_or_a_vision_tower(
     assert (sees.code, log("sees")[-1] == log("run")[-1]) == (0, False), sees.err
 
 
+def test_a_run_goes_on_at_another_resolution(pretraining: Training) -> None:
+    assert pretraining().code == 0
+    larger = pretraining("larger", weights="run/model", image_size=96, vision_warmup=0.0)
+    assert larger.code == 0, larger.err
+    assert load("larger/model").model.config.num_image_tokens == 36
+    assert log("larger")[0]["caption"] < log("run")[-1]["caption"] + 1  # it knows what it knew
+    odd = pretraining("odd", image_size=100)
+    assert (odd.code, "--image-size 100: give a multiple of 16" in odd.err) == (1, True)
+
+
+def test_positions_are_a_picture_that_is_enlarged() -> None:
+    across = torch.arange(4.0).repeat(4)
+    table = torch.stack((across, across.reshape(4, 4).T.flatten(), torch.full((16,), 7.0)), 1)
+    assert torch.allclose(module.resized(table, 4), table, atol=1e-5)
+    columns, rows, constant = module.resized(table, 8).T.unflatten(1, (8, 8))
+    assert torch.allclose(columns, columns[:1].expand(8, 8), atol=1e-5)
+    assert torch.allclose(rows, columns.T, atol=1e-5)
+    assert (columns[0].diff() > 0).all()
+    assert torch.allclose(columns[0, 2:6], torch.tensor([0.75, 1.25, 1.75, 2.25]), atol=0.1)
+    assert torch.allclose(constant, torch.full((8, 8), 7.0), atol=1e-5)
+
+
 def test_a_stopped_run_goes_on_to_the_losses_of_an_unbroken_one(
     pretraining: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,5 +138,5 @@ def test_wrong_use_is_said_before_anything_is_loaded(command: Command) -> None:
     assert (both.code, "leave out --vision" in both.err) == (2, True)
     for more in ("walk=2", "segment", "segment=0", "segment=two"):
         result = command(pretrain, "--out", "run", "--steps", "1", "--more", more)
-        assert (result.code, "write TASK=WEIGHT" in result.err) == (1, True), more
+        assert (result.code, "write TASK=WEIGHT" in result.err) == (2, True), more
     assert not Path("run").exists()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
+from torch.nn import functional as F
 
 from paliglass.checkpoints.folder import load_model
 from paliglass.checkpoints.hub import locate
 from paliglass.checkpoints.mask_codec import CODEC, load_mask_codec
 from paliglass.checkpoints.saving import save_folder
 from paliglass.cli.train.group import RunOptions, ShardOption, wants_shards
+from paliglass.config import PaliGemmaConfig
 from paliglass.contrastive.folders import initialize_vision_tower
+from paliglass.errors import PaliglassError
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.loop import train
 from paliglass.training.processes import finish, make_accelerator
@@ -25,6 +30,8 @@ from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
 from workshop.pretrain.recipe import MINI, PretrainRecipe
 from workshop.tokenizer import run_tokenizer
 from workshop.world import World
+
+POSITIONS = "vision_tower.vision_model.embeddings.position_embedding.weight"
 
 
 def pretrain(
@@ -59,7 +66,8 @@ def pretrain(
         shard = wants_shards(shard)
         accelerator = make_accelerator(out=options.out, logs=options.logs)
         torch.set_num_threads(threads)
-        size = MINI.vision_config.image_size
+        config = of_size(MINI, recipe.image_size)
+        size = config.vision_config.image_size
         masks = load_mask_codec(codec or locate("mini") / CODEC)
         # One process fetches artwork and learns the tokenizer; the others then find them.
         with accelerator.main_process_first():
@@ -67,10 +75,12 @@ def pretrain(
                 world_cache, "train", recipe.seed, size, codec=masks, mixture=recipe.mixture
             )
             words = run_tokenizer(options.out / "tokenizer.json", world_cache, world, weights)
-        processor = PaliGemmaProcessor(words, MINI.num_image_tokens, size)
-        network = PretrainLoss(MINI, len(world.patch_classes), recipe)
+        processor = PaliGemmaProcessor(words, config.num_image_tokens, size)
+        network = PretrainLoss(config, len(world.patch_classes), recipe)
         if weights is not None:
-            network.model.load_state_dict(load_model(weights, "cpu", "float32").state_dict())
+            state = load_model(weights, "cpu", "float32").state_dict()
+            state[POSITIONS] = resized(state[POSITIONS], config.vision_config.patches_per_side)
+            network.model.load_state_dict(state)
         elif vision is not None:
             initialize_vision_tower(network.model, vision)
         trainer = Pretrainer(network, accelerator, shard)
@@ -80,7 +90,7 @@ def pretrain(
             world,
             processor,
             recipe,
-            MINI.vision_config.patches_per_side,
+            config.vision_config.patches_per_side,
             trainer.step,
             options.workers,
             accelerator.process_index,
@@ -98,6 +108,31 @@ def pretrain(
         if accelerator.is_main_process:
             print(f"{folder.result}: {trainer.step} steps, {trainer.elapsed / 60:.1f} minutes")
         finish(accelerator)
+
+
+def of_size(config: PaliGemmaConfig, image_size: int | None) -> PaliGemmaConfig:
+    """The same model for pictures of so many pixels along a side.
+
+    Raises PaliglassError where these are no whole patches.
+    """
+    patch = config.vision_config.patch_size
+    if image_size is None:
+        return config
+    if image_size % patch:
+        raise PaliglassError(
+            f"--image-size {image_size}: give a multiple of {patch}, a patch's side"
+        )
+    return replace(config, vision_config=replace(config.vision_config, image_size=image_size))
+
+
+def resized(positions: Tensor, side: int) -> Tensor:
+    """A tower's position embeddings, P × D, for side × side patches: a learned picture, enlarged.
+
+    So PaliGemma goes on from 224 to 448 pixels (arXiv 2407.07726, section 3.2.3).
+    """
+    old = math.isqrt(len(positions))
+    picture = positions.T.unflatten(1, (old, old))[None]  # 1 × D × √P × √P
+    return F.interpolate(picture, (side, side), mode="bicubic")[0].flatten(1).T.contiguous()
 
 
 def save_result(trainer: Pretrainer, folder: Path, processor: PaliGemmaProcessor) -> None:

@@ -48,6 +48,14 @@ class PretrainRecipe(TimedRecipe):
             "help": "About each scene, packed in a row; half as many in rows of their own.",
         },
     )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "min": 1,
+            "metavar": "PIXELS",
+            "help": "Along a side; positions of --weights are interpolated. [mini's]",
+        },
+    )
     repeats: int = field(
         default=1,
         metadata={"min": 1, "help": "How often a scene is learned from, if making one is slower."},
