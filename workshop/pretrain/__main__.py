@@ -131,7 +131,7 @@ def resized(positions: Tensor, side: int) -> Tensor:
     So PaliGemma goes on from 224 to 448 pixels (arXiv 2407.07726, section 3.2.3).
     """
     old = math.isqrt(len(positions))
-    picture = positions.T.unflatten(1, (old, old))[None]  # 1 × D × √P × √P
+    picture = positions.T.reshape(1, -1, old, old)  # 1 × D × √P × √P
     return F.interpolate(picture, (side, side), mode="bicubic")[0].flatten(1).T.contiguous()
 
 
