@@ -221,15 +221,15 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_model_too_large_for_the_memory_is_refused_before_loading(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = (folder / "model.safetensors").stat().st_size
+    weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
     monkeypatch.setattr(memory_module, "available_memory", lambda _device: int(weights * 0.7))
     monkeypatch.setattr(
         "paliglass.checkpoints.folder.assemble",
         lambda *_args: pytest.fail("loading has begun"),
     )
     message = refusal(folder)
-    assert f"need {memory_module.gigabytes(weights)}"[:7] in message
-    assert "dtype bfloat16 needs" in message
+    assert f"the weights need {memory_module.gigabytes(weights)}, cpu has" in message
+    assert f"dtype bfloat16 needs {memory_module.gigabytes(weights / 2)}," in message
 
 
 def test_a_smaller_dtype_fits_where_the_files_does_not(
