@@ -19,6 +19,7 @@ from paliglass.config import (
 from paliglass.errors import ConfigError
 
 __all__ = [
+    "DUAL_ENCODERS",
     "from_fields",
     "gemma_from_json",
     "gemma_to_json",
@@ -30,6 +31,9 @@ __all__ = [
     "siglip_from_json",
     "siglip_to_json",
 ]
+
+DUAL_ENCODERS = ("siglip", "paliglass_contrastive")
+"""What config.json of a dual encoder says it is: transformers' `SiglipModel`, or ours."""
 
 # What transformers writes beside the architecture: provenance, generation defaults, training.
 IGNORED_KEYS = frozenset(
@@ -176,7 +180,7 @@ def paligemma_from_json(data: dict[str, Any]) -> PaliGemmaConfig:
             "is a ColPali, which finds pages and writes nothing; `paliglass search DOCUMENTS TEXT "
             "--model …` uses it, in Python paliglass.retrieval.load_colpali"
         )
-    if data.get("model_type") in ("siglip", "paliglass_contrastive"):
+    if data.get("model_type") in DUAL_ENCODERS:
         raise ConfigError(
             "is a dual encoder, which compares and writes nothing; `paliglass embed`, search, "
             "classify, similarity and info take it"

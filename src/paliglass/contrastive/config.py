@@ -25,7 +25,6 @@ from paliglass.config import SIZES, TOKEN_IDS, SigLipConfig, check_multiple, che
 from paliglass.errors import ConfigError
 
 __all__ = [
-    "MODEL_TYPES",
     "CbowConfig",
     "ContrastiveConfig",
     "ImagePooling",
@@ -35,8 +34,6 @@ __all__ = [
 ]
 
 MODEL_TYPE = "paliglass_contrastive"
-MODEL_TYPES = ("siglip", MODEL_TYPE)
-"""What config.json of a dual encoder says it is: transformers' `SiglipModel`, or ours."""
 
 Loss = Literal["clip", "siglip"]
 ImagePooling = Literal["attention", "mean"]

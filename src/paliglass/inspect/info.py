@@ -10,11 +10,11 @@ from torch import nn
 
 from paliglass.checkpoints.assembly import DTYPES, skeleton, weightless
 from paliglass.checkpoints.big_vision import read_big_vision_config
-from paliglass.checkpoints.config_json import paligemma_to_json
+from paliglass.checkpoints.config_json import DUAL_ENCODERS, paligemma_to_json
 from paliglass.checkpoints.folder import read_config
 from paliglass.checkpoints.hub import locate
 from paliglass.config import PRESETS, PaliGemmaConfig
-from paliglass.contrastive.config import MODEL_TYPES, ContrastiveConfig
+from paliglass.contrastive.config import ContrastiveConfig
 from paliglass.contrastive.folders import read_contrastive_config
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
 from paliglass.files import read_json
@@ -88,7 +88,7 @@ def read_dual_info(model: str | Path) -> DualInfo | None:
         return None
     path = locate(model, ("*.json",))
     file = path / "config.json"
-    if not file.is_file() or read_json(file).get("model_type") not in MODEL_TYPES:
+    if not file.is_file() or read_json(file).get("model_type") not in DUAL_ENCODERS:
         return None
     config = read_contrastive_config(path)
     with weightless():
