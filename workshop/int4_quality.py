@@ -108,7 +108,8 @@ def int4_quality(
     if unknown:
         raise typer.BadParameter(f"--way {unknown[0]!r} is none of {', '.join(map(repr, WAYS))}")
     plain = load(model, device="cpu", dtype="bfloat16")
-    world = World(world_cache, "test", 1, 128, codec=plain.mask_codec)
+    side = plain.model.config.vision_config.image_size
+    world = World(world_cache, "test", 1, side, codec=plain.mask_codec)
     cases = answer(plain, list(questions_of(world, "test", scenes, 8)), free=True)
     others = {"float32": load(model, device="cpu", dtype="float32")}
     others |= {name: with_bits(plain, WAYS[name]) for name in way or WAYS}

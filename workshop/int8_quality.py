@@ -165,7 +165,8 @@ def int8_quality(
     others |= {
         method: load(model, device="cpu", dtype="bfloat16", quantize=method) for method in methods
     }
-    world = World(world_cache, "test", 1, 128, codec=plain.mask_codec)
+    side = plain.model.config.vision_config.image_size
+    world = World(world_cache, "test", 1, side, codec=plain.mask_codec)
     questions = list(questions_of(world, "test", scenes, 8))
     cases = answer(plain, questions, free=True)
     tell_agreement(agreement(plain, others, cases))

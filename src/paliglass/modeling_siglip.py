@@ -10,6 +10,8 @@ A Vision Transformer (arXiv 2010.11929) trained contrastively (arXiv 2303.15343)
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,7 @@ __all__ = [
     "SigLipVisionEncoderLayer",
     "SigLipVisionModel",
     "SigLipVisionTransformer",
+    "interpolate_positions",
 ]
 
 
@@ -158,3 +161,13 @@ class SigLipVisionModel(nn.Module):
             torch.nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
+
+
+def interpolate_positions(table: Tensor, side: int) -> Tensor:
+    """A tower's position embeddings, P × D, for side × side patches: a learned picture, enlarged.
+
+    So PaliGemma goes on from 224 to 448 pixels (arXiv 2407.07726, section 3.2.3).
+    """
+    old = math.isqrt(len(table))
+    picture = table.T.reshape(1, -1, old, old)  # 1 × D × √P × √P
+    return F.interpolate(picture, (side, side), mode="bicubic")[0].flatten(1).T.contiguous()

@@ -22,6 +22,7 @@ from paliglass import load
 from paliglass.contrastive.config import CbowConfig, ContrastiveConfig
 from paliglass.contrastive.folders import save_contrastive
 from paliglass.contrastive.modeling_contrastive import ContrastiveModel
+from paliglass.modeling_siglip import interpolate_positions
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def test_a_run_goes_on_at_another_resolution(pretraining: Training) -> None:
 def test_positions_are_a_picture_that_is_enlarged() -> None:
     across = torch.arange(4.0).repeat(4)
     table = torch.stack((across, across.reshape(4, 4).T.flatten(), torch.full((16,), 7.0)), 1)
-    assert torch.allclose(module.resized(table, 4), table, atol=1e-5)
-    columns, rows, constant = module.resized(table, 8).T.unflatten(1, (8, 8))
+    assert torch.allclose(interpolate_positions(table, 4), table, atol=1e-5)
+    columns, rows, constant = interpolate_positions(table, 8).T.unflatten(1, (8, 8))
     assert torch.allclose(columns, columns[:1].expand(8, 8), atol=1e-5)
     assert torch.allclose(rows, columns.T, atol=1e-5)
     assert (columns[0].diff() > 0).all()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
-from torch.nn import functional as F
 
 from paliglass.checkpoints.folder import load_model
 from paliglass.checkpoints.hub import locate
@@ -20,6 +17,7 @@ from paliglass.cli.train.group import RunOptions, ShardOption, wants_shards
 from paliglass.config import PaliGemmaConfig
 from paliglass.contrastive.folders import initialize_vision_tower
 from paliglass.errors import PaliglassError
+from paliglass.modeling_siglip import interpolate_positions
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.loop import train
 from paliglass.training.processes import finish, make_accelerator
@@ -79,7 +77,8 @@ def pretrain(
         network = PretrainLoss(config, len(world.patch_classes), recipe)
         if weights is not None:
             state = load_model(weights, "cpu", "float32").state_dict()
-            state[POSITIONS] = resized(state[POSITIONS], config.vision_config.patches_per_side)
+            table = state[POSITIONS]
+            state[POSITIONS] = interpolate_positions(table, config.vision_config.patches_per_side)
             network.model.load_state_dict(state)
         elif vision is not None:
             initialize_vision_tower(network.model, vision)
@@ -123,16 +122,6 @@ def of_size(config: PaliGemmaConfig, image_size: int | None) -> PaliGemmaConfig:
             f"--image-size {image_size}: give a multiple of {patch}, a patch's side"
         )
     return replace(config, vision_config=replace(config.vision_config, image_size=image_size))
-
-
-def resized(positions: Tensor, side: int) -> Tensor:
-    """A tower's position embeddings, P × D, for side × side patches: a learned picture, enlarged.
-
-    So PaliGemma goes on from 224 to 448 pixels (arXiv 2407.07726, section 3.2.3).
-    """
-    old = math.isqrt(len(positions))
-    picture = positions.T.reshape(1, -1, old, old)  # 1 × D × √P × √P
-    return F.interpolate(picture, (side, side), mode="bicubic")[0].flatten(1).T.contiguous()
 
 
 def save_result(trainer: Pretrainer, folder: Path, processor: PaliGemmaProcessor) -> None:

@@ -16,7 +16,7 @@ MINI = PaliGemmaConfig(
         intermediate_size=576,
         num_hidden_layers=6,
         num_attention_heads=4,
-        image_size=128,
+        image_size=192,
         patch_size=16,
     ),
     GemmaConfig(

@@ -42,6 +42,7 @@ from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.files import read_json, write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.modeling_siglip import interpolate_positions
 
 __all__ = [
     "initialize_vision_tower",
@@ -150,13 +151,15 @@ def initialize_vision_tower(
 
     That is how PaliGemma starts: its tower is SigLIP's (arXiv 2407.07726, stage 0).
 
-    Raises CheckpointError naming the setting in which the two towers differ.
+    For larger pictures the positions are interpolated.
+
+    Raises CheckpointError naming another setting in which the two towers differ.
     """
     folder = locate(model_path, kind="dual encoder")
     model = _load_model(folder, read_contrastive_config(folder), "cpu", None)
-    weights = vision_weights(model)
-    _same_tower(model_path, model.config.image, paligemma.config.vision_config)
-    paligemma.vision_tower.load_state_dict(weights)
+    weights, ours = vision_weights(model), paligemma.config.vision_config
+    _require_same_tower(model_path, model.config.image, ours)
+    paligemma.vision_tower.load_state_dict(_with_positions(weights, ours.patches_per_side))
 
 
 def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> None:
@@ -167,16 +170,27 @@ def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> Non
     """
     paligemma = load_model(locate(model_path), "cpu")
     weights = vision_weights(model)  # raises where there is no tower
-    _same_tower(model_path, paligemma.config.vision_config, model.config.image)
-    tower = paligemma.vision_tower.state_dict()
+    theirs, ours = paligemma.config.vision_config, model.config.image
+    _require_same_tower(model_path, theirs, ours)
+    assert isinstance(ours, SigLipConfig)  # or it had no weights
+    tower = _with_positions(paligemma.vision_tower.state_dict(), ours.patches_per_side)
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tower[name])
 
 
-def _same_tower(source: str | Path, theirs: Tower, ours: Tower) -> None:
+def _with_positions(tower: dict[str, Tensor], side: int) -> dict[str, Tensor]:
+    """A tower's weights, for side × side patches."""
+    (name,) = (name for name in tower if name.endswith("position_embedding.weight"))
+    if len(tower[name]) == side**2:
+        return tower
+    return tower | {name: interpolate_positions(tower[name], side)}
+
+
+def _require_same_tower(source: str | Path, theirs: Tower, ours: Tower) -> None:
+    """But for the pictures' size."""
     for key, value in dataclasses.asdict(ours).items():
-        if getattr(theirs, key) != value:
+        if key != "image_size" and getattr(theirs, key) != value:
             raise CheckpointError(
                 f"{source}: its vision tower's {key} is {getattr(theirs, key)!r}, here it is "
                 f"{value!r}; both must have one shape"

@@ -26,6 +26,7 @@ from paliglass.contrastive.folders import (
 from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
+from paliglass.modeling_siglip import interpolate_positions
 
 
 @pytest.fixture
@@ -195,6 +196,21 @@ def test_the_tower_moves_back_into_a_dual_encoder(tmp_path: Path) -> None:
 def test_towers_of_two_shapes_do_not_mix(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tower's patch_size is 8, here it is 16"):
         initialize_vision_tower(paligemma(patch_size=16), saved)
+
+
+def test_a_tower_moves_into_one_for_larger_pictures(tmp_path: Path) -> None:
+    small, large = dual_model(), paligemma(image_size=48)
+    save_contrastive(small, tmp_path / "dual", tiny_tokenizer())
+    initialize_vision_tower(large, tmp_path / "dual")
+    name = "vision_model.embeddings.position_embedding.weight"
+    moved, theirs = large.vision_tower.state_dict(), vision_weights(small)
+    assert torch.equal(moved[name], interpolate_positions(theirs[name], 6))
+    rest = theirs.keys() - {name}
+    assert all(torch.equal(moved[key], theirs[key]) for key in rest)
+    save_folder(large, tmp_path / "model")
+    start_from_paligemma(small, tmp_path / "model")
+    side = VIT.patches_per_side
+    assert torch.equal(vision_weights(small)[name], interpolate_positions(moved[name], side))
 
 
 def test_a_resnet_is_no_tower(tmp_path: Path) -> None:
