@@ -367,10 +367,13 @@ class _Asker:
         self, kind: str, answer: str, answerable: bool = True, wording: str = "", **slots: str
     ) -> Example:
         """A question in some wording; most follow `answer en`, as PaliGemma's do."""
-        new = self.rules.new_wordings
-        text = say(wording or kind, self.rng, new, **slots)
+        text = self._say(wording or kind, **slots)
         prefix = text if self.rng.random() < 0.15 else f"answer en {text}"
         return Example(prefix, answer, kind, answerable)
+
+    def _say(self, kind: str, **slots: str) -> str:
+        rules = self.rules
+        return say(kind, self.rng, rules.new_wordings, not rules.held_out, **slots)
 
     def _pick(self, items: Sequence[str]) -> str:
         return items[int(self.rng.integers(len(items)))]
@@ -445,10 +448,8 @@ class _Asker:
     def caption(self) -> Example:
         """The picture in a line."""
         draw = self.rng.random()
-        if not self.rules.held_out and draw < 0.2:
-            prefix = say("caption more", self.rng, False)
-        elif self.rules.new_wordings or draw < 0.3:
-            prefix = say("caption", self.rng, self.rules.new_wordings)
+        if self.rules.new_wordings or draw < (0.3 if self.rules.held_out else 0.4):
+            prefix = self._say("caption")
         else:
             prefix = "caption en" if draw < 0.85 else "cap en"
         return Example(prefix, caption(self.scene), "caption")
@@ -457,7 +458,7 @@ class _Asker:
         """The picture in more words."""
         prefix = "describe en"
         if self.rules.new_wordings or self.rng.random() < 0.6:
-            prefix = say("describe", self.rng, self.rules.new_wordings)
+            prefix = self._say("describe")
         return Example(prefix, description(self.scene), "describe")
 
     def ocr(self) -> Example:
@@ -710,8 +711,7 @@ class _Asker:
 
     def off_world(self) -> Example:
         """A question that no picture of this world answers."""
-        more = not self.rules.held_out and self.rng.random() < 0.7
-        return self._ask("off world", UNANSWERABLE, False, wording="off world more" if more else "")
+        return self._ask("off world", UNANSWERABLE, False)
 
     # Boxes and masks
 

@@ -65,8 +65,15 @@ def _held_out_texts() -> frozenset[str]:
     return frozenset(line.rstrip("?") for _, line in _held_out())
 
 
-def say(kind: str, rng: np.random.Generator, held_out: bool, **slots: str) -> str:
-    """A question of a kind in a random wording, as one person or another would type it."""
+def say(
+    kind: str, rng: np.random.Generator, held_out: bool, in_training: bool = False, **slots: str
+) -> str:
+    """A question of a kind in a random wording, as one person or another would type it.
+
+    in_training: half of the time in one of the wordings that only training has.
+    """
+    if in_training and kind + _MORE in _read() and rng.random() < 0.5:
+        kind += _MORE
     lines = wordings(kind, held_out)
     picture = _PICTURES[rng.integers(len(_PICTURES))]
     line = lines[rng.integers(len(lines))]
@@ -74,6 +81,7 @@ def say(kind: str, rng: np.random.Generator, held_out: bool, **slots: str) -> st
         some = _CHOICE.sub(lambda found: _one(found[1].split("|"), rng), line)
         if some.rstrip("?") not in _held_out_texts():
             line = some
+    line = " ".join(line.split()).replace(" ?", "?")  # where nothing was chosen
     return typed(line.format(pic=picture, **slots), rng)
 
 
