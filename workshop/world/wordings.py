@@ -79,9 +79,9 @@ def say(
     line = lines[rng.integers(len(lines))]
     while "[" in line:
         some = _CHOICE.sub(lambda found: _one(found[1].split("|"), rng), line)
+        some = " ".join(some.split()).replace(" ?", "?")  # where nothing was chosen
         if some.rstrip("?") not in _held_out_texts():
             line = some
-    line = " ".join(line.split()).replace(" ?", "?")  # where nothing was chosen
     return typed(line.format(pic=picture, **slots), rng)
 
 
