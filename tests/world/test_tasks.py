@@ -143,6 +143,7 @@ def counted(prefix: str) -> str:
     kinds = (("count", False), ("count", True), ("count more", False))
     found = [asked(line, text) for kind, held in kinds for line in wordings(kind, held)]
     plurals = [slots["many"].strip().lower().replace("gray", "grey") for slots in found if slots]
+    plurals += [many.removeprefix("the ") for many in plurals]
     return next((many for many in plurals if terms_of(many)), plurals[0])
 
 
