@@ -14,6 +14,7 @@ from typing import Literal
 from zlib import crc32
 
 from workshop.world.concepts import CONCEPTS
+from workshop.world.wordings import Words
 
 __all__ = [
     "RESERVED_SHAPES",
@@ -69,6 +70,13 @@ class Rules:
     drawn: bool = False
     new_wordings: bool = False
     unknown: bool = False
+
+    @property
+    def words(self) -> Words:
+        """In whose wordings it asks."""
+        if self.new_wordings:
+            return "held out"
+        return "plain" if self.held_out else "training"
 
 
 SPLITS: dict[Split, Rules] = {

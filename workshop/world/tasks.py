@@ -9,6 +9,7 @@ which is PaliGemma's word for it.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ TASKS = ("caption", "answer", "detect", "segment", "ocr")
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _CONCEPT_NAMES = tuple(CONCEPTS)
 _PLAIN_RULES = Rules(0)
+# Words of questions that pictures do not answer, but a form, a ticket or a receipt may.
+_ON_PAPER = re.compile(
+    r"\b(who|whose|when|where|old|age|name|date|day|time|hour|year|month|city|town|company|shop|sold"
+    r"|person|phone|number|address|how much|for sale|expensive)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -372,8 +378,7 @@ class _Asker:
         return Example(prefix, answer, kind, answerable)
 
     def _say(self, kind: str, **slots: str) -> str:
-        rules = self.rules
-        return say(kind, self.rng, rules.new_wordings, not rules.held_out, **slots)
+        return say(kind, self.rng, self.rules.words, **slots)
 
     def _pick(self, items: Sequence[str]) -> str:
         return items[int(self.rng.integers(len(items)))]
@@ -709,9 +714,12 @@ class _Asker:
             kind = "where"
         return self._ask(kind, NOTHING, False, one=term)
 
-    def off_world(self) -> Example:
+    def off_world(self) -> Example | None:
         """A question that no picture of this world answers."""
-        return self._ask("off world", UNANSWERABLE, False)
+        example = self._ask("off world", UNANSWERABLE, False)
+        if self.scene.document is not None and _ON_PAPER.search(example.prefix.lower()):
+            return None  # the page may tell
+        return example
 
     # Boxes and masks
 
