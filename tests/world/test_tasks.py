@@ -140,14 +140,15 @@ def asked(wording: str, text: str) -> dict[str, str] | None:
 def counted(prefix: str) -> str:
     """The plural in a question of how many; of several readings the one that is a term's."""
     text = prefix.removeprefix("answer en ").rstrip(" ?")
-    kinds = (("count", False), ("count", True), ("count more", False))
+    apart = (("count more", False), ("count by another", False))
+    kinds = (("count", False), ("count", True), *apart)
     found = [asked(line, text) for kind, held in kinds for line in wordings(kind, held)]
     plurals = [slots["many"].strip().lower().replace("gray", "grey") for slots in found if slots]
     plurals += [many.removeprefix("the ") for many in plurals]
     return next((many for many in plurals if terms_of(many)), plurals[0])
 
 
-@pytest.mark.parametrize("split", ["train", "test", "wordings", "unknown"])
+@pytest.mark.parametrize("split", ["train", "test", "wordings", "phrasings", "unknown"])
 def test_every_answer_is_true(art: Art, split: str) -> None:
     """Reads each prompt and answer back and holds it against the scene's objects."""
     world = World(art=art, split=split)  # type: ignore[arg-type]
