@@ -104,7 +104,7 @@ class Drawing:
         """A matrix as squares: blue above 0, orange below, the fuller the further away."""
         most = most or values.abs().max().item() or 1
         if values.numel() > 300:
-            return self._heat_image(x, y, values / most, cell)
+            return self.heat_image(x, y, values / most, cell)
         for i, row in enumerate(values.tolist()):
             for j, value in enumerate(row):
                 place = x + j * cell, y + i * cell, cell - 1, cell - 1
@@ -147,8 +147,8 @@ class Drawing:
             self.curve([place(a, b) for a, b in inside], kind)
         return place
 
-    def _heat_image(self, x: float, y: float, values: Tensor, cell: float) -> None:
-        """`heat` as one picture: many squares would make a large file."""
+    def heat_image(self, x: float, y: float, values: Tensor, cell: float) -> None:
+        """`heat`, at most 1, as one picture: many squares would make a large file."""
         blue, orange = torch.tensor([47, 111, 183]), torch.tensor([217, 130, 43])
         pixels = torch.where(values[..., None] > 0, blue, orange)
         alpha = (values.abs().clamp(max=1) * 15).round() * 17
@@ -285,7 +285,7 @@ def positions(name: str) -> None:
     for i, (down, along) in enumerate(((0.1, 0.1), (0.3, 0.5), (0.5, 0.4), (0.9, 0.8))):
         x, y, row, column = 12 + 96 * i, 290.0, int(down * side), int(along * side)
         alike = unit @ unit[side * row + column]
-        draw._heat_image(x, y, alike.reshape(side, side), cell)
+        draw.heat_image(x, y, alike.reshape(side, side), cell)
         draw.parts.append(
             f'<rect x="{x + cell * column:.1f}" y="{y + cell * row:.1f}" width="{cell:.1f}" '
             f'height="{cell:.1f}" fill="none" stroke="#fff" stroke-width="2.5"/>'
