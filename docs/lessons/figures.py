@@ -104,7 +104,7 @@ class Drawing:
         """A matrix as squares: blue above 0, orange below, the fuller the further away."""
         most = most or values.abs().max().item() or 1
         if values.numel() > 300:
-            return self._heat_image(x, y, values / most, cell)
+            return self.heat_image(x, y, values / most, cell)
         for i, row in enumerate(values.tolist()):
             for j, value in enumerate(row):
                 place = x + j * cell, y + i * cell, cell - 1, cell - 1
@@ -147,8 +147,8 @@ class Drawing:
             self.curve([place(a, b) for a, b in inside], kind)
         return place
 
-    def _heat_image(self, x: float, y: float, values: Tensor, cell: float) -> None:
-        """`heat` as one picture: many squares would make a large file."""
+    def heat_image(self, x: float, y: float, values: Tensor, cell: float) -> None:
+        """`heat`, at most 1, as one picture: many squares would make a large file."""
         blue, orange = torch.tensor([47, 111, 183]), torch.tensor([217, 130, 43])
         pixels = torch.where(values[..., None] > 0, blue, orange)
         alpha = (values.abs().clamp(max=1) * 15).round() * 17
@@ -236,19 +236,26 @@ def patches(name: str) -> None:
     vectors = t.pictures[0].patch_embeddings
     most = float(vectors.abs().quantile(0.98))
     draw = Drawing(498)
-    draw.text(70, 18, "128 × 128 pixels", "soft")
-    draw.text(70, 34, "in 64 patches", "soft")
-    draw.picture(6, 130, 128, scene())
-    for i in range(9):
-        draw.parts.append(f'<path stroke="#fff" d="M{6 + 16 * i} 130v128M6 {130 + 16 * i}h128"/>')
+    config = m.model.config.vision_config
+    edge, side, count = config.image_size, config.patches_per_side, config.num_patches
+    draw.text(70, 18, f"{edge} × {edge} pixels", "soft")
+    draw.text(70, 34, f"in {count} patches", "soft")
+    draw.picture(6, 130, 128, scene(edge))
+    for i in range(side + 1):
+        at = 128 * i / side
+        draw.parts.append(f'<path stroke="#fff" d="M{6 + at:.1f} 130v128M6 {130 + at:.1f}h128"/>')
     draw.arrow(139, 194, 156, 194)
-    draw.text(290, 18, f"64 vectors of {vectors.shape[1]} numbers", "soft")
-    draw.text(286, 34, "a row a patch; each 4th number", "soft small")
-    draw.heat(182, 42, vectors[:, ::4], 4.5, most=most)
-    for patch in (0, 15, 31, 47, 63):
-        draw.text(178, 42 + 4.5 * patch + 7, str(patch), "small soft", "end")
-    for place in (0, 24, 47):
-        draw.text(184 + 4.5 * place, 345, str(4 * place), "small soft", "end" if place else "start")
+    draw.text(290, 18, f"{count} vectors of {vectors.shape[1]} numbers", "soft")
+    cell = 288 / count
+    step = round(vectors.shape[1] * cell / 192)
+    draw.text(290, 34, f"a row a patch; 1 number in {step}", "soft small")
+    shown = vectors[:, ::step]
+    draw.heat(194, 42, shown, cell, most=most)
+    for patch in range(0, count, 3 * side):
+        draw.text(188, 42 + cell * (patch + 0.5) + 5, str(patch), "small soft", "end")
+    for place in (0, shown.shape[1] // 2, shown.shape[1] - 1):
+        anchor = "end" if place else "start"
+        draw.text(194 + cell * place, 345, str(step * place), "small soft", anchor)
     draw.legend(10, 330, f"+{most:.1f}", f"−{most:.1f}")
     matrix = m.model.vision_tower.vision_model.embeddings.patch_embedding.weight.detach().float()
     draw.text(200, 390, "16 rows of the matrix, each as a picture", "soft")
@@ -273,13 +280,15 @@ def positions(name: str) -> None:
     for row in (0, 10, 20, 29):
         draw.text(80, 28 + 7.4 * row + 9, str(row), "small soft", "end")
     draw.text(200, 278, "learned (mini): the vectors that a patch's own resembles", "soft")
-    for i, patch in enumerate((9, 20, 35, 62)):
-        x, y, cell = 12 + 96 * i, 290.0, 11
-        draw.heat(x, y, (unit @ unit[patch]).reshape(8, 8), cell, most=1)
-        row, column = divmod(patch, 8)
+    side = m.model.config.vision_config.patches_per_side
+    cell = 88 / side
+    for i, (down, along) in enumerate(((0.1, 0.1), (0.3, 0.5), (0.5, 0.4), (0.9, 0.8))):
+        x, y, row, column = 12 + 96 * i, 290.0, int(down * side), int(along * side)
+        alike = unit @ unit[side * row + column]
+        draw.heat_image(x, y, alike.reshape(side, side), cell)
         draw.parts.append(
-            f'<rect x="{x + cell * column}" y="{y + cell * row}" width="{cell - 1}" '
-            f'height="{cell - 1}" fill="none" class="s-green" stroke-width="2.5"/>'
+            f'<rect x="{x + cell * column:.1f}" y="{y + cell * row:.1f}" width="{cell:.1f}" '
+            f'height="{cell:.1f}" fill="none" stroke="#fff" stroke-width="2.5"/>'
         )
     draw.legend(84, 392, "+1", "−1")
     draw.text(214, 402, "value above, cosine below", "soft small", "start")
@@ -424,8 +433,9 @@ def attention(name: str) -> None:
     m = mini()
     with paliglass.trace(m) as t:
         m.caption(SCENE)
-    mark = 2 * 8 + 2
-    weights = t.pictures[0].attention(-1)[:, mark].reshape(4, 8, 8)
+    side = m.model.config.vision_config.patches_per_side
+    mark = side // 4 * (side + 1)
+    weights = t.pictures[0].attention(-1)[:, mark].unflatten(-1, (side, side))
     most = weights.max().item()
     draw = Drawing(466)
     for head in range(4):
@@ -472,7 +482,8 @@ def vit(name: str) -> None:
     m = mini()
     with paliglass.trace(m) as t:
         m.caption(SCENE)
-    picture, mark = t.pictures[0], 3 * 8 + 2
+    picture, side = t.pictures[0], m.model.config.vision_config.patches_per_side
+    mark = int(0.45 * side) * side + int(0.3 * side)  # on the tractor
     draw = Drawing(466)
     shown = [picture.names[i] for i in (0, 2, 4, 6)]
     for i, layer in enumerate(shown):
@@ -481,7 +492,7 @@ def vit(name: str) -> None:
         title = "patches" if not i else f"after layer {layer.split('.')[-1]}"
         x, y = 12 + 192 * (i % 2), 26 + 212 * (i // 2)
         draw.text(x + 92, y - 8, title, "strong")
-        over_picture(draw, x, y, 184, (unit @ unit[mark]).reshape(8, 8), 1, mark)
+        over_picture(draw, x, y, 184, (unit @ unit[mark]).reshape(side, side), 1, mark)
     map_scale(draw, 432, "1", "cosine with the framed patch\n(below 0: as 0)")
     draw.save(name)
 
@@ -587,10 +598,11 @@ def merge(name: str) -> None:
     for length in (0, 20, 40, 60):
         if length * tall < 134:
             draw.text(28, 170 - length * tall, str(length), "small soft", "end")
+    patches = m.model.config.num_image_tokens
     words = " ".join(
-        _spelled(m.processor.tokenizer.id_to_token(i), "") for i in row.ids[64:n].tolist()
+        _spelled(m.processor.tokenizer.id_to_token(i), "") for i in row.ids[patches:n].tolist()
     )
-    draw.text(32, 186, "64 patches", "blue", "start")
+    draw.text(32, 186, f"{patches} patches", "blue", "start")
     draw.text(392, 186, words, "green", "end")
     draw.arrow(130, 218, 130, 194)
     draw.arrow(340, 218, 340, 194)
@@ -601,7 +613,7 @@ def merge(name: str) -> None:
 
 def tokens(name: str) -> None:
     m = mini()
-    ids = m.processor.encode_prefix("detect tractor")[62:]
+    ids = m.processor.encode_prefix("detect tractor")[m.processor.num_image_tokens - 2 :]
     answer = m.processor.encode_suffix(str(m.generate(SCENE, "detect tractor")))
     draw = Drawing(470)
     spelled = [
@@ -626,7 +638,7 @@ def tokens(name: str) -> None:
     edge, left, top = 200.0, 150.0, 254.0
     [found] = m.detect(SCENE, "tractor")
     whole = Image.open(SCENE)
-    draw.picture(left, top, edge, scene(128))
+    draw.picture(left, top, edge, scene(m.model.config.vision_config.image_size))
     for side, place in zip(
         ("x0", "y0", "x1", "y1"),
         (e / s * edge for e, s in zip(found.box, (*whole.size, *whole.size), strict=True)),
@@ -667,17 +679,17 @@ def rope(name: str) -> None:
     m = mini()
     with paliglass.trace(m) as t:
         m.caption(SCENE)
-    row = t.rows[0]
+    row, side = t.rows[0], m.model.config.vision_config.patches_per_side
     draw.text(200, 202, "mean score of two patches by their distance in tokens", "soft")
-    apart = list(range(33))
+    apart = list(range(4 * side + 1))
     curves = []
     for layer, kind in ((1, "s-blue"), (2, "s-orange")):
         query, key = row.query(layer)[:, row.is_picture], row.key(layer)[:, row.is_picture]
         scores = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).mean(0)
         curves.append((apart, [scores.diagonal(-d).mean().item() for d in apart], kind))
     values = [score for _, scores, _ in curves for score in scores]
-    place = draw.plot(36, 212, 350, 130, (0, 32, min(values), max(values)), *curves)
-    for d in (0, 8, 16, 24, 32):
+    place = draw.plot(36, 212, 350, 130, (0, 4 * side, min(values), max(values)), *curves)
+    for d in range(0, 4 * side + 1, side):
         x, y = place(d, min(values))
         draw.text(x, y + 15, str(d), "small soft")
         draw.parts.append(f'<path class="line" stroke-dasharray="2 4" d="M{x:.1f} 212V{y:.1f}"/>')
@@ -686,7 +698,7 @@ def rope(name: str) -> None:
     for i, (words, kind) in enumerate((("layer 1", "blue"), ("layer 2", "orange"))):
         draw.rect(36 + 70 * i, 368, 11, 11, kind)
         draw.text(52 + 70 * i, 378, words, "small", "start")
-    draw.text(180, 378, "of mini; a row has 8 patches", "small soft", "start")
+    draw.text(180, 378, f"of mini; a row has {side} patches", "small soft", "start")
     key = row.key(0)[0][:, :24]
     most = float(key.abs().quantile(0.97))
     wide = 380 / len(key)
