@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.lab.browser import Browser, needs_browser, start_browser
-from tests.lab.helpers import MINI
+from tests.lab.helpers import MINI, PATCHES, PER_ROW
 from torch.utils.flop_counter import FlopCounterMode
 
 from paliglass import PaliGemma, load
@@ -305,9 +305,9 @@ def test_what_of_a_link_does_not_fit_is_passed_over(
 
 
 def test_an_attention_weight_is_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
-    show(browser, page, "attention", layer=2, head=1, token=64, key=20)
+    show(browser, page, "attention", layer=2, head=1, token=PATCHES, key=20)
     row = traced(mini, drawn(browser), "caption en")
-    weights = row.attention(2)[1, 64]
+    weights = row.attention(2)[1, PATCHES]
     assert texts(browser, ".steps .num")[-1] == percent(weights[20].item())
     best = weights.topk(5).values.tolist()
     assert texts(browser, ".largest .num") == [percent(share) for share in best]
@@ -331,20 +331,21 @@ def test_what_is_pointed_at_is_lit_wherever_it_is_shown(browser: Browser, page: 
         "return [...document.querySelectorAll('[data-place]')]"
         ".filter(n => getComputedStyle(n).boxShadow !== 'none').map(n => n.dataset.place)"
     )
-    show(browser, page, "attention", part="decoder", token=70)
-    point(".sentence [data-place='66']")
-    assert browser.run(lit) == ["66"] * browser.run(
-        "return document.querySelectorAll('[data-place=\"66\"]').length"
+    show(browser, page, "attention", part="decoder", token=PATCHES + 6)
+    word = str(PATCHES + 2)
+    point(f".sentence [data-place='{word}']")
+    assert browser.run(lit) == [word] * browser.run(
+        "return document.querySelectorAll(`[data-place='${given[0]}']`).length", word
     )
     assert len(browser.run(lit)) >= 3  # in the sentence, among the weights, in the sum
     assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
 
     # Once the numbers are other ones, what is pointed at stays lit; a patch also in the picture.
-    point("#picture", 3.5 / 8, 2.5 / 8)
-    patch = str(2 * 8 + 3)
+    point("#picture", 3.5 / PER_ROW, 2.5 / PER_ROW)
+    patch = str(2 * PER_ROW + 3)
     assert set(browser.run(lit)) == {patch}
     square = "return ['x', 'y'].map(n => +document.querySelector('.over .lit').getAttribute(n))"
-    assert browser.run(square) == [375, 250]
+    assert browser.run(square) == [3000 / PER_ROW, 2000 / PER_ROW]
     point("h2")
     assert browser.run(lit) == []
     assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
@@ -400,7 +401,9 @@ def test_painting_by_keys(browser: Browser, page: str) -> None:
     keys = [("ArrowDown", True), ("ArrowRight", False), ("Enter", False), ("ArrowUp", False)]
     for key, shift in [*keys, ("ArrowRight", True), ("Enter", False)]:
         do(browser, f"const key = {json.dumps(key)}, shiftKey = {json.dumps(shift)}; {press}")
-    assert browser.run("return lab.store.state.edits.mask.painted") == [[7, 8, 1, 9, 0]]
+    assert browser.run("return lab.store.state.edits.mask.painted") == [
+        [PER_ROW - 1, PER_ROW, 1, PER_ROW + 1, 0]
+    ]
 
 
 def test_the_next_words_are_torchs_and_another_can_be_said(
@@ -534,12 +537,12 @@ def test_the_lens_reads_what_the_package_reads(
 def test_scores_by_distance_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "rope", layer=1, head=1)
     row = traced(mini, drawn(browser), "caption en")
-    back = -torch.arange(1, 65)[None]
+    back = -torch.arange(1, PATCHES + 1)[None]
     cos, sin = rotary_cos_sin(back, 48, 10000.0, torch.float32)
-    query = apply_rotary(row.query(1)[None, 1:2, :64], cos, sin).mean(2)
-    key = apply_rotary(row.key(1)[None, 0:1, :64], cos, sin).mean(2)
+    query = apply_rotary(row.query(1)[None, 1:2, :PATCHES], cos, sin).mean(2)
+    key = apply_rotary(row.key(1)[None, 0:1, :PATCHES], cos, sin).mean(2)
     expected = []
-    for distance in range(0, 33, 8):
+    for distance in range(0, 4 * PER_ROW + 1, PER_ROW):
         turn = rotary_cos_sin(torch.tensor([[distance]]), 48, 10000.0, torch.float32)
         expected.append((apply_rotary(query[None], *turn) * key).sum().item() / 48**0.5)
     shown = [float(value.replace("−", "-")) for value in texts(browser, ".plot .value")]
@@ -570,23 +573,27 @@ def test_cosines_are_the_dual_encoders(browser: Browser, page: str) -> None:
 
 
 def test_a_patch_is_projected_as_torch_does(browser: Browser, page: str, mini: PaliGemma) -> None:
-    show(browser, page, "patches", token=28)
+    patch = 28
+    show(browser, page, "patches", token=patch)
     embedding = mini.model.vision_tower.vision_model.embeddings.patch_embedding
     with torch.inference_mode():
         pixels = mini.processor.prepare(drawn(browser)).pixels[None].float()
-        answers = embedding(pixels)[0, :, 28 // 8, 28 % 8]
+        answers = embedding(pixels)[0, :, patch // PER_ROW, patch % PER_ROW]
     best = answers[answers.abs().sort(stable=True, descending=True).indices[:12]].tolist()
     shown = [float(one.replace("−", "-")) for one in texts(browser, ".filter .num")]
     assert shown == pytest.approx(best, abs=0.0051)
     assert len(texts(browser, ".component")) == 7 + 5
     do(browser, "document.querySelectorAll('.component')[3].click()")
     assert text(browser, ".component[aria-pressed=true]") == "tower 2"
-    assert browser.run("return lab.stage.picture.map.values.length") == 64
+    assert browser.run("return lab.stage.picture.map.values.length") == PATCHES
 
 
 def test_a_view_marks_a_patch_and_leaves_what_was_chosen(browser: Browser, page: str) -> None:
     show(browser, page, "patches")
-    assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [-1, 36]
+    assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [
+        -1,
+        (PATCHES + PER_ROW) // 2,
+    ]
     assert len(texts(browser, ".over .query")) == 1
     do(browser, "lab.store.set({view: 'attention'})")
     assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [-1, -1]
@@ -617,13 +624,14 @@ def test_how_long_the_tower_took_is_told_once(browser: Browser, page: str) -> No
 
 
 def test_a_streams_lengths_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
-    show(browser, page, "stream", token=66)
+    token = PATCHES + 2
+    show(browser, page, "stream", token=token)
     row = traced(mini, drawn(browser), "caption en")
     streams = [
         row.hidden(INPUTS),
         *(row.hidden(name.removesuffix(".self_attn")) for name in row.attention_names),
     ]
-    expected = [stream[66].norm().item() for stream in streams]
+    expected = [stream[token].norm().item() for stream in streams]
     shown = [float(one) for one in texts(browser, ".streams td:nth-of-type(3) .num")]
     assert shown == pytest.approx(expected, abs=0.051)
     before = browser.run("return lab.store.result.run")

@@ -59,7 +59,7 @@ export const EXAMPLES = [
     changes: {
       scene: START.scene,
       task: "ask",
-      words: { ...START.words, ask: "where is the cat?" },
+      words: { ...START.words, ask: "where is the airplane?" },
     },
   },
   {

@@ -194,7 +194,7 @@ export const maskView = {
       };
       const last = Math.sqrt(mask.length) - 1;
       if (event.key in arrows) {
-        const by = event.shiftKey ? 8 : 1;
+        const by = event.shiftKey ? store.config.perRow : 1;
         const [t, s] = arrows[event.key].map((step, i) =>
           Math.min(Math.max(at[i] + by * step, 0), last),
         );
