@@ -351,6 +351,30 @@ def test_what_is_pointed_at_is_lit_wherever_it_is_shown(browser: Browser, page: 
     assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
 
 
+def test_a_finger_slides_to_the_patch_that_it_means(browser: Browser, page: str) -> None:
+    browser.resize(400)
+    show(browser, page, "attention")
+    box = browser.run(
+        "const b = lab.stage.picture.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    assert box[2] / PER_ROW > 13  # pixels for a patch
+    places = [(0.5, 0.5), (2.5, 2.5), (3.5, 2.5)]  # in patches
+    down, *slide = [
+        {"type": "pointerMove", "x": round(box[0] + x), "y": round(box[1] + y), "duration": 0}
+        for x, y in ((x * box[2] / PER_ROW, y * box[2] / PER_ROW) for x, y in places)
+    ]
+    touch = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}}
+    touched = "return [lab.store.state.token, document.querySelectorAll('.over .lit').length]"
+    for actions, found in (
+        ([down, {"type": "pointerDown", "button": 0}, *slide], [-1, 1]),
+        ([{"type": "pointerUp", "button": 0}], [2 * PER_ROW + 3, 0]),
+    ):
+        browser.ask("POST", "/actions", actions=[touch | {"actions": actions}])
+        browser.run(SETTLED)
+        assert browser.run(touched) == found
+    browser.resize(1280)
+
+
 def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "mask", task="detect")
     plain = browser.run("return lab.store.result.text")

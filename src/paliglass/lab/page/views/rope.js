@@ -210,7 +210,8 @@ function plot(values, perRow, width = 0) {
   const [wide, high] = small ? [120, 60] : [width, 180];
   const least = Math.min(...values);
   const most = Math.max(...values);
-  const x = (/** @type {number} */ i) => (i / (values.length - 1)) * (wide - 20) + 10;
+  const margin = small ? 10 : 22; // half a number's width
+  const x = (/** @type {number} */ i) => (i / (values.length - 1)) * (wide - 2 * margin) + margin;
   const y = (/** @type {number} */ v) =>
     high - (small ? 6 : 26) - ((v - least) / (most - least || 1)) * (high - (small ? 12 : 46));
   return el(
