@@ -358,7 +358,7 @@ def test_a_finger_slides_to_the_patch_that_it_means(browser: Browser, page: str)
         "const b = lab.stage.picture.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
     )
     assert box[2] / PER_ROW > 13  # pixels for a patch
-    places = [(0.5, 0.5), (2.5, 2.5), (3.5, 2.5)]  # in patches
+    places = [(0.5, 2.5), (2.5, 2.5), (3.5, 2.5)]  # in patches; up and down would scroll
     down, *slide = [
         {"type": "pointerMove", "x": round(box[0] + x), "y": round(box[1] + y), "duration": 0}
         for x, y in ((x * box[2] / PER_ROW, y * box[2] / PER_ROW) for x, y in places)
@@ -379,7 +379,7 @@ def test_a_finger_slides_to_the_patch_that_it_means(browser: Browser, page: str)
     chosen = 2 * PER_ROW + 3
     assert browser.run("return lab.store.state.token") == chosen
     lights = browser.run("return lights")
-    assert [place for place in lights if place >= 0] == [0, chosen - 1, chosen]
+    assert [place for place in lights if place >= 0] == [chosen - 3, chosen - 1, chosen]
     assert lights[-1] == -1
     browser.resize(1280)
 
@@ -395,34 +395,57 @@ def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: Pa
 
 
 def test_painting_forbids(browser: Browser, page: str) -> None:
+    def middles() -> tuple[int, list[int]]:
+        """The drawing's columns, and the one in the middle of each place's: a word has several."""
+        length, columns = browser.run(
+            "return [lab.store.result.length, document.querySelector('.mask-canvas').width]"
+        )
+        wide, rest = divmod(columns - PATCHES, length - PATCHES)
+        assert (wide > 1, rest) == (True, 0)
+        words = range(PATCHES + wide // 2, columns, wide)
+        return columns, [*range(PATCHES), *words]
+
     show(browser, page, "mask")
-    box = browser.run(
+    prompt, *box = browser.run(
         "const canvas = document.querySelector('.mask-canvas');"
         "canvas.scrollIntoView({block: 'center'});"
-        "const b = canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+        "const b = canvas.getBoundingClientRect();"
+        "return [lab.store.result.prompt.length, b.x, b.y, b.width]"
     )
-    corner = [
-        [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
-        for x, y in ((0.02, 0.85), (0.7, 0.99))
-    ]
-    moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0} for x, y in corner]
-    pressed = [
-        moves[0],
-        {"type": "pointerDown", "button": 0},
-        moves[1],
-        {"type": "pointerUp", "button": 0},
-    ]
-    mouse = {
-        "type": "pointer",
-        "id": "mouse",
-        "parameters": {"pointerType": "mouse"},
-        "actions": pressed,
-    }
-    before = browser.run("return lab.store.result.text")
-    browser.ask("POST", "/actions", actions=[mouse])
+    columns, at = middles()
+    # The prompt's last word and the whole answer are not to see patches from the fourth on, nor the
+    # prompt's first two words.
+    top, bottom, left, right = prompt - 1, len(at) - 1, 3, PATCHES + 1
+    unit = box[2] / columns  # of the drawing, in pixels
+    assert (at[right] - at[right - 1]) * unit > 8
+    start, end = (
+        {
+            "type": "pointerMove",
+            "x": round(box[0] + (at[s] + 0.5) * unit),
+            "y": round(box[1] + (at[t] + 0.5) * unit),
+            "duration": 0,
+        }
+        for t, s in ((top, left), (bottom, right))
+    )
+    pressed = [start, {"type": "pointerDown", "button": 0}, end, {"type": "pointerUp", "button": 0}]
+    mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}}
+    browser.ask("POST", "/actions", actions=[mouse | {"actions": pressed}])
     browser.run(SETTLED)
-    assert len(browser.run("return lab.store.state.edits.mask.painted")) == 1
-    assert browser.run("return lab.store.result.text") != before
+    painted = browser.run("return lab.store.state.edits.mask.painted")
+    assert painted == [[top, bottom, left, right, 0]]
+
+    # What is drawn is what the model was run with, whatever it answers now.
+    columns, at = middles()
+    mask, url = browser.run(
+        "const mask = await lab.store.client.ask('mask', {run: lab.store.result.run});"
+        "return [[...mask], document.querySelector('.mask-canvas').toDataURL()]"
+    )
+    allowed = np.array(mask, dtype=bool).reshape(len(at), len(at))
+    assert not allowed[top : bottom + 1, left : right + 1].any()
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
+    places = image[np.ix_(at, at)]
+    paper = places[top, left]
+    assert ((places != paper).any(-1) == allowed).all()
 
 
 def test_painting_by_keys(browser: Browser, page: str) -> None:

@@ -189,9 +189,11 @@ def test_both_engines_answer_alike(mini: PaliGemma, tmp_path: Path, edits: dict[
 def small_queries(folder: Path) -> tuple[PaliGemma, Path]:
     """mini with the scale in its queries: one that without a scale is mini itself."""
     model = load("mini", dtype="float32", fast=False)
+    size = SIZES.text_config.head_dim
+    assert size == SIZES.vision_config.hidden_size // SIZES.vision_config.num_attention_heads
     for name, parameter in model.model.named_parameters():
         if ".q_proj." in name:
-            parameter.detach().mul_(SIZES.text_config.head_dim**-0.5)
+            parameter.detach().mul_(size**-0.5)
     save_folder(model.model, folder, model.processor)
     return model, folder
 

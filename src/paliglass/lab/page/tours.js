@@ -3,6 +3,7 @@
 
 import { distribution } from "../engine/sampling.js";
 import { button, el, fill, number, percent } from "./dom.js";
+import { middlePatch } from "./draw.js";
 import { lessonLink } from "./lessons.js";
 import { probe } from "./probe.js";
 import { pixelsOf } from "./scene.js";
@@ -125,17 +126,25 @@ const toursOf = (config) => [
           part: "tower",
           layer: 0,
           head: 0,
-          token: (config.patches + config.perRow) / 2,
+          token: middlePatch(config),
         },
         ask: "How many vectors is this picture for the model?",
-        options: [`${config.patches}`, `${config.vision.side ** 2}, one for each pixel`],
-        right: 0,
-        measure: async ({ client, result: { run } }) => [
-          (await client.ask("hidden", { run, part: "tower", layer: 0 })).length ===
-            config.patches * config.vision.width,
-          `${config.perRow} × ${config.perRow} = ${config.patches} patches of ${config.vision.patch} × ${config.vision.patch} pixels`,
+        options: [
+          `${config.patches}`,
+          `${(config.vision.side ** 2).toLocaleString("fr")}, one for each pixel`,
         ],
-        why: "A patch is a token: they all stand before the first word.",
+        right: 0,
+        measure: async ({ result }) => {
+          const count = result.prompt.findIndex(
+            (/** @type {number} */ id) => id !== config.imageToken,
+          );
+          const { perRow, vision } = config;
+          return [
+            count === perRow ** 2,
+            `${count} stand before the prompt's first word: ${perRow} × ${perRow} patches of ${vision.patch} × ${vision.patch} pixels`,
+          ];
+        },
+        why: "A patch is a token, like a word; with a vector for each pixel the sequence would be far too long.",
       },
       {
         text: "A tower of six layers makes of the squares what the decoder is given. Ask another question of the same picture.",
@@ -424,8 +433,8 @@ const toursOf = (config) => [
       {
         text: `The decoder counts tokens in one row, 1, 2, 3, …; nobody told it that a picture is a square of ${config.perRow} × ${config.perRow} patches.`,
         start: { ...FRESH, view: "rope", layer: 0, head: 1 },
-        ask: "At which distance is the score of layer 0's head 1 largest?",
-        options: ["At 1, the neighbour", `At about ${2 * config.perRow}, two rows up`],
+        ask: `Is the score of layer 0's head 1 largest at about ${2 * config.perRow}, two rows up?`,
+        options: ["No, at another distance", "Yes"],
         right: 1,
         measure: async ({ client, result, config }) => {
           const { scores } = await client.ask("distances", {
