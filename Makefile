@@ -60,9 +60,9 @@ mini: $(VENV)/.installed-test
 	mkdir -p $(RUN)
 	test -f $(CODEC) || $(BIN)/python -m workshop.codec --out $(RUN)/codec $(call minutes,8) --resume
 	test -d $(RUN)/vit/model || $(DUAL) --out $(RUN)/vit --text cbow --loss clip --batch-size 64 $(call minutes,8) --resume
-	test -d $(RUN)/first/model || $(PRETRAIN) --out $(RUN)/first --vision $(RUN)/vit/model --vision-warmup 1 $(call minutes,30) --resume
-	test -d $(RUN)/second/model || $(PRETRAIN) --out $(RUN)/second --weights $(RUN)/first/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.25 $(call minutes,120) --resume
-	test -d $(RUN)/third/model || $(PRETRAIN) --out $(RUN)/third --weights $(RUN)/second/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
+	test -d $(RUN)/first/model || $(PRETRAIN) --out $(RUN)/first --image-size 128 --vision $(RUN)/vit/model --vision-warmup 1 $(call minutes,30) --resume
+	test -d $(RUN)/second/model || $(PRETRAIN) --out $(RUN)/second --image-size 128 --weights $(RUN)/first/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.25 $(call minutes,120) --resume
+	test -d $(RUN)/third/model || $(PRETRAIN) --out $(RUN)/third --image-size 128 --weights $(RUN)/second/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.3 --rate 0.5 --seed 2 $(call minutes,36) --resume
 	test -d $(RUN)/fourth/model || $(PRETRAIN) --out $(RUN)/fourth --weights $(RUN)/third/model --codec $(CODEC) --vision-warmup 0 --unpacked-share 0.3 --rate 0.7 --seed 3 --more segment=1.5 --more ocr=1.5 $(call minutes,88) --resume
 	test -f $(RUN)/fourth/model/mask_codec.safetensors || cp $(CODEC) $(RUN)/fourth/model
 	$(BIN)/python -m workshop.calibrate $(RUN)/fourth/model --scenes 150

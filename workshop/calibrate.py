@@ -84,7 +84,8 @@ def judge(
             judged[task].add(case.score, case.prediction == truth, index)
             continue
         codec = model.mask_codec if task == "segment" else None
-        fits = overlaps([parsed for parsed, _ in case.objects], parse_boxes(truth), codec)
+        found = [parsed for parsed, _ in case.objects]
+        fits = overlaps(found, parse_boxes(truth), codec, world.size)
         for (_, raw), right in zip(case.objects, matched(fits), strict=True):
             judged[task].add(raw, right, index)
     return dict(judged)

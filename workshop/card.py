@@ -15,7 +15,7 @@ from paliglass.files import write_whole
 from workshop.commands import run
 from workshop.pretrain.recipe import TASKS
 
-SPLITS = "test wordings style composition plain photos blank shuffled".split()
+SPLITS = "test wordings phrasings style composition plain photos blank shuffled".split()
 ROWS = {
     "naming one thing": "naming",
     "answers, exact": "answer",

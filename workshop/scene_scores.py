@@ -43,6 +43,7 @@ CONTROLS = ("blank", "shuffled")
 WORLD_SPLITS: tuple[Split, ...] = (
     "test",
     "wordings",
+    "phrasings",
     "style",
     "composition",
     "reading",
@@ -120,7 +121,7 @@ def evaluate(
         cases = answer(model, asked, batch_size=batch_size, progress=told)
         answered[split] = cases
         found = score(cases, model.mask_codec)
-        if split in ("wordings", "unknown"):
+        if split in ("wordings", "phrasings", "unknown"):
             found |= _sureness(model, cases)
         if split == "reading" and (rival := read_by_rapidocr(cases)) is not None:
             found = {

@@ -20,6 +20,8 @@ import typer
 from PIL import Image
 
 from paliglass import load
+from paliglass.checkpoints.folder import read_config
+from paliglass.checkpoints.hub import locate
 from paliglass.data.example import Example
 from paliglass.data.reading import open_examples
 from paliglass.evaluation.judge import answer, to_questions
@@ -77,7 +79,8 @@ def transfer(
     """Teach mini a drawing style that it has never seen, and measure what came of it."""
     train, test = (out / "data" / name for name in ("train.jsonl", "test.jsonl"))
     if not test.exists():
-        world = World(world_cache, "style", seed=3)
+        size = read_config(locate("mini")).vision_config.image_size
+        world = World(world_cache, "style", 3, size)
         write_examples(world, 0, scenes, 4, train)
         write_examples(world, scenes, held_out, 4, test)
     examples = open_examples(test)

@@ -164,10 +164,12 @@ class SigLipVisionModel(nn.Module):
 
 
 def interpolate_positions(table: Tensor, side: int) -> Tensor:
-    """A tower's position embeddings, P × D, for side × side patches: a learned picture, enlarged.
+    """A tower's position embeddings, P × D, for side × side patches: a learned picture, resized.
 
     So PaliGemma goes on from 224 to 448 pixels (arXiv 2407.07726, section 3.2.3).
     """
     old = math.isqrt(len(table))
+    if old == side:
+        return table
     picture = table.T.reshape(1, -1, old, old)  # 1 × D × √P × √P
     return F.interpolate(picture, (side, side), mode="bicubic")[0].flatten(1).T.contiguous()

@@ -27,8 +27,8 @@ def test_scores_and_losses_take_the_tables_places(command: Command, tmp_path: Pa
 
     assert result.code == 0, result.err
     after = (tmp_path / "card.md").read_text("utf-8")
-    assert "| naming one thing | .12 | – | .997 | – | – | – | – | – | .50 | 7 |" in after
-    assert "| masks, mean IoU | .12 | – | – | – | – | – | – | – | – | 7 |" in after
+    assert "| naming one thing | .12 | – | – | .997 | – | – | – | – | – | .50 | 7 |" in after
+    assert "| masks, mean IoU | .12 | – | – | – | – | – | – | – | – | – | 7 |" in after
     assert "| – AUROC, asked in other words | 1.00 | 9 |" in after
     steps = [line.split("|")[1:3] for line in after.splitlines() if "| 0.50 | 0.50 |" in line]
     assert [(int(step), float(minutes)) for step, minutes in steps] == [

@@ -127,8 +127,11 @@ def terms_of(plural: str) -> list[str]:
 def asked(wording: str, text: str) -> dict[str, str] | None:
     """The slots of a wording that a question was made from, if it was."""
     pattern = re.escape(wording.removesuffix("?"))
+    if "[" in wording:  # one of several, or nothing
+        pattern = pattern.replace(r"\[", "(?:").replace(r"\|", "|").replace(r"\]", ")")
+        pattern = pattern.replace(r"\ ", " *")
     for slot in re.findall(r"\\{(\w+)\\}", pattern):
-        pattern = pattern.replace(f"\\{{{slot}\\}}", f"(?P<{slot}>.+)", 1)
+        pattern = pattern.replace(f"\\{{{slot}\\}}", f"(?P<{slot}>.+?)", 1)
     pattern = pattern.replace("colour", "colou?r").replace("grey", "gr[ae]y")
     match = re.fullmatch(pattern, text, re.IGNORECASE)
     return match.groupdict() if match else None
@@ -137,12 +140,15 @@ def asked(wording: str, text: str) -> dict[str, str] | None:
 def counted(prefix: str) -> str:
     """The plural in a question of how many; of several readings the one that is a term's."""
     text = prefix.removeprefix("answer en ").rstrip(" ?")
-    found = [asked(line, text) for held in (False, True) for line in wordings("count", held)]
-    plurals = [slots["many"].lower().replace("gray", "grey") for slots in found if slots]
+    apart = (("count more", False), ("count by another", False))
+    kinds = (("count", False), ("count", True), *apart)
+    found = [asked(line, text) for kind, held in kinds for line in wordings(kind, held)]
+    plurals = [slots["many"].strip().lower().replace("gray", "grey") for slots in found if slots]
+    plurals += [many.removeprefix("the ") for many in plurals]
     return next((many for many in plurals if terms_of(many)), plurals[0])
 
 
-@pytest.mark.parametrize("split", ["train", "test", "wordings", "unknown"])
+@pytest.mark.parametrize("split", ["train", "test", "wordings", "phrasings", "unknown"])
 def test_every_answer_is_true(art: Art, split: str) -> None:
     """Reads each prompt and answer back and holds it against the scene's objects."""
     world = World(art=art, split=split)  # type: ignore[arg-type]

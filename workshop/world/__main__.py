@@ -24,7 +24,7 @@ def preview(
     start: Annotated[int, typer.Option(min=0, help="The first scene's number.")] = 0,
     columns: Annotated[int, typer.Option(min=1, help="Scenes in a row.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another world.")] = 0,
-    size: Annotated[int, typer.Option(min=32, max=1024, help="Of a scene, in pixels.")] = 128,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Of a scene, in pixels.")] = 192,
     world_cache: WorldCache = CACHE,
 ) -> None:
     """Draw a contact sheet: scenes with their boxes and masks, prompts and answers below."""

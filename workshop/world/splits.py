@@ -14,6 +14,7 @@ from typing import Literal
 from zlib import crc32
 
 from workshop.world.concepts import CONCEPTS
+from workshop.world.wordings import Words
 
 __all__ = [
     "RESERVED_SHAPES",
@@ -39,6 +40,7 @@ Split = Literal[
     "plain",
     "documents",
     "unknown",
+    "phrasings",
 ]
 
 
@@ -55,7 +57,7 @@ class Rules:
     mixed: empty pictures, documents, several lines and long numbers are among its scenes;
     restyled: stickers in other styles, with shadows;
     drawn: plain drawings and uncommon shapes too;
-    new_wordings: asked in the wordings that training never uses;
+    asked: in wordings of training's, in those held out from it, or in those by another hand;
     unknown: half of its pictures are empty, and half of what is asked cannot be answered.
     """
 
@@ -67,8 +69,18 @@ class Rules:
     mixed: bool = False
     restyled: bool = False
     drawn: bool = False
-    new_wordings: bool = False
+    asked: Literal["plain", "held out", "by another"] = "plain"
     unknown: bool = False
+
+    @property
+    def words(self) -> Words:
+        """In whose wordings it asks: training's are many more."""
+        return self.asked if self.held_out else "training"
+
+    @property
+    def new_wordings(self) -> bool:
+        """Whether it asks in wordings that training never has."""
+        return self.asked != "plain"
 
 
 SPLITS: dict[Split, Rules] = {
@@ -80,11 +92,12 @@ SPLITS: dict[Split, Rules] = {
     "reading": Rules(5, first="word"),
     "digits": Rules(6, first="digit"),
     "photos": Rules(7, stickers="photos"),
-    "wordings": Rules(8, mixed=True, drawn=True, new_wordings=True),
+    "wordings": Rules(8, mixed=True, drawn=True, asked="held out"),
     "lines": Rules(9, first="lines"),
     "plain": Rules(10, first="drawing", drawn=True),
     "documents": Rules(11, first="document"),
     "unknown": Rules(12, mixed=True, drawn=True, unknown=True),
+    "phrasings": Rules(13, mixed=True, drawn=True, asked="by another"),
 }
 
 RESERVED_SHAPES: tuple[str, ...] = tuple(

@@ -9,6 +9,7 @@ which is PaliGemma's word for it.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ TASKS = ("caption", "answer", "detect", "segment", "ocr")
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 _CONCEPT_NAMES = tuple(CONCEPTS)
 _PLAIN_RULES = Rules(0)
+# Words of questions that pictures do not answer, but a form, a ticket or a receipt may.
+_ON_PAPER = re.compile(
+    r"\b(who|whose|when|where|old|age|name|date|day|time|hour|year|month|city|town|company|shop|sold"
+    r"|person|phone|number|address|how much|for sale|expensive)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -367,10 +373,12 @@ class _Asker:
         self, kind: str, answer: str, answerable: bool = True, wording: str = "", **slots: str
     ) -> Example:
         """A question in some wording; most follow `answer en`, as PaliGemma's do."""
-        new = self.rules.new_wordings
-        text = say(wording or kind, self.rng, new, **slots)
+        text = self._say(wording or kind, **slots)
         prefix = text if self.rng.random() < 0.15 else f"answer en {text}"
         return Example(prefix, answer, kind, answerable)
+
+    def _say(self, kind: str, **slots: str) -> str:
+        return say(kind, self.rng, self.rules.words, **slots)
 
     def _pick(self, items: Sequence[str]) -> str:
         return items[int(self.rng.integers(len(items)))]
@@ -445,10 +453,8 @@ class _Asker:
     def caption(self) -> Example:
         """The picture in a line."""
         draw = self.rng.random()
-        if not self.rules.held_out and draw < 0.2:
-            prefix = say("caption more", self.rng, False)
-        elif self.rules.new_wordings or draw < 0.3:
-            prefix = say("caption", self.rng, self.rules.new_wordings)
+        if self.rules.new_wordings or draw < (0.3 if self.rules.held_out else 0.4):
+            prefix = self._say("caption")
         else:
             prefix = "caption en" if draw < 0.85 else "cap en"
         return Example(prefix, caption(self.scene), "caption")
@@ -457,7 +463,7 @@ class _Asker:
         """The picture in more words."""
         prefix = "describe en"
         if self.rules.new_wordings or self.rng.random() < 0.6:
-            prefix = say("describe", self.rng, self.rules.new_wordings)
+            prefix = self._say("describe")
         return Example(prefix, description(self.scene), "describe")
 
     def ocr(self) -> Example:
@@ -708,10 +714,12 @@ class _Asker:
             kind = "where"
         return self._ask(kind, NOTHING, False, one=term)
 
-    def off_world(self) -> Example:
+    def off_world(self) -> Example | None:
         """A question that no picture of this world answers."""
-        more = not self.rules.held_out and self.rng.random() < 0.7
-        return self._ask("off world", UNANSWERABLE, False, wording="off world more" if more else "")
+        example = self._ask("off world", UNANSWERABLE, False)
+        if self.scene.document is not None and _ON_PAPER.search(example.prefix.lower()):
+            return None  # the page may tell
+        return example
 
     # Boxes and masks
 

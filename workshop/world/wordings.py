@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
-__all__ = ["KINDS", "is_held_out", "say", "wordings"]
+__all__ = ["BY_ANOTHER", "KINDS", "MORE", "Words", "bare", "is_held_out", "say", "wordings"]
 
 _PICTURES = ("picture", "picture", "image", "image", "photo", "drawing", "scene")
 
@@ -32,8 +33,11 @@ def _read() -> dict[str, tuple[str, ...]]:
     return {kind: tuple(dict.fromkeys(lines)) for kind, lines in found.items()}
 
 
-_MORE = " more"  # what training alone is asked in: of these nothing is held out
-KINDS: tuple[str, ...] = tuple(kind for kind in _read() if not kind.endswith(_MORE))
+MORE = " more"
+"""Ends the kinds that training alone is asked in: of these nothing is held out."""
+BY_ANOTHER = " by another"
+"""Ends the kinds with wordings by somebody who had seen none of the others: never in training."""
+KINDS: tuple[str, ...] = tuple(kind for kind in _read() if not kind.endswith((MORE, BY_ANOTHER)))
 """The kinds of question that there are wordings for, to train on and to test."""
 
 
@@ -60,20 +64,39 @@ def wordings(kind: str, held_out: bool) -> tuple[str, ...]:
     return tuple(line for line in _read()[kind] if is_held_out(kind, line) == held_out)
 
 
+def bare(text: str) -> str:
+    """A wording without capitals and marks, in British spelling, to be compared with another."""
+    text = text.lower().replace("color", "colour").replace("gray", "grey")
+    return " ".join(re.sub(r"[^\w{}' ]", " ", text).split())
+
+
 @lru_cache(maxsize=1)
 def _held_out_texts() -> frozenset[str]:
-    return frozenset(line.rstrip("?") for _, line in _held_out())
+    others = {line for kind in _read() if kind.endswith(BY_ANOTHER) for line in _read()[kind]}
+    return frozenset(bare(line) for line in others | {line for _, line in _held_out()})
 
 
-def say(kind: str, rng: np.random.Generator, held_out: bool, **slots: str) -> str:
-    """A question of a kind in a random wording, as one person or another would type it."""
-    lines = wordings(kind, held_out)
+Words = Literal["plain", "training", "held out", "by another"]
+
+
+def say(kind: str, rng: np.random.Generator, words: Words = "plain", **slots: str) -> str:
+    """A question of a kind in a random wording, as one person or another would type it.
+
+    words: those of the kind; or half of the time one of the many that training alone has; or those
+        that training never has, of the kind or by another hand.
+    """
+    if words == "training" and kind + MORE in _read() and rng.random() < 0.5:
+        kind += MORE
+    if words == "by another" and kind + BY_ANOTHER in _read():
+        lines = wordings(kind + BY_ANOTHER, False)
+    else:
+        lines = wordings(kind, words in ("held out", "by another"))
     picture = _PICTURES[rng.integers(len(_PICTURES))]
     line = lines[rng.integers(len(lines))]
     while "[" in line:
         some = _CHOICE.sub(lambda found: _one(found[1].split("|"), rng), line)
-        if some.rstrip("?") not in _held_out_texts():
-            line = some
+        if bare(some) not in _held_out_texts():
+            line = " ".join(some.split()).replace(" ?", "?")  # where nothing was chosen
     return typed(line.format(pic=picture, **slots), rng)
 
 

@@ -151,7 +151,7 @@ def initialize_vision_tower(
 
     That is how PaliGemma starts: its tower is SigLIP's (arXiv 2407.07726, stage 0).
 
-    For larger pictures the positions are interpolated.
+    For pictures of another size the positions are interpolated.
 
     Raises CheckpointError naming another setting in which the two towers differ.
     """
@@ -182,8 +182,6 @@ def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> Non
 def _with_positions(tower: dict[str, Tensor], side: int) -> dict[str, Tensor]:
     """A tower's weights, for side × side patches."""
     (name,) = (name for name in tower if name.endswith("position_embedding.weight"))
-    if len(tower[name]) == side**2:
-        return tower
     return tower | {name: interpolate_positions(tower[name], side)}
 
 
