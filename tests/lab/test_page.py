@@ -37,6 +37,14 @@ VIEWS = (
     "live attention mask bench break boxes cache lens rope contrastive "
     "patches stream tokens bits roofline"
 ).split()
+# Of the examples that have one right answer, that answer.
+RIGHT = {
+    "How many?": "3",
+    "Which colour?": "red",
+    "It is not there": "nothing",
+    "Read": "CAFE",
+    "An empty picture": "nothing",
+}
 # The engine has nothing left to answer, and goes on having nothing.
 SETTLED = """
     const {store} = lab;
@@ -230,10 +238,15 @@ def test_what_is_offered_is_asked(browser: Browser, page: str, mini: PaliGemma) 
 def test_every_example_draws_what_it_names(browser: Browser, page: str) -> None:
     show(browser, page, "live")
     stickers = json.loads((PAGE / "stickers.json").read_text(encoding="utf-8"))["stickers"]
+    seen = 0
     for card in range(len(texts(browser, ".cards .card"))):
         do(browser, f"document.querySelectorAll('.cards .card')[{card}].click()")
         things = browser.run("return lab.store.state.scene.things")
         assert {one["name"] for one in things if one["kind"] == "sticker"} <= set(stickers)
+        right = RIGHT.get(texts(browser, ".cards .card b")[card])
+        assert right in (None, text(browser, ".answer-text"))
+        seen += bool(right)
+    assert seen == len(RIGHT)
 
 
 def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:

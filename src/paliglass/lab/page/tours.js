@@ -213,8 +213,8 @@ const toursOf = (config) => [
         why: "Such questions were among those that it was trained on, with “nothing” as their answer: all that keeps it from naming some place.",
       },
       {
-        text: "A word is chosen from a distribution over the whole vocabulary. Ask for a description, which is long.",
-        start: { ...FRESH, view: "bench", task: "describe" },
+        text: "A word is chosen from a distribution over the whole vocabulary. Here the star of another picture is described, a bit off the middle.",
+        start: { ...FRESH, view: "bench", scene: exampleScene("colour"), task: "describe" },
         ask: "At its least sure step, how far ahead is the word that was said?",
         options: ["It has more than 90 %", "Less"],
         right: 1,
