@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import paliglass
+from paliglass.checkpoints.folder import read_config
 
 PACKAGE = Path(paliglass.__file__).parent
 ENGINE = PACKAGE / "lab" / "engine"
 MINI = PACKAGE / "mini"
 SCRIPT = Path(__file__).parent / "engine.mjs"
+SIZES = read_config(MINI)
+PATCHES, PER_ROW = SIZES.num_image_tokens, SIZES.vision_config.patches_per_side
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tests.lab.helpers import ENGINE, MINI, floats, needs_node, run_engine, shapes, store
+from tests.lab.helpers import ENGINE, MINI, PATCHES, floats, needs_node, run_engine, shapes, store
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,7 +147,7 @@ def test_pictures_are_resized_to_the_byte(tmp_path: Path) -> None:
         if number % 3 == 0:
             noise = np.where(noise > 127, np.uint8(255), np.uint8(0))  # bicubic overshoots
         images.append(Image.fromarray(noise))
-        sides.append(int(source.choice([128, 224, 64, 33])))
+        sides.append(int(source.choice([192, 128, 224, 64, 33])))
     stored = [
         one | {"side": side} for one, side in zip(store(tmp_path, images), sides, strict=True)
     ]
@@ -262,7 +262,7 @@ EDITS = {
     "mask": ({"mask": {"name": "causal"}}, False),
     "shift": ({"shift": 1000}, True),
     "off": ({"off": ["decoder.0.3", "tower.2.mlp"]}, False),
-    "painted": ({"mask": {"painted": [[0, 63, 64, 80, 0]]}}, False),
+    "painted": ({"mask": {"painted": [[0, PATCHES - 1, PATCHES, PATCHES + 16, 0]]}}, False),
 }
 
 
@@ -295,7 +295,7 @@ def edited(mini: PaliGemma, name: str) -> Iterator[None]:
         if name == "mask":
             mask &= torch.ones(count, count, dtype=torch.bool).tril()
         if name == "painted":
-            mask[..., :64, 64:] = False
+            mask[..., :PATCHES, PATCHES:] = False
         shift = 1000 if name == "shift" else 0
         return (embeddings, positions + shift, mask, *rest)
 

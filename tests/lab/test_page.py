@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.lab.browser import Browser, needs_browser, start_browser
-from tests.lab.helpers import MINI
+from tests.lab.helpers import MINI, PATCHES, PER_ROW
 from torch.utils.flop_counter import FlopCounterMode
 
 from paliglass import PaliGemma, load
@@ -37,6 +37,14 @@ VIEWS = (
     "live attention mask bench break boxes cache lens rope contrastive "
     "patches stream tokens bits roofline"
 ).split()
+# Of the examples that have one right answer, that answer.
+RIGHT = {
+    "How many?": "3",
+    "Which colour?": "red",
+    "It is not there": "nothing",
+    "Read": "CAFE",
+    "An empty picture": "nothing",
+}
 # The engine has nothing left to answer, and goes on having nothing.
 SETTLED = """
     const {store} = lab;
@@ -230,10 +238,15 @@ def test_what_is_offered_is_asked(browser: Browser, page: str, mini: PaliGemma) 
 def test_every_example_draws_what_it_names(browser: Browser, page: str) -> None:
     show(browser, page, "live")
     stickers = json.loads((PAGE / "stickers.json").read_text(encoding="utf-8"))["stickers"]
+    seen = 0
     for card in range(len(texts(browser, ".cards .card"))):
         do(browser, f"document.querySelectorAll('.cards .card')[{card}].click()")
         things = browser.run("return lab.store.state.scene.things")
         assert {one["name"] for one in things if one["kind"] == "sticker"} <= set(stickers)
+        right = RIGHT.get(texts(browser, ".cards .card b")[card])
+        assert right in (None, text(browser, ".answer-text"))
+        seen += bool(right)
+    assert seen == len(RIGHT)
 
 
 def test_a_link_brings_the_state_back(browser: Browser, page: str) -> None:
@@ -305,9 +318,9 @@ def test_what_of_a_link_does_not_fit_is_passed_over(
 
 
 def test_an_attention_weight_is_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
-    show(browser, page, "attention", layer=2, head=1, token=64, key=20)
+    show(browser, page, "attention", layer=2, head=1, token=PATCHES, key=20)
     row = traced(mini, drawn(browser), "caption en")
-    weights = row.attention(2)[1, 64]
+    weights = row.attention(2)[1, PATCHES]
     assert texts(browser, ".steps .num")[-1] == percent(weights[20].item())
     best = weights.topk(5).values.tolist()
     assert texts(browser, ".largest .num") == [percent(share) for share in best]
@@ -331,23 +344,57 @@ def test_what_is_pointed_at_is_lit_wherever_it_is_shown(browser: Browser, page: 
         "return [...document.querySelectorAll('[data-place]')]"
         ".filter(n => getComputedStyle(n).boxShadow !== 'none').map(n => n.dataset.place)"
     )
-    show(browser, page, "attention", part="decoder", token=70)
-    point(".sentence [data-place='66']")
-    assert browser.run(lit) == ["66"] * browser.run(
-        "return document.querySelectorAll('[data-place=\"66\"]').length"
+    show(browser, page, "attention", part="decoder", token=PATCHES + 6)
+    word = str(PATCHES + 2)
+    point(f".sentence [data-place='{word}']")
+    assert browser.run(lit) == [word] * browser.run(
+        "return document.querySelectorAll(`[data-place='${given[0]}']`).length", word
     )
     assert len(browser.run(lit)) >= 3  # in the sentence, among the weights, in the sum
     assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
 
     # Once the numbers are other ones, what is pointed at stays lit; a patch also in the picture.
-    point("#picture", 3.5 / 8, 2.5 / 8)
-    patch = str(2 * 8 + 3)
+    point("#picture", 3.5 / PER_ROW, 2.5 / PER_ROW)
+    patch = str(2 * PER_ROW + 3)
     assert set(browser.run(lit)) == {patch}
     square = "return ['x', 'y'].map(n => +document.querySelector('.over .lit').getAttribute(n))"
-    assert browser.run(square) == [375, 250]
+    assert browser.run(square) == [3000 / PER_ROW, 2000 / PER_ROW]
     point("h2")
     assert browser.run(lit) == []
     assert browser.run("return document.querySelectorAll('.over .lit').length") == 0
+
+
+def test_a_finger_slides_to_the_patch_that_it_means(browser: Browser, page: str) -> None:
+    browser.resize(400)
+    show(browser, page, "attention")
+    box = browser.run(
+        "const b = lab.stage.picture.canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    assert box[2] / PER_ROW > 13  # pixels for a patch
+    places = [(0.5, 2.5), (2.5, 2.5), (3.5, 2.5)]  # in patches; up and down would scroll
+    down, *slide = [
+        {"type": "pointerMove", "x": round(box[0] + x), "y": round(box[1] + y), "duration": 0}
+        for x, y in ((x * box[2] / PER_ROW, y * box[2] / PER_ROW) for x, y in places)
+    ]
+    pressed = [
+        down,
+        {"type": "pointerDown", "button": 0},
+        *slide,
+        {"type": "pointerUp", "button": 0},
+    ]
+    touch = {"type": "pointer", "id": "finger", "parameters": {"pointerType": "touch"}}
+    browser.run(
+        "window.lights = []; const {picture} = lab.stage, light = picture.light.bind(picture);"
+        "picture.light = place => (lights.push(place), light(place))"
+    )
+    browser.ask("POST", "/actions", actions=[touch | {"actions": pressed}])
+    browser.run(SETTLED)
+    chosen = 2 * PER_ROW + 3
+    assert browser.run("return lab.store.state.token") == chosen
+    lights = browser.run("return lights")
+    assert [place for place in lights if place >= 0] == [chosen - 3, chosen - 1, chosen]
+    assert lights[-1] == -1
+    browser.resize(1280)
 
 
 def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: PaliGemma) -> None:
@@ -361,34 +408,57 @@ def test_a_causal_mask_gives_torchs_answer(browser: Browser, page: str, mini: Pa
 
 
 def test_painting_forbids(browser: Browser, page: str) -> None:
+    def middles() -> tuple[int, list[int]]:
+        """The drawing's columns, and the one in the middle of each place's: a word has several."""
+        length, columns = browser.run(
+            "return [lab.store.result.length, document.querySelector('.mask-canvas').width]"
+        )
+        wide, rest = divmod(columns - PATCHES, length - PATCHES)
+        assert (wide > 1, rest) == (True, 0)
+        words = range(PATCHES + wide // 2, columns, wide)
+        return columns, [*range(PATCHES), *words]
+
     show(browser, page, "mask")
-    box = browser.run(
+    prompt, *box = browser.run(
         "const canvas = document.querySelector('.mask-canvas');"
         "canvas.scrollIntoView({block: 'center'});"
-        "const b = canvas.getBoundingClientRect(); return [b.x, b.y, b.width]"
+        "const b = canvas.getBoundingClientRect();"
+        "return [lab.store.result.prompt.length, b.x, b.y, b.width]"
     )
-    corner = [
-        [round(box[0] + x * box[2]), round(box[1] + y * box[2])]
-        for x, y in ((0.02, 0.85), (0.7, 0.99))
-    ]
-    moves = [{"type": "pointerMove", "x": x, "y": y, "duration": 0} for x, y in corner]
-    pressed = [
-        moves[0],
-        {"type": "pointerDown", "button": 0},
-        moves[1],
-        {"type": "pointerUp", "button": 0},
-    ]
-    mouse = {
-        "type": "pointer",
-        "id": "mouse",
-        "parameters": {"pointerType": "mouse"},
-        "actions": pressed,
-    }
-    before = browser.run("return lab.store.result.text")
-    browser.ask("POST", "/actions", actions=[mouse])
+    columns, at = middles()
+    # The prompt's last word and the whole answer are not to see patches from the fourth on, nor the
+    # prompt's first two words.
+    top, bottom, left, right = prompt - 1, len(at) - 1, 3, PATCHES + 1
+    unit = box[2] / columns  # of the drawing, in pixels
+    assert (at[right] - at[right - 1]) * unit > 8
+    start, end = (
+        {
+            "type": "pointerMove",
+            "x": round(box[0] + (at[s] + 0.5) * unit),
+            "y": round(box[1] + (at[t] + 0.5) * unit),
+            "duration": 0,
+        }
+        for t, s in ((top, left), (bottom, right))
+    )
+    pressed = [start, {"type": "pointerDown", "button": 0}, end, {"type": "pointerUp", "button": 0}]
+    mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}}
+    browser.ask("POST", "/actions", actions=[mouse | {"actions": pressed}])
     browser.run(SETTLED)
-    assert len(browser.run("return lab.store.state.edits.mask.painted")) == 1
-    assert browser.run("return lab.store.result.text") != before
+    painted = browser.run("return lab.store.state.edits.mask.painted")
+    assert painted == [[top, bottom, left, right, 0]]
+
+    # What is drawn is what the model was run with, whatever it answers now.
+    columns, at = middles()
+    mask, url = browser.run(
+        "const mask = await lab.store.client.ask('mask', {run: lab.store.result.run});"
+        "return [[...mask], document.querySelector('.mask-canvas').toDataURL()]"
+    )
+    allowed = np.array(mask, dtype=bool).reshape(len(at), len(at))
+    assert not allowed[top : bottom + 1, left : right + 1].any()
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
+    places = image[np.ix_(at, at)]
+    paper = places[top, left]
+    assert ((places != paper).any(-1) == allowed).all()
 
 
 def test_painting_by_keys(browser: Browser, page: str) -> None:
@@ -400,7 +470,9 @@ def test_painting_by_keys(browser: Browser, page: str) -> None:
     keys = [("ArrowDown", True), ("ArrowRight", False), ("Enter", False), ("ArrowUp", False)]
     for key, shift in [*keys, ("ArrowRight", True), ("Enter", False)]:
         do(browser, f"const key = {json.dumps(key)}, shiftKey = {json.dumps(shift)}; {press}")
-    assert browser.run("return lab.store.state.edits.mask.painted") == [[7, 8, 1, 9, 0]]
+    assert browser.run("return lab.store.state.edits.mask.painted") == [
+        [PER_ROW - 1, PER_ROW, 1, PER_ROW + 1, 0]
+    ]
 
 
 def test_the_next_words_are_torchs_and_another_can_be_said(
@@ -534,12 +606,12 @@ def test_the_lens_reads_what_the_package_reads(
 def test_scores_by_distance_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
     show(browser, page, "rope", layer=1, head=1)
     row = traced(mini, drawn(browser), "caption en")
-    back = -torch.arange(1, 65)[None]
+    back = -torch.arange(1, PATCHES + 1)[None]
     cos, sin = rotary_cos_sin(back, 48, 10000.0, torch.float32)
-    query = apply_rotary(row.query(1)[None, 1:2, :64], cos, sin).mean(2)
-    key = apply_rotary(row.key(1)[None, 0:1, :64], cos, sin).mean(2)
+    query = apply_rotary(row.query(1)[None, 1:2, :PATCHES], cos, sin).mean(2)
+    key = apply_rotary(row.key(1)[None, 0:1, :PATCHES], cos, sin).mean(2)
     expected = []
-    for distance in range(0, 33, 8):
+    for distance in range(0, 4 * PER_ROW + 1, PER_ROW):
         turn = rotary_cos_sin(torch.tensor([[distance]]), 48, 10000.0, torch.float32)
         expected.append((apply_rotary(query[None], *turn) * key).sum().item() / 48**0.5)
     shown = [float(value.replace("−", "-")) for value in texts(browser, ".plot .value")]
@@ -570,23 +642,27 @@ def test_cosines_are_the_dual_encoders(browser: Browser, page: str) -> None:
 
 
 def test_a_patch_is_projected_as_torch_does(browser: Browser, page: str, mini: PaliGemma) -> None:
-    show(browser, page, "patches", token=28)
+    patch = 28
+    show(browser, page, "patches", token=patch)
     embedding = mini.model.vision_tower.vision_model.embeddings.patch_embedding
     with torch.inference_mode():
         pixels = mini.processor.prepare(drawn(browser)).pixels[None].float()
-        answers = embedding(pixels)[0, :, 28 // 8, 28 % 8]
+        answers = embedding(pixels)[0, :, patch // PER_ROW, patch % PER_ROW]
     best = answers[answers.abs().sort(stable=True, descending=True).indices[:12]].tolist()
     shown = [float(one.replace("−", "-")) for one in texts(browser, ".filter .num")]
     assert shown == pytest.approx(best, abs=0.0051)
     assert len(texts(browser, ".component")) == 7 + 5
     do(browser, "document.querySelectorAll('.component')[3].click()")
     assert text(browser, ".component[aria-pressed=true]") == "tower 2"
-    assert browser.run("return lab.stage.picture.map.values.length") == 64
+    assert browser.run("return lab.stage.picture.map.values.length") == PATCHES
 
 
 def test_a_view_marks_a_patch_and_leaves_what_was_chosen(browser: Browser, page: str) -> None:
     show(browser, page, "patches")
-    assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [-1, 36]
+    assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [
+        -1,
+        (PATCHES + PER_ROW) // 2,
+    ]
     assert len(texts(browser, ".over .query")) == 1
     do(browser, "lab.store.set({view: 'attention'})")
     assert browser.run("return [lab.store.state.token, lab.stage.picture.patch]") == [-1, -1]
@@ -617,13 +693,14 @@ def test_how_long_the_tower_took_is_told_once(browser: Browser, page: str) -> No
 
 
 def test_a_streams_lengths_are_torchs(browser: Browser, page: str, mini: PaliGemma) -> None:
-    show(browser, page, "stream", token=66)
+    token = PATCHES + 2
+    show(browser, page, "stream", token=token)
     row = traced(mini, drawn(browser), "caption en")
     streams = [
         row.hidden(INPUTS),
         *(row.hidden(name.removesuffix(".self_attn")) for name in row.attention_names),
     ]
-    expected = [stream[66].norm().item() for stream in streams]
+    expected = [stream[token].norm().item() for stream in streams]
     shown = [float(one) for one in texts(browser, ".streams td:nth-of-type(3) .num")]
     assert shown == pytest.approx(expected, abs=0.051)
     before = browser.run("return lab.store.result.run")
@@ -778,19 +855,23 @@ def test_a_lesson_opens_in_the_page_and_leads_to_the_next(browser: Browser, page
 
 def test_what_the_tours_claim_is_what_is_measured(browser: Browser, page: str) -> None:
     show(browser, page, "live")
-    found = browser.run(
-        """const out = [];
-        for (const {id, steps} of lab.tours)
-          for (const [i, step] of steps.entries()) {
+    every = browser.run("return lab.tours.flatMap(({id, steps}) => steps.map((_, i) => [id, i]))")
+    wrong = []
+    for name, number in every:
+        right, measured, told = browser.run(
+            """const [id, i] = given;
+            const step = lab.tours.find(tour => tour.id === id).steps[i];
             await lab.tour.go(id, i);
             await lab.store.idle;
             await lab.tour.predict(step.right);
             const {first, text} = lab.tour.outcome;
-            out.push([`${id} ${i}: ${text}`, Number(!first), step.right]);
-          }
-        return out;"""
-    )
-    assert [name for name, measured, right in found if measured != right] == []
+            return [step.right, Number(!first), text];""",
+            name,
+            number,
+        )
+        if measured != right:
+            wrong.append(f"{name} {number}: {told}")
+    assert wrong == []
     steps = browser.run("return lab.tours.map(({steps}) => steps.length)")
     assert min(steps) >= 5
     assert max(steps) <= 8

@@ -142,8 +142,14 @@ def test_a_table_for_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_is_told_in_three_lines(mini: Any) -> None:
     lines = repr(mini).splitlines()
     assert len(lines) == 3
-    assert lines[0] == f"PaliGemma: 4.74 M parameters, computes in bfloat16 on {mini.model.device}"
-    assert "128 × 128 pixels as 64 tokens" in lines[1]
+    count = sum(parameter.numel() for parameter in mini.model.parameters())
+    millions = f"{count / 1e6:.2f} M"
+    assert (
+        lines[0] == f"PaliGemma: {millions} parameters, computes in bfloat16 on {mini.model.device}"
+    )
+    config = mini.model.config
+    side, tokens = config.vision_config.image_size, config.num_image_tokens
+    assert f"{side} × {side} pixels as {tokens} tokens" in lines[1]
     assert "segment" in lines[2]
 
 

@@ -89,7 +89,7 @@ def test_a_prompt_that_several_ask_is_run_once_and_traced_for_each() -> None:
         assert [candidates[0].id for candidates in rows[-1].top(1)]
     assert answers[0] == answers[1]
     assert len(rows) >= 2
-    assert rows[-1].passes[0] > 64
+    assert rows[-1].passes[0] > model.model.config.num_image_tokens
     assert rows[-1].passes[1:] == [1] * (len(rows[-1].passes) - 1)
 
 

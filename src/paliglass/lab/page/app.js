@@ -6,7 +6,7 @@ import { helpButton, openHelp } from "./help.js";
 import { allStickers } from "./scene.js";
 import { Stage } from "./stage.js";
 import { Store, fromHash, toHash } from "./store.js";
-import { TOURS, Tour } from "./tours.js";
+import { Tour } from "./tours.js";
 import { attentionView } from "./views/attention.js";
 import { benchView } from "./views/bench.js";
 import { bitsView } from "./views/bits.js";
@@ -191,7 +191,7 @@ async function main() {
   await own.run();
   document.documentElement.dataset.ready = "true";
   tour.resume();
-  Object.assign(window, { lab: { store: own, stage, tour, tours: TOURS } });
+  Object.assign(window, { lab: { store: own, stage, tour, tours: tour.tours } });
 }
 
 main();

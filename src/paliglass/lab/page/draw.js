@@ -7,6 +7,9 @@ const MOST = 0.6; // alpha at the end of the scale
 /** @typedef {{values: ArrayLike<number>, top: number, color?: string}} HeatMap
  *   values: side² in reading order; top: where the scale ends */
 
+/** The patch in the middle. @param {{perRow: number}} config */
+export const middlePatch = ({ perRow }) => Math.floor(perRow / 2) * (perRow + 1);
+
 /** Draws the picture desaturated, and a map over it.
  * @param {HTMLCanvasElement} canvas @param {CanvasImageSource} picture @param {HeatMap | null} map */
 export function drawMap(canvas, picture, map) {

@@ -149,7 +149,13 @@ export class Picture {
     );
     canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => this.move(event));
     for (const name of ["pointerup", "pointercancel"])
-      canvas.addEventListener(name, () => (this.drag = null));
+      canvas.addEventListener(name, (/** @type {PointerEvent} */ event) => {
+        const { drag } = this;
+        this.drag = null;
+        if (drag?.how !== "choose") return;
+        this.light(-1);
+        if (name === "pointerup") this.choosePatch(...this.place(event));
+      });
     canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.type(event));
     canvas.addEventListener(
       "wheel",
@@ -212,7 +218,11 @@ export class Picture {
   press(event) {
     const [x, y] = this.place(event);
     const { store } = this;
-    if (store.state.view !== "live") return this.choosePatch(x, y);
+    if (store.state.view !== "live") {
+      if (event.pointerType === "mouse") return this.choosePatch(x, y);
+      this.drag = { how: "choose" }; // a finger is wider than a patch: it slides to the right one
+      return this.light(this.patchAt(x, y));
+    }
     this.canvas.setPointerCapture(event.pointerId);
     store.hold();
     if (this.tools?.tool === "draw") {
@@ -259,7 +269,8 @@ export class Picture {
       return;
     }
     const round = Math.round;
-    if (drag.how === "draw") {
+    if (drag.how === "choose") this.light(this.patchAt(x, y));
+    else if (drag.how === "draw") {
       this.picked = store.state.scene.things.length - 1;
       this.change({ points: [...(this.thing().points ?? []), [round(x), round(y)]] });
       this.picked = -1;

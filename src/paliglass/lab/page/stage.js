@@ -17,7 +17,11 @@ export class Stage {
     this.talk = new Talk(store);
     this.root = el(
       "section",
-      { class: "stage", "aria-label": "picture, question and answer" },
+      {
+        class: "stage",
+        "aria-label": "picture, question and answer",
+        style: { "--per-row": store.config.perRow },
+      },
       this.picture.root,
       this.talk.root,
       this.tools.bar,

@@ -3,6 +3,7 @@
 
 import { distribution } from "../engine/sampling.js";
 import { button, el, fill, number, percent } from "./dom.js";
+import { middlePatch } from "./draw.js";
 import { lessonLink } from "./lessons.js";
 import { probe } from "./probe.js";
 import { pixelsOf } from "./scene.js";
@@ -17,6 +18,7 @@ import { PLACES } from "./views/tokens.js";
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {import("./store.js").State} State */
 /** @typedef {import("./costs.js").Cost} Cost */
+/** @typedef {import("../engine/config.js").Config} Config */
 /**
  * @typedef {object} Step
  * @property {string} text what is to be seen
@@ -82,9 +84,18 @@ const rounding = (bits, name, same, why) => {
   return { ...step, start: { ...FRESH, view: "bits" } };
 };
 
-// Places in the farm's picture, whose patches lie in 8 rows of 8.
-const CORNERS = [7, 56];
-const DOUGHNUT = [13, 14, 21, 22, 29, 30];
+/** Patches of bare ground in the farm's picture, at the upper right and the lower left. @param {Config} config */
+const corners = ({ patches, perRow }) => [perRow - 1, patches - perRow];
+
+/** The patches that lie on the farm's doughnut, whose sticker is as round as it. @param {Config} config */
+function doughnut({ patches, perRow }) {
+  const { x, y, size } = FARM.things[1];
+  const middle = (/** @type {number} */ i) => ((i + 0.5) * 1000) / perRow;
+  return Array.from({ length: patches }, (_, p) => p).filter(
+    (p) => Math.hypot(middle(p % perRow) - x, middle(Math.floor(p / perRow)) - y) < size / 2,
+  );
+}
+
 const FITS = "a tractor, a doughnut and a star"; // all that is in the farm's picture
 const NEITHER = ["a cat", "an apple"]; // of what is in it
 const TWICE = { ...START.words, ask: "star star" };
@@ -100,8 +111,8 @@ const distance = (a, b) => size(Array.from(a, (v, i) => v - b[i]));
 const greatest = (a, b) =>
   Array.from(a).reduce((most, v, i) => Math.max(most, Math.abs(v - b[i])), 0);
 
-/** @type {TourData[]} */
-export const TOURS = [
+/** @param {Config} config @returns {TourData[]} */
+const toursOf = (config) => [
   {
     id: "pixels",
     title: "From pixels to a word",
@@ -109,15 +120,31 @@ export const TOURS = [
     steps: [
       {
         text: "The picture is cut into squares; each becomes one vector, as if it were a word.",
-        start: { ...FRESH, view: "attention", part: "tower", layer: 0, head: 0, token: 36 },
+        start: {
+          ...FRESH,
+          view: "attention",
+          part: "tower",
+          layer: 0,
+          head: 0,
+          token: middlePatch(config),
+        },
         ask: "How many vectors is this picture for the model?",
-        options: ["64", "16 384, one for each pixel"],
-        right: 0,
-        measure: async ({ config }) => [
-          config.patches === 64,
-          `${config.perRow} × ${config.perRow} = ${config.patches} patches of ${config.vision.patch} × ${config.vision.patch} pixels`,
+        options: [
+          `${config.patches}`,
+          `${(config.vision.side ** 2).toLocaleString("fr")}, one for each pixel`,
         ],
-        why: "A patch is a token: 64 of them stand before the first word.",
+        right: 0,
+        measure: async ({ result }) => {
+          const count = result.prompt.findIndex(
+            (/** @type {number} */ id) => id !== config.imageToken,
+          );
+          const { perRow, vision } = config;
+          return [
+            count === perRow ** 2,
+            `${count} stand before the prompt's first word: ${perRow} × ${perRow} patches of ${vision.patch} × ${vision.patch} pixels`,
+          ];
+        },
+        why: "A patch is a token, like a word; with a vector for each pixel the sequence would be far too long.",
       },
       {
         text: "A tower of six layers makes of the squares what the decoder is given. Ask another question of the same picture.",
@@ -165,12 +192,12 @@ export const TOURS = [
         why: "A language model must say some word. In training some pictures were empty and their caption was “nothing”: that there is nothing has to be learned like any other word.",
       },
       {
-        text: "A question may take for granted what is not so. There is no cat here; ask where the cat is.",
+        text: "A question may take for granted what is not so. There is no airplane here; ask where the airplane is.",
         start: { ...FRESH, view: "live" },
         ask: "Does it name a place?",
         options: ["Yes: it was asked for one", "No"],
         right: 1,
-        act: { task: "ask", words: { ...START.words, ask: "where is the cat?" } },
+        act: { task: "ask", words: { ...START.words, ask: "where is the airplane?" } },
         measure: async (store) => {
           const present = await store.answer(
             await store.picture(),
@@ -186,8 +213,8 @@ export const TOURS = [
         why: "Such questions were among those that it was trained on, with “nothing” as their answer: all that keeps it from naming some place.",
       },
       {
-        text: "A word is chosen from a distribution over the whole vocabulary.",
-        start: { ...FRESH, view: "bench" },
+        text: "A word is chosen from a distribution over the whole vocabulary. Here the star of another picture is described, a bit off the middle.",
+        start: { ...FRESH, view: "bench", scene: exampleScene("colour"), task: "describe" },
         ask: "At its least sure step, how far ahead is the word that was said?",
         options: ["It has more than 90 %", "Less"],
         right: 1,
@@ -404,22 +431,22 @@ export const TOURS = [
     lesson: "rope",
     steps: [
       {
-        text: "The decoder counts tokens in one row, 1, 2, 3, …; nobody told it that a picture is a square of 8 × 8 patches.",
-        start: { ...FRESH, view: "rope", layer: 1, head: 0 },
-        ask: "At which distance is the score of layer 1's head 0 largest?",
-        options: ["At 1, the neighbour", "At 16, two rows up"],
+        text: `The decoder counts tokens in one row, 1, 2, 3, …; nobody told it that a picture is a square of ${config.perRow} × ${config.perRow} patches.`,
+        start: { ...FRESH, view: "rope", layer: 0, head: 1 },
+        ask: `Is the score of layer 0's head 1 largest at about ${2 * config.perRow}, two rows up?`,
+        options: ["No, at another distance", "Yes"],
         right: 1,
         measure: async ({ client, result, config }) => {
           const { scores } = await client.ask("distances", {
             run: result.run,
-            layer: 1,
-            head: 0,
-            most: 33,
+            layer: 0,
+            head: 1,
+            most: 4 * config.perRow + 1,
             span: [0, config.patches],
           });
           const best = scores.indexOf(Math.max(...scores));
           return [
-            best === 1,
+            Math.abs(best - 2 * config.perRow) > 2,
             `largest at ${best}: ${number(scores[best], 1)}; at 1: ${number(scores[1], 1)}`,
           ];
         },
@@ -616,25 +643,24 @@ export const TOURS = [
         why: "mini was trained on places of its own grid, and the one beside is not on it: to mini it is a word that never comes. View 13 shows the places of the grid in the table, where they lie in order.",
       },
       {
-        text: "Say another box in its place: the upper left corner, where the star is.",
-        start: {
-          ...FRESH,
-          view: "boxes",
-          task: "detect",
-          words: { ...START.words, detect: "doughnut" },
-        },
-        ask: "Will the model still call what is in it a doughnut, as surely?",
+        text: "Asked for a tractor and a doughnut, it begins with the tractor's box. Say the doughnut's in its place.",
+        start: { ...FRESH, view: "boxes", task: "detect" },
+        ask: "Will it still call what is in it a tractor, which was asked for first?",
         options: ["Yes", "No"],
         right: 1,
         measure: async (store) => {
-          const { firstLocation } = await store.client.ask("ids");
-          const said = [100, 130, 340, 390].map((place) => firstLocation + place);
-          const label = (/** @type {any} */ run) => Math.exp(run.logProbabilities[4]);
-          const other = await store.answer(await store.picture(), {}, said);
-          store.set({ forced: said });
+          const { client, result } = store;
+          const { firstLocation } = await client.ask("ids");
+          const places = result.answer.filter(
+            (/** @type {number} */ id) => id >= firstLocation && id < firstLocation + 1024,
+          );
+          store.set({ forced: places.slice(4, 8) });
+          await store.idle;
+          const label = (/** @type {any} */ run) =>
+            `“${run.answerWords[4].trim()}” with ${percent(Math.exp(run.logProbabilities[4]))}`;
           return [
-            label(other) > 0.9 * label(store.result),
-            `the label's first word: ${percent(label(store.result))} in its own box, “${other.answerWords[4].trim()}” ${percent(label(other))} in the other`,
+            result.answer[4] === store.result.answer[4],
+            `the label's first word is ${label(result)} in its own box, ${label(store.result)} in the other`,
           ];
         },
         why: "The label is read after the box, from the patches inside it: so its probability tells good boxes from bad.",
@@ -871,12 +897,12 @@ export const TOURS = [
     steps: [
       {
         text: "A patch is 16 × 16 pixels in three colours. One matrix makes a vector of it.",
-        start: { ...FRESH, view: "patches", token: DOUGHNUT[0] },
+        start: { ...FRESH, view: "patches", token: doughnut(config)[0] },
         ask: "Has the vector more numbers than the patch, or fewer?",
         options: ["More", "Fewer"],
         right: 1,
         measure: async ({ client, result: { run } }) => {
-          const found = await client.ask("projected", { run, patch: DOUGHNUT[0] });
+          const found = await client.ask("projected", { run, patch: doughnut(config)[0] });
           const [pixels, outputs] = [found.pixels.length, found.outputs.length];
           return [outputs > pixels, `${pixels} go in, ${outputs} come out`];
         },
@@ -884,13 +910,13 @@ export const TOURS = [
       },
       {
         text: "Two patches of bare ground, in two corners of the picture, have the same pixels.",
-        start: { ...FRESH, view: "patches", token: CORNERS[0] },
+        start: { ...FRESH, view: "patches", token: corners(config)[0] },
         ask: "Do they enter the tower as the same vector?",
         options: ["Yes", "No"],
         right: 1,
         measure: async ({ client, result: { run } }) => {
           const [one, other] = await Promise.all(
-            CORNERS.map((patch) => client.ask("projected", { run, patch })),
+            corners(config).map((patch) => client.ask("projected", { run, patch })),
           );
           const far = (/** @type {"pixels" | "outputs" | "input"} */ name) =>
             distance(one[name], other[name]);
@@ -903,7 +929,7 @@ export const TOURS = [
       },
       {
         text: "Take the star away, which is in the upper left. Look at the patch in the upper right corner.",
-        start: { ...FRESH, view: "patches", token: CORNERS[0] },
+        start: { ...FRESH, view: "patches", token: corners(config)[0] },
         ask: "Does it enter the tower as another vector now?",
         options: ["Yes", "No"],
         right: 1,
@@ -916,7 +942,7 @@ export const TOURS = [
       },
       {
         text: "The same corner, and again the star is taken away: but now look one layer later.",
-        start: { ...FRESH, view: "patches", token: CORNERS[0] },
+        start: { ...FRESH, view: "patches", token: corners(config)[0] },
         ask: "After the tower's first layer, is the corner's vector another one?",
         options: ["Yes", "No"],
         right: 0,
@@ -933,19 +959,20 @@ export const TOURS = [
       },
       {
         text: "Take the doughnut's patches, some pink, some brown, and ask how alike two of them are, against one of them and a patch from elsewhere.",
-        start: { ...FRESH, view: "patches", token: DOUGHNUT[0] },
+        start: { ...FRESH, view: "patches", token: doughnut(config)[0] },
         ask: "Where do they stand out more from the rest?",
         options: ["Where they enter the tower", "After its last layer"],
         right: 1,
         measure: async ({ client, config, result: { run } }) => {
+          const its = doughnut(config);
           const apart = async (/** @type {number} */ layer) => {
             /** @type {[number[], number[]]} */
             const [own, rest] = [[], []];
-            for (const token of DOUGHNUT) {
+            for (const token of its) {
               const asked = { run, part: "tower", layer, token, first: 0, count: config.patches };
               const found = await client.ask("similar", asked);
               for (let i = 0; i < found.length; i++)
-                if (i !== token) (DOUGHNUT.includes(i) ? own : rest).push(found[i]);
+                if (i !== token) (its.includes(i) ? own : rest).push(found[i]);
             }
             const mean = (/** @type {number[]} */ x) => x.reduce((a, b) => a + b, 0) / x.length;
             return [mean(own), mean(rest)];
@@ -1371,12 +1398,11 @@ async function cornerMoved(store, layer) {
   const asked = { picture: "farm", prompt: store.prompt, maxNewTokens: 1 };
   const whole = await client.ask("run", asked);
   const { width } = config.vision;
+  const [corner] = corners(config);
   const [before, after] = await Promise.all(
     [whole, result].map(({ run }) => client.ask("hidden", { run, part: "tower", layer })),
   );
-  const [a, b] = [before, after].map((all) =>
-    all.slice(CORNERS[0] * width, (CORNERS[0] + 1) * width),
-  );
+  const [a, b] = [before, after].map((all) => all.slice(corner * width, (corner + 1) * width));
   return distance(a, b) / size(a);
 }
 
@@ -1396,6 +1422,7 @@ export class Tour {
   /** @param {Store} store */
   constructor(store) {
     this.store = store;
+    this.tours = toursOf(store.config);
     this.root = el("section", {
       class: "tour",
       hidden: true,
@@ -1410,7 +1437,7 @@ export class Tour {
     const list = el(
       "div",
       { class: "tour-list", hidden: true },
-      TOURS.map(({ id, title, steps }) =>
+      this.tours.map(({ id, title, steps }) =>
         button(
           [el("b", { text: title }), el("span", { class: "hint", text: `${steps.length} steps` })],
           () => {
@@ -1433,7 +1460,7 @@ export class Tour {
   }
 
   get tour() {
-    return TOURS.find(({ id }) => id === this.store.state.tour) ?? null;
+    return this.tours.find(({ id }) => id === this.store.state.tour) ?? null;
   }
 
   get step() {
@@ -1443,7 +1470,7 @@ export class Tour {
   /** @param {string} id @param {number} step */
   async go(id, step) {
     this.outcome = null;
-    const data = TOURS.find((one) => one.id === id);
+    const data = this.tours.find((one) => one.id === id);
     this.store.set({ tour: id, step, ...structuredClone(data?.steps[step]?.start ?? {}) });
     this.show();
     await this.store.idle;

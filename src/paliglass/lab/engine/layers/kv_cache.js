@@ -1,20 +1,22 @@
 // What a decoder keeps of tokens that it has seen: keys and values for the next token; queries and the
 // stream between layers so that any question about them can be answered later.
 
+const ROOM = 64; // rows, after the first ones
+
 /** Rows of numbers that grow at the end. */
 export class Rows {
   /** @param {number} width */
   constructor(width) {
     this.width = width;
     this.count = 0;
-    this.data = new Float32Array(width * 128);
+    this.data = new Float32Array();
   }
 
   /** @param {Float32Array} rows n × width */
   push(rows) {
     const needed = this.count * this.width + rows.length;
     if (needed > this.data.length) {
-      const larger = new Float32Array(Math.max(2 * this.data.length, needed));
+      const larger = new Float32Array(Math.max(2 * this.data.length, needed + ROOM * this.width));
       larger.set(this.values);
       this.data = larger;
     }

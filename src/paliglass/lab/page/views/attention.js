@@ -13,7 +13,7 @@ import {
   shown,
 } from "../dom.js";
 import { heading } from "../lessons.js";
-import { bars, drawMap, legend } from "../draw.js";
+import { bars, drawMap, legend, middlePatch } from "../draw.js";
 
 /** @typedef {import("../store.js").Store} Store */
 /** @typedef {import("../stage.js").Stage} Stage */
@@ -80,9 +80,7 @@ export const attentionView = {
             layer: Math.min(layer, layers - 1),
             head: 0,
             token:
-              value === "tower" && store.state.token < 0
-                ? Math.floor(config.patches / 2) + config.perRow / 2
-                : store.state.token,
+              value === "tower" && store.state.token < 0 ? middlePatch(config) : store.state.token,
           });
         }),
         choice(

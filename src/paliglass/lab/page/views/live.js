@@ -26,10 +26,10 @@ export const EXAMPLES = [
       scene: {
         ground: "#fff4e6",
         things: [
-          sticker("apple", 200, 250, 260),
-          sticker("apple", 520, 240, 240),
-          sticker("apple", 330, 600, 260),
-          sticker("cat", 740, 650, 380),
+          sticker("apple", 200, 220, 220),
+          sticker("apple", 640, 230, 220),
+          sticker("apple", 220, 680, 220),
+          sticker("cat", 700, 700, 380),
         ],
       },
       task: "ask",
@@ -59,7 +59,7 @@ export const EXAMPLES = [
     changes: {
       scene: START.scene,
       task: "ask",
-      words: { ...START.words, ask: "where is the cat?" },
+      words: { ...START.words, ask: "where is the airplane?" },
     },
   },
   {

@@ -18,6 +18,7 @@ const NAMES = {
   window: "window of 16",
 };
 const DRAWINGS = 40;
+const WIDEST = 12; // a word's columns in the drawing, of which a patch has one
 
 export const maskView = {
   id: "mask",
@@ -30,6 +31,7 @@ export const maskView = {
       "aria-label": "the mask: rows look, columns are looked at",
       tabindex: 0,
     });
+    const times = el("span");
     const presets = el("div", { class: "controls" });
     const where = el("p", {
       class: "readout",
@@ -85,6 +87,7 @@ export const maskView = {
             ", ",
             el("span", { class: "c-answer", text: "answer" }),
             "; rows ↓ look, in the same order",
+            times,
           ),
           canvas,
         ),
@@ -113,21 +116,41 @@ export const maskView = {
     /** @param {any[]} painted */
     const paintWith = (painted) => setMask({ ...edit(), painted });
 
-    const draw = () => {
+    /** Patches are many: a word is drawn as wide as `wide` of them, so that it can be seen and hit. */
+    const scaled = () => {
+      const { patches } = store.config;
       const T = Math.sqrt(mask.length);
+      const words = T - patches;
+      const wide = Math.min(Math.max(1, Math.round((2 * patches) / (3 * words))), WIDEST);
+      const count = patches + wide * words; // of the drawing's columns
+      const placeAt = (/** @type {number} */ column) =>
+        column < patches ? column : patches + Math.floor((column - patches) / wide);
+      const columnOf = (/** @type {number} */ place) =>
+        place < patches ? place : patches + (place - patches) * wide;
+      return { T, wide, count, placeAt, columnOf };
+    };
+
+    const draw = () => {
+      const { T, wide, count, placeAt } = scaled();
       const { patches } = store.config;
       const end = store.result.prompt.length;
-      drawField(canvas, mask, T, T, () => ["--soft", 1]);
+      times.textContent = wide > 1 ? `; words are drawn ${wide} times as wide as patches` : "";
+      canvas.width = canvas.height = count;
       const context = canvas.getContext("2d");
-      const image = context.getImageData(0, 0, T, T);
-      const paints = [color("--vision"), color("--word"), color("--answer")];
+      const image = context.createImageData(count, count);
+      const pixels = new Uint32Array(image.data.buffer);
+      const packed = (/** @type {number[]} */ [r, g, b]) => r + (g << 8) + (b << 16) + 0xff000000;
       const paper = color("--soft");
-      for (let i = 0; i < mask.length; i++) {
-        const s = i % T;
-        const full = paints[s < patches ? 0 : s < end ? 1 : 2];
-        const paint = mask[i] ? full.map((v, c) => Math.round(0.72 * v + 0.28 * paper[c])) : paper;
-        image.data.set(paint, 4 * i);
-      }
+      const paints = [color("--vision"), color("--word"), color("--answer")].map((full) =>
+        packed(full.map((v, c) => Math.round(0.72 * v + 0.28 * paper[c]))),
+      );
+      const kinds = Array.from({ length: T }, (_, s) => paints[s < patches ? 0 : s < end ? 1 : 2]);
+      const places = Array.from({ length: count }, (_, column) => placeAt(column));
+      places.forEach((t, row) =>
+        places.forEach((s, column) => {
+          pixels[row * count + column] = mask[t * T + s] ? kinds[s] : packed(paper);
+        }),
+      );
       context.putImageData(image, 0, 0);
       if (drag) {
         const [top, bottom, left, right] = rectangle();
@@ -138,11 +161,14 @@ export const maskView = {
     let at = [0, 0]; // where the brush is
     /** @type {number[] | null} */
     let drag = null;
-    /** @param {number} top @param {number} left @param {number} bottom @param {number} right cells */
+    /** @param {number} top @param {number} left @param {number} bottom @param {number} right places */
     const frame = (top, left, bottom, right) => {
+      const { columnOf } = scaled();
+      const [x, y] = [left, top].map(columnOf);
+      const [wide, high] = [columnOf(right + 1) - x, columnOf(bottom + 1) - y];
       const context = canvas.getContext("2d");
       context.strokeStyle = `rgb(${color("--ink")})`;
-      context.strokeRect(left - 0.5, top - 0.5, right - left + 2, bottom - top + 2);
+      context.strokeRect(x - 0.5, y - 0.5, wide + 1, high + 1);
     };
     const rectangle = () => {
       const [t0, s0, t1, s1] = drag ?? [0, 0, 0, 0];
@@ -151,8 +177,9 @@ export const maskView = {
     /** @param {PointerEvent} event */
     const place = (event) => {
       const { left, top, width, height } = canvas.getBoundingClientRect();
-      const T = Math.sqrt(mask.length);
-      const cell = (/** @type {number} */ v) => Math.min(Math.max(Math.floor(v * T), 0), T - 1);
+      const { count, placeAt } = scaled();
+      const cell = (/** @type {number} */ v) =>
+        placeAt(Math.min(Math.max(Math.floor(v * count), 0), count - 1));
       return [cell((event.clientY - top) / height), cell((event.clientX - left) / width)];
     };
     canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
@@ -194,7 +221,7 @@ export const maskView = {
       };
       const last = Math.sqrt(mask.length) - 1;
       if (event.key in arrows) {
-        const by = event.shiftKey ? 8 : 1;
+        const by = event.shiftKey ? store.config.perRow : 1;
         const [t, s] = arrows[event.key].map((step, i) =>
           Math.min(Math.max(at[i] + by * step, 0), last),
         );
@@ -275,7 +302,6 @@ export const maskView = {
       draw();
       const moved = await store.client.ask("moved", { run: result.run, other: plain.run });
       if (turn !== asked) return;
-      const T = moved[0].length;
       const top = Math.max(...moved.map((/** @type {Float32Array} */ row) => Math.max(...row)));
       const scale = scaleOf(top);
       const field = el("canvas", {
@@ -283,11 +309,14 @@ export const maskView = {
         role: "img",
         "aria-label": "how far each token's stream moved",
       });
+      const { count, placeAt } = scaled();
       drawField(
         field,
-        Float32Array.from(moved.flatMap((/** @type {Float32Array} */ row) => [...row])),
+        moved.flatMap((/** @type {Float32Array} */ row) =>
+          Array.from({ length: count }, (_, column) => row[placeAt(column)]),
+        ),
         moved.length,
-        T,
+        count,
         (value) => ["--answer", value / scale],
       );
       fill(

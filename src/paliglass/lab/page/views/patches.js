@@ -1,6 +1,7 @@
 // 11 · Patches: a square of pixels against the tower's filters, and what patches have in common later.
 
 import { button, el, fill, inWords, number, percent } from "../dom.js";
+import { middlePatch } from "../draw.js";
 import { heading } from "../lessons.js";
 
 /** @typedef {import("../store.js").Store} Store */
@@ -77,11 +78,11 @@ export const patchesView = {
       text,
     );
 
-    const { patches, perRow, vision } = store.config;
+    const { patches, vision } = store.config;
     const chosen = () =>
       store.state.token >= 0 && store.state.token < patches
         ? store.state.token
-        : Math.floor(patches / 2) + Math.floor(perRow / 2);
+        : middlePatch(store.config);
     const layers = [
       ...Array.from({ length: vision.layers + 1 }, (_, i) => ({ part: "tower", layer: i - 1 })),
       ...Array.from({ length: store.config.text.layers + 1 }, (_, i) => ({

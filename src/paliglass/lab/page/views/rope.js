@@ -5,7 +5,7 @@ import { heading } from "../lessons.js";
 
 /** @typedef {import("../store.js").Store} Store */
 
-const MOST = 33; // distances shown
+const ROWS = 4; // of the picture, so far back
 
 /** A dial with the query's hand and the key's. @param {number} i @param {number} q @param {number} k
  * @param {number} share of the sum, −1 … 1 @param {string} title */
@@ -38,7 +38,9 @@ export const ropeView = {
     const curve = el("div");
     const all = el("div");
     const text = el("div");
-    const mine = store.own("rope", { m: store.config.perRow + 1, n: 1, span: "patches" });
+    const { patches, perRow } = store.config;
+    const distances = ROWS * perRow + 1; // shown
+    const mine = store.own("rope", { m: perRow + 1, n: 1, span: "patches" });
     let asked = 0;
     fill(
       root,
@@ -95,7 +97,6 @@ export const ropeView = {
       const { layers, heads, headDim: d, theta, scale } = config.text;
       const layer = Math.min(store.state.layer, layers - 1);
       const head = Math.min(store.state.head, heads - 1);
-      const { patches, perRow } = config;
       /** @type {[number, number]} */
       const range = mine.span === "patches" ? [0, patches] : [patches, result.length];
       fill(
@@ -128,7 +129,7 @@ export const ropeView = {
             run: result.run,
             layer: Math.floor(i / heads),
             head: i % heads,
-            most: MOST,
+            most: distances,
             span: range,
           }),
         ),
@@ -140,13 +141,13 @@ export const ropeView = {
         sliders,
         slider(
           "m, the query",
-          { min: 0, max: 80, step: 1 },
+          { min: 0, max: patches + perRow, step: 1 },
           mine.m,
           (value) => ((mine.m = value), turned()),
         ),
         slider(
           "n, the key",
-          { min: 0, max: 80, step: 1 },
+          { min: 0, max: patches + perRow, step: 1 },
           mine.n,
           (value) => ((mine.n = value), turned()),
         ),
@@ -159,10 +160,7 @@ export const ropeView = {
           "h3",
           {},
           "All heads; lines at 0, ",
-          [1, 2, 3, 4]
-            .map((i) => perRow * i)
-            .filter((x) => x < MOST)
-            .join(", "),
+          Array.from({ length: ROWS }, (_, i) => perRow * (i + 1)).join(", "),
           `: a row of the picture is ${perRow} patches`,
         ),
         el(
@@ -190,7 +188,7 @@ export const ropeView = {
         .map((value, distance) => ({ value, distance }))
         .filter(
           ({ value, distance: i }) =>
-            i > 0 && i < MOST - 1 && value > scores[i - 1] && value > scores[i + 1],
+            i > 0 && i < distances - 1 && value > scores[i - 1] && value > scores[i + 1],
         )
         .sort((a, b) => b.value - a.value)
         .slice(0, 3);
@@ -212,7 +210,8 @@ function plot(values, perRow, width = 0) {
   const [wide, high] = small ? [120, 60] : [width, 180];
   const least = Math.min(...values);
   const most = Math.max(...values);
-  const x = (/** @type {number} */ i) => (i / (values.length - 1)) * (wide - 20) + 10;
+  const margin = small ? 10 : 22; // half a number's width
+  const x = (/** @type {number} */ i) => (i / (values.length - 1)) * (wide - 2 * margin) + margin;
   const y = (/** @type {number} */ v) =>
     high - (small ? 6 : 26) - ((v - least) / (most - least || 1)) * (high - (small ? 12 : 46));
   return el(
