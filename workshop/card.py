@@ -53,6 +53,8 @@ OTHERS = {
     "– its calibration error": ("unknown", "calibration error"),
     "– AUROC, asked in other words": ("wordings", "AUROC"),
     "– calibration error, in other words": ("wordings", "calibration error"),
+    "– AUROC, in another's words": ("phrasings", "AUROC"),
+    "– calibration error, in another's words": ("phrasings", "calibration error"),
 }
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
