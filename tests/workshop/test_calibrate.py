@@ -107,11 +107,15 @@ def test_masks_are_compared_where_there_is_a_codec() -> None:
 class FakeWorld:
     """Noise with prompts of every kind; the truths of every other scene cannot be right."""
 
+    size = 56
+
     def __init__(self, model: PaliGemma) -> None:
         self.model = model
 
     def sample(self, index: int, prompts: int) -> tuple[Any, list[Example]]:
-        scene = type("Scene", (), {"image": np.asarray(noise_picture(56, 56, seed=index))})()
+        scene = type(
+            "Scene", (), {"image": np.asarray(noise_picture(self.size, self.size, seed=index))}
+        )()
         examples = []
         for prefix in ("caption en", "answer en what?", "ocr", "detect dog")[:prompts]:
             truth = "never said"
@@ -120,7 +124,7 @@ class FakeWorld:
             elif index % 3:
                 [box] = self.model.detect(scene.image, "dog", max_new_tokens=9) or [None]
                 if box is not None:
-                    y0, x0, y1, x1 = (round(box.box[i] / 56 * 1023) for i in (1, 0, 3, 2))
+                    y0, x0, y1, x1 = (round(box.box[i] / self.size * 1023) for i in (1, 0, 3, 2))
                     truth = f"<loc{y0:04}><loc{x0:04}><loc{y1:04}><loc{x1:04}> dog"
             examples.append(Example(prefix, truth))
         return scene, examples

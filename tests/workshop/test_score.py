@@ -10,6 +10,7 @@ import pytest
 from tests.tiny import tiny_model, tiny_processor, worded_config
 from tests.workshop.conftest import Command
 from workshop import score as module
+from workshop.scene_scores import SCORED_SPLITS
 from workshop.world import World
 from workshop.world.art import Art
 
@@ -38,4 +39,5 @@ def test_splits_are_scored(
 
 def test_there_are_so_many_splits(command: Command) -> None:
     wrong = command(module.score, "--split", "nonsense")
-    assert (wrong.code, "nonsense is none of test, wordings, style" in wrong.err) == (2, True)
+    told = f"nonsense is none of {', '.join(SCORED_SPLITS[:3])}"
+    assert (wrong.code, told in wrong.err) == (2, True)
