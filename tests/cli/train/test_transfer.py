@@ -14,7 +14,7 @@ from tests.cli.helpers import Result
 from paliglass import load
 
 COLOURS = ("red", "blue", "green", "yellow", "black", "orange")
-QUESTION = "which colour?"  # "what colour is the circle?" it knows; of this it makes a yes or no
+QUESTION = "which paint?"  # "which colour?" it knows; this, it says, cannot be told
 
 
 def drawn(path: Path, colour: str, rng: np.random.Generator) -> None:
