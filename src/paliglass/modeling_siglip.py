@@ -28,6 +28,7 @@ __all__ = [
     "SigLipVisionModel",
     "SigLipVisionTransformer",
     "interpolate_positions",
+    "with_positions",
 ]
 
 
@@ -173,3 +174,9 @@ def interpolate_positions(table: Tensor, side: int) -> Tensor:
         return table
     picture = table.T.reshape(1, -1, old, old)  # 1 × D × √P × √P
     return F.interpolate(picture, (side, side), mode="bicubic")[0].flatten(1).T.contiguous()
+
+
+def with_positions(state: dict[str, Tensor], side: int) -> dict[str, Tensor]:
+    """The weights of a tower, or of a model with one, for side × side patches."""
+    (name,) = (name for name in state if name.endswith("position_embedding.weight"))
+    return state | {name: interpolate_positions(state[name], side)}

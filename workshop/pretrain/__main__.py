@@ -17,7 +17,7 @@ from paliglass.cli.train.group import RunOptions, ShardOption, wants_shards
 from paliglass.config import PaliGemmaConfig
 from paliglass.contrastive.folders import initialize_vision_tower
 from paliglass.errors import PaliglassError
-from paliglass.modeling_siglip import interpolate_positions
+from paliglass.modeling_siglip import with_positions
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.loop import train
 from paliglass.training.processes import finish, make_accelerator
@@ -28,8 +28,6 @@ from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
 from workshop.pretrain.recipe import MINI, PretrainRecipe
 from workshop.tokenizer import run_tokenizer
 from workshop.world import World
-
-POSITIONS = "vision_tower.vision_model.embeddings.position_embedding.weight"
 
 
 def pretrain(
@@ -77,9 +75,8 @@ def pretrain(
         network = PretrainLoss(config, len(world.patch_classes), recipe)
         if weights is not None:
             state = load_model(weights, "cpu", "float32").state_dict()
-            table = state[POSITIONS]
-            state[POSITIONS] = interpolate_positions(table, config.vision_config.patches_per_side)
-            network.model.load_state_dict(state)
+            side = config.vision_config.patches_per_side
+            network.model.load_state_dict(with_positions(state, side))
         elif vision is not None:
             initialize_vision_tower(network.model, vision)
         trainer = Pretrainer(network, accelerator, shard)
@@ -121,7 +118,7 @@ def of_size(config: PaliGemmaConfig, image_size: int | None) -> PaliGemmaConfig:
         raise PaliglassError(
             f"--image-size {image_size}: give a multiple of {patch}, a patch's side"
         )
-    return replace(config, vision_config=replace(config.vision_config, image_size=image_size))
+    return config.replace(image_size=image_size)
 
 
 def save_result(trainer: Pretrainer, folder: Path, processor: PaliGemmaProcessor) -> None:

@@ -42,7 +42,7 @@ from paliglass.contrastive.processing import ContrastiveProcessor
 from paliglass.errors import CheckpointError, ConfigError
 from paliglass.files import read_json, write_json
 from paliglass.modeling_paligemma import PaliGemmaForConditionalGeneration
-from paliglass.modeling_siglip import interpolate_positions
+from paliglass.modeling_siglip import with_positions
 
 __all__ = [
     "initialize_vision_tower",
@@ -159,7 +159,7 @@ def initialize_vision_tower(
     model = _load_model(folder, read_contrastive_config(folder), "cpu", None)
     weights, ours = vision_weights(model), paligemma.config.vision_config
     _require_same_tower(model_path, model.config.image, ours)
-    paligemma.vision_tower.load_state_dict(_with_positions(weights, ours.patches_per_side))
+    paligemma.vision_tower.load_state_dict(with_positions(weights, ours.patches_per_side))
 
 
 def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> None:
@@ -173,16 +173,10 @@ def start_from_paligemma(model: ContrastiveModel, model_path: str | Path) -> Non
     theirs, ours = paligemma.config.vision_config, model.config.image
     _require_same_tower(model_path, theirs, ours)
     assert isinstance(ours, SigLipConfig)  # or it had no weights
-    tower = _with_positions(paligemma.vision_tower.state_dict(), ours.patches_per_side)
+    tower = with_positions(paligemma.vision_tower.state_dict(), ours.patches_per_side)
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(tower[name])
-
-
-def _with_positions(tower: dict[str, Tensor], side: int) -> dict[str, Tensor]:
-    """A tower's weights, for side × side patches."""
-    (name,) = (name for name in tower if name.endswith("position_embedding.weight"))
-    return tower | {name: interpolate_positions(tower[name], side)}
 
 
 def _require_same_tower(source: str | Path, theirs: Tower, ours: Tower) -> None:

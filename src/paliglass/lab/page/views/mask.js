@@ -141,6 +141,7 @@ export const maskView = {
       const pixels = new Uint32Array(image.data.buffer);
       const packed = (/** @type {number[]} */ [r, g, b]) => r + (g << 8) + (b << 16) + 0xff000000;
       const paper = color("--soft");
+      const unseen = packed(paper);
       const paints = [color("--vision"), color("--word"), color("--answer")].map((full) =>
         packed(full.map((v, c) => Math.round(0.72 * v + 0.28 * paper[c]))),
       );
@@ -148,7 +149,7 @@ export const maskView = {
       const places = Array.from({ length: count }, (_, column) => placeAt(column));
       places.forEach((t, row) =>
         places.forEach((s, column) => {
-          pixels[row * count + column] = mask[t * T + s] ? kinds[s] : packed(paper);
+          pixels[row * count + column] = mask[t * T + s] ? kinds[s] : unseen;
         }),
       );
       context.putImageData(image, 0, 0);
