@@ -30,11 +30,11 @@ class Scene:
     image: np.ndarray
     objects: tuple[Thing, ...]
 
-    def patch_labels(self, grid: int) -> np.ndarray:
+    def patch_labels(self, rows: int, columns: int | None = None) -> np.ndarray:
         """Which colour is at a patch's centre."""
-        step = self.image.shape[0] // grid
-        centres = self.image[step // 2 :: step, step // 2 :: step]
-        labels = np.zeros((grid, grid), dtype=np.int64)
+        down, across = self.image.shape[0] // rows, self.image.shape[1] // (columns or rows)
+        centres = self.image[down // 2 :: down, across // 2 :: across]
+        labels = np.zeros(centres.shape[:2], dtype=np.int64)
         for i, colour in enumerate(COLOURS.values(), 1):
             labels[(centres == colour).all(-1)] = i
         return labels.ravel()

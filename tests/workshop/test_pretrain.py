@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from workshop.pretrain.batches import (
 from workshop.pretrain.pretrainer import Pretrainer, PretrainLoss
 from workshop.pretrain.recipe import PretrainRecipe
 from workshop.tokenizer import run_tokenizer, training_texts
+from workshop.world.concepts import CHARACTERS
+from workshop.world.scenes import PATCH_CLASSES
+from workshop.world.scenes import Scene as WorldScene
 
 from paliglass.config import GemmaConfig, PaliGemmaConfig, SigLipConfig
 from paliglass.errors import PaliglassError
@@ -244,6 +248,23 @@ def test_patches_know_the_smallest_box_around_them() -> None:
     assert np.array_equal(~np.isnan(boxes[:, 0]), labels > 0)
     expected = np.array(scene.objects[0].box) / 64
     assert np.allclose(boxes[labels > 0], expected)
+
+
+def test_characters_are_named_cell_by_cell() -> None:
+    """Two letters in a patch, which its one label would not tell apart."""
+    classes = np.zeros((64, 64), np.uint16)
+    a, b = (PATCH_CLASSES.index(f"character {letter}") for letter in "Ab")
+    side = 64 // GRID
+    classes[side : 2 * side, : side // 2] = a
+    classes[side : 2 * side, side // 2 : side] = b
+    classes[:side, :side] = PATCH_CLASSES.index("dog")
+    scene = WorldScene(np.zeros((64, 64, 3), np.uint8), (), classes)
+    dataset = SceneDataset(SimpleNamespace(patch_classes=PATCH_CLASSES), PROCESSOR, 0, GRID)
+    [characters] = dataset.collate([(scene, [])]).characters
+    first, second = (1 + CHARACTERS.index(letter) for letter in "Ab")
+    assert characters.shape == (GRID**2, 8)
+    assert characters[GRID].tolist() == [first, first, second, second] * 2
+    assert characters.count_nonzero() == 8
 
 
 def test_every_scene_is_seen_once_and_in_order() -> None:

@@ -55,7 +55,7 @@ def test_scenes_and_prompts_stay_what_they_are(art: Art) -> None:
             things = [(t.kind, t.name, t.box) for t in scene.objects]
             digest.update(repr((split, index, things, prompts)).encode())
         digests.append(digest.hexdigest()[:8])
-    assert digests == ["32325bf5", "82c107c2", "5e3fbdaa"]
+    assert digests == ["0bb173e0", "82c107c2", "5e3fbdaa"]
 
 
 def test_validation_is_new_scenes_of_what_training_has(art: Art) -> None:
@@ -171,6 +171,7 @@ def test_patches_are_named_by_what_covers_them() -> None:
     assert labels.shape == (64,)
     assert {index: int(label) for index, label in enumerate(labels) if label} == {0: dog, 8: cat}
     assert scene.patch_labels(16).reshape(16, 16)[0, :2].tolist() == [dog, dog]
+    assert scene.patch_labels(8, 16).reshape(8, 16)[1, :3].tolist() == [cat, dog, 0]
 
 
 def test_patches_spell_the_word(art: Art) -> None:

@@ -28,9 +28,11 @@ from paliglass.layers.losses import IGNORE
 from paliglass.processing_paligemma import PaliGemmaProcessor
 from paliglass.training.order import batch_indices, share_of
 from workshop.pretrain.recipe import TASKS, PretrainRecipe
+from workshop.world.concepts import CHARACTERS
 
 KEPT = 400  # batches that are learned from again
 ROW = 160  # tokens of prompts in a row: of 96 … 1000 the quickest on the world's own scenes
+CELLS = (2, 4)  # rows and columns in a patch, for its characters: two of a line's fit in
 
 
 @dataclass
@@ -75,13 +77,14 @@ class TextBatch:
 class SceneBatch:
     """S scenes: pixels uint8 S × H × W × 3; patch labels S × P; boxes S × P × 4 in [0, 1].
 
-    packed: all prompts, several in a row; single: every other one in a row of its own. None without
-    prompts.
+    characters: S × P × cells, 0 for none, else 1 + the place in `CHARACTERS`; packed: all prompts,
+    several in a row; single: every other one in a row of its own. None without prompts.
     """
 
     pixels: Tensor
     patch_labels: Tensor
     patch_boxes: Tensor
+    characters: Tensor
     packed: TextBatch | None
     single: TextBatch | None
 
@@ -97,6 +100,7 @@ class SceneDataset(Dataset[tuple[Any, list[PromptRow]]]):
     def __init__(self, world: Any, processor: PaliGemmaProcessor, prompts: int, grid: int) -> None:
         self.world, self.processor = world, processor
         self.prompts, self.grid = prompts, grid
+        self.spelled = np.array([_character(name) for name in world.patch_classes])
 
     def __getitem__(self, index: int) -> tuple[Any, list[PromptRow]]:
         if not self.prompts:
@@ -124,9 +128,22 @@ class SceneDataset(Dataset[tuple[Any, list[PromptRow]]]):
             torch.from_numpy(np.stack([scene.image for scene in scenes])),
             torch.stack(labels),
             torch.stack([patch_boxes(scene, self.grid) for scene in scenes]),
+            torch.stack([self._characters(scene) for scene in scenes]),
             packed,
             single,
         )
+
+    def _characters(self, scene: Any) -> Tensor:
+        rows, columns = CELLS
+        labels = scene.patch_labels(rows * self.grid, columns * self.grid)
+        cells = self.spelled[labels].reshape(self.grid, rows, self.grid, columns)
+        return torch.from_numpy(cells.swapaxes(1, 2).reshape(self.grid**2, -1))
+
+
+def _character(patch_class: str) -> int:
+    """1 + the place in `CHARACTERS` of what a patch class spells, 0 for other things."""
+    kind, _, name = patch_class.partition(" ")
+    return 1 + CHARACTERS.index(name) if kind == "character" else 0
 
 
 def batches(

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ from paliglass.training import sharding
 from paliglass.training.attention import choose_attention
 from paliglass.training.loop import StepSums, Trainer
 from paliglass.training.optimizers import Optimizers
-from workshop.pretrain.batches import SceneBatch
+from workshop.pretrain.batches import CELLS, SceneBatch
 from workshop.pretrain.recipe import TASKS, PretrainRecipe
+from workshop.world.concepts import CHARACTERS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,8 +53,8 @@ def mean_over_all(losses: Tensor) -> Tensor:
 class PretrainLoss(nn.Module):
     """A model with its losses, as one module: what DistributedDataParallel and FSDP2 wrap.
 
-    On the vision tower a linear layer says what each patch shows: class scores and a box. Weights
-    are random, by the recipe's seed.
+    On the vision tower a linear layer says what each patch shows: class scores, a box, and the
+    character in each of its cells. Weights are random, by the recipe's seed.
 
     num_classes: what a patch can show, the ground included.
     """
@@ -62,7 +64,8 @@ class PretrainLoss(nn.Module):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)
         self.model = PaliGemmaForConditionalGeneration(config)
-        self.patch_head = nn.Linear(config.vision_config.hidden_size, num_classes + 4)
+        self.parts = [num_classes, 4, math.prod(CELLS) * (1 + len(CHARACTERS))]
+        self.patch_head = nn.Linear(config.vision_config.hidden_size, sum(self.parts))
         # From zero it moves no trained tower before it knows better.
         nn.init.zeros_(self.patch_head.weight)
 
@@ -72,14 +75,18 @@ class PretrainLoss(nn.Module):
         """The loss of all processes' batches, and this one's losses by task."""
         recipe, model = self.recipe, self.model
         seen = model.vision_tower(pixel_values(batch.pixels, model.dtype))
-        guess = self.patch_head(seen).float()
-        labels = F.cross_entropy(guess[..., :-4].flatten(0, 1), batch.patch_labels.flatten())
+        classes, boxes, cells = self.patch_head(seen).float().split(self.parts, dim=-1)
+        labels = F.cross_entropy(classes.flatten(0, 1), batch.patch_labels.flatten())
         bounded = ~batch.patch_boxes[..., 0].isnan()
-        misses = (guess[..., -4:][bounded] - batch.patch_boxes[bounded]).abs()
-        loss = recipe.patch_weight * (labels + 4 * mean_over_all(misses))
+        misses = (boxes[bounded] - batch.patch_boxes[bounded]).abs()
+        spelled = F.cross_entropy(
+            cells.reshape(-1, 1 + len(CHARACTERS)), batch.characters.flatten()
+        )
+        loss = recipe.patch_weight * (labels + 4 * mean_over_all(misses) + 4 * spelled)
         found = {
             "patch_label": (labels.detach() * len(seen), torch.tensor(len(seen))),
             "patch_box": (misses.detach().sum(), torch.tensor(misses.numel())),
+            "patch_text": (spelled.detach() * len(seen), torch.tensor(len(seen))),
         }
         if progress < recipe.vision_warmup:
             return loss, _numbers(found)

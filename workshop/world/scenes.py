@@ -97,21 +97,25 @@ class Scene:
         whole[y0:y1, x0:x1] = thing.mask
         return whole
 
-    def patch_labels(self, grid: int = 8) -> NDArray[np.int64]:
-        """The class that covers most of each of grid×grid patches, row by row.
+    def patch_labels(self, rows: int = 8, columns: int | None = None) -> NDArray[np.int64]:
+        """The class that covers most of each of rows × columns patches, row by row.
 
         The ground counts only where no thing covers a fifth of the patch, for thin things (a
-        bicycle, a key) never cover half of one. The image's side must be a multiple of `grid`.
+        bicycle, a key) never cover half of one. The image's side must be a multiple of both.
+
+        columns: as many as rows, unless said.
 
         Returns:
-            grid², indices into `PATCH_CLASSES`.
+            rows · columns, indices into `PATCH_CLASSES`.
         """
-        side = self.classes.shape[0] // grid
-        cells = self.classes.reshape(grid, side, grid, side).swapaxes(1, 2).reshape(grid**2, -1)
+        columns = columns or rows
+        height, width = self.classes.shape[0] // rows, self.classes.shape[1] // columns
+        cells = self.classes.reshape(rows, height, columns, width).swapaxes(1, 2)
+        cells = cells.reshape(rows * columns, -1)
         count = len(PATCH_CLASSES)
-        flat = cells + np.arange(grid**2)[:, None] * count
-        counts = np.bincount(flat.ravel(), minlength=grid**2 * count).reshape(-1, count)
-        counts[:, 0] = side**2 // 5
+        flat = cells + np.arange(len(cells))[:, None] * count
+        counts = np.bincount(flat.ravel(), minlength=len(cells) * count).reshape(-1, count)
+        counts[:, 0] = height * width // 5
         labels: NDArray[np.int64] = counts.argmax(axis=1).astype(np.int64)
         return labels
 
