@@ -110,9 +110,8 @@ class Scene:
         """
         columns = columns or rows
         height, width = self.classes.shape[0] // rows, self.classes.shape[1] // columns
-        cells = self.classes.reshape(rows, height, columns, width).swapaxes(1, 2)
-        cells = cells.reshape(rows * columns, -1)
-        count = len(PATCH_CLASSES)
+        by_patch = self.classes.reshape(rows, height, columns, width).swapaxes(1, 2)
+        cells, count = by_patch.reshape(rows * columns, -1), len(PATCH_CLASSES)
         flat = cells + np.arange(len(cells))[:, None] * count
         counts = np.bincount(flat.ravel(), minlength=len(cells) * count).reshape(-1, count)
         counts[:, 0] = height * width // 5
