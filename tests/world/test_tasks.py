@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workshop.world import Scene, SceneObject, World
 from workshop.world.art import Art
-from workshop.world.concepts import CONCEPTS, TERMS, means, plural_of, with_article
+from workshop.world.concepts import COLOURS, CONCEPTS, TERMS, means, plural_of, with_article
+from workshop.world.documents import Document
+from workshop.world.scenes import Lettering
 from workshop.world.tasks import (
     NOTHING,
     UNANSWERABLE,
@@ -186,8 +189,14 @@ def test_every_answer_is_true(art: Art, split: str) -> None:
                 parts = answer.split(", ")
                 assert set(names) <= set(parts)
             elif example.kind == "colour":
-                assert answer in {t.colour for t in scene.objects} or not example.answerable
-            elif example.kind == "off world":
+                assert answer in COLOURS or not example.answerable
+            elif example.kind in ("words", "lines", "first word", "last word", "nth line"):
+                [text] = texts or [" ".join(scene.document.lines if scene.document else ())]
+                assert answer in text or 1 <= int(answer) <= len(text.split())
+            elif example.kind in ("text colour", "sign colour"):
+                assert len(texts) == 1
+                assert answer in COLOURS
+            elif example.kind == "no fact" or example.kind == "off world":
                 assert (answer, example.answerable) == (UNANSWERABLE, False)
             elif example.kind == "says":
                 assert sorted(answer.split()) == sorted(" ".join(texts).split() or [NOTHING])
@@ -228,6 +237,91 @@ def test_nothing_is_asked_that_people_would_differ_about(art: Art) -> None:
     prompts = examples(animals, np.random.default_rng(0), 400)
     counts = {e.suffix for e in prompts if e.kind == "count" and "animals" in e.prefix}
     assert counts == {"2"}
+
+
+def answers(scene: Scene, kind: str) -> set[str]:
+    """All that is answered to questions of a kind."""
+    prompts = examples(scene, np.random.default_rng(0), 400)
+    return {example.suffix for example in prompts if example.kind == kind}
+
+
+def painted(*things: tuple[SceneObject, tuple[int, int, int]]) -> Scene:
+    """A scene on pale ground with each thing's pixels in a colour."""
+    scene = scene_of(*(thing for thing, _ in things))
+    scene.image[:] = (222, 236, 250)
+    for thing, colour in things:
+        scene.image[scene.mask(thing)] = colour
+    return scene
+
+
+def test_the_colour_of_a_thing_is_what_most_of_it_has() -> None:
+    car, dog = thing("car", 20), thing("dog", 60)
+    scene = painted((car, COLOURS["red"]), (dog, COLOURS["green"]))
+    x0, y0, x1, y1 = dog.box
+    scene.image[y0 : (y0 + y1) // 2, x0:x1] = COLOURS["blue"]  # half of the dog: nobody can say
+    prompts = examples(scene, np.random.default_rng(0), 400)
+    told = {e.prefix: e.suffix for e in prompts if e.kind == "colour" and e.answerable}
+    assert set(told.values()) == {"red"}
+    assert not any("dog" in prefix.lower() for prefix in told)
+
+
+def test_a_thing_in_the_colour_of_its_ground_has_none() -> None:
+    """Such is a drawing of lines alone."""
+    scene = painted((thing("car", 20), COLOURS["red"]))
+    scene.image[:] = COLOURS["red"]
+    assert "red" not in answers(scene, "colour")
+
+
+def test_a_shape_is_asked_for_by_its_colour_beside_others() -> None:
+    circle, star = (
+        thing(shape, x, colour=colour, kind="shape")
+        for shape, colour, x in (("circle", "red", 0), ("star", "blue", 40))
+    )
+    assert answers(scene_of(circle, star), "which shape") == {"circle", "star"}
+    heart = thing("heart", 90, colour="red", kind="shape")
+    assert answers(scene_of(circle, star, heart), "which shape") == {"star"}
+
+
+def test_words_lines_and_their_colours() -> None:
+    lettering = Lettering(("Fresh bread,", "DAILY!"), "blue", "white")
+    sign = replace(thing("Fresh bread, DAILY!", 10, kind="word"), lettering=lettering)
+    right = {
+        "words": {"3"},
+        "lines": {"2"},
+        "first word": {"Fresh"},
+        "last word": {"DAILY"},
+        "nth line": {"Fresh bread,", "DAILY!"},
+        "text colour": {"blue"},
+        "sign colour": {"white"},
+    }
+    assert {kind: answers(scene_of(sign), kind) for kind in right} == right
+
+
+def test_on_which_side_of_another_a_thing_lies() -> None:
+    dog = replace(thing("dog", 0), box=(10, 80, 26, 112))
+    cat = replace(thing("cat", 0), box=(90, 10, 106, 42))
+    sides = {"above or below": ("above", "below"), "which side of": ("right", "left")}
+    seen: Counter[str] = Counter()
+    for example in examples(scene_of(dog, cat), np.random.default_rng(0), 400):
+        text = example.prefix.removeprefix("answer en ").rstrip(" ?").replace("scene", "{pic}")
+        for line in wordings(example.kind, False) if example.kind in sides else ():
+            slots = asked(line, re.sub("picture|image|photo|drawing", "{pic}", text))
+            if slots:
+                is_cat = slots["one"].lower() in ("cat", "kitten")
+                assert example.suffix == sides[example.kind][0 if is_cat else 1]
+                seen[example.kind] += 1
+    assert seen.keys() == sides.keys()
+
+
+def test_a_document_is_asked_for_what_it_does_not_bear() -> None:
+    lines = ("Tea House", "tea 2.00", "Total 2.00")
+    facts = {"shop": "Tea House", "total": "2.00", "price of tea": "2.00"}
+    page = Document("receipt", lines, facts, {"tea": 200.0})
+    scene = replace(scene_of(thing("receipt", 0, kind="document")), document=page)
+    prompts = [e for e in examples(scene, np.random.default_rng(0), 300) if e.kind == "no fact"]
+    assert {(e.suffix, e.answerable) for e in prompts} == {(UNANSWERABLE, False)}
+    assert not any(re.search(r"\btea\b|total|shop", e.prefix, re.IGNORECASE) for e in prompts)
+    assert any("date" in e.prefix.lower() for e in prompts)
 
 
 def test_terms() -> None:

@@ -16,7 +16,7 @@ from workshop.world.art import Face
 from workshop.world.concepts import CHARACTERS, COLOURS
 from workshop.world.words import INVENTED, invented_word, is_held_out
 
-__all__ = ["Document", "Page", "draw_page"]
+__all__ = ["ITEMS", "SERIES", "Document", "Page", "draw_page"]
 
 SHOPS = """Corner Cafe|Green Market|City Books|Blue Bakery|Sun Shop|Star Food|Farm Store|Tea House|
 Pizza Roma|Burger Bar|Toy World|Fish & Co|Fresh Mart|Old Mill|Red Lion|Golden Cup|Quick Stop|Mini
@@ -143,14 +143,17 @@ def _any(rng: np.random.Generator, words: Sequence[str], held_out: bool | None =
 
 def _date(rng: np.random.Generator) -> str:
     day, month, year = (int(v) for v in rng.integers((1, 1, 2015), (29, 13, 2031)))
-    form = rng.integers(4)
-    if form == 0:
-        return f"{day:02d}.{month:02d}.{year}"
-    if form == 1:
-        return f"{day:02d}/{month:02d}/{year % 100:02d}"
-    if form == 2:
-        return f"{day} {MONTHS[month - 1]} {year}"
-    return f"{year}-{month:02d}-{day:02d}"
+    name = MONTHS[month - 1]
+    forms = (
+        f"{day:02d}.{month:02d}.{year}",
+        f"{day:02d}/{month:02d}/{year % 100:02d}",
+        f"{day} {name} {year}",
+        f"{year}-{month:02d}-{day:02d}",
+        f"{day:02d}/{month:02d}/{year}",
+        f"{name} {day}, {year}",
+        f"{day} {name}",
+    )
+    return forms[rng.integers(len(forms))]
 
 
 def _cased(rng: np.random.Generator, text: str) -> str:
@@ -173,8 +176,13 @@ def _receipt(
     if rng.random() < 0.5:
         cents = [c // 10 * 10 for c in cents]
     sign = "" if rng.random() < 0.5 else "$£€"[rng.integers(3)]
-    prices = [f"{sign}{c / 100:.2f}" for c in cents]
-    total = f"{sign}{sum(cents) / 100:.2f}"
+    digits = 2
+    if rng.random() < 0.15:  # round sums
+        cents, digits = [100 * int(c) for c in rng.integers(1, 60, count)], 0
+    after = sign and rng.random() < 0.15
+    shown_as = "{1:.{2}f} {0}" if after else "{0}{1:.{2}f}"
+    prices = [shown_as.format(sign, c / 100, digits) for c in cents]
+    total = shown_as.format(sign, sum(cents) / 100, digits)
     shown = _cased(rng, shop)
     word = ("TOTAL", "Total", "Sum")[int(np.searchsorted((0.45, 0.9), rng.random()))]
     width = round(size * rng.uniform(0.72, 0.96))
@@ -341,11 +349,12 @@ def _chart(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> P
         for tick in np.linspace(base - tall, base, int(rng.integers(3, 6)))[:-1]:
             sheet.onto.line((4, round(tick), width - 4, round(tick)), pale)
         sheet.onto.line((4, base - tall - 2, 4, base), sheet.ink)
+    colours: dict[str, str] = {}
     for i, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
         x = 6 + slot * i
         up = base - tall * value / values.max()
         other = hue if alike else hues[(hues.index(hue) + i) % len(hues)]
-        own = name if name in COLOURS else other
+        own = colours[name] = name if name in COLOURS else other
         box = (round(x + slot * 0.14), round(up), round(x + slot * 0.86), base)
         sheet.onto.rectangle(box, fill=COLOURS[own])
         sheet.text(x + slot / 2, base + 1, name, small, "ma")
@@ -358,6 +367,7 @@ def _chart(rng: np.random.Generator, face: Face, size: int, held_out: bool) -> P
         facts["title"] = title
     if numbered:
         facts |= {f"value of {n}": str(v) for n, v in zip(names, values.tolist(), strict=True)}
+    facts |= {f"colour of {name}": colour for name, colour in colours.items()}
     lines = ([title] if title else []) + ([" ".join(map(str, values.tolist()))] if numbered else [])
     shown = dict(zip(names, map(float, values.tolist()), strict=True))
     return _page(sheet, Document("bar chart", (*lines, " ".join(names)), facts, shown))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -28,12 +28,12 @@ from workshop.world.concepts import (
 )
 from workshop.world.documents import Document, draw_page
 from workshop.world.drawings import DRAWINGS, draw
-from workshop.world.grounds import draw_ground, static
+from workshop.world.grounds import colour_name, draw_ground, static
 from workshop.world.splits import RESERVED_SHAPES, Rules, is_reserved, reserved_partners
 from workshop.world.styles import restyle
 from workshop.world.words import random_line, random_price, random_text
 
-__all__ = ["Scene", "SceneObject", "compose"]
+__all__ = ["Lettering", "Scene", "SceneObject", "compose"]
 
 Kind = Literal["sticker", "drawing", "shape", "word", "digit", "document"]
 Box = tuple[int, int, int, int]
@@ -46,6 +46,18 @@ _TEXT_PIXELS = 48  # at which text is drawn before it is scaled
 
 
 @dataclass(frozen=True)
+class Lettering:
+    """How a text is written: line by line, in which ink, and on a sign of which colour.
+
+    sign: None where it lies on the ground, or where people would not agree on a colour.
+    """
+
+    lines: tuple[str, ...]
+    ink: str
+    sign: str | None
+
+
+@dataclass(frozen=True)
 class SceneObject:
     """One thing in a scene.
 
@@ -54,7 +66,7 @@ class SceneObject:
     document; colour: of shapes only;
     box: x0, y0, x1, y1 in pixels around all that is visible of it (x1 and y1 exclusive);
     visible: the fraction of it that neither the frame nor another thing hides;
-    mask: the pixels of its box, (y1 − y0)×(x1 − x0), that show it.
+    mask: the pixels of its box, (y1 − y0)×(x1 − x0), that show it; lettering: of printed text only.
     """
 
     kind: Kind
@@ -63,6 +75,7 @@ class SceneObject:
     box: Box
     visible: float
     mask: NDArray[np.bool_] = field(compare=False, repr=False)
+    lettering: Lettering | None = None
 
     @property
     def name(self) -> str:
@@ -134,6 +147,7 @@ class _Layer:
     alpha: NDArray[np.uint8]
     solid: NDArray[np.bool_]
     classes: NDArray[np.uint16]
+    lettering: Lettering | None = None
 
 
 def compose(
@@ -230,7 +244,8 @@ def _place(
         (x0, x1), (y0, y1) = _extent(shown.any(axis=0)), _extent(shown.any(axis=1))
         mask = shown[y0:y1, x0:x1].copy()  # a view would keep the whole picture's map in memory
         box = (x0, y0, x1, y1)
-        objects.append(SceneObject(layer.kind, layer.label, layer.colour_name, box, visible, mask))
+        named = layer.kind, layer.label, layer.colour_name
+        objects.append(SceneObject(*named, box, visible, mask, layer.lettering))
     wanted = {"lines": "word"}.get(rules.first or "", rules.first)
     if not objects or (wanted and all(thing.kind != wanted for thing in objects)):
         return None
@@ -483,7 +498,7 @@ def _word(
     tallest = min(0.3 * size, 0.92 * size / natural)
     height = max(_MIN_CAP_HEIGHT * size * 1.05, tallest * rng.uniform(0.7, 1.0))
     width = min(height * natural, 0.92 * size)  # a long word is squeezed rather than shrunk
-    return _text_layer(rng, text, mask, ids, (width, height), tone, busy, size)
+    return _text_layer(rng, [text], mask, ids, (width, height), tone, busy, size)
 
 
 def _lines(
@@ -516,12 +531,12 @@ def _lines(
             height = least  # squeezed rather than shrunk
         width = min(height * mask.width / mask.height, 0.93 * size)
         if height >= least:
-            return _text_layer(rng, " ".join(lines), mask, ids, (width, height), tone, busy, size)
+            return _text_layer(rng, lines, mask, ids, (width, height), tone, busy, size)
 
 
 def _text_layer(
     rng: np.random.Generator,
-    text: str,
+    lines: list[str],
     mask: Image.Image,
     ids: Image.Image,
     shape: tuple[float, float],
@@ -529,7 +544,7 @@ def _text_layer(
     busy: bool,
     size: int,
 ) -> _Layer:
-    """Text scaled to width × height, slightly turned at most.
+    """Lines of text scaled to width × height, slightly turned at most.
 
     At times on a sign of its own, and mostly so where the ground is busy.
     """
@@ -552,19 +567,24 @@ def _text_layer(
         turned = np.asarray(ids)
     plain = rng.random() < 0.5
     inks = [
-        rgb
+        name
         for name, rgb in COLOURS.items()
         if (name in ("black", "white") or not plain) and _legible(np.array(rgb), tone)
     ]
-    ink = np.array(inks[rng.integers(len(inks))])
+    ink_name = inks[rng.integers(len(inks))]
+    ink = np.array(COLOURS[ink_name])
+    text, lettering = " ".join(lines), Lettering(tuple(lines), ink_name, None)
     share = alpha[..., None].astype(np.uint16)
     classes = _CHARACTER_CLASSES[turned]
     if sign:
         colour = (ink * share + tone.astype(np.uint16) * (255 - share) + 127) // 255
         full = np.full_like(alpha, 255)
-        return _Layer("word", text, None, colour.astype(np.uint8), full, full > 0, classes)
+        lettering = replace(lettering, sign=colour_name(tone))
+        covered = colour.astype(np.uint8), full, full > 0, classes
+        return _Layer("word", text, None, *covered, lettering)
     colour = (ink * share + 127) // 255
-    return _Layer("word", text, None, colour.astype(np.uint8), alpha, alpha > 127, classes)
+    covered = colour.astype(np.uint8), alpha, alpha > 127, classes
+    return _Layer("word", text, None, *covered, lettering)
 
 
 _CHARACTER_CLASSES = np.array(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ from workshop.world.concepts import (
     plural_of,
     with_article,
 )
+from workshop.world.documents import ITEMS, SERIES
+from workshop.world.grounds import colour_name
 from workshop.world.scenes import Box, Scene, SceneObject
 from workshop.world.splits import RESERVED_SHAPES, Rules
 from workshop.world.wordings import say
@@ -278,6 +281,24 @@ def _place_of(scene: Scene, thing: SceneObject, margin: float = 0.0) -> str:
     return " ".join(part for part in reversed(parts) if part) or "middle"
 
 
+def _main_colour(scene: Scene, thing: SceneObject) -> str | None:
+    """The colour that most of a thing has, dark outlines aside; None for several, or the ground's.
+
+    A drawing of lines alone would have the ground's.
+    """
+    if thing.colour:
+        return thing.colour
+    x0, y0, x1, y1 = thing.box
+    pixels = scene.image[y0:y1, x0:x1][thing.mask]
+    names = Counter(map(colour_name, pixels[:: max(1, len(pixels) // 100)].astype(float)))
+    if names["black"] < 0.6 * names.total():
+        del names["black"]
+    [(colour, count)] = names.most_common(1)
+    corners = scene.image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(float)
+    ground = {scene.ground, *map(colour_name, corners)}
+    return None if count < 0.6 * names.total() or colour in ground else colour
+
+
 def _short_name(thing: SceneObject) -> str:
     if thing.kind == "digit":
         return "number" if len(thing.label) > 1 else "digit"
@@ -328,6 +349,7 @@ class _Asker:
             makers += [("answer", 4.0, self.fact), ("ocr", 0.8, self.ocr)]
             makers += [("answer", 0.4, self.document), ("answer", 0.2, self.presence)]
             makers += [("answer", 0.3, self.off_world), ("detect", 0.2, self.detect)]
+            makers += [("answer", 0.5, self.no_fact), ("answer", 0.4, self.layout)]
             return makers
         makers += [
             ("detect", 1.4, self.detect),
@@ -336,6 +358,7 @@ class _Asker:
             ("answer", 0.6, self.presence),
             ("answer", 0.16, self.absent),
             ("answer", 0.12, self.off_world),
+            ("answer", 0.1, self.no_fact),
             ("answer", 0.14, self.total),
             ("answer", 0.08, self.any_text),
             ("answer", 0.4 if n == 0 else 0.05, self.emptiness),
@@ -344,7 +367,8 @@ class _Asker:
         if self.codec is not None:
             makers.append(("segment", 1.4, self.segment))
         if self.texts:
-            makers.append(("answer", 0.9, self.says))
+            makers += [("answer", 0.9, self.says), ("answer", 0.4, self.layout)]
+            makers.append(("answer", 0.2, self.ink))
         if self.digits:
             makers.append(("answer", 0.8, self.digit))
         if shapes:
@@ -355,11 +379,12 @@ class _Asker:
             makers.append(("answer", 0.5, self.what_one))
         if alone:
             makers += [("answer", 0.2, self.where), ("answer", 0.15, self.left_or_right)]
+            makers.append(("answer", 0.45, self.thing_colour))
         if n >= 2:
             makers.append(("answer", 0.35, self.place))
         if alone >= 2:
             makers += [("answer", 0.25, self.relation), ("answer", 0.15, self.bigger)]
-            makers += [("answer", 0.12, self.more)]
+            makers += [("answer", 0.12, self.more), ("answer", 0.3, self.side_of)]
         if n == 2 and alone:
             makers.append(("answer", 0.2, self.beside))
         if self.rules.new_wordings:  # "ocr" is ever the same
@@ -389,7 +414,7 @@ class _Asker:
         term = name
         concept = CONCEPTS.get(name)
         if concept is None:
-            term = name.partition(" ")[2] if draw < 0.3 else name
+            term = "shape" if draw < 0.06 else name.partition(" ")[2] if draw < 0.3 else name
         elif draw < 0.25 and concept.synonyms:
             term = self._pick(concept.synonyms)
         elif draw < 0.33 and concept.kinds:
@@ -486,6 +511,41 @@ class _Asker:
         if self.digits or (not self.texts and self.names):
             return None
         return self._ask("any text", "yes" if self.texts else "no")
+
+    def layout(self) -> Example | None:
+        """How many words or lines there are, and what stands in one of them."""
+        document = self.scene.document
+        if document is not None:
+            if document.kind == "bar chart":  # its numbers stand at any height
+                return None
+            lines = document.lines
+        else:
+            lettering = self.texts[0].lettering
+            if self.digits or len(self.texts) > 1 or lettering is None:
+                return None
+            lines = lettering.lines
+        parts = (part.strip(".,!?:") for line in lines for part in line.split())
+        words = [part for part in parts if any(map(str.isalnum, part))]
+        draw = self.rng.random()
+        if draw < 0.25:
+            return self._ask("lines", str(len(lines)))
+        if draw < 0.5 or len(words) == 1:
+            return self._ask("words", str(len(words)))
+        if draw < 0.7:
+            first = self.rng.random() < 0.5
+            return self._ask("first word", words[0]) if first else self._ask("last word", words[-1])
+        places = ("first", "second", "third")[: len(lines)] + ("last",) * (len(lines) > 1)
+        nth = self._pick(places)
+        return self._ask("nth line", lines[places.index(nth) if nth != "last" else -1], nth=nth)
+
+    def ink(self) -> Example | None:
+        """The colour of the letters, or of the sign beneath them."""
+        lettering = self.texts[0].lettering
+        if self.digits or len(self.texts) > 1 or lettering is None:
+            return None
+        if lettering.sign is not None and self.rng.random() < 0.5:
+            return self._ask("sign colour", lettering.sign)
+        return self._ask("text colour", lettering.ink)
 
     def digit(self) -> Example | None:
         """What is written by hand."""
@@ -585,13 +645,20 @@ class _Asker:
         answer, article = "yes" if asked == colour else "no", with_article(asked)
         return self._ask("is colour", answer, one=shape, colour=asked, a_colour=article)
 
+    def thing_colour(self) -> Example | None:
+        """The colour of a sticker or a drawing, where most of it has one."""
+        found = self._any_single()
+        colour = _main_colour(self.scene, found[0]) if found else None
+        return self._ask("colour", colour, one=found[1]) if found and colour else None
+
     def which_shape(self) -> Example | None:
         """The shape of a colour."""
-        thing = next(t for t in self.things if t.colour)
-        same = [t for t in self.things if t.colour == thing.colour]
-        if len(same) != 1 or thing.colour is None or len(same) != len(self.things):
+        shapes = [t for t in self.things if t.colour]
+        colour = shapes[self.rng.integers(len(shapes))].colour
+        found = {t.label for t in shapes if t.colour == colour}
+        if colour is None or len(found) > 1 or not self._is_clear("shape"):
             return None
-        return self._ask("which shape", thing.label, colour=thing.colour)
+        return self._ask("which shape", found.pop(), colour=colour)
 
     def ground(self) -> Example | None:
         """The colour of the background."""
@@ -651,6 +718,22 @@ class _Asker:
         answer = "yes" if (apart > 0) == bool(side) else "no"
         words = self._pick(_SIDES[axis][side])
         return self._ask("relation", answer, one=first, other=second, side=words)
+
+    def side_of(self) -> Example | None:
+        """Above or below, left or right of another."""
+        found = self._two()
+        if found is None:
+            return None
+        one, first, other, second = found
+        axis = int(self.rng.integers(2))
+        apart = (one.centre[axis] - other.centre[axis]) / self.scene.image.shape[0]
+        if abs(apart) < 0.15:
+            return None
+        kind, sides = (
+            ("which side of", ("left", "right")),
+            ("above or below", ("above", "below")),
+        )[axis]
+        return self._ask(kind, sides[apart > 0], one=first, other=second)
 
     def beside(self) -> Example | None:
         """What is left of this, of two things."""
@@ -720,6 +803,25 @@ class _Asker:
         if self.scene.document is not None and _ON_PAPER.search(example.prefix.lower()):
             return None  # the page may tell
         return example
+
+    def no_fact(self) -> Example | None:
+        """A fact that only another document would bear."""
+        document = self.scene.document
+        if document is None:
+            if any(not text.label.isalpha() for text in self.texts) or self.digits:
+                return None  # a number may be a price or a date
+            wording = self._pick(_FACTS)
+        else:
+            missing = _MISSING[document.kind]
+            wording = self._pick([fact for fact in missing if fact not in document.facts])
+        if wording in ("price of", "value of"):
+            what = self._pick(ITEMS if wording == "price of" else tuple(chain(*SERIES)))
+            lines = () if document is None else document.lines
+            if any(what.lower() in line.lower() for line in lines):
+                return None
+            return self._ask("no fact", UNANSWERABLE, False, wording=f"fact {wording}", what=what)
+        page = self._pick(tuple(_MISSING)) if document is None else document.kind
+        return self._ask("no fact", UNANSWERABLE, False, wording=f"fact {wording}", page=page)
 
     # Boxes and masks
 
@@ -793,12 +895,26 @@ class _Asker:
             what, than = self.rng.choice(list(values), 2, replace=False).tolist()
             answer = "yes" if values[what] > values[than] else "no"
             return self._ask("higher", answer, what=what, than=than)
-        for start in ("price of", "value of"):
-            if kind.startswith(start):
-                what = kind.removeprefix(start + " ")
-                return self._ask(f"fact: {start}", answer, wording=f"fact {start}", what=what)
+        start, of, what = kind.partition(" of ")
+        if of:
+            wording = "fact bar colour" if start == "colour" else f"fact {start} of"
+            return self._ask(f"fact: {start} of", answer, wording=wording, what=what)
         return self._ask(f"fact: {kind}", answer, wording=f"fact {kind}", page=document.kind)
 
+
+# What a document never bears, or only where its facts have it; what may be meant otherwise is out.
+_MISSING = {
+    "receipt": ("seat", "age", "phone", "member", "start", "date", "date", "price of", "price of"),
+    "menu": ("seat", "age", "phone", "member", "start", "date", "total", "price of", "price of"),
+    "invoice": ("seat", "age", "phone", "member", "start", "date", "date", "time"),
+    "ticket": ("age", "phone", "member", "total", "date", "time", "seat", "price", "start"),
+    "form": ("seat", "total", "price", "start", "age", "city", "date", "phone", "member"),
+    "bar chart": ("seat", "age", "phone", "member", "date", "shop", "value of", "value of"),
+}
+_FACTS = (
+    *("total", "date", "time", "seat", "age", "phone", "member", "shop", "price", "price of"),
+    *("value of", "highest", "lowest", "start", "destination", "number"),
+)
 
 _ENDS = (
     (
