@@ -282,6 +282,25 @@ def test_a_shape_is_asked_for_by_its_colour_beside_others() -> None:
     assert answers(scene_of(circle, star, heart), "which shape") == {"star"}
 
 
+def test_one_shapes_colour_is_asked_with_anothers_form() -> None:
+    circle, square = (
+        thing(shape, x, colour=colour, kind="shape")
+        for shape, colour, x in (("circle", "yellow", 0), ("square", "green", 40))
+    )
+    prompts = examples(scene_of(circle, square), np.random.default_rng(0), 400)
+    told = {
+        name: Counter(
+            e.suffix for e in prompts if e.kind == "presence" and name in e.prefix.lower()
+        )
+        for name in ("green circle", "green square")
+    }
+    assert {name: set(answers) for name, answers in told.items()} == {
+        "green circle": {"no"},
+        "green square": {"yes"},
+    }
+    assert min(count.total() for count in told.values()) > 3
+
+
 def test_words_lines_and_their_colours() -> None:
     lettering = Lettering(("Fresh bread,", "DAILY!"), "blue", "white")
     sign = replace(thing("Fresh bread, DAILY!", 10, kind="word"), lettering=lettering)

@@ -168,7 +168,7 @@ def compose(
             if scene is not None:
                 return scene
     draw = rng.random()
-    documents = 0.09 if rules.held_out else 0.12
+    documents = 0.09 if rules.held_out else 0.22  # where a fact stands takes long to learn
     if rules.first == "document" or (rules.first is None and rules.mixed and draw < documents):
         return _document_scene(rng, art, size, rules)
     if rules.mixed and rules.first is None and draw > (0.5 if rules.unknown else 0.955):

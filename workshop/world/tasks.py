@@ -373,6 +373,7 @@ class _Asker:
             makers.append(("answer", 0.8, self.digit))
         if shapes:
             makers += [("answer", 0.5, self.colour), ("answer", 0.15, self.which_shape)]
+            makers.append(("answer", 0.5, self.bound))
         if self.scene.ground:
             makers.append(("answer", 0.12, self.ground))
         if n == 1 and alone:
@@ -591,8 +592,22 @@ class _Asker:
             if found is None:
                 return None
             term, answer = found, "yes"
+        return self._is_there(term, answer)
+
+    def _is_there(self, term: str, answer: str) -> Example:
         many, article = plural_of(term), with_article(term)
         return self._ask("presence", answer, one=term, many=many, a=article)
+
+    def bound(self) -> Example | None:
+        """Is there a blue circle? Among shapes, of which one is blue and one a circle."""
+        shapes = [t for t in self.things if t.colour]
+        one, other = (shapes[i] for i in self.rng.integers(len(shapes), size=2))
+        asked = f"{one.colour} {other.label}"
+        if one.colour == other.colour or one.label == other.label or asked in RESERVED_SHAPES:
+            return None
+        if self.rng.random() < 0.5:
+            return self._is_there(one.name, "yes")
+        return None if asked in self.names else self._is_there(asked, "no")
 
     def total(self) -> Example:
         """How many things in all; a text is one."""
