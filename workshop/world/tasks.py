@@ -826,6 +826,8 @@ class _Asker:
             if any(not text.label.isalpha() for text in self.texts) or self.digits:
                 return None  # a number may be a price or a date
             wording = self._pick(_FACTS)
+            if wording == "shop" and self.texts:  # a word may be its name
+                return None
         else:
             missing = _MISSING[document.kind]
             wording = self._pick([fact for fact in missing if fact not in document.facts])
@@ -928,7 +930,7 @@ _MISSING = {
 }
 _FACTS = (
     *("total", "date", "time", "seat", "age", "phone", "member", "shop", "price", "price of"),
-    *("value of", "highest", "lowest", "start", "destination", "number"),
+    *("value of", "highest", "lowest", "start", "destination"),
 )
 
 _ENDS = (
