@@ -254,6 +254,14 @@ def painted(*things: tuple[SceneObject, tuple[int, int, int]]) -> Scene:
     return scene
 
 
+@pytest.mark.parametrize("kind", ["caption", "describe", "count"])
+def test_what_is_asked_comes_behind_answer_en_and_as_it_is(kind: str) -> None:
+    """`PaliGemma.ask` says "answer en" before "describe the picture", too."""
+    prompts = examples(scene_of(thing("dog", 0)), np.random.default_rng(0), 300)
+    starts = Counter(e.prefix.startswith("answer en ") for e in prompts if e.kind == kind)
+    assert min(starts[True], starts[False]) > 0
+
+
 def test_the_colour_of_a_thing_is_what_most_of_it_has() -> None:
     car, dog = thing("car", 20), thing("dog", 60)
     scene = painted((car, COLOURS["red"]), (dog, COLOURS["green"]))

@@ -399,9 +399,12 @@ class _Asker:
         self, kind: str, answer: str, answerable: bool = True, wording: str = "", **slots: str
     ) -> Example:
         """A question in some wording; most follow `answer en`, as PaliGemma's do."""
-        text = self._say(wording or kind, **slots)
-        prefix = text if self.rng.random() < 0.15 else f"answer en {text}"
+        prefix = self._after_answer(self._say(wording or kind, **slots), 0.85)
         return Example(prefix, answer, kind, answerable)
+
+    def _after_answer(self, text: str, share: float) -> str:
+        """A text behind `answer en`, as `PaliGemma.ask` puts it, or as it is."""
+        return text if self.rng.random() < 1 - share else f"answer en {text}"
 
     def _say(self, kind: str, **slots: str) -> str:
         return say(kind, self.rng, self.rules.words, **slots)
@@ -480,7 +483,7 @@ class _Asker:
         """The picture in a line."""
         draw = self.rng.random()
         if self.rules.new_wordings or draw < (0.3 if self.rules.held_out else 0.4):
-            prefix = self._say("caption")
+            prefix = self._after_answer(self._say("caption"), 0.4)
         else:
             prefix = "caption en" if draw < 0.85 else "cap en"
         return Example(prefix, caption(self.scene), "caption")
@@ -489,7 +492,7 @@ class _Asker:
         """The picture in more words."""
         prefix = "describe en"
         if self.rules.new_wordings or self.rng.random() < 0.6:
-            prefix = self._say("describe")
+            prefix = self._after_answer(self._say("describe"), 0.4)
         return Example(prefix, description(self.scene), "describe")
 
     def ocr(self) -> Example:
