@@ -267,6 +267,25 @@ def test_characters_are_named_cell_by_cell() -> None:
     assert characters.count_nonzero() == 8
 
 
+def test_a_head_that_spells_rightly_has_no_loss_of_text() -> None:
+    """Each of a patch's cells is scored by its own part of the head."""
+    batch = data()[0]
+    batch.characters[:] = torch.arange(1, 9)  # another character in every cell
+    model = network(vision_warmup=1.0)
+    _, before = model(batch, 0.0)
+    with torch.no_grad():
+        scores = model.patch_head.bias[-model.parts[-1] :].view(8, -1)
+        scores[torch.arange(8), torch.arange(1, 9)] = 50.0
+    loss, after = model(batch, 0.0)
+    assert before["patch_text"][0] / before["patch_text"][1] > 3
+    assert after["patch_text"][0] == pytest.approx(0.0, abs=1e-5)
+    batch.characters[:] = batch.characters.flip(-1)
+    wrong, _ = model(batch, 0.0)
+    assert wrong > loss + 50
+    wrong.backward()
+    assert model.patch_head.weight.grad.abs().sum() > 0
+
+
 def test_every_scene_is_seen_once_and_in_order() -> None:
     dataset = SceneDataset(WORLD, PROCESSOR, RECIPE.prompts, GRID)
     pixels = torch.cat([batch.pixels for batch in data(first_step=2)])

@@ -170,6 +170,12 @@ def spelled(line: str) -> list[str]:
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
+WRITTEN_OUT = (
+    *("above or below", "which side of", "words", "lines", "first word", "last word"),
+    *("nth line", "text colour", "sign colour", "fact bar colour"),
+)
+
+
 def test_alternatives_of_a_wording_are_never_a_held_out_one() -> None:
     held_out = {bare(line) for kind in KINDS for line in wordings(kind, True)}
     held_out |= {bare(line) for lines in others().values() for line in lines}
@@ -177,7 +183,9 @@ def test_alternatives_of_a_wording_are_never_a_held_out_one() -> None:
         if kind.startswith("two "):  # of two pictures
             continue
         lines = wordings(kind + MORE, False)
-        assert sum(len(spelled(line)) for line in lines) >= 24, kind
+        # Those of the last kinds are written out, none of them with alternatives.
+        least = 24 if kind in WRITTEN_OUT else 41
+        assert sum(len(spelled(line)) for line in lines) >= least, kind
         slots = {slot: slot for line in wordings(kind, False) for slot in SLOT.findall(line)}
         if kind.startswith("fact ") and not kind.endswith(" of"):
             slots["page"] = "page"  # which all of these are asked with

@@ -63,7 +63,7 @@ class SceneObject:
 
     kind: a sticker or a plain drawing of a concept, a coloured shape, printed text, a handwritten
     number, a document; label: the concept, the shape, the text itself or the number, the kind of
-    document; colour: of shapes only;
+    document; colour: the one in a shape's name, None of other things;
     box: x0, y0, x1, y1 in pixels around all that is visible of it (x1 and y1 exclusive);
     visible: the fraction of it that neither the frame nor another thing hides;
     mask: the pixels of its box, (y1 − y0)×(x1 − x0), that show it; lettering: of printed text only.
@@ -168,7 +168,9 @@ def compose(
             if scene is not None:
                 return scene
     draw = rng.random()
-    documents = 0.09 if rules.held_out else 0.22  # where a fact stands takes long to learn
+    documents = (
+        0.09 if rules.held_out else 0.22
+    )  # training's: it takes long to learn where a fact stands
     if rules.first == "document" or (rules.first is None and rules.mixed and draw < documents):
         return _document_scene(rng, art, size, rules)
     if rules.mixed and rules.first is None and draw > (0.5 if rules.unknown else 0.955):
@@ -244,8 +246,11 @@ def _place(
         (x0, x1), (y0, y1) = _extent(shown.any(axis=0)), _extent(shown.any(axis=1))
         mask = shown[y0:y1, x0:x1].copy()  # a view would keep the whole picture's map in memory
         box = (x0, y0, x1, y1)
-        named = layer.kind, layer.label, layer.colour_name
-        objects.append(SceneObject(*named, box, visible, mask, layer.lettering))
+        objects.append(
+            SceneObject(
+                layer.kind, layer.label, layer.colour_name, box, visible, mask, layer.lettering
+            )
+        )
     wanted = {"lines": "word"}.get(rules.first or "", rules.first)
     if not objects or (wanted and all(thing.kind != wanted for thing in objects)):
         return None
@@ -580,11 +585,11 @@ def _text_layer(
         colour = (ink * share + tone.astype(np.uint16) * (255 - share) + 127) // 255
         full = np.full_like(alpha, 255)
         lettering = replace(lettering, sign=colour_name(tone))
-        covered = colour.astype(np.uint8), full, full > 0, classes
-        return _Layer("word", text, None, *covered, lettering)
+        whole = colour.astype(np.uint8), full, full > 0
+        return _Layer("word", text, None, *whole, classes, lettering)
     colour = (ink * share + 127) // 255
-    covered = colour.astype(np.uint8), alpha, alpha > 127, classes
-    return _Layer("word", text, None, *covered, lettering)
+    inked = colour.astype(np.uint8), alpha, alpha > 127
+    return _Layer("word", text, None, *inked, classes, lettering)
 
 
 _CHARACTER_CLASSES = np.array(

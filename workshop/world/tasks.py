@@ -664,7 +664,7 @@ class _Asker:
         return self._ask("is colour", answer, one=shape, colour=asked, a_colour=article)
 
     def thing_colour(self) -> Example | None:
-        """The colour of a sticker or a drawing, where most of it has one."""
+        """The colour of a thing, where most of it has one."""
         found = self._any_single()
         colour = _main_colour(self.scene, found[0]) if found else None
         return self._ask("colour", colour, one=found[1]) if found and colour else None
