@@ -13,7 +13,7 @@ export function suggested(task, { things }) {
   const absent = ABSENT.find((name) => !present.includes(name)) ?? "";
   if (task === "segment") return present;
   if (task === "detect")
-    return [present.slice(0, 3).join(" ; "), "food", "vehicle", absent].filter(Boolean);
+    return [present.slice(0, 2).join(" ; "), "food", "vehicle", absent].filter(Boolean);
   const [shape] = names("shape");
   const thing = present.find((name) => name !== shape);
   return [

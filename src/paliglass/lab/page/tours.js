@@ -852,12 +852,21 @@ const toursOf = (config) => [
     title: "What can be broken",
     lesson: "architecture",
     steps: [
-      broken(
-        { activation: "relu" },
-        "ReLU in GELU's place, everywhere",
-        true,
-        "They differ only around zero.",
-      ),
+      {
+        ...broken(
+          { activation: "relu" },
+          "It is to say where everything is; ReLU takes GELU's place, everywhere",
+          true,
+          "They differ only around zero, so most of what it says stays.",
+        ),
+        start: { ...FRESH, view: "break", task: "describe" },
+        measure: async (store) => {
+          const [same, told] = await sameAsWhole(store);
+          const { edits } = store.state;
+          const caption = await store.answer(await store.picture(), edits, [], "caption en");
+          return [same, `${told}; its caption: ${quoted(caption.text)}`];
+        },
+      },
       broken(
         { activation: "none" },
         "No non-linearity at all",

@@ -26,14 +26,14 @@ export const EXAMPLES = [
       scene: {
         ground: "#fff4e6",
         things: [
-          sticker("apple", 200, 220, 220),
-          sticker("apple", 640, 230, 220),
-          sticker("apple", 220, 680, 220),
+          sticker("balloon", 200, 220, 220),
+          sticker("balloon", 640, 230, 220),
+          sticker("balloon", 220, 680, 220),
           sticker("cat", 700, 700, 380),
         ],
       },
       task: "ask",
-      words: { ...START.words, ask: "how many apples do you see?" },
+      words: { ...START.words, ask: "how many balloons do you see?" },
     },
   },
   {
