@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -168,9 +168,7 @@ def compose(
             if scene is not None:
                 return scene
     draw = rng.random()
-    documents = (
-        0.09 if rules.held_out else 0.22
-    )  # training's: it takes long to learn where a fact stands
+    documents = 0.09 if rules.held_out else 0.22  # where a fact stands takes long to learn
     if rules.first == "document" or (rules.first is None and rules.mixed and draw < documents):
         return _document_scene(rng, art, size, rules)
     if rules.mixed and rules.first is None and draw > (0.5 if rules.unknown else 0.955):
@@ -576,20 +574,22 @@ def _text_layer(
         for name, rgb in COLOURS.items()
         if (name in ("black", "white") or not plain) and _legible(np.array(rgb), tone)
     ]
-    ink_name = inks[rng.integers(len(inks))]
-    ink = np.array(COLOURS[ink_name])
-    text, lettering = " ".join(lines), Lettering(tuple(lines), ink_name, None)
+    name = inks[rng.integers(len(inks))]
     share = alpha[..., None].astype(np.uint16)
-    classes = _CHARACTER_CLASSES[turned]
+    paint = np.array(COLOURS[name]) * share
     if sign:
-        colour = (ink * share + tone.astype(np.uint16) * (255 - share) + 127) // 255
-        full = np.full_like(alpha, 255)
-        lettering = replace(lettering, sign=colour_name(tone))
-        whole = colour.astype(np.uint8), full, full > 0
-        return _Layer("word", text, None, *whole, classes, lettering)
-    colour = (ink * share + 127) // 255
-    inked = colour.astype(np.uint8), alpha, alpha > 127
-    return _Layer("word", text, None, *inked, classes, lettering)
+        paint = paint + tone.astype(np.uint16) * (255 - share)
+        alpha = np.full_like(alpha, 255)
+    return _Layer(
+        "word",
+        " ".join(lines),
+        None,
+        ((paint + 127) // 255).astype(np.uint8),
+        alpha,
+        alpha > 127,
+        _CHARACTER_CLASSES[turned],
+        Lettering(tuple(lines), name, colour_name(tone) if sign else None),
+    )
 
 
 _CHARACTER_CLASSES = np.array(

@@ -34,7 +34,7 @@ from workshop.world.concepts import (
 )
 from workshop.world.documents import ITEMS, SERIES
 from workshop.world.grounds import colour_name
-from workshop.world.scenes import Box, Scene, SceneObject
+from workshop.world.scenes import Box, Lettering, Scene, SceneObject
 from workshop.world.splits import RESERVED_SHAPES, Rules
 from workshop.world.wordings import say
 from workshop.world.words import is_held_out
@@ -516,6 +516,10 @@ class _Asker:
             return None
         return self._ask("any text", "yes" if self.texts else "no")
 
+    def _lettering(self) -> Lettering | None:
+        """Of the only text, where nothing else is written."""
+        return self.texts[0].lettering if len(self.texts) == 1 and not self.digits else None
+
     def layout(self) -> Example | None:
         """How many words or lines there are, and what stands in one of them."""
         document = self.scene.document
@@ -524,8 +528,8 @@ class _Asker:
                 return None
             lines = document.lines
         else:
-            lettering = self.texts[0].lettering
-            if self.digits or len(self.texts) > 1 or lettering is None:
+            lettering = self._lettering()
+            if lettering is None:
                 return None
             lines = lettering.lines
         parts = (part.strip(".,!?:") for line in lines for part in line.split())
@@ -544,8 +548,8 @@ class _Asker:
 
     def ink(self) -> Example | None:
         """The colour of the letters, or of the sign beneath them."""
-        lettering = self.texts[0].lettering
-        if self.digits or len(self.texts) > 1 or lettering is None:
+        lettering = self._lettering()
+        if lettering is None:
             return None
         if lettering.sign is not None and self.rng.random() < 0.5:
             return self._ask("sign colour", lettering.sign)
@@ -722,36 +726,38 @@ class _Asker:
         first, second = self._single(one), self._single(other)
         return (one, first, other, second) if first and second and first != second else None
 
-    def relation(self) -> Example | None:
-        """Is this left of that?"""
+    def _apart(self) -> tuple[str, str, int, bool] | None:
+        """Terms for two things, an axis, and whether the first lies clearly further along it."""
         found = self._two()
         if found is None:
             return None
         one, first, other, second = found
         axis = int(self.rng.integers(2))
         apart = (one.centre[axis] - other.centre[axis]) / self.scene.image.shape[0]
-        if abs(apart) < 0.15:
+        return None if abs(apart) < 0.15 else (first, second, axis, apart > 0)
+
+    def relation(self) -> Example | None:
+        """Is this left of that?"""
+        found = self._apart()
+        if found is None:
             return None
+        first, second, axis, further = found
         side = int(self.rng.integers(2))
-        answer = "yes" if (apart > 0) == bool(side) else "no"
+        answer = "yes" if further == bool(side) else "no"
         words = self._pick(_SIDES[axis][side])
         return self._ask("relation", answer, one=first, other=second, side=words)
 
     def side_of(self) -> Example | None:
         """Above or below, left or right of another."""
-        found = self._two()
+        found = self._apart()
         if found is None:
             return None
-        one, first, other, second = found
-        axis = int(self.rng.integers(2))
-        apart = (one.centre[axis] - other.centre[axis]) / self.scene.image.shape[0]
-        if abs(apart) < 0.15:
-            return None
+        first, second, axis, further = found
         kind, sides = (
             ("which side of", ("left", "right")),
             ("above or below", ("above", "below")),
         )[axis]
-        return self._ask(kind, sides[apart > 0], one=first, other=second)
+        return self._ask(kind, sides[further], one=first, other=second)
 
     def beside(self) -> Example | None:
         """What is left of this, of two things."""
